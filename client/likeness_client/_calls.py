@@ -1,0 +1,287 @@
+"""From products to model calls, and from answers to vectors. No I/O, and no order of events: that is `_operations`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likeness_client._discovery import ServerInfo
+from likeness_client.contract import (
+    EMBEDDING,
+    ERROR_SUFFIX,
+    LEFT,
+    MATRIX_MODEL,
+    MODALITY_WEIGHTS,
+    RIGHT,
+    SIMILARITY_MODEL,
+    Metric,
+    embed_model,
+    modalities_of,
+    pair_model,
+    sided,
+    signature_of,
+)
+from likeness_client.errors import InputError, ProductError, ServerError
+from likeness_client.payloads import payloads
+from likeness_client.records import Product
+from likeness_client.results import FloatArray
+
+T = TypeVar("T")
+
+MAX_CALL_BYTES = 64_000_000
+"""The most payload in one call. A full batch of large images would come near gRPC's 2 GB, and would wait as a whole."""
+MAX_CALL_CELLS = 16_384
+"""The most scores in one call of the matrix model: it computes features of 4 d numbers for each."""
+_BLOCK_SIDE = 128  # of a square block, which carries the fewest vectors per score
+
+
+@dataclass(frozen=True)
+class Call:
+    """One inference request.
+
+    Attributes:
+        model: the model to ask.
+        inputs: tensors by name; object arrays hold bytes.
+        outputs: the tensors to answer with.
+    """
+
+    model: str
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: tuple[str, ...]
+
+
+Answer: TypeAlias = Mapping[str, NDArray[Any]]
+"""The tensors that a call asked for, by name."""
+Operation: TypeAlias = Generator[list[Call], list[Answer], T]
+"""Yields calls to be run at the same time, is sent their answers in the same order, returns its result."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """The end of an operation, with its result."""
+
+    value: T
+
+
+def step(operation: Operation[T], answers: list[Answer] | None) -> list[Call] | Done[T]:
+    """Take an operation one step on.
+
+    Args:
+        operation: the operation.
+        answers: of the calls of the step before; None for the first step.
+
+    Returns:
+        The next calls, or the result.
+    """
+    try:
+        return next(operation) if answers is None else operation.send(answers)
+    except StopIteration as stop:
+        return Done(stop.value)
+
+
+class Item(NamedTuple):
+    """A product as it travels. Products that travel alike are equal, and are computed once.
+
+    Attributes:
+        signature: the modalities that it has.
+        parts: the bytes of each, in the order of the signature.
+    """
+
+    signature: str
+    parts: tuple[bytes, ...]
+
+
+class Vector(NamedTuple):
+    """An embedded item: its unit vector float32 [d], and the weight of each of its modalities."""
+
+    values: FloatArray
+    weights: Mapping[str, float]
+
+
+def encode(
+    products: Sequence[Product], info: ServerInfo, side: str = ""
+) -> tuple[list[Item | None], dict[int, ProductError]]:
+    """Encode products for a server.
+
+    Args:
+        products: the products.
+        info: what the server expects.
+        side: which side of a comparison they are on, for the errors.
+
+    Returns:
+        Per product its item or None, and the failures by position.
+
+    Raises:
+        InputError: something is not a product.
+    """
+    items: list[Item | None] = []
+    errors: dict[int, ProductError] = {}
+    for index, product in enumerate(products):
+        if not isinstance(product, Product):
+            raise InputError(f"item {index} is of type {type(product).__name__}, not Product; see Product.from_record")
+        try:
+            items.append(_item(product, info))
+        except ProductError as error:
+            items.append(None)
+            errors[index] = error.at(index, side)
+    return items, errors
+
+
+def _item(product: Product, info: ServerInfo) -> Item:
+    found = payloads(product, info.schema, info.modalities)
+    signature = signature_of(found)
+    if signature not in info.signatures:
+        offered = ", ".join(info.signatures)
+        raise ProductError(f"the server does not embed '{signature}', only: {offered}", product.product_id)
+    return Item(signature, tuple(found[name] for name in modalities_of(signature)))
+
+
+def embed_calls(items: Iterable[Item], info: ServerInfo) -> list[tuple[Call, list[Item]]]:
+    """Plan the calls that embed items; equal items once.
+
+    Returns:
+        Each call with the items of its rows.
+    """
+    groups: dict[str, list[Item]] = {}
+    for item in dict.fromkeys(items):
+        groups.setdefault(item.signature, []).append(item)
+    planned = []
+    for signature, members in groups.items():
+        # Texts of like length in one batch are padded least.
+        members.sort(key=lambda item: len(item.parts[0]))
+        for batch in _batches(members, _weight, info.max_batch_size):
+            outputs = (EMBEDDING, MODALITY_WEIGHTS, *info.error_outputs[signature])
+            planned.append((Call(embed_model(signature), _columns(batch), outputs), batch))
+    return planned
+
+
+def read_embeddings(
+    call: Call, answer: Answer, batch: Sequence[Item], info: ServerInfo
+) -> Iterator[Vector | ProductError]:
+    """Read the answer of an embedding call, row by row."""
+    names = modalities_of(batch[0].signature)
+    vectors = tensor(call, answer, EMBEDDING, (len(batch), info.dimension))
+    weights = tensor(call, answer, MODALITY_WEIGHTS, (len(batch), len(names)))
+    for row, error in enumerate(read_errors(call, answer, len(batch))):
+        yield error or Vector(vectors[row], dict(zip(names, weights[row].tolist(), strict=True)))
+
+
+def pair_calls(
+    pairs: Iterable[tuple[int, Item, Item]], metrics: Sequence[Metric], info: ServerInfo
+) -> list[tuple[Call, list[int]]]:
+    """Plan the calls that embed and score pairs in one round trip.
+
+    Args:
+        pairs: position, left and right item of each; both of the same signature.
+        metrics: the scores to ask for.
+        info: what the server offers.
+
+    Returns:
+        Each call with the positions of its rows.
+    """
+    groups: dict[str, list[tuple[int, Item, Item]]] = {}
+    for pair in pairs:
+        groups.setdefault(pair[1].signature, []).append(pair)
+    planned = []
+    for signature, members in groups.items():
+        per_side = (MODALITY_WEIGHTS, *info.error_outputs[signature])
+        outputs = (*metrics, *(sided(side, name) for side in (LEFT, RIGHT) for name in per_side))
+        for batch in _batches(members, lambda pair: _weight(pair[1]) + _weight(pair[2]), info.max_batch_size):
+            left = _columns([pair[1] for pair in batch])
+            right = _columns([pair[2] for pair in batch])
+            inputs = {
+                sided(side, name): data for side, of in ((LEFT, left), (RIGHT, right)) for name, data in of.items()
+            }
+            planned.append((Call(pair_model(signature), inputs, outputs), [pair[0] for pair in batch]))
+    return planned
+
+
+def vector_pair_calls(
+    pairs: Sequence[tuple[int, FloatArray, FloatArray]], metrics: Sequence[Metric], info: ServerInfo
+) -> list[tuple[Call, list[int]]]:
+    """Plan the calls that score pairs of vectors; each with the positions of its rows."""
+    planned = []
+    for batch in _batches(pairs, lambda _: 0, info.max_batch_size):
+        inputs = {LEFT: np.stack([pair[1] for pair in batch]), RIGHT: np.stack([pair[2] for pair in batch])}
+        planned.append((Call(SIMILARITY_MODEL, inputs, tuple(metrics)), [pair[0] for pair in batch]))
+    return planned
+
+
+def matrix_calls(left: FloatArray, right: FloatArray, metric: Metric) -> list[tuple[Call, slice, slice]]:
+    """Plan the calls that score all rows of ``left`` with all rows of ``right``; each with its rows and columns."""
+    columns = min(len(right), _BLOCK_SIDE)
+    rows = min(len(left), MAX_CALL_CELLS // max(columns, 1))
+    columns = min(len(right), MAX_CALL_CELLS // max(rows, 1))  # few rows leave room for wider blocks
+    return [
+        (
+            Call(MATRIX_MODEL, {LEFT: left[None, of_rows], RIGHT: right[None, of_columns]}, (metric,)),
+            of_rows,
+            of_columns,
+        )
+        for of_rows in _slices(len(left), rows)
+        for of_columns in _slices(len(right), columns)
+    ]
+
+
+def read_errors(call: Call, answer: Answer, count: int, side: str = "") -> list[ProductError | None]:
+    """Read the error outputs of one side (empty: of a call without sides): per row the first failure, or None."""
+    prefix = sided(side, "") if side else ""
+    found: list[ProductError | None] = [None] * count
+    for name in call.outputs:
+        if not (name.startswith(prefix) and name.endswith(ERROR_SUFFIX)):
+            continue
+        tower = name.removeprefix(prefix).removesuffix(ERROR_SUFFIX)
+        for row, reason in enumerate(tensor(call, answer, name, (count, 1))[:, 0]):
+            if reason and found[row] is None:
+                text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+                found[row] = ProductError(text, modality=tower, side=side)
+    return found
+
+
+def tensor(call: Call, answer: Answer, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return one tensor of an answer.
+
+    Raises:
+        ServerError: it is missing or has another shape than the contract says.
+    """
+    found = answer.get(name)
+    if found is None or found.shape != shape:
+        what = "no such output" if found is None else f"the shape {list(found.shape)}"
+        raise ServerError(f"answered {what} for '{name}', expected {list(shape)}", model=call.model, code="INTERNAL")
+    return found
+
+
+def _columns(batch: Sequence[Item]) -> dict[str, NDArray[Any]]:
+    """Return one BYTES tensor [n, 1] per modality. All items have the same signature."""
+    columns: dict[str, NDArray[Any]] = {}
+    for position, name in enumerate(modalities_of(batch[0].signature)):
+        columns[name] = np.empty((len(batch), 1), dtype=np.object_)
+        columns[name][:, 0] = [item.parts[position] for item in batch]
+    return columns
+
+
+def _weight(item: Item) -> int:
+    return sum(len(part) for part in item.parts)
+
+
+def _batches(rows: Sequence[T], weigh: Callable[[T], int], max_rows: int) -> Iterator[list[T]]:
+    """Cut rows into batches of at most ``max_rows`` and `MAX_CALL_BYTES`; a heavier row goes alone."""
+    batch: list[T] = []
+    total = 0
+    for row in rows:
+        weight = weigh(row)
+        if batch and (len(batch) == max_rows or total + weight > MAX_CALL_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(row)
+        total += weight
+    if batch:
+        yield batch
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)] if length else []

@@ -1,0 +1,142 @@
+"""How both clients reach a server: options of the gRPC channel, and calls in tritonclient's classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
+from tritonclient.utils import np_to_triton_dtype
+
+from likeness_client._calls import MAX_CALL_BYTES, Answer, Call
+from likeness_client._discovery import ServerInfo
+from likeness_client.errors import InputError
+
+DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """An encrypted channel; without files, gRPC's own root certificates and no client certificate.
+
+    Attributes:
+        root_certificates: PEM file of the authorities to trust.
+        private_key: PEM file of the client's key, for mutual TLS.
+        certificate_chain: PEM file of the client's certificates, for mutual TLS.
+    """
+
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+
+
+class BaseClient:
+    """What both clients have in common: where the server is and how it is called.
+
+    Args:
+        address: ``host:port``, without a scheme. ``dns:///host:port`` balances over all addresses that the name has.
+        timeout_s: the deadline of each call, retries included.
+        max_concurrency: the most calls in flight at a time, over all threads or tasks that share the client. 8 keep the
+            batchers of a few steps busy; more only wait in the server's queues.
+        max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
+        tls: set for an encrypted channel.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 30.0,
+        max_concurrency: int = 8,
+        max_attempts: int = 4,
+        tls: Tls | None = None,
+    ) -> None:
+        if not address or address.startswith(("http://", "https://")):
+            raise InputError(f"address must be host:port of the gRPC endpoint, without http://, not {address!r}")
+        if not timeout_s > 0 or max_concurrency < 1:
+            raise InputError("timeout_s and max_concurrency must be positive")
+        if not 1 <= max_attempts <= 5:  # gRPC caps it at 5, silently
+            raise InputError("max_attempts must be 1 to 5")
+        self.address = address
+        self.timeout_s = timeout_s
+        self.max_concurrency = max_concurrency
+        self._max_attempts = max_attempts
+        self._tls = tls
+        self._info: ServerInfo | None = None
+        self._closed = False
+        self._prepare()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s})"
+
+    def _prepare(self) -> None:
+        """Make what one kind of client needs before its first call."""
+        raise NotImplementedError
+
+    def _channel(self) -> dict[str, Any]:
+        """Return the arguments of tritonclient's ``InferenceServerClient``."""
+        files = self._tls or Tls()
+        return {
+            "url": self.address,
+            "ssl": self._tls is not None,
+            "root_certificates": files.root_certificates,
+            "private_key": files.private_key,
+            "certificate_chain": files.certificate_chain,
+            "channel_args": channel_args(self._max_attempts),
+        }
+
+
+def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
+    """Return the gRPC channel options: retries and balancing are gRPC's own, no loop around it.
+
+    Args:
+        max_attempts: how often a call is tried in all; 1 means no retry.
+
+    Returns:
+        Option names and values; see gRPC's ``grpc_types.h`` and its proposal A6 (client retries).
+    """
+    method: dict[str, Any] = {"name": [{"service": "inference.GRPCInferenceService"}]}
+    if max_attempts > 1:
+        method["retryPolicy"] = {
+            "maxAttempts": max_attempts,
+            "initialBackoff": "0.1s",
+            "maxBackoff": "2s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+        }
+    # round_robin spreads single calls over all addresses of a `dns:///host:port` name, such as a headless service;
+    # gRPC's default sends everything to the first.
+    service_config = {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]}
+    return [
+        ("grpc.service_config", json.dumps(service_config)),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        # Calls that do not fit into this buffer are not retried, without a word; the default is 256 KiB.
+        ("grpc.per_rpc_retry_buffer_size", 2 * MAX_CALL_BYTES),
+        # A server that comes back is found within seconds; the default backs off to two minutes.
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # Keepalive also sets TCP_USER_TIMEOUT, so that a peer that vanished is noticed after the 20 s. Triton drops
+        # clients that ping more often than every 300 s without data (--grpc-http2-min-recv-ping-interval-without-data).
+        ("grpc.keepalive_time_ms", 310_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+
+
+def encode(call: Call) -> tuple[list[InferInput], list[InferRequestedOutput]]:
+    """Return a call's inputs and requested outputs in tritonclient's classes."""
+    inputs = []
+    for name, data in call.inputs.items():
+        given = InferInput(name, list(data.shape), np_to_triton_dtype(data.dtype))
+        inputs.append(given.set_data_from_numpy(data))
+    return inputs, [InferRequestedOutput(str(name)) for name in call.outputs]
+
+
+def decode(call: Call, result: InferResult) -> Answer:
+    """Return the tensors that a call asked for; one that the server left out is left out."""
+    found = {str(name): result.as_numpy(str(name)) for name in call.outputs}
+    return {name: data for name, data in found.items() if data is not None}

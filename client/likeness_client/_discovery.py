@@ -1,0 +1,144 @@
+"""What a server offers, read from the configs of its ensembles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from likeness_client.contract import (
+    EMBEDDING,
+    ERROR_SUFFIX,
+    MODALITIES,
+    SCHEMA_PARAMETER,
+    SPACE_PARAMETER,
+    InputSchema,
+    embed_model,
+    modalities_of,
+    signature_of,
+)
+from likeness_client.errors import ServerError, ServerUnavailableError, SpaceMismatchError
+
+_PREFIX = embed_model("")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """What a server offers.
+
+    Attributes:
+        space: fingerprint of the embedding space.
+        modalities: what it embeds, in the order of the contract.
+        signatures: the sets of modalities that it has an ensemble for.
+        dimension: length of an embedding, d.
+        max_batch_size: the most products that one request may carry.
+        schema: how a product becomes the bytes that it expects.
+        error_outputs: per signature, the outputs that say why an item could not be read, one per tower.
+    """
+
+    space: str
+    modalities: tuple[str, ...]
+    signatures: tuple[str, ...]
+    dimension: int
+    max_batch_size: int
+    schema: InputSchema
+    error_outputs: Mapping[str, tuple[str, ...]]
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The towers whose inputs can fail, by name."""
+        names = {name.removesuffix(ERROR_SUFFIX) for outputs in self.error_outputs.values() for name in outputs}
+        return tuple(sorted(names))
+
+
+def embed_models(index: Iterable[Any]) -> list[str]:
+    """Pick the ensembles that embed products out of a repository index.
+
+    Args:
+        index: ``RepositoryIndexResponse.models``.
+
+    Returns:
+        Their names, sorted.
+
+    Raises:
+        ServerError: there are none: not a Likeness server.
+        ServerUnavailableError: there are some, but none is ready.
+    """
+    found = [entry for entry in index if entry.name.startswith(_PREFIX)]
+    ready = {entry.name for entry in found if entry.state == "READY"}
+    if not found:
+        raise ServerError(f"has no model '{_PREFIX}*'; not a Likeness server?", code="NOT_FOUND")
+    if not ready:
+        reasons = {entry.reason for entry in found if entry.reason}
+        raise ServerUnavailableError(f"its models are not ready: {'; '.join(sorted(reasons))}", code="UNAVAILABLE")
+    return sorted(ready)
+
+
+def discover(configs: Sequence[Any]) -> ServerInfo:
+    """Read what a server offers.
+
+    Args:
+        configs: the ``ModelConfig`` messages of all models that `embed_models` names.
+
+    Returns:
+        What they offer together.
+
+    Raises:
+        SpaceMismatchError: they are of different spaces: the repository is half rolled out.
+        ServerError: a config is not what the contract says.
+    """
+    if not configs:
+        raise ServerError(f"has no model '{_PREFIX}*'; not a Likeness server?", code="NOT_FOUND")
+    spaces = {_parameter(config, SPACE_PARAMETER) for config in configs}
+    if len(spaces) > 1:
+        raise SpaceMismatchError(
+            f"half-rolled repository: its ensembles are of the spaces {', '.join(sorted(spaces))}; "
+            "wait for the rollout to end, or export the repository again"
+        )
+    by_signature = {_signature(config): config for config in configs}
+    present = {name for signature in by_signature for name in modalities_of(signature)}
+    return ServerInfo(
+        space=spaces.pop(),
+        modalities=tuple(name for name in MODALITIES if name in present),
+        signatures=tuple(sorted(by_signature, key=lambda name: (len(modalities_of(name)), name))),
+        dimension=_dimension(configs),
+        # 0 means that Triton does not batch this model; a request then is one product.
+        max_batch_size=max(1, min(config.max_batch_size for config in configs)),
+        schema=_schema(configs[0]),
+        error_outputs={
+            signature: tuple(output.name for output in config.output if output.name.endswith(ERROR_SUFFIX))
+            for signature, config in by_signature.items()
+        },
+    )
+
+
+def _signature(config: Any) -> str:
+    try:
+        return signature_of(tensor.name for tensor in config.input)
+    except ValueError as error:
+        raise _broken(config, f"has an input of an {error}") from error
+
+
+def _dimension(configs: Sequence[Any]) -> int:
+    found = {tuple(output.dims) for config in configs for output in config.output if output.name == EMBEDDING}
+    if len(found) != 1 or len(dims := next(iter(found))) != 1 or dims[0] < 1:
+        raise _broken(configs[0], f"and the other ensembles disagree on the shape of '{EMBEDDING}': {sorted(found)}")
+    return int(dims[0])
+
+
+def _schema(config: Any) -> InputSchema:
+    try:
+        return InputSchema.from_json(_parameter(config, SCHEMA_PARAMETER))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _broken(config, f"has a parameter '{SCHEMA_PARAMETER}' that cannot be read: {error!r}") from error
+
+
+def _parameter(config: Any, name: str) -> str:
+    value: str = config.parameters[name].string_value if name in config.parameters else ""
+    if not value:
+        raise _broken(config, f"has no parameter '{name}'")
+    return value
+
+
+def _broken(config: Any, what: str) -> ServerError:
+    return ServerError(f"its config {what}; export the repository again", model=config.name, code="FAILED_PRECONDITION")

@@ -1,0 +1,297 @@
+"""The logic of both clients, without I/O.
+
+Each operation is a generator: it yields calls that can run at the same time, is sent their answers, and returns the
+result. The clients only drive it; so what one of them does, the other does too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, TypeVar
+
+import numpy as np
+
+from likeness_client import _calls
+from likeness_client._calls import Answer, Call, Item, Operation, Vector
+from likeness_client._discovery import ServerInfo
+from likeness_client._scoring import cosine_matrix, euclidean_matrix
+from likeness_client.contract import LEFT, MODALITY_WEIGHTS, RIGHT, Metric, modalities_of, sided
+from likeness_client.errors import BatchError, InputError, ProductError
+from likeness_client.records import Product
+from likeness_client.results import Comparison, Embeddings, FloatArray, ScoreMatrix, Scores, require_same_space
+
+R = TypeVar("R")
+
+OnError: TypeAlias = Literal["raise", "return"]
+"""What to do when some products of a batch fail: raise `BatchError`, or return NaN for them and list the errors."""
+ON_ERROR: tuple[OnError, ...] = ("raise", "return")
+QUERY, CANDIDATE = "query", "candidate"
+
+
+def embed(
+    products: Sequence[Product], modalities: Collection[str] | None, on_error: OnError, info: ServerInfo
+) -> Operation[Embeddings]:
+    """Embed products. See `Client.embed`."""
+    _check_on_error(on_error)
+    (result,) = yield from _embed([(products, "")], _narrow(info, modalities))
+    return _settle(result, result.errors, on_error)
+
+
+def similarity(
+    left: Sequence[Product], right: Sequence[Product], metric: Metric, on_error: OnError, info: ServerInfo
+) -> Operation[Scores]:
+    """Score pairs. See `Client.similarity`."""
+    _check_on_error(on_error)
+    metric = _metric(metric)
+    if len(left) != len(right):
+        raise InputError(f"pairs need two sides of equal length, got {len(left)} and {len(right)}")
+    pairs = yield from _score_pairs(left, right, (metric,), info)
+    errors = dict(sorted(pairs.errors.items()))
+    result = Scores(values=pairs.scores[metric], metric=metric, space=info.space, errors=errors)
+    return _settle(result, errors, on_error)
+
+
+def compare(left: Product, right: Product, info: ServerInfo) -> Operation[Comparison]:
+    """Score one pair by every metric. See `Client.compare`."""
+    pairs = yield from _score_pairs([left], [right], tuple(Metric), info)
+    if error := pairs.errors.get(0):
+        raise error.at(None, error.side)
+    return Comparison(
+        cosine=float(pairs.scores[Metric.COSINE][0]),
+        euclidean=float(pairs.scores[Metric.EUCLIDEAN][0]),
+        learned=float(pairs.scores[Metric.LEARNED][0]),
+        left_weights=pairs.weights[LEFT][0],
+        right_weights=pairs.weights[RIGHT][0],
+        space=info.space,
+    )
+
+
+def similarity_matrix(
+    queries: Sequence[Product] | Embeddings,
+    candidates: Sequence[Product] | Embeddings,
+    metric: Metric,
+    on_error: OnError,
+    info: ServerInfo,
+) -> Operation[ScoreMatrix]:
+    """Score every query with every candidate. See `Client.similarity_matrix`."""
+    _check_on_error(on_error)
+    metric = _metric(metric)
+    given = [side for side in (queries, candidates) if isinstance(side, Embeddings)]
+    fresh = [
+        (side, name) for side, name in ((queries, QUERY), (candidates, CANDIDATE)) if not isinstance(side, Embeddings)
+    ]
+    # Before any work is done for vectors that could not be compared. The learned metric belongs to the server's space.
+    own = [info.space] if fresh or metric is Metric.LEARNED else []
+    require_same_space(*own, *(side.space for side in given))
+    embedded = iter((yield from _embed(fresh, info)))
+    left, right = (side if isinstance(side, Embeddings) else next(embedded) for side in (queries, candidates))
+    if metric is Metric.COSINE:
+        values = cosine_matrix(left.vectors, right.vectors)
+    elif metric is Metric.EUCLIDEAN:
+        values = euclidean_matrix(left.vectors, right.vectors)
+    else:
+        values = yield from _learned_matrix(left.vectors, right.vectors)
+    result = ScoreMatrix(
+        values=values,
+        metric=metric,
+        space=left.space,
+        query_errors={index: error.at(index, QUERY) for index, error in left.errors.items()},
+        candidate_errors={index: error.at(index, CANDIDATE) for index, error in right.errors.items()},
+    )
+    # Whoever brings embeddings with gaps knows of them; only new failures are raised.
+    new = {} if left is queries else dict(result.query_errors)
+    if right is not candidates:
+        new |= {len(left) + index: error for index, error in result.candidate_errors.items()}
+    return _settle(result, new, on_error)
+
+
+def held(side: Iterable[Product] | Embeddings) -> Sequence[Product] | Embeddings:
+    """Return one side of a matrix in a form that can be read twice."""
+    return side if isinstance(side, Embeddings) else tuple(side)
+
+
+def _embed(sides: Sequence[tuple[Sequence[Product], str]], info: ServerInfo) -> Operation[list[Embeddings]]:
+    """Embed several lists of products as one batch: what occurs in two of them is computed once."""
+    encoded = [_calls.encode(products, info, side) for products, side in sides]
+    vectors = yield from _embed_items((item for items, _ in encoded for item in items if item), info)
+    return [
+        _assemble(products, side, items, errors, vectors, info)
+        for (products, side), (items, errors) in zip(sides, encoded, strict=True)
+    ]
+
+
+def _embed_items(items: Iterable[Item], info: ServerInfo) -> Operation[dict[Item, Vector | ProductError]]:
+    planned = _calls.embed_calls(items, info)
+    answers = yield from _ask([call for call, _ in planned])
+    return _read_embedded(planned, answers, info)
+
+
+def _read_embedded(
+    planned: Sequence[tuple[Call, list[Item]]], answers: Sequence[Answer], info: ServerInfo
+) -> dict[Item, Vector | ProductError]:
+    return {
+        item: found
+        for (call, batch), answer in zip(planned, answers, strict=True)
+        for item, found in zip(batch, _calls.read_embeddings(call, answer, batch, info), strict=True)
+    }
+
+
+def _assemble(
+    products: Sequence[Product],
+    side: str,
+    items: Sequence[Item | None],
+    local_errors: Mapping[int, ProductError],
+    vectors: Mapping[Item, Vector | ProductError],
+    info: ServerInfo,
+) -> Embeddings:
+    """Put the vectors of the items in the order of the products."""
+    values = np.full((len(products), info.dimension), np.nan, dtype=np.float32)
+    weights: list[Mapping[str, float]] = [{} for _ in products]
+    signatures = [""] * len(products)
+    errors = dict(local_errors)
+    for index, item in enumerate(items):
+        if item is None:
+            continue
+        found = vectors[item]
+        if isinstance(found, ProductError):
+            errors[index] = found.at(index, side, products[index].product_id)
+        else:
+            values[index], weights[index], signatures[index] = found.values, found.weights, item.signature
+    return Embeddings(
+        vectors=values,
+        modality_weights=tuple(weights),
+        signatures=tuple(signatures),
+        product_ids=tuple(product.product_id for product in products),
+        space=info.space,
+        errors=dict(sorted(errors.items())),
+    )
+
+
+@dataclass
+class _Pairs:
+    """Scores of pairs while they come in."""
+
+    left: Sequence[Product]
+    right: Sequence[Product]
+    scores: dict[Metric, FloatArray]
+    weights: dict[str, list[Mapping[str, float]]]
+    errors: dict[int, ProductError] = field(default_factory=dict)
+
+    def fail(self, index: int, side: str, error: ProductError) -> None:
+        product = (self.left if side == LEFT else self.right)[index]
+        self.errors.setdefault(index, error.at(index, side, product.product_id))
+
+
+def _score_pairs(
+    left: Sequence[Product], right: Sequence[Product], metrics: tuple[Metric, ...], info: ServerInfo
+) -> Operation[_Pairs]:
+    """Score pairs: in one round trip where that saves one, by their embeddings where that saves computing twice."""
+    left_items, left_errors = _calls.encode(left, info, LEFT)
+    right_items, right_errors = _calls.encode(right, info, RIGHT)
+    pairs = _Pairs(
+        left,
+        right,
+        scores={metric: np.full(len(left), np.nan, dtype=np.float32) for metric in metrics},
+        weights={side: [{} for _ in left] for side in (LEFT, RIGHT)},
+        errors={**right_errors, **left_errors},
+    )
+    live = [(i, a, b) for i, (a, b) in enumerate(zip(left_items, right_items, strict=True)) if a and b]
+    uses = Counter(item for _, a, b in live for item in (a, b))
+    # The pair ensembles know one signature, and would embed a product again for each pair that it is in.
+    direct = {i: (a, b) for i, a, b in live if a.signature == b.signature and uses[a] == uses[b] == 1}
+    apart = [pair for pair in live if pair[0] not in direct]
+
+    pair_plan = _calls.pair_calls([(i, a, b) for i, (a, b) in direct.items()], metrics, info)
+    embed_plan = _calls.embed_calls((item for _, a, b in apart for item in (a, b)), info)
+    answers = yield from _ask([call for call, _ in pair_plan] + [call for call, _ in embed_plan])
+    for (call, rows), answer in zip(pair_plan, answers, strict=False):
+        _read_pairs(pairs, call, rows, answer, modalities_of(direct[rows[0]][0].signature))
+    vectors = _read_embedded(embed_plan, answers[len(pair_plan) :], info)
+    yield from _score_vectors(pairs, [(i, vectors[a], vectors[b]) for i, a, b in apart], info)
+    return pairs
+
+
+def _read_pairs(pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer, names: tuple[str, ...]) -> None:
+    """Take in the answer of a pair ensemble."""
+    for side in (LEFT, RIGHT):
+        weights = _calls.tensor(call, answer, sided(side, MODALITY_WEIGHTS), (len(rows), len(names)))
+        for row, error in enumerate(_calls.read_errors(call, answer, len(rows), side)):
+            if error:
+                pairs.fail(rows[row], side, error)
+            else:
+                pairs.weights[side][rows[row]] = dict(zip(names, weights[row].tolist(), strict=True))
+    _read_scores(pairs, call, rows, answer)
+
+
+def _read_scores(pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer) -> None:
+    for metric, values in pairs.scores.items():
+        scores = _calls.tensor(call, answer, metric, (len(rows), 1))[:, 0]
+        # A score of a side that failed is a number that means nothing.
+        values[list(rows)] = [
+            np.nan if index in pairs.errors else score for index, score in zip(rows, scores, strict=True)
+        ]
+
+
+def _score_vectors(
+    pairs: _Pairs, found: Sequence[tuple[int, Vector | ProductError, Vector | ProductError]], info: ServerInfo
+) -> Operation[None]:
+    """Score the pairs whose sides were embedded, and take in the failures of the others."""
+    ready: list[tuple[int, FloatArray, FloatArray]] = []
+    for index, left, right in found:
+        for side, vector in ((LEFT, left), (RIGHT, right)):
+            if isinstance(vector, ProductError):
+                pairs.fail(index, side, vector)
+            else:
+                pairs.weights[side][index] = vector.weights
+        if isinstance(left, Vector) and isinstance(right, Vector):
+            ready.append((index, left.values, right.values))
+    planned = _calls.vector_pair_calls(ready, tuple(pairs.scores), info)
+    answers = yield from _ask([call for call, _ in planned])
+    for (call, rows), answer in zip(planned, answers, strict=True):
+        _read_scores(pairs, call, rows, answer)
+
+
+def _learned_matrix(left: FloatArray, right: FloatArray) -> Operation[FloatArray]:
+    """Score all rows with all rows by the trained network; rows of NaN stay at home."""
+    values = np.full((len(left), len(right)), np.nan, dtype=np.float32)
+    rows, columns = (np.flatnonzero(~np.isnan(vectors).any(axis=1)) for vectors in (left, right))
+    planned = _calls.matrix_calls(left[rows], right[columns], Metric.LEARNED)
+    answers = yield from _ask([call for call, _, _ in planned])
+    for (call, of_rows, of_columns), answer in zip(planned, answers, strict=True):
+        q, c = rows[of_rows], columns[of_columns]
+        values[np.ix_(q, c)] = _calls.tensor(call, answer, Metric.LEARNED, (1, len(q), len(c)))[0]
+    return values
+
+
+def _ask(calls: list[Call]) -> Operation[list[Answer]]:
+    """Yield calls unless there are none: the drivers never see an empty round."""
+    return (yield calls) if calls else []
+
+
+def _settle(result: R, errors: Mapping[int, ProductError], on_error: OnError) -> R:
+    if errors and on_error == "raise":
+        raise BatchError(errors, result)
+    return result
+
+
+def _check_on_error(on_error: OnError) -> None:
+    if on_error not in ON_ERROR:
+        raise InputError(f"on_error must be one of {', '.join(ON_ERROR)}, not {on_error!r}")
+
+
+def _narrow(info: ServerInfo, modalities: Collection[str] | None) -> ServerInfo:
+    """Return what the server would offer if it embedded these modalities only; None means all."""
+    if modalities is None:
+        return info
+    if not modalities or not set(modalities) <= set(info.modalities):
+        raise InputError(f"modalities must be some of {', '.join(info.modalities)}, not {modalities!r}")
+    return replace(info, modalities=tuple(name for name in info.modalities if name in modalities))
+
+
+def _metric(metric: Metric | str) -> Metric:
+    try:
+        return Metric(metric)
+    except ValueError as error:
+        raise InputError(f"metric must be one of {', '.join(Metric)}, not {metric!r}") from error

@@ -1,0 +1,231 @@
+"""The command ``likeness``: its own commands, and those of the packages that are installed beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points, version
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from likeness_client import _files
+from likeness_client._channel import DEFAULT_ADDRESS
+from likeness_client.client import Client
+from likeness_client.contract import MODALITIES, Metric
+from likeness_client.errors import InputError, LikenessError, MissingExtraError, RecordError
+from likeness_client.records import Product, scan_products
+from likeness_client.results import Comparison, Embeddings
+
+COMMAND_GROUP = "likeness.commands"
+"""Entry points that add commands; each is a ``typer.Typer``."""
+EXTRA_OF = {
+    "onnx": "export",
+    "onnxscript": "export",
+    "pydantic": "export",
+    "rich": "export",
+    "torch": "export",
+    "torchmetrics": "export",
+    "transformers": "export",
+    "PIL": "serve",
+    "onnxruntime": "serve",
+    "pytriton": "serve",
+    "tokenizers": "serve",
+    "pyarrow": "parquet",
+}
+"""Optional package -> the extra that brings it."""
+NAMED_FAILURES = 10
+
+app = typer.Typer(
+    name="likeness",
+    help="How alike are two products?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals hold whole images
+)
+Server = Annotated[str, typer.Option(help="The gRPC endpoint, host:port.")]
+
+
+def main() -> None:
+    """Run the command; every error of this project becomes one line on stderr and exit code 1."""
+    hints = _load_commands()
+    try:
+        app()
+    except SystemExit as stop:
+        known = {command.name or "" for command in typer.main.get_group(app).commands.values()}
+        if stop.code == 2 and sys.argv[1:] and sys.argv[1] not in known:
+            for hint in hints:  # why a command that exists is not known here
+                typer.echo(hint, err=True)
+        raise
+    except LikenessError as error:
+        _stop(str(error), 1)
+    except ModuleNotFoundError as error:
+        missing = _missing_extra(error)
+        if missing is None:
+            raise
+        _stop(str(missing), 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+
+
+@app.callback()
+def _likeness(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _show_version(on), help="Show the version.")
+    ] = False,
+) -> None:
+    """How alike are two products? Train, export, serve and query multimodal product similarity."""
+
+
+@app.command()
+def embed(
+    file: Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Where to write: .parquet or .npz.")],
+    server: Server = DEFAULT_ADDRESS,
+    batch: Annotated[int, typer.Option(min=1, help="Products per step; bounds the memory.")] = 256,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything failed.")] = False,
+) -> None:
+    """Embed the products of a file. Bad lines and products are reported; the others go on."""
+    _files.check_path(out)
+    run = _EmbedRun()
+    with file.open("rb") as lines:
+        total = sum(1 for _ in lines)
+    bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
+    with Client(server) as client, bar:
+        for chunk in _chunks(file, batch):
+            run.add(client, chunk)
+            bar.update(len(chunk))
+    if run.succeeded:
+        Embeddings.concatenate(run.parts).save(out)
+        typer.echo(f"{run.succeeded} products embedded to {out}", err=True)
+    run.report()
+    if not run.succeeded:
+        raise InputError(f"no product of {file} could be embedded; nothing was written")
+    if strict and run.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    left: Annotated[str, typer.Argument(help="A product: a JSON object, or the path of a JSON file.")],
+    right: Annotated[str, typer.Argument(help="The other product.")],
+    server: Server = DEFAULT_ADDRESS,
+) -> None:
+    """Compare two products, and show how much each modality counted."""
+    products = _product(left, "left"), _product(right, "right")
+    with Client(server) as client:
+        typer.echo(_table(client.compare(*products)))
+
+
+@dataclass
+class _EmbedRun:
+    """What an ``embed`` run has so far."""
+
+    parts: list[Embeddings] = field(default_factory=list)
+    succeeded: int = 0
+    failed: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def add(self, client: Client, chunk: list[Product | RecordError]) -> None:
+        """Embed one chunk; positions in messages are those of the rows that are written."""
+        for item in chunk:
+            if isinstance(item, RecordError):
+                self._fail(item)
+        products = [item for item in chunk if isinstance(item, Product)]
+        if not products:
+            return
+        found = client.embed(products, on_error="return")
+        start = sum(len(part) for part in self.parts)
+        for index, error in found.errors.items():
+            self._fail(error.at(start + index))
+        self.parts.append(found)
+        self.succeeded += len(found) - len(found.errors)
+
+    def report(self) -> None:
+        """Name the first failures on stderr, and count the others."""
+        if self.failed:
+            more = self.failed - len(self.named)
+            lines = [f"{self.failed} failed:", *self.named, *([f"and {more} more"] if more else [])]
+            typer.echo("\n  ".join(lines), err=True)
+
+    def _fail(self, error: LikenessError) -> None:
+        self.failed += 1
+        if len(self.named) < NAMED_FAILURES:
+            self.named.append(str(error))
+
+
+def _chunks(file: Path, size: int) -> Iterator[list[Product | RecordError]]:
+    items = (item if isinstance(item, RecordError) else item[0] for item in scan_products(file))
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _product(text: str, side: str) -> Product:
+    """Read a product from JSON text or from a file; image paths are relative to the file, or to where we are."""
+    base = Path()
+    if not text.lstrip().startswith("{"):
+        path = Path(text)
+        base = path.parent
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{side}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{side}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{side}: expected a JSON object")
+    return Product.from_record(record, base)
+
+
+def _table(result: Comparison) -> str:
+    meaning = {
+        Metric.COSINE: "-1 to 1, higher is more alike",
+        Metric.EUCLIDEAN: "0 to 2, lower is more alike",
+        Metric.LEARNED: "0 to 1, higher is more alike",
+    }
+    lines = [f"{metric:<10} {getattr(result, metric):8.4f}   {meaning[metric]}" for metric in Metric]
+    sides = {"left": result.left_weights, "right": result.right_weights}
+    shown = [name for name in MODALITIES if any(name in weights for weights in sides.values())]
+    lines += ["", f"{'weights':<10} " + " ".join(f"{name:>10}" for name in shown)]
+    for side, weights in sides.items():
+        cells = (f"{weights[name]:10.3f}" if name in weights else f"{'-':>10}" for name in shown)
+        lines.append(f"{side:<10} " + " ".join(cells))
+    return "\n".join(lines)
+
+
+def _load_commands() -> list[str]:
+    """Add the commands of the other packages.
+
+    Returns:
+        For each package that could not be loaded, why.
+    """
+    hints = []
+    for entry in sorted(entry_points(group=COMMAND_GROUP)):
+        try:
+            app.add_typer(entry.load())
+        except ModuleNotFoundError as error:
+            reason = _missing_extra(error) or error
+            hints.append(f"The commands of {entry.module.partition('.')[0]} are not available: {reason}")
+    return hints
+
+
+def _missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    package = (error.name or "").partition(".")[0]
+    return MissingExtraError(EXTRA_OF[package], f"`{package}`") if package in EXTRA_OF else None
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"likeness {version('likeness')}")
+        raise typer.Exit
+
+
+def _stop(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    raise SystemExit(code)

@@ -1,0 +1,234 @@
+"""The client for code that waits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from types import TracebackType
+from typing import Any, TypeVar
+
+from tritonclient.grpc import InferenceServerClient
+
+from likeness_client import _channel, _operations
+from likeness_client._calls import Answer, Call, Done, Operation, step
+from likeness_client._discovery import ServerInfo, discover, embed_models
+from likeness_client._operations import OnError
+from likeness_client.contract import Metric
+from likeness_client.errors import LikenessError, ModelNotFoundError, translate
+from likeness_client.records import Product
+from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
+
+T = TypeVar("T")
+
+
+class Client(_channel.BaseClient):
+    """Embeds and compares products on a Triton server; see `BaseClient` for the arguments.
+
+    One client may be shared by any number of threads. It connects when it is first used. Close it, or use it in a
+    ``with`` statement.
+    """
+
+    _opened: Any = None
+
+    def embed(
+        self,
+        products: Iterable[Product],
+        *,
+        modalities: Collection[str] | None = None,
+        on_error: OnError = "raise",
+    ) -> Embeddings:
+        """Embed products; each is computed once however often it occurs.
+
+        Args:
+            products: any number, of any mix of modalities. All of it is held in memory, images too.
+            modalities: look at these only, as if the products had nothing else; None means all that the server embeds.
+            on_error: what to do when some of them fail.
+
+        Returns:
+            The embeddings in the same order.
+
+        Raises:
+            InputError: the server does not embed one of ``modalities``.
+            BatchError: some products failed, and ``on_error`` is ``raise``.
+            ServerError: the server failed as a whole.
+        """
+        items = tuple(products)
+        return self._run(lambda info: _operations.embed(items, modalities, on_error, info))
+
+    def similarity(
+        self,
+        left: Iterable[Product],
+        right: Iterable[Product],
+        *,
+        metric: Metric = Metric.COSINE,
+        on_error: OnError = "raise",
+    ) -> Scores:
+        """Score pairs: the first of ``left`` with the first of ``right``, and so on.
+
+        Args:
+            left: one side of each pair.
+            right: the other side.
+            metric: the measure.
+            on_error: what to do when some pairs fail.
+
+        Returns:
+            One score per pair.
+
+        Raises:
+            InputError: the sides differ in length.
+            BatchError: some pairs failed, and ``on_error`` is ``raise``.
+            ServerError: the server failed as a whole.
+        """
+        sides = tuple(left), tuple(right)
+        return self._run(lambda info: _operations.similarity(*sides, metric, on_error, info))
+
+    def similarity_matrix(
+        self,
+        queries: Iterable[Product] | Embeddings,
+        candidates: Iterable[Product] | Embeddings,
+        *,
+        metric: Metric = Metric.COSINE,
+        on_error: OnError = "raise",
+    ) -> ScoreMatrix:
+        """Score every query with every candidate.
+
+        Cosine and Euclidean scores are computed here, the learned ones by the server.
+
+        Args:
+            queries: products, or embeddings that are already there.
+            candidates: the same.
+            metric: the measure.
+            on_error: what to do when some products fail; gaps of given embeddings are not raised.
+
+        Returns:
+            One row per query, one column per candidate.
+
+        Raises:
+            SpaceMismatchError: given embeddings are of another space.
+            BatchError: some products failed, and ``on_error`` is ``raise``.
+            ServerError: the server failed as a whole.
+        """
+        sides = _operations.held(queries), _operations.held(candidates)
+        return self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info))
+
+    def compare(self, left: Product, right: Product) -> Comparison:
+        """Score one pair by every metric, and say how much each modality counted.
+
+        Raises:
+            ProductError: one of the two failed.
+            ServerError: the server failed.
+        """
+        return self._run(lambda info: _operations.compare(left, right, info))
+
+    def info(self) -> ServerInfo:
+        """Return what the server offers; asked once, and again when a model has gone.
+
+        Raises:
+            SpaceMismatchError: its repository is half rolled out.
+            ServerError: it cannot be reached, or is not a Likeness server.
+        """
+        if self._info is None:
+            self._info = self._discover()
+        return self._info
+
+    def close(self) -> None:
+        """Close the channel; calls in flight fail. Closing twice does no harm."""
+        self._closed = True
+        with self._lock:
+            stub, self._opened = self._opened, None
+        if stub is not None:
+            stub.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        self._slots = threading.Semaphore(self.max_concurrency)
+        self._lock = threading.Lock()
+
+    def _stub(self) -> Any:
+        """Return the channel, opened at first use: one that exists before a fork does not work after it."""
+        with self._lock:
+            if self._closed:
+                raise LikenessError(f"this client of {self.address} is closed")
+            if self._opened is None:
+                self._opened = InferenceServerClient(**self._channel())
+            return self._opened
+
+    def _discover(self) -> ServerInfo:
+        stub = self._stub()
+        with translate(self.address):
+            index = stub.get_model_repository_index(client_timeout=self.timeout_s)
+            names = embed_models(index.models)
+            return discover([stub.get_model_config(name, client_timeout=self.timeout_s).config for name in names])
+
+    def _run(self, operation: Callable[[ServerInfo], Operation[T]]) -> T:
+        try:
+            return self._drive(operation(self.info()))
+        except ModelNotFoundError:
+            if self._info is None:  # it was the question itself that failed
+                raise
+            self._info = None  # the repository has changed since it was asked
+        return self._drive(operation(self.info()))
+
+    def _drive(self, operation: Operation[T]) -> T:
+        with translate(self.address):
+            state = step(operation, None)
+            while not isinstance(state, Done):
+                state = step(operation, self._execute(state))
+            return state.value
+
+    def _execute(self, calls: list[Call]) -> list[Answer]:
+        """Run calls at the same time; the first failure cancels the others."""
+        failed = threading.Event()
+        sent: list[tuple[Future[Answer], Any]] = []
+        try:
+            for call in calls:
+                self._slots.acquire()
+                if failed.is_set():
+                    self._slots.release()
+                    break
+                sent.append(self._send(call, failed))
+            futures = [future for future, _ in sent]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # raises the failure, if there is one
+            return [future.result() for future in futures]
+        finally:
+            for future, context in sent:
+                if not future.done():
+                    context.cancel()
+
+    def _send(self, call: Call, failed: threading.Event) -> tuple[Future[Answer], Any]:
+        """Send one call; its slot is taken, and given back when the answer is there."""
+        future: Future[Answer] = Future()
+
+        def receive(result: Any, error: Exception | None) -> None:
+            try:
+                with translate(self.address, call.model):
+                    if error is not None:
+                        raise error
+                    future.set_result(_channel.decode(call, result))
+            except Exception as failure:
+                future.set_exception(failure)
+                failed.set()
+            finally:
+                self._slots.release()
+
+        try:
+            stub = self._stub()
+            inputs, outputs = _channel.encode(call)
+            # tritonclient keeps the call in an attribute until its callback is attached: two threads at once would
+            # swap their answers.
+            with self._lock:
+                context = stub.async_infer(call.model, inputs, receive, outputs=outputs, client_timeout=self.timeout_s)
+        except BaseException:
+            self._slots.release()
+            raise
+        return future, context

@@ -1,0 +1,135 @@
+"""From a product to the bytes that a server expects: pure functions, one per modality."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likeness_client.contract import InputSchema
+from likeness_client.errors import ProductError
+from likeness_client.records import Product, compose_text, is_number
+
+
+def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -> dict[str, bytes]:
+    """Encode what a product has.
+
+    Args:
+        product: the product.
+        schema: what the server expects.
+        modalities: the modalities that the server embeds; others are not looked at.
+
+    Returns:
+        One entry per modality that the product really has; never empty.
+
+    Raises:
+        ProductError: a part cannot be read or is too large, or nothing is left. Its index is not known here.
+    """
+    wanted = tuple(modalities)
+    found = {name: data for name in wanted if (data := ENCODERS[name](product, schema)) is not None}
+    for name, data in found.items():
+        _check_size(product, name, len(data), schema)
+    if not found:
+        raise ProductError(f"has none of {', '.join(wanted)}; give it at least one", product.product_id)
+    return found
+
+
+def _text(product: Product, schema: InputSchema) -> bytes | None:
+    """Return the composed text as UTF-8; None when blank."""
+    return compose_text(product, schema.text_fields).encode("utf-8") or None
+
+
+def _image(product: Product, schema: InputSchema) -> bytes | None:
+    """Return the main view as an encoded image; None when there is no view."""
+    if not product.images:
+        return None
+    source = product.images[0]
+    if isinstance(source, bytes):
+        data = source
+    elif isinstance(source, Path):
+        data = _read(product, source, schema)
+    elif isinstance(source, np.ndarray):
+        data = _pnm(product, source)
+    else:
+        raise _bad(product, "image", f"expected a Path, bytes or a uint8 array, found {type(source).__name__}")
+    if not data:
+        raise _bad(product, "image", "is empty; leave it out if there is none")
+    return data
+
+
+def _attributes(product: Product, schema: InputSchema) -> bytes | None:
+    """Return the attributes that the server reads as canonical JSON; None when none is left.
+
+    Canonical: sorted keys, no spaces, whole numbers without a fraction, so that equal attributes are equal bytes.
+    """
+    values = {key: product.attributes[key] for key in schema.attribute_keys if key in product.attributes}
+    kept = {key: plain for key, value in values.items() if (plain := _plain(product, key, value)) != ""}
+    if not kept:
+        return None
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace")
+
+
+ENCODERS: Mapping[str, Callable[[Product, InputSchema], bytes | None]] = {
+    "text": _text,
+    "image": _image,
+    "attributes": _attributes,
+}
+"""One function per modality; a new modality is one function and one line."""
+
+
+def _plain(product: Product, key: str, value: object) -> str | int | float:
+    """Return an attribute in its canonical form; empty when blank."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if not is_number(value):
+        raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {value!r:.80}")
+    number = float(value)
+    # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
+    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+
+
+def _read(product: Product, path: Path, schema: InputSchema) -> bytes:
+    """Read an image file, but never more of it than may be sent."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a device or a pipe might never end
+            raise _bad(product, "image", f"{path} is not a file")
+        _check_size(product, "image", status.st_size, schema)
+        return path.read_bytes()
+    except ProductError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _bad(product, "image", f"cannot read {path}: {reason}") from error
+
+
+def _pnm(product: Product, pixels: NDArray[np.uint8]) -> bytes:
+    """Encode pixels without loss as PNM (P5 grey, P6 RGB), which every image library reads."""
+    shape = pixels.shape
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:
+        found = f"found {pixels.dtype} {list(shape)}"
+        raise _bad(product, "image", f"an array must be uint8 [h, w], [h, w, 3] or [h, w, 4], {found}")
+    if pixels.ndim == 3 and shape[2] == 4:
+        # On white, as shops show cut-out products. 16 bits hold 255 * 255 plus the rounding term.
+        alpha = pixels[..., 3:].astype(np.uint16)
+        blended = (pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+        pixels = blended.astype(np.uint8)
+    magic = "P5" if pixels.ndim == 2 else "P6"
+    return f"{magic}\n{shape[1]} {shape[0]}\n255\n".encode("ascii") + pixels.tobytes()
+
+
+def _check_size(product: Product, modality: str, size: int, schema: InputSchema) -> None:
+    limit = schema.max_bytes.get(modality)
+    if limit is not None and size > limit:
+        way_out = "send a smaller or more strongly compressed image" if modality == "image" else "shorten it"
+        raise _bad(product, modality, f"{size:,} bytes, the server's limit is {limit:,}; {way_out}")
+
+
+def _bad(product: Product, modality: str, reason: str) -> ProductError:
+    return ProductError(reason, product.product_id, modality)

@@ -1,0 +1,233 @@
+"""Products, and the JSON lines that they are read from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeAlias, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likeness_client.errors import InputError, RecordError
+
+ImageSource: TypeAlias = Path | bytes | NDArray[np.uint8]
+"""A file, an encoded image (JPEG, PNG, ...), or pixels: uint8 [h, w], [h, w, 3] RGB or [h, w, 4] RGBA."""
+Record: TypeAlias = dict[str, Any]
+"""One line of a product file as it stands there, labels and all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Product:
+    """What is known about one product; every part may be missing.
+
+    Attributes:
+        product_id: the caller's own name for it; only reported back, never sent.
+        title: a short name. Bytes are taken as UTF-8.
+        description: a longer text. Bytes are taken as UTF-8.
+        attributes: flat facts, e.g. ``{"colour": "red", "price_usd": 52.0}``.
+        images: views of the product, the main view first; only the main view is embedded.
+    """
+
+    product_id: str = ""
+    title: str | bytes = ""
+    description: str | bytes = ""
+    attributes: Mapping[str, str | float] = field(default_factory=dict)
+    images: tuple[ImageSource, ...] = ()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], base: Path) -> Product:
+        """Read one record of a product file.
+
+        Only ``product_id``, ``title``, ``description``, ``attributes`` and ``images`` are read. All are optional, and
+        null means missing, because catalogues write both.
+
+        Args:
+            record: one decoded line.
+            base: the folder that image paths are relative to.
+
+        Raises:
+            RecordError: a value has the wrong type; names the product and the key.
+        """
+        product_id = _text(record, "product_id", "")
+        return cls(
+            product_id=product_id,
+            title=_text(record, "title", product_id),
+            description=_text(record, "description", product_id),
+            attributes=_attributes(record, product_id),
+            images=_images(record, base, product_id),
+        )
+
+
+def read_products(path: Path) -> Iterator[tuple[Product, Record]]:
+    """Stream the products of a JSON-lines file, each with its raw record (which holds the labels).
+
+    Raises:
+        RecordError: at the first line that is not a product; names file, line and reason.
+        InputError: the file cannot be read.
+    """
+    for item in scan_products(path):
+        if isinstance(item, RecordError):
+            raise item
+        yield item
+
+
+def scan_products(path: Path) -> Iterator[tuple[Product, Record] | RecordError]:
+    """Stream a JSON-lines file like `read_products`, but yield the error of a bad line and go on behind it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    for item in _scan(path):
+        if isinstance(item, RecordError):
+            yield item
+            continue
+        line, record = item
+        try:
+            yield Product.from_record(record, path.parent), record
+        except RecordError as error:
+            yield RecordError(f"{error}", str(path), line)
+
+
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """Stream the raw records of a JSON-lines file; blank lines are skipped.
+
+    Raises:
+        RecordError: at the first line that is not a JSON object in UTF-8; names file, line and reason.
+        InputError: the file cannot be read.
+    """
+    for item in _scan(path):
+        if isinstance(item, RecordError):
+            raise item
+        yield item[1]
+
+
+def field_value(record: Mapping[str, Any], field: str) -> str:
+    """Return one value of a record as a string, e.g. to use as a label.
+
+    Args:
+        record: a raw record.
+        field: a key, a dotted path (``attributes.baseColour``, ``extra.mid_label``), or several joined with ``+``.
+
+    Returns:
+        The value; lists joined with ``/``, several fields with ``+``. Empty when any part is missing or empty.
+    """
+    parts = [_scalar(_find(record, part.strip())) for part in field.split("+")]
+    return "+".join(parts) if all(parts) else ""
+
+
+def compose_text(product: Product, fields: tuple[str, ...]) -> str:
+    """Join the parts of a product that make up its text.
+
+    Args:
+        product: the product.
+        fields: ``title``, ``description`` or ``attributes.<key>``, in the order of the text.
+
+    Returns:
+        The non-empty parts with one space between; runs of whitespace become one space; always valid Unicode.
+
+    Raises:
+        InputError: a field is none of these.
+    """
+    return " ".join(" ".join(_part(product, field) for field in fields).split())
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Say whether an attribute's value is a finite number; booleans are not, NumPy's numbers are."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def _part(product: Product, field: str) -> str:
+    value: str | bytes | float
+    if field == "title":
+        value = product.title
+    elif field == "description":
+        value = product.description
+    elif field.startswith("attributes."):
+        value = product.attributes.get(field.removeprefix("attributes."), "")
+    else:
+        raise InputError(f"no text field '{field}'; there are title, description and attributes.<key>")
+    # Broken text (bytes in another encoding, half a surrogate pair) loses the broken characters, not the product.
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _scan(path: Path) -> Iterator[tuple[int, Record] | RecordError]:
+    """Yield (line number, record), or the error of that line."""
+    try:
+        lines = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    with lines:
+        # Read as bytes: only a newline ends a line, and bad UTF-8 costs one line, not the rest of the file.
+        for number, raw in enumerate(lines, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                record = json.loads(text) if text.strip() else None
+            except UnicodeDecodeError as error:
+                yield RecordError(f"not UTF-8: {error.reason} at byte {error.start}", str(path), number)
+            except (ValueError, RecursionError) as error:
+                yield RecordError(f"not JSON: {error}", str(path), number)
+            else:
+                if isinstance(record, dict):
+                    yield number, record
+                elif text.strip():
+                    yield RecordError(f"expected a JSON object, found {_kind(record)}", str(path), number)
+
+
+def _find(value: Any, path: str) -> Any:
+    """Follow a dotted path; a key that itself has dots wins over the path."""
+    if not isinstance(value, Mapping):
+        return None
+    if path in value:
+        return value[path]
+    head, dot, rest = path.partition(".")
+    return _find(value.get(head), rest) if dot else None
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list):
+        return "/".join(_scalar(part) for part in value)
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _text(record: Mapping[str, Any], key: str, product_id: str) -> str:
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RecordError(f"'{key}' must be a string, found {_kind(value)}", product_id)
+    return value or ""
+
+
+def _attributes(record: Mapping[str, Any], product_id: str) -> dict[str, str | float]:
+    raw = record.get("attributes")
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping):
+        raise RecordError(f"'attributes' must be an object, found {_kind(raw)}", product_id)
+    for key, value in raw.items():
+        if not (value is None or isinstance(value, str) or is_number(value)):
+            raise RecordError(f"'attributes.{key}' must be a string or a number, found {_kind(value)}", product_id)
+    return {str(key): value for key, value in raw.items() if value is not None}
+
+
+def _images(record: Mapping[str, Any], base: Path, product_id: str) -> tuple[ImageSource, ...]:
+    raw = record.get("images")
+    names = [] if raw is None else raw
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise RecordError("'images' must be a list of paths", product_id)
+    return tuple(base / name for name in names)
+
+
+def _kind(value: Any) -> str:
+    """Name a decoded value in JSON's words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,117 @@
+"""Products for training and evaluation: read once, encoded exactly as the client encodes them for the server."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from likeness_client.contract import InputSchema
+from likeness_client.errors import InputError, ProductError, RecordError
+from likeness_client.payloads import payloads
+from likeness_client.records import Product, Record, field_value, scan_products
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """Some products of a file, in its order.
+
+    Attributes:
+        products: the products.
+        records: the raw records beside them, which hold the labels.
+    """
+
+    products: tuple[Product, ...]
+    records: tuple[Record, ...]
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def labels(self, field: str) -> NDArray[np.str_]:
+        """Return a label per product (see `field_value`); empty where there is none."""
+        return np.array([field_value(record, field) for record in self.records], dtype=np.str_)
+
+    def select(self, rows: Sequence[int] | NDArray[np.intp]) -> Catalogue:
+        """Return some of the products."""
+        return Catalogue(products=tuple(self.products[r] for r in rows), records=tuple(self.records[r] for r in rows))
+
+    def of_splits(self, splits: Sequence[str]) -> Catalogue:
+        """Return the products of these splits.
+
+        Raises:
+            InputError: there are none; names the splits that there are.
+        """
+        rows = [row for row, record in enumerate(self.records) if record.get("split") in splits]
+        if not rows:
+            known = sorted({str(record.get("split")) for record in self.records})
+            raise InputError(f"no product has split {' or '.join(splits)}; there are: {', '.join(known)}")
+        return self.select(rows)
+
+    def payloads(self, schema: InputSchema, modalities: Sequence[str]) -> list[dict[str, bytes]]:
+        """Return the raw bytes per modality of each product; a product that cannot be read has none and is logged."""
+        found: list[dict[str, bytes]] = []
+        for product in self.products:
+            try:
+                found.append(payloads(product, schema, modalities))
+            except ProductError as error:
+                log.warning("left out: %s", error)
+                found.append({})
+        return found
+
+
+def read_catalogue(path: Path) -> Catalogue:
+    """Read a product file; bad lines are logged and left out.
+
+    Raises:
+        InputError: the file cannot be read or holds no product at all.
+    """
+    products, records = [], []
+    for item in scan_products(path):
+        if isinstance(item, RecordError):
+            log.warning("left out: %s", item)
+            continue
+        products.append(item[0])
+        records.append(item[1])
+    if not products:
+        raise InputError(f"{path} holds no products")
+    return Catalogue(products=tuple(products), records=tuple(records))
+
+
+def read_pairs(path: Path, split: str, ids: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Read labelled pairs.
+
+    Args:
+        path: CSV with the columns ``left_id``, ``right_id``, ``label`` (1: alike, 0: not) and ``split``.
+        split: the split to read.
+        ids: product ids; pairs that name another product are left out and counted in the log.
+
+    Returns:
+        (row of left, row of right, label) per pair.
+
+    Raises:
+        InputError: the file is missing, lacks a column, or a label is not 0 or 1.
+    """
+    rows = {product_id: row for row, product_id in enumerate(ids)}
+    pairs, unknown = [], 0
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            for number, line in enumerate(csv.DictReader(lines), start=2):
+                if line["split"] != split:
+                    continue
+                if line["label"] not in ("0", "1"):
+                    raise InputError(f"{path}, line {number}: label {line['label']!r}, 0 or 1 is needed")
+                if line["left_id"] in rows and line["right_id"] in rows:
+                    pairs.append((rows[line["left_id"]], rows[line["right_id"]], int(line["label"])))
+                else:
+                    unknown += 1
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a file of pairs (left_id, right_id, label, split): {error!r}") from error
+    if unknown:
+        log.warning("%s: %d pairs of split %s name a product that is not in the catalogue", path, unknown, split)
+    return pairs

@@ -1,0 +1,143 @@
+"""The commands ``train``, ``evaluate``, ``export``, ``serve`` and ``demo``.
+
+The module itself imports nothing heavy, so that ``likeness --help`` answers at once and without any extra.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+DataRoot = Annotated[
+    Path, typer.Option(help="What the recipe's relative paths start from.", envvar="LIKENESS_DATA", file_okay=False)
+]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a built-in recipe: demo, fashion.")],
+    out: Annotated[Path, typer.Option(help="The folder of the run. One that was interrupted goes on.")],
+    data_root: DataRoot = Path(),
+    override: Annotated[list[str], typer.Option("--set", help="dotted.key=value, instead of what the recipe says.")] = [],
+) -> None:
+    """Train a recipe."""
+    from likeness_export.recipe import load_recipe
+    from likeness_export.run import Run
+    from likeness_export.training import train as run_training
+
+    _log_to_terminal()
+    run_training(load_recipe(recipe, override), Run(out), data_root)
+    typer.echo(f"trained: {out}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data_root: DataRoot = Path(),
+    label: Annotated[
+        list[str], typer.Option(help="Field whose equality makes two products alike; a+b means both. Repeatable.")
+    ] = [],
+    split: Annotated[list[str], typer.Option(help="Split that the queries come from. Repeatable.")] = ["val"],
+    gallery: Annotated[list[str], typer.Option(help="Splits that are ranked; default: those of the queries.")] = [],
+    server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Measure retrieval on labelled products, per signature."""
+    from likeness_client.client import Client
+
+    from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
+    from likeness_export.reports import retrieval_table, write_rows
+    from likeness_export.run import Run
+
+    _log_to_terminal()
+    source = Run(run)
+    recipe = source.read_recipe()
+    labels = tuple(label) or recipe.data.labels
+    task = Task(labels=labels, queries=tuple(split), gallery=tuple(gallery or split))
+    catalogue = read_task_catalogue(source, data_root, task)
+    if server:
+        with Client(server) as client:
+            rows = list(evaluate(ServedEmbedder(client, catalogue), catalogue, recipe.modalities(), task))
+    else:
+        rows = list(evaluate(OfflineEmbedder(source, catalogue), catalogue, recipe.modalities(), task))
+    retrieval_table(rows, f"{recipe.name}: {'+'.join(task.queries)} against {'+'.join(task.gallery)}")
+    if out:
+        write_rows(rows, out)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    repository: Annotated[Path, typer.Option(help="The model repository to make; an earlier one is replaced.")],
+) -> None:
+    """Export a run's networks to ONNX, verify them, and make a Triton model repository. Exits with 1 if one fails."""
+    from likeness_export.exporting import export_run
+    from likeness_export.onnx_export import ExportError
+    from likeness_export.reports import export_table
+    from likeness_export.run import Run
+
+    _log_to_terminal()
+    try:
+        reports = export_run(Run(run), repository)
+    except ExportError as error:
+        typer.echo(f"not exported, {repository} is as it was:\n{error}", err=True)
+        raise typer.Exit(1) from error
+    export_table(reports)
+    typer.echo(f"exported: {repository}")
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path, typer.Argument(help="A model repository.")],
+    profile: Annotated[str, typer.Option(help="cpu, onnx or tensorrt; default: cpu with the server from pip, else onnx.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: int = 8001,
+    http_port: int = 8000,
+    metrics_port: int = 8002,
+) -> None:
+    """Serve a model repository with a real tritonserver until Ctrl-C or SIGTERM."""
+    from likeness_export.server import ServeConfig, ServeError, serving
+
+    # SIGTERM ends the block below just as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config = ServeConfig(
+        repository=repository,
+        profile=profile,
+        host=host,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+    )
+    try:
+        with serving(config) as process:
+            typer.echo(f"ready: gRPC {host}:{grpc_port}  HTTP {host}:{http_port}  metrics {host}:{metrics_port}/metrics")
+            code = process.wait()
+        raise ServeError(f"tritonserver ended by itself with code {code}: see the log above")
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes; what is already there is used again.")] = Path("runs/demo"),
+    grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 0,
+) -> None:
+    """Render a catalogue, train, export, serve, query: the whole path, nothing downloaded."""
+    from likeness_export.demo.tour import run_demo
+
+    _log_to_terminal()
+    run_demo(out, grpc_port)
+
+
+def _log_to_terminal() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Their progress reports drown ours.
+    for name in ("transformers", "torch.onnx", "onnxscript", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)

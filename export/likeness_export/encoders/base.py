@@ -1,0 +1,82 @@
+"""What every encoder provides: a configuration that can prepare, describe and build it, and a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from likeness_export.tensors import TensorSpec
+
+ASSETS = "assets"
+"""Folder inside a tower's folder: the files that its preprocessing reads, and that the server gets a copy of."""
+BACKBONE = "backbone"
+"""Folder inside a tower's folder: the architecture of a pretrained network, without its weights."""
+
+
+class Encoder(nn.Module, ABC):
+    """A network from the tensors of one modality to a feature vector.
+
+    Attributes:
+        feature_dim: the length of that vector.
+    """
+
+    feature_dim: int
+
+    @abstractmethod
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return features FP32 [n, feature_dim] of the tensors that the configuration declares, in that order."""
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return a random variation of the tensors, for training; by default none."""
+        return tensors
+
+
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:
+        """Draw valid random inputs, for tracing and verification.
+
+        Args:
+            specs: the tensors that the configuration declares.
+            batch: how many products.
+            length: the size of dimensions that vary.
+        """
+        shapes = [(batch, *(length if size == -1 else size for size in spec.dims)) for spec in specs]
+        return tuple(
+            torch.randn(shape) if spec.datatype == "FP32" else torch.randint(0, 256, shape).to(spec.torch_dtype)
+            for spec, shape in zip(specs, shapes, strict=True)
+        )
+
+
+class EncoderConfig(BaseModel, ABC):
+    """The part of a recipe that belongs to one tower. A subclass adds its own keys and a literal ``encoder``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modality: ClassVar[str]
+    preprocessing: ClassVar[ModuleType]
+
+    freeze: bool = Field(default=True, description="keep the encoder as it is and cache its features; only its projection learns")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of the encoder's own parameters, when it is not frozen")
+
+    @abstractmethod
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Describe the tensors that the preprocessing puts out and the network takes, in order."""
+
+    @abstractmethod
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
+        """Write what preprocessing and `build` need into the tower's folder; fitted on the training items only."""
+
+    @abstractmethod
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:
+        """Build the network.
+
+        Args:
+            tower: the folder that `prepare` wrote.
+            source_root: where to look for pretrained weights; None for a network whose trained weights follow.
+        """

@@ -1,0 +1,89 @@
+"""Images by a pretrained vision network of the Hugging Face library (article, 3.2.2: ResNet, MobileNet, ViT, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from likeness_export.encoders.base import BACKBONE, Encoder, EncoderConfig
+from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
+from likeness_export.preprocessing import image
+from likeness_export.sources import locate
+from likeness_export.tensors import TensorSpec
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+class ImageBackboneConfig(EncoderConfig):
+    """``encoder = "vision"``."""
+
+    modality = "image"
+    preprocessing = image
+
+    encoder: Literal["vision"]
+    source: str = Field(description="directory, package or hub name of a Hugging Face vision network")
+    image_px: int = Field(default=224, ge=32, le=1024, description="side of the square that photos are squashed to")
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """RGB bytes of one square photo."""
+        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
+
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
+        """Store the decoder's settings and the architecture, the network's own mean and deviation in it."""
+        place = locate(self.source, data_root)
+        write_image_assets(tower, self.image_px)
+        config = AutoConfig.from_pretrained(place)
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(place)
+        config.image_mean = list(processor.get("image_mean") or _HALF)
+        config.image_std = list(processor.get("image_std") or _HALF)
+        config.save_pretrained(tower / BACKBONE)
+
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:
+        """Load the pretrained network, or its bare architecture."""
+        config = AutoConfig.from_pretrained(tower / BACKBONE)
+        mean, std = tuple(config.image_mean), tuple(config.image_std)
+        if source_root is None:
+            return ImageBackbone(AutoModel.from_config(config), mean, std)
+        return ImageBackbone(AutoModel.from_pretrained(locate(self.source, source_root)), mean, std)
+
+
+class ImageBackbone(Encoder):
+    """The network's pooled output."""
+
+    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
+        self.backbone: nn.Module = getattr(backbone, "vision_model", backbone)
+        self.normalise = Normalise(mean, std)
+        size = int(getattr(self.backbone.config, "image_size", 224))  # type: ignore[arg-type]
+        # Not every architecture names its width in the configuration; one look at an output does.
+        self.eval()
+        with torch.no_grad():
+            self.feature_dim = self.forward(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Encode ``pixels``, UINT8 [n, px, px, 3]."""
+        pooled: Tensor = self.backbone(self.normalise(tensors[0])).pooler_output
+        return pooled.flatten(1)  # (n, f); ResNets pool to (n, f, 1, 1)
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Vary the photo."""
+        return (augment_pixels(tensors[0]),)
+
+    def train(self, mode: bool = True) -> ImageBackbone:
+        """Train everything but the statistics of batch normalisation.
+
+        Converted checkpoints hold placeholders there: one step in training mode ruins the network.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self

@@ -1,0 +1,65 @@
+"""What all image encoders share: the size guards, normalisation in the graph, augmentation."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from likeness_client.contract import MAX_BYTES
+from torch import Tensor, nn
+
+from likeness_export.encoders.base import ASSETS
+from likeness_export.preprocessing import image
+
+MIN_PX = 8
+MAX_PIXELS = 50_000_000  # a 50-megapixel camera; decoding takes 150 MB for a moment
+
+
+def write_image_assets(tower: Path, image_px: int) -> None:
+    """Write the settings that the image preprocessing reads."""
+    assets = tower / ASSETS
+    assets.mkdir(parents=True, exist_ok=True)
+    settings = {"image_px": image_px, "min_px": MIN_PX, "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES["image"]}
+    (assets / image.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+class Normalise(nn.Module):
+    """Pixels UINT8 [n, h, w, 3] to FP32 [n, 3, h, w], shifted by ``mean`` and divided by ``std`` (both of a 0..1 scale)."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1), persistent=True)
+        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1), persistent=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise."""
+        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+
+def augment_pixels(pixels: Tensor) -> Tensor:
+    """Vary photos as other sellers' would: rotation up to 15 degrees, zoom, shift, mirror, brightness and colour cast.
+
+    Args:
+        pixels: UINT8 [n, h, w, 3].
+
+    Returns:
+        The same shape and type, each photo changed by its own random draw.
+    """
+    n = len(pixels)
+    angle = (torch.rand(n) * 2 - 1) * math.radians(15)
+    zoom = 0.75 + 0.35 * torch.rand(n)
+    mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+    shift = (torch.rand(n, 2) * 2 - 1) * 0.1
+    cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
+    theta = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
+    )  # (n, 2, 3)
+    images = pixels.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    turned = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    brightness = 0.8 + 0.4 * torch.rand(n, 1, 1, 1)
+    cast = 0.92 + 0.16 * torch.rand(n, 3, 1, 1)
+    return (turned * brightness * cast).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)

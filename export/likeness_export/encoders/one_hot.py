@@ -1,0 +1,80 @@
+"""Attributes as one-hot vectors, one block per key (article, 3.2.3)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from likeness_client.contract import MAX_BYTES
+from pydantic import Field
+from torch import Tensor
+
+from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.preprocessing import attributes
+from likeness_export.tensors import TensorSpec
+
+_NUMBER_BINS = 8
+
+
+class OneHotConfig(EncoderConfig):
+    """``encoder = "one_hot"``."""
+
+    modality = "attributes"
+    preprocessing = attributes
+
+    encoder: Literal["one_hot"]
+    keys: tuple[str, ...] = Field(min_length=1, description="the attributes that are read; never one that is the label")
+    min_count: int = Field(default=2, ge=1, description="values seen less often in training count as unknown")
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """One category per key."""
+        return (TensorSpec("categories", "INT64", (len(self.keys),)),)
+
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (no pretrained part)
+        """Fit the vocabulary."""
+        records = [json.loads(item) for item in items]
+        vocabulary = {
+            "keys": [self._key(name, [record[name] for record in records if name in record]) for name in self.keys],
+            "max_bytes": MAX_BYTES["attributes"],
+        }
+        assets = tower / ASSETS
+        assets.mkdir(parents=True, exist_ok=True)
+        (assets / attributes.VOCABULARY_FILE).write_text(json.dumps(vocabulary, indent=1), encoding="utf-8")
+
+    def _key(self, name: str, values: list[object]) -> dict[str, Any]:
+        if values and all(isinstance(value, int | float) for value in values):
+            steps = np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]
+            return {"name": name, "edges": sorted({float(edge) for edge in np.quantile(np.array(values, float), steps)})}
+        counts = Counter(attributes.normalised(value) for value in values)
+        return {"name": name, "values": sorted(value for value, count in counts.items() if count >= self.min_count)}
+
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
+        """Build it for the fitted vocabulary."""
+        vocabulary = json.loads((tower / ASSETS / attributes.VOCABULARY_FILE).read_text(encoding="utf-8"))
+        return OneHot([1 + len(key["values"]) if "values" in key else 2 + len(key["edges"]) for key in vocabulary["keys"]])
+
+
+class OneHot(Encoder):
+    """One block of zeros and a one per key; the first place of a block means unknown."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.feature_dim = sum(sizes)
+        starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        self.register_buffer("starts", starts)
+        self.register_buffer("places", torch.arange(self.feature_dim))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Encode ``categories``, INT64 [n, keys]."""
+        columns = tensors[0] + self.starts  # (n, keys)
+        return (columns.unsqueeze(-1) == self.places).to(torch.float32).sum(1)  # (n, f)
+
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Draw a category of every key."""
+        return (torch.stack([torch.randint(0, size, (batch,)) for size in self.sizes], 1),)

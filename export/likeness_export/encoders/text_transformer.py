@@ -1,0 +1,84 @@
+"""Text by a pretrained transformer of the Hugging Face library (article, 3.2.1: BERT and its kin)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from likeness_client.contract import MAX_BYTES
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig
+from likeness_export.preprocessing import text
+from likeness_export.sources import locate
+from likeness_export.tensors import TensorSpec
+
+
+class TextTransformerConfig(EncoderConfig):
+    """``encoder = "transformer"``."""
+
+    modality = "text"
+    preprocessing = text
+
+    encoder: Literal["transformer"]
+    source: str = Field(description="directory, package or hub name of a Hugging Face encoder")
+    max_tokens: int = Field(default=128, ge=8, le=8192, description="longer texts are cut")
+
+    def length_buckets(self) -> list[int]:
+        """Return the padded lengths: powers of two from 16, up to ``max_tokens``."""
+        buckets = [16 << step for step in range(10) if 16 << step < self.max_tokens]
+        return [*buckets, self.max_tokens]
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Token ids and their mask, of varying length."""
+        return (TensorSpec("input_ids", "INT64", (-1,)), TensorSpec("attention_mask", "INT64", (-1,)))
+
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
+        """Store the tokenizer for serving and the architecture for building."""
+        place = locate(self.source, data_root)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        assets = tower / ASSETS
+        assets.mkdir(parents=True, exist_ok=True)
+        (assets / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+        settings = {
+            "max_tokens": self.max_tokens,
+            "length_buckets": self.length_buckets(),
+            "pad_id": tokenizer.pad_token_id,
+            "max_bytes": MAX_BYTES["text"],
+        }
+        (assets / text.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        AutoConfig.from_pretrained(place).save_pretrained(tower / BACKBONE)
+
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:
+        """Load the pretrained transformer, or its bare architecture."""
+        if source_root is None:
+            return TextTransformer(AutoModel.from_config(AutoConfig.from_pretrained(tower / BACKBONE)))
+        return TextTransformer(AutoModel.from_pretrained(locate(self.source, source_root)))
+
+
+class TextTransformer(Encoder):
+    """The mean of the last layer's vectors over the text's tokens."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_dim = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Encode ``input_ids`` and ``attention_mask``, both INT64 [n, length]."""
+        input_ids, attention_mask = tensors
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (n, length, f)
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)  # (n, f)
+
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Draw token ids with padding of different length in every row."""
+        vocabulary = int(self.backbone.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        lengths = torch.randint(1, length + 1, (batch, 1))
+        mask = (torch.arange(length) < lengths).to(torch.int64)
+        return torch.randint(1, vocabulary, (batch, length)) * mask, mask

@@ -1,0 +1,158 @@
+"""Evaluation: retrieval metrics of a trained run on labelled products, per signature; offline or through a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from likeness_client.client import Client
+from likeness_client.contract import all_signatures, modalities_of
+from numpy.typing import NDArray
+from torch import Tensor
+
+from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.metrics import Retrieval, retrieval
+from likeness_export.run import Run
+from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
+from likeness_export.training import present_modalities
+
+AS_THEY_ARE = "as they are"
+"""The row of the table in which every product keeps all that it has."""
+
+
+class Embedder(Protocol):
+    """Embeds the products of one catalogue, restricted to some modalities."""
+
+    def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors FP32 [n, d]; NaN rows for products that have none of the modalities."""
+        ...
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """BOOL [n, m], the recipe's modalities that each product has."""
+        ...
+
+
+class OfflineEmbedder:
+    """Embeds with eager torch. Towers run once; every signature only fuses again."""
+
+    def __init__(self, run: Run, catalogue: Catalogue) -> None:
+        self.recipe, self.network = run.read_network()
+        payloads = catalogue.payloads(self.recipe.input_schema(), self.recipe.modalities())
+        ids = [product.product_id for product in catalogue.products]
+        inputs = read_inputs(self.recipe.towers, run.towers, payloads, ids)
+        self._present = present_modalities(self.network, inputs)
+        with torch.inference_mode():
+            vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
+        self.vectors = torch.stack(vectors, 1)  # (n, t, d)
+
+    def _vectors(self, run: Run, inputs: TowerInputs) -> Tensor:
+        tower, config = self.network.tower(inputs.name), self.recipe.towers[inputs.name]
+        if config.freeze:
+            features = cached_features(inputs, tower.encoder, config, run.features)
+        else:
+            features = inputs.encode(tower.encoder)
+        return tower.project(torch.from_numpy(features))
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """See `Embedder`."""
+        return self._present.numpy()
+
+    @torch.inference_mode()
+    def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
+        """See `Embedder`."""
+        wanted = torch.tensor([name in modalities for name in self.network.modalities])
+        present = self._present & wanted
+        some = present.any(1)
+        embeddings = np.full((len(present), self.recipe.dimension), np.nan, np.float32)
+        embeddings[some.numpy()] = self.network.fuse(self.vectors[some], present[some])[0].numpy()
+        return embeddings
+
+
+class ServedEmbedder:
+    """Embeds through a running server, as any caller would."""
+
+    def __init__(self, client: Client, catalogue: Catalogue) -> None:
+        self.client, self.catalogue = client, catalogue
+        info = client.info()
+        payloads = catalogue.payloads(info.schema, info.modalities)
+        self._present = np.array([[name in found for name in info.modalities] for found in payloads], dtype=bool)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """See `Embedder`."""
+        return self._present
+
+    def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
+        """See `Embedder`."""
+        answer = self.client.embed(self.catalogue.products, modalities=modalities, on_error="return")
+        vectors: NDArray[np.float32] = answer.vectors
+        return vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the report.
+
+    Attributes:
+        label: the label field that defines relevance.
+        signature: what every product was reduced to, or `AS_THEY_ARE`.
+        figures: the metrics.
+    """
+
+    label: str
+    signature: str
+    figures: Retrieval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is ranked against what.
+
+    Attributes:
+        labels: label fields, one report per field.
+        queries: splits that the queries come from.
+        gallery: splits that the ranked products come from; a query that is in it is left out of its own ranking.
+    """
+
+    labels: tuple[str, ...]
+    queries: tuple[str, ...] = ("val",)
+    gallery: tuple[str, ...] = ("val",)
+
+
+def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
+    """Read the products that a task needs."""
+    return read_catalogue(data_root / run.read_recipe().data.products).of_splits([*task.queries, *task.gallery])
+
+
+def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:
+    """Measure every signature.
+
+    The rows of single signatures use only products that have all of the recipe's modalities, each reduced to the signature:
+    so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses all products with what they have.
+
+    Args:
+        embedder: embeds ``catalogue``.
+        catalogue: the products of both splits.
+        modalities: the recipe's modalities.
+        task: what is ranked against what.
+    """
+    split = np.array([str(record.get("split")) for record in catalogue.records])
+    is_query, is_gallery = np.isin(split, task.queries), np.isin(split, task.gallery)
+    complete = embedder.present.all(1)
+    for signature in [*all_signatures(modalities), AS_THEY_ARE]:
+        chosen = modalities if signature == AS_THEY_ARE else modalities_of(signature)
+        vectors = embedder.embed(chosen)
+        usable = ~np.isnan(vectors).any(1) & (complete | (signature == AS_THEY_ARE))
+        queries, gallery = np.flatnonzero(is_query & usable), np.flatnonzero(is_gallery & usable)
+        place = {row: column for column, row in enumerate(gallery)}
+        itself = np.array([place.get(row, -1) for row in queries], dtype=np.intp)
+        for label in task.labels:
+            labels = catalogue.labels(label)
+            figures = retrieval(vectors[queries], vectors[gallery], labels[queries], labels[gallery], itself)
+            yield Row(label=label, signature=signature, figures=figures)

@@ -1,0 +1,147 @@
+"""Export of a run: verified ONNX files, configurations, adapters, assets and a manifest, put in place as one repository."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL, preprocess_model
+from likeness_client.errors import InputError
+from rich.progress import Progress
+
+from likeness_export.encoders.base import ASSETS
+from likeness_export.networks.product import ProductNetwork
+from likeness_export.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
+from likeness_export.pipeline import networks
+from likeness_export.recipe import Recipe
+from likeness_export.repository import VERSION, RenderedModel, render, write_configs
+from likeness_export.repository_check import check
+from likeness_export.run import Run
+
+MANIFEST = "manifest.json"
+ADAPTERS = Path(__file__).parent / "serving"
+_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "tokenizers", "pillow", "numpy", "tritonclient")
+
+
+def export_run(run: Run, repository: Path) -> list[ExportReport]:
+    """Export a trained run.
+
+    Everything is built beside ``repository`` and takes its place only when all of it is verified: a failed export leaves an
+    earlier repository as it was.
+
+    Args:
+        run: the trained run.
+        repository: the model repository to make.
+
+    Returns:
+        What was verified, per network.
+
+    Raises:
+        InputError: the run is not trained, or ``repository`` is a folder of something else.
+        ExportError: networks failed; the message names every one.
+        RepositoryError: the configurations do not fit together.
+    """
+    recipe, network = run.read_network()
+    space = fingerprint(recipe, run)
+    models = render(recipe, space)
+    check(models)
+    with _replaced(repository) as aside:
+        write_configs(models, aside)
+        write_adapters(recipe, models, aside)
+        for tower in recipe.towers:
+            shutil.copytree(run.towers / tower / ASSETS, aside / preprocess_model(tower) / str(VERSION) / ASSETS)
+        reports = _export_networks(recipe, network, aside)
+        manifest = _manifest(recipe, space, aside, reports)
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return reports
+
+
+def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Path) -> None:
+    """Copy ``model.py`` beside every network, and byte-identical preprocessing beside every preprocessing step."""
+    preprocessing = {preprocess_model(name): tower.preprocessing for name, tower in recipe.towers.items()}
+    for name, model in models.items():
+        version = folder / name / str(VERSION)
+        if name in preprocessing:
+            shutil.copyfile(ADAPTERS / "preprocess_model.py", version / "model.py")
+            shutil.copyfile(inspect.getfile(preprocessing[name]), version / "preprocessing.py")
+        elif "cpu" in model.profiles:
+            shutil.copyfile(ADAPTERS / "network_model.py", version / "model.py")
+
+
+def fingerprint(recipe: Recipe, run: Run) -> str:
+    """Return the space: a hash of recipe, weights, tokenizers, vocabularies and preprocessing code.
+
+    Two exports have the same space exactly if their embeddings may be compared.
+    """
+    digest = hashlib.sha256(recipe.digest().encode())
+    files = [run.weights, *sorted(path for path in run.towers.glob(f"*/{ASSETS}/**/*") if path.is_file())]
+    code = sorted({Path(inspect.getfile(tower.preprocessing)) for tower in recipe.towers.values()})
+    for path in [*files, *code]:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _export_networks(recipe: Recipe, network: ProductNetwork, folder: Path) -> list[ExportReport]:
+    reports, failures = [], []
+    specs = networks(recipe)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("exporting", total=len(specs))
+        for spec in specs:
+            progress.update(task, description=f"exporting {spec.name}")
+            path = folder / spec.name / str(VERSION) / "model.onnx"
+            try:
+                reports.append(export_network(module_of(network, spec), spec, path, recipe.serving.max_batch_size))
+            except ExportError as error:
+                failures.append(str(error))
+            progress.advance(task)
+    if failures:
+        raise ExportError("\n".join(failures))
+    graph = folder / SIMILARITY_MODEL / str(VERSION) / "model.onnx"
+    shutil.copyfile(graph, folder / MATRIX_MODEL / str(VERSION) / "model.onnx")
+    return reports
+
+
+def _manifest(recipe: Recipe, space: str, folder: Path, reports: list[ExportReport]) -> dict[str, object]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "space": space,
+        "recipe": recipe.model_dump(mode="json"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "opset": OPSET,
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "networks": [asdict(report) for report in reports],
+        "sha256": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``folder`` that takes its place when the block ends well."""
+    if folder.exists() and not _is_repository(folder):
+        raise InputError(f"{folder} is not an empty folder nor a model repository: choose another one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    aside.mkdir()
+    try:
+        yield aside
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_repository(folder: Path) -> bool:
+    entries = [entry for entry in folder.iterdir() if entry.name != MANIFEST] if folder.is_dir() else [folder]
+    return all((entry / "config.pbtxt").is_file() for entry in entries)

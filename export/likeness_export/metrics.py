@@ -1,0 +1,69 @@
+"""Retrieval metrics of a ranking by similarity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.retrieval import (
+    retrieval_average_precision,
+    retrieval_hit_rate,
+    retrieval_normalized_dcg,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Means over the queries that have at least one relevant item in the gallery.
+
+    Attributes:
+        queries: how many those are.
+        recall_at: k -> share of queries with a relevant item among the first k (recall@k as metric learning uses it, hit@k).
+        mean_average_precision: mAP over the whole ranking.
+        ndcg_at_10: nDCG@10 with binary relevance.
+    """
+
+    queries: int
+    recall_at: dict[int, float]
+    mean_average_precision: float
+    ndcg_at_10: float
+
+
+def retrieval(
+    queries: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    query_labels: NDArray[np.str_],
+    gallery_labels: NDArray[np.str_],
+    itself: NDArray[np.intp],
+) -> Retrieval:
+    """Rank the gallery for each query by cosine; ties keep the gallery's order.
+
+    Args:
+        queries: unit vectors [q, d].
+        gallery: unit vectors [g, d].
+        query_labels: a label per query; empty: the query is skipped.
+        gallery_labels: an item is relevant if its label equals the query's.
+        itself: per query, its own place in the gallery, which is left out of its ranking; -1 if it is not there.
+    """
+    recall: dict[int, list[float]] = {1: [], 5: [], 10: []}
+    precision, gain = [], []
+    for row, (query, label) in enumerate(zip(queries, query_labels, strict=True)):
+        order = np.argsort(-(gallery @ query), kind="stable")
+        relevant = torch.from_numpy(gallery_labels[order[order != itself[row]]] == label)
+        if not label or not relevant.any():
+            continue
+        by_rank = torch.arange(len(relevant), 0, -1, dtype=torch.float32)  # scores without ties, and positive
+        for k, found in recall.items():
+            found.append(float(retrieval_hit_rate(by_rank, relevant, top_k=min(k, len(relevant)))))
+        precision.append(float(retrieval_average_precision(by_rank, relevant)))
+        gain.append(float(retrieval_normalized_dcg(by_rank, relevant, top_k=min(10, len(relevant)))))
+    if not gain:
+        return Retrieval(queries=0, recall_at=dict.fromkeys(recall, 0.0), mean_average_precision=0.0, ndcg_at_10=0.0)
+    return Retrieval(
+        queries=len(gain),
+        recall_at={k: float(np.mean(found)) for k, found in recall.items()},
+        mean_average_precision=float(np.mean(precision)),
+        ndcg_at_10=float(np.mean(gain)),
+    )

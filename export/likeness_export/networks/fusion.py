@@ -1,0 +1,102 @@
+"""Fusion heads: from the vectors of the modalities that a product has to one unit vector (article, 3.3 and 4.2)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class AttentionConfig(BaseModel):
+    """``kind = "attention"``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["attention"] = "attention"
+    score: Literal["linear", "mlp"] = Field(default="linear", description="the scoring function f of formula 4.2")
+
+    def build(self, towers: int, dimension: int) -> Fusion:
+        """Build the head."""
+        return AttentionFusion(towers, dimension, hidden=dimension // 2 if self.score == "mlp" else 0)
+
+
+class ConcatenationConfig(BaseModel):
+    """``kind = "concatenation"``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["concatenation"]
+
+    def build(self, towers: int, dimension: int) -> Fusion:
+        """Build the head."""
+        return ConcatenationFusion(towers, dimension)
+
+
+FusionConfig = Annotated[AttentionConfig | ConcatenationConfig, Field(discriminator="kind")]
+
+
+class Fusion(nn.Module, ABC):
+    """Fuses one vector per tower; towers that a product lacks are left out."""
+
+    @abstractmethod
+    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse.
+
+        Args:
+            vectors: FP32 [n, t, d], the unit vectors of t towers; any values where ``present`` is false.
+            present: BOOL [n, t]; at least one true per row.
+
+        Returns:
+            The embedding, FP32 [n, d], unit length, and the weight of each tower, FP32 [n, t], summing to 1, 0 where absent.
+        """
+
+
+class AttentionFusion(Fusion):
+    """``z = sum_j alpha_j x_j`` with ``alpha = softmax_j f_j(x_j)`` over the present towers (formula 4.2).
+
+    f is linear, or a network of one hidden layer; each tower has its own. Scores start at zero, so that training starts from
+    the plain mean.
+    """
+
+    def __init__(self, towers: int, dimension: int, hidden: int) -> None:
+        super().__init__()
+        self.scores = nn.ModuleList(_score(dimension, hidden) for _ in range(towers))
+
+    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse; see `Fusion.forward`."""
+        scores = torch.cat([score(vectors[:, j]) for j, score in enumerate(self.scores)], 1)  # (n, t)
+        weights = torch.softmax(scores.masked_fill(~present, float("-inf")), 1)  # (n, t)
+        return F.normalize((weights.unsqueeze(-1) * vectors).sum(1), dim=1), weights
+
+
+class ConcatenationFusion(Fusion):
+    """``z = W [x_1; ...; x_t] + b`` (3.3.1), projected to the space's dimension; a learned vector stands in for what is absent.
+
+    ``W`` starts as the mean of the towers. A tower's weight is its share in the length of the parts: ``|W_j x_j|`` over the
+    sum of those that are present.
+    """
+
+    def __init__(self, towers: int, dimension: int) -> None:
+        super().__init__()
+        self.parts = nn.Parameter(torch.eye(dimension).repeat(towers, 1, 1) / towers)  # (t, d, d)
+        self.bias = nn.Parameter(torch.zeros(dimension))
+        self.missing = nn.Parameter(torch.zeros(towers, dimension))
+
+    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse; see `Fusion.forward`."""
+        filled = torch.where(present.unsqueeze(-1), vectors, self.missing)  # (n, t, d)
+        parts = torch.einsum("ntd,tde->nte", filled, self.parts)  # (n, t, d)
+        lengths = parts.norm(dim=2) * present  # (n, t)
+        weights = lengths / lengths.sum(1, keepdim=True).clamp(min=1e-12)
+        return F.normalize(parts.sum(1) + self.bias, dim=1), weights
+
+
+def _score(dimension: int, hidden: int) -> nn.Module:
+    last = nn.Linear(hidden or dimension, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(dimension, hidden), nn.Tanh(), last) if hidden else last

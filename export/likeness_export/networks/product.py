@@ -1,0 +1,109 @@
+"""The product network: towers, fusion head and learned metric of one recipe, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from likeness_client.contract import modalities_of
+from torch import Tensor, nn
+
+from likeness_export.encoders import Encoder
+from likeness_export.networks.fusion import Fusion
+from likeness_export.networks.similarity import LearnedMetric
+from likeness_export.recipe import Recipe
+
+
+class Tower(nn.Module):
+    """An encoder and its projection into the space."""
+
+    def __init__(self, encoder: Encoder, dimension: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection = nn.Linear(encoder.feature_dim, dimension)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Turn features FP32 [n, f] into unit vectors FP32 [n, d]."""
+        return F.normalize(self.projection(features), dim=1)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Turn the encoder's tensors into unit vectors FP32 [n, d]."""
+        return self.project(self.encoder(*tensors))
+
+
+class ProductNetwork(nn.Module):
+    """Everything that a recipe trains.
+
+    Attributes:
+        tower_modalities: tower name -> modality, in the recipe's order.
+        modalities: the modalities, in the contract's order.
+    """
+
+    def __init__(self, towers: Mapping[str, Tower], recipe: Recipe) -> None:
+        super().__init__()
+        self.tower_modalities = recipe.tower_modalities()
+        self.modalities = recipe.modalities()
+        self.towers = nn.ModuleDict(dict(towers))
+        self.fusion: Fusion = recipe.fusion.build(len(towers), recipe.dimension)
+        self.metric = LearnedMetric(recipe.dimension, recipe.similarity.hidden)
+        membership = torch.tensor([[m == t for m in self.modalities] for t in self.tower_modalities.values()])
+        self.register_buffer("membership", membership, persistent=False)  # (t, m): tower belongs to modality
+
+    def tower(self, name: str) -> Tower:
+        """Return a tower by name."""
+        tower = self.towers[name]
+        assert isinstance(tower, Tower)
+        return tower
+
+    def fuse(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse the towers' vectors.
+
+        Args:
+            vectors: FP32 [n, t, d].
+            present: BOOL [n, m], the modalities that each product has.
+
+        Returns:
+            Embedding FP32 [n, d] and modality weights FP32 [n, m].
+        """
+        towers_present = (present.unsqueeze(1) & self.membership).any(2)  # (n, t)
+        embedding, weights = self.fusion(vectors, towers_present)
+        return embedding, weights @ self.membership.to(weights.dtype)
+
+
+class SignatureFusion(nn.Module):
+    """The fusion head of one signature, as it is exported: its inputs are the vectors of the towers that the signature has."""
+
+    def __init__(self, network: ProductNetwork, signature: str) -> None:
+        super().__init__()
+        self.network = network
+        self.towers = [name for name, modality in network.tower_modalities.items() if modality in modalities_of(signature)]
+        present = torch.tensor([[modality in modalities_of(signature) for modality in network.modalities]])
+        self.register_buffer("present", present, persistent=False)
+        self.columns = [place for place, there in enumerate(present[0].tolist()) if there]
+
+    def forward(self, *vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse t' vectors FP32 [n, d] into the embedding FP32 [n, d] and the weights FP32 [n, m'] of its modalities."""
+        given = dict(zip(self.towers, vectors, strict=True))
+        blank = torch.zeros_like(vectors[0])
+        stacked = torch.stack([given.get(name, blank) for name in self.network.tower_modalities], 1)  # (n, t, d)
+        embedding, weights = self.network.fuse(stacked, self.present.expand(len(blank), -1))
+        return embedding, weights[:, self.columns]
+
+
+def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> ProductNetwork:
+    """Build the network of a recipe.
+
+    Args:
+        recipe: the recipe.
+        towers: the folder with one prepared folder per tower.
+        source_root: where to look for pretrained weights; None when a state dict will be loaded.
+    """
+    return ProductNetwork(
+        {
+            name: Tower(config.build(towers / name, source_root), recipe.dimension)
+            for name, config in recipe.towers.items()
+        },
+        recipe,
+    )

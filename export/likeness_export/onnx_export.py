@@ -1,0 +1,193 @@
+"""Export of one network: trace, verify, write. A file that fails its verification is not left behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from likeness_export.files import written_aside
+from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
+from likeness_export.networks.similarity import Similarity
+from likeness_export.pipeline import StepSpec
+
+OPSET = 20
+TOLERANCE = 1e-4
+"""Largest absolute difference to eager torch, fp32; outputs are of the order of 1."""
+_LENGTHS = (3, 16, 40)  # tried where a dimension varies; below, at and above the smallest bucket
+
+
+class ExportError(RuntimeError):
+    """A network could not be exported, or its file does not do what the network does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was verified of one file.
+
+    Attributes:
+        name: the network.
+        megabytes: size of the file.
+        seconds: time for tracing and verifying.
+        cases: how many batches and lengths were compared with eager torch.
+        largest_difference: over all cases and outputs, absolute.
+        batch_difference: between a row alone and the same row in the largest batch.
+    """
+
+    name: str
+    megabytes: float
+    seconds: float
+    cases: int
+    largest_difference: float
+    batch_difference: float
+
+
+def module_of(network: ProductNetwork, spec: StepSpec) -> nn.Module:
+    """Return the part of the product network that a declaration means."""
+    if spec.tower:
+        return network.tower(spec.tower)
+    if spec.signature:
+        return SignatureFusion(network, spec.signature)
+    return Similarity(network.metric)
+
+
+def export_network(module: nn.Module, spec: StepSpec, path: Path, max_batch_size: int) -> ExportReport:
+    """Trace a network, compare the file with it, and put it in place.
+
+    Args:
+        module: the network, on the CPU.
+        spec: its declared tensors.
+        path: where to; replaced only by a verified file.
+        max_batch_size: the largest batch to verify.
+
+    Raises:
+        ExportError: names the network and what is wrong with it.
+    """
+    started = time.perf_counter()
+    module = module.eval()
+    with written_aside(path) as aside:
+        _trace(module, spec, aside)
+        _check_signature(spec, aside)
+        session = ort.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
+        differences = [_difference(module, spec, session, case) for case in _cases(module, spec, max_batch_size)]
+        if not max(differences) <= TOLERANCE:  # also catches NaN
+            raise ExportError(f"{spec.name}: differs from eager torch by {max(differences):.2e}, allowed is {TOLERANCE:.0e}")
+        alone = _batch_difference(module, spec, session, max_batch_size)
+        if not alone <= TOLERANCE:
+            raise ExportError(f"{spec.name}: a row alone and in a batch differ by {alone:.2e}, allowed is {TOLERANCE:.0e}")
+    return ExportReport(
+        name=spec.name,
+        megabytes=path.stat().st_size / 1e6,
+        seconds=time.perf_counter() - started,
+        cases=len(differences),
+        largest_difference=max(differences),
+        batch_difference=alone,
+    )
+
+
+def _trace(module: nn.Module, spec: StepSpec, path: Path) -> None:
+    sample = _sample(module, spec, 2, _LENGTHS[1])
+    # Sizes that vary are left to the tracer to relate (both token tensors share a length); `_cases` proves that they vary.
+    varying = torch.export.Dim.AUTO  # type: ignore[attr-defined]
+    shapes = [
+        {0: varying, **{place: varying for place, size in enumerate(tensor.dims, start=1) if size == -1}}
+        for tensor in spec.inputs
+    ]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns about its own internals
+            torch.onnx.export(
+                _Fixed(module, len(sample)),
+                sample,
+                str(path),
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                dynamic_shapes=(tuple(shapes),),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the tracer fails with many types; whichever it is, this network is not exported
+        raise ExportError(f"{spec.name}: cannot be traced: {error}") from error
+
+
+class _Fixed(nn.Module):
+    """Gives every network the same variadic signature, whatever the names of its own parameters are."""
+
+    def __init__(self, module: nn.Module, inputs: int) -> None:
+        super().__init__()
+        self.module = module
+        self.inputs = inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        result: Tensor | tuple[Tensor, ...] = self.module(*tensors[: self.inputs])
+        return result
+
+
+def _check_signature(spec: StepSpec, path: Path) -> None:
+    """Compare names, types and sizes with the declaration."""
+    graph = onnx.load(path, load_external_data=False).graph
+    for kind, declared, found in (("input", spec.inputs, graph.input), ("output", spec.outputs, graph.output)):
+        names, wanted = [value.name for value in found], [tensor.name for tensor in declared]
+        if names != wanted:
+            raise ExportError(f"{spec.name}: the file's {kind}s are {names}, declared are {wanted}")
+        for tensor, value in zip(declared, found, strict=True):
+            numpy_type = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            if numpy_type != tensor.numpy_dtype:
+                raise ExportError(f"{spec.name}: {kind} {tensor.name} is {numpy_type}, declared is {tensor.datatype}")
+            sizes = [-1 if size.dim_param else size.dim_value for size in value.type.tensor_type.shape.dim]
+            if kind == "input" and sizes != [-1, *tensor.dims]:
+                raise ExportError(f"{spec.name}: input {tensor.name} has sizes {sizes}, declared are {[-1, *tensor.dims]}")
+
+
+def _cases(module: nn.Module, spec: StepSpec, max_batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    varies = any(-1 in tensor.dims for tensor in spec.inputs)
+    for batch in sorted({1, 2, max_batch_size}):
+        for length in _LENGTHS if varies else _LENGTHS[:1]:
+            yield _sample(module, spec, batch, length)
+
+
+def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple[Tensor, ...]:
+    """Draw valid random inputs."""
+    if isinstance(module, Tower):
+        return module.encoder.sample(spec.inputs, batch, length)
+    shapes = [(batch, *(length if size == -1 else size for size in tensor.dims)) for tensor in spec.inputs]
+    return tuple(F.normalize(torch.randn(shape), dim=-1) for shape in shapes)
+
+
+def _run(spec: StepSpec, session: ort.InferenceSession, case: tuple[Tensor, ...]) -> list[NDArray[np.float32]]:
+    feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, case, strict=True)}
+    answer: list[NDArray[np.float32]] = session.run([tensor.name for tensor in spec.outputs], feed)
+    return answer
+
+
+@torch.inference_mode()
+def _difference(module: nn.Module, spec: StepSpec, session: ort.InferenceSession, case: tuple[Tensor, ...]) -> float:
+    expected = module(*case)
+    eager = expected if isinstance(expected, tuple) else (expected,)
+    worst = 0.0
+    for tensor, mine, theirs in zip(spec.outputs, eager, _run(spec, session, case), strict=True):
+        if tuple(mine.shape) != theirs.shape:
+            raise ExportError(f"{spec.name}: output {tensor.name} has shape {theirs.shape}, eager torch {tuple(mine.shape)}")
+        worst = float(np.maximum(worst, np.abs(mine.numpy() - theirs).max()))
+    return worst
+
+
+def _batch_difference(module: nn.Module, spec: StepSpec, session: ort.InferenceSession, max_batch_size: int) -> float:
+    case = _sample(module, spec, max_batch_size, _LENGTHS[1])
+    together = _run(spec, session, case)
+    alone = _run(spec, session, tuple(value[:1] for value in case))
+    return max(float(np.abs(batch[:1] - single).max()) for batch, single in zip(together, alone, strict=True))

@@ -1,0 +1,117 @@
+"""The models that a recipe makes, declared: which networks and preprocessing steps there are, and their tensors.
+
+Export traces what stands here, the repository's configurations are rendered from it; both need no trained weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from likeness_client.contract import (
+    EMBEDDING,
+    LEFT,
+    MODALITY_WEIGHTS,
+    RIGHT,
+    SIMILARITY_MODEL,
+    all_signatures,
+    encoder_model,
+    fusion_model,
+    modalities_of,
+    preprocess_model,
+    tower_embedding,
+    tower_error,
+)
+
+from likeness_export.networks.similarity import SCORES
+from likeness_export.recipe import Recipe
+from likeness_export.tensors import TensorSpec
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """One model of the repository that computes something.
+
+    Attributes:
+        name: the model's name.
+        inputs: its inputs, without the batch dimension.
+        outputs: its outputs, likewise.
+        tower: the tower that it belongs to, if any.
+        signature: the signature that it belongs to, if any.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tower: str = ""
+    signature: str = ""
+
+
+def signatures(recipe: Recipe) -> list[str]:
+    """Return every signature that the recipe serves."""
+    return all_signatures(recipe.modalities())
+
+
+def towers_of(recipe: Recipe, signature: str) -> list[str]:
+    """Return the towers that a product of this signature goes through, in the recipe's order."""
+    return [name for name, modality in recipe.tower_modalities().items() if modality in modalities_of(signature)]
+
+
+def raw_input(modality: str) -> TensorSpec:
+    """Describe the bytes of one modality as they come over the wire."""
+    return TensorSpec(modality, "BYTES", (1,))
+
+
+def preprocess_steps(recipe: Recipe) -> list[StepSpec]:
+    """Declare one step per tower from raw bytes to the encoder's tensors."""
+    return [
+        StepSpec(
+            name=preprocess_model(name),
+            inputs=(raw_input(tower.modality),),
+            outputs=(*tower.tensors(), TensorSpec(tower_error(name), "BYTES", (1,))),
+            tower=name,
+        )
+        for name, tower in recipe.towers.items()
+    ]
+
+
+def encoder_networks(recipe: Recipe) -> list[StepSpec]:
+    """Declare one network per tower, its projection included."""
+    return [
+        StepSpec(name=encoder_model(name), inputs=tower.tensors(), outputs=(_vector(recipe, name),), tower=name)
+        for name, tower in recipe.towers.items()
+    ]
+
+
+def fusion_networks(recipe: Recipe) -> list[StepSpec]:
+    """Declare one fusion head per signature."""
+    return [
+        StepSpec(
+            name=fusion_model(signature),
+            inputs=tuple(_vector(recipe, name) for name in towers_of(recipe, signature)),
+            outputs=(
+                TensorSpec(EMBEDDING, "FP32", (recipe.dimension,)),
+                TensorSpec(MODALITY_WEIGHTS, "FP32", (len(modalities_of(signature)),)),
+            ),
+            signature=signature,
+        )
+        for signature in signatures(recipe)
+    ]
+
+
+def similarity_network(recipe: Recipe) -> StepSpec:
+    """Declare the graph that scores blocks of embeddings; pairs are blocks of one by one."""
+    return StepSpec(
+        name=SIMILARITY_MODEL,
+        inputs=tuple(TensorSpec(side, "FP32", (-1, recipe.dimension)) for side in (LEFT, RIGHT)),
+        outputs=tuple(TensorSpec(score, "FP32", (-1, -1)) for score in SCORES),
+    )
+
+
+def networks(recipe: Recipe) -> list[StepSpec]:
+    """Declare everything that is exported to ONNX."""
+    return [*encoder_networks(recipe), *fusion_networks(recipe), similarity_network(recipe)]
+
+
+def _vector(recipe: Recipe, tower: str) -> TensorSpec:
+    return TensorSpec(tower_embedding(tower), "FP32", (recipe.dimension,))

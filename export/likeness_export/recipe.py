@@ -1,0 +1,179 @@
+"""The recipe: one TOML file that names data, towers, fusion, similarity, training and serving choices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from likeness_client.contract import MODALITIES, InputSchema
+from likeness_client.errors import InputError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from likeness_export.encoders import AnyEncoderConfig
+from likeness_export.networks.fusion import AttentionConfig, FusionConfig
+
+BUILT_IN = Path(__file__).parent / "recipes"
+
+
+class RecipeError(InputError):
+    """A recipe that cannot be used; the message names every key that is wrong, its value, and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSection(_Section):
+    """Which products, how their text is composed, and what makes two of them alike."""
+
+    products: str = Field(description="JSON lines, relative to the data root")
+    train_splits: tuple[str, ...] = ("train",)
+    text_fields: tuple[str, ...] = ("title", "description")
+    labels: tuple[str, ...] = Field(
+        default=(),
+        description="fields whose equality makes two products alike, the coarsest first; a + b means both",
+    )
+    pairs: str | None = Field(default=None, description="CSV of left_id, right_id, label, split, instead of labels")
+
+    @model_validator(mode="after")
+    def _one_kind_of_positives(self) -> DataSection:
+        if bool(self.labels) == bool(self.pairs):
+            raise ValueError("give either labels or pairs")
+        return self
+
+
+class SimilaritySection(_Section):
+    """The learned metric."""
+
+    hidden: int = Field(default=64, ge=1, description="width of the correcting network")
+
+
+class TrainingSection(_Section):
+    """How the space is learned."""
+
+    epochs: int = Field(default=30, ge=1)
+    groups_per_batch: int = Field(default=32, ge=2, description="labels (or pairs) drawn into a batch")
+    group_size: int = Field(default=4, ge=2, description="products drawn per label")
+    learning_rate: float = Field(default=2e-3, gt=0, description="of projections, fusion head and learned metric")
+    weight_decay: float = Field(default=0.01, ge=0)
+    temperature: float = Field(default=0.07, gt=0, description="tau of formula 4.1")
+    modality_dropout: float = Field(default=0.5, ge=0, lt=1, description="probability that a product loses some modalities")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of encoders while they are fine-tuned")
+
+
+class ServingSection(_Section):
+    """How the exported repository is executed."""
+
+    max_batch_size: int = Field(default=32, ge=1, le=1024)
+    queue_delay_us: int = Field(default=0, ge=0, description="how long a step waits for more requests to join a batch")
+    cpu_threads: int = Field(default=2, ge=1, description="threads of one operator in the cpu profile")
+
+
+class Recipe(_Section):
+    """All of it. Immutable; checked once, here."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    dimension: int = Field(default=128, ge=8, le=4096, description="length of the embedding")
+    seed: int = 7
+    data: DataSection
+    towers: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], Annotated[AnyEncoderConfig, Field(discriminator="encoder")]
+    ] = Field(min_length=1)
+    fusion: FusionConfig = AttentionConfig()
+    similarity: SimilaritySection = SimilaritySection()
+    training: TrainingSection = TrainingSection()
+    serving: ServingSection = ServingSection()
+
+    def tower_modalities(self) -> dict[str, str]:
+        """Return tower name -> modality, in the recipe's order."""
+        return {name: tower.modality for name, tower in self.towers.items()}
+
+    def modalities(self) -> tuple[str, ...]:
+        """Return the modalities that have a tower, in the contract's order."""
+        return tuple(name for name in MODALITIES if name in self.tower_modalities().values())
+
+    def input_schema(self) -> InputSchema:
+        """Return how a product's record becomes the input of this recipe's towers."""
+        keys = [key for tower in self.towers.values() for key in getattr(tower, "keys", ())]
+        return InputSchema(text_fields=self.data.text_fields, attribute_keys=tuple(dict.fromkeys(keys)))
+
+    def digest(self) -> str:
+        """Return a SHA-256 of everything that shapes the trained weights (serving choices do not)."""
+        content = self.model_dump(mode="json", exclude={"serving"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a TOML file, or the name of a built-in recipe (``demo``).
+        overrides: ``dotted.key=value`` with a TOML value (a bare word is taken as a string), applied on top.
+
+    Raises:
+        RecipeError: the file is missing, is not TOML, or says something that is not allowed.
+    """
+    built_in = BUILT_IN / f"{path}.toml"
+    place = built_in if not path.is_file() and built_in.is_file() else path
+    try:
+        raw = tomllib.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        names = ", ".join(sorted(recipe.stem for recipe in BUILT_IN.glob("*.toml")))
+        raise RecipeError(f"no recipe {path}: give a TOML file or one of the built-in recipes: {names}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{place} cannot be read as a recipe: {error}") from error
+    for override in overrides:
+        _apply(raw, override)
+    return parse_recipe(raw, str(place))
+
+
+def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
+    """Check a recipe that was read from ``origin``.
+
+    Raises:
+        RecipeError: names each wrong key, its value and what is allowed.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise RecipeError("\n".join([f"{origin} is not a valid recipe:", *lines])) from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if part not in _UNION_TAGS)
+    value = problem["input"]
+    shown = "" if isinstance(value, dict | list | tuple) else f" (given: {value!r})"
+    return f"  {where or 'recipe'}: {problem['msg']}{shown}"
+
+
+def _tags(union: Any) -> set[str]:
+    return {next(iter(member.model_fields[key].annotation.__args__)) for member, key in union}
+
+
+# Pydantic puts the discriminator's value into the location; it is not a key of the file.
+_UNION_TAGS = _tags(
+    [(member, "encoder") for member in AnyEncoderConfig.__args__]  # type: ignore[attr-defined]
+    + [(member, "kind") for member in FusionConfig.__args__[0].__args__]  # type: ignore[attr-defined]
+)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise RecipeError(f"--set {override!r}: write dotted.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    place = raw
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {override!r}: {section} is not a section")
+    place[last] = value

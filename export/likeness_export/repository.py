@@ -1,0 +1,217 @@
+"""Triton's model repository: configurations rendered from protobuf, checked as a graph, written in one move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from likeness_client.contract import (
+    EMBEDDING,
+    LEFT,
+    MATRIX_MODEL,
+    MODALITY_WEIGHTS,
+    RIGHT,
+    SCHEMA_PARAMETER,
+    SIMILARITY_MODEL,
+    SPACE_PARAMETER,
+    embed_model,
+    encoder_model,
+    fusion_model,
+    modalities_of,
+    pair_model,
+    preprocess_model,
+    sided,
+    tower_embedding,
+    tower_error,
+)
+from tritonclient.grpc import model_config_pb2
+
+from likeness_export.networks.similarity import SCORES
+from likeness_export.pipeline import (
+    StepSpec,
+    encoder_networks,
+    fusion_networks,
+    preprocess_steps,
+    raw_input,
+    signatures,
+    similarity_network,
+    towers_of,
+)
+from likeness_export.recipe import Recipe
+from likeness_export.tensors import TensorSpec
+
+ModelConfig = model_config_pb2.ModelConfig
+VERSION = 1
+"""The version that every step is pinned to: an encoder and a fusion head of two trainings must never meet."""
+PROFILES = ("cpu", "onnx", "tensorrt")
+"""How the same repository can be executed; ``config.pbtxt`` is the ``onnx`` profile, the others lie in ``configs/``."""
+UNTRAINED = "untrained"
+"""The space of configurations that were rendered without weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedModel:
+    """The configurations of one model: ``default`` is ``config.pbtxt``, ``profiles`` go to ``configs/<profile>.pbtxt``."""
+
+    default: ModelConfig
+    profiles: Mapping[str, ModelConfig]
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yield (path inside the model's folder, text)."""
+        yield "config.pbtxt", text_format.MessageToString(self.default)
+        for profile, config in self.profiles.items():
+            yield f"configs/{profile}.pbtxt", text_format.MessageToString(config)
+
+
+def render(recipe: Recipe, space: str = UNTRAINED) -> dict[str, RenderedModel]:
+    """Render every model of a recipe's repository.
+
+    Args:
+        recipe: the recipe.
+        space: fingerprint of the embedding space, put into every configuration.
+
+    Returns:
+        Model name -> its configurations.
+    """
+    renderer = _Renderer(recipe, space)
+    return {model.default.name: model for model in renderer.models()}
+
+
+class _Renderer:
+    def __init__(self, recipe: Recipe, space: str) -> None:
+        self.recipe = recipe
+        self.space = space
+
+    def models(self) -> Iterator[RenderedModel]:
+        for step in preprocess_steps(self.recipe):
+            yield RenderedModel(default=self.python(self.step(step)), profiles={})
+        for step in (*encoder_networks(self.recipe), *fusion_networks(self.recipe)):
+            yield self.network(self.step(step))
+        yield self.network(self.pairs(similarity_network(self.recipe)))
+        yield self.network(self.blocks(similarity_network(self.recipe)))
+        for signature in signatures(self.recipe):
+            yield RenderedModel(default=self.embed(signature), profiles={})
+            yield RenderedModel(default=self.pair(signature), profiles={})
+
+    def bare(self, name: str, max_batch_size: int) -> ModelConfig:
+        config = ModelConfig(name=name, max_batch_size=max_batch_size)
+        config.parameters[SPACE_PARAMETER].string_value = self.space
+        return config
+
+    def step(self, spec: StepSpec) -> ModelConfig:
+        config = self.bare(spec.name, self.recipe.serving.max_batch_size)
+        _declare(config, spec.inputs, spec.outputs)
+        config.dynamic_batching.max_queue_delay_microseconds = self.recipe.serving.queue_delay_us
+        return config
+
+    def python(self, config: ModelConfig) -> ModelConfig:
+        config.backend = "python"
+        config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        return config
+
+    def network(self, config: ModelConfig) -> RenderedModel:
+        """Give an exported network its three ways of being executed."""
+        onnx, cpu, tensorrt = ModelConfig(), ModelConfig(), ModelConfig()
+        for copy in (onnx, cpu, tensorrt):
+            copy.CopyFrom(config)
+        onnx.platform = "onnxruntime_onnx"
+        tensorrt.platform = "tensorrt_plan"
+        cpu.parameters["cpu_threads"].string_value = str(self.recipe.serving.cpu_threads)
+        return RenderedModel(default=onnx, profiles={"cpu": self.python(cpu), "tensorrt": tensorrt})
+
+    def pairs(self, spec: StepSpec) -> ModelConfig:
+        """Pairs batch across requests: each is a block of one by one, whose two sizes the reshape takes away."""
+        config = self.bare(SIMILARITY_MODEL, self.recipe.serving.max_batch_size)
+        for tensor in spec.inputs:
+            entry = config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[self.recipe.dimension])
+            entry.reshape.shape.extend([1, self.recipe.dimension])
+        for tensor in spec.outputs:
+            config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[1]).reshape.shape.extend([1, 1])
+        config.dynamic_batching.max_queue_delay_microseconds = self.recipe.serving.queue_delay_us
+        return config
+
+    def blocks(self, spec: StepSpec) -> ModelConfig:
+        """Blocks fill a batch by themselves; Triton adds no batch dimension, the graph's own is spelt out."""
+        config = self.bare(MATRIX_MODEL, 0)
+        _declare(config, [_batched(tensor) for tensor in spec.inputs], [_batched(tensor) for tensor in spec.outputs])
+        return config
+
+    def embed(self, signature: str) -> ModelConfig:
+        """One product of this signature to its embedding: the towers side by side, then the fusion head."""
+        config = self.ensemble(embed_model(signature))
+        towers = towers_of(self.recipe, signature)
+        errors = [TensorSpec(tower_error(name), "BYTES", (1,)) for name in towers]
+        fusion = next(spec for spec in fusion_networks(self.recipe) if spec.signature == signature)
+        _declare(config, [raw_input(name) for name in modalities_of(signature)], [*fusion.outputs, *errors])
+        for name in towers:
+            tower = self.recipe.towers[name]
+            inner = {tensor.name: f"{name}_{tensor.name}" for tensor in tower.tensors()}
+            error = tower_error(name)
+            _add_step(config, preprocess_model(name), {tower.modality: tower.modality}, {**inner, error: error})
+            _add_step(config, encoder_model(name), inner, {tower_embedding(name): tower_embedding(name)})
+        vectors = {tower_embedding(name): tower_embedding(name) for name in towers}
+        _add_step(config, fusion_model(signature), vectors, {name: name for name in (EMBEDDING, MODALITY_WEIGHTS)})
+        return config
+
+    def pair(self, signature: str) -> ModelConfig:
+        """Two products of this signature to their scores, in one round trip."""
+        config = self.ensemble(pair_model(signature))
+        modalities, embed = modalities_of(signature), self.embed(signature)
+        reported = [entry for entry in embed.output if entry.name != EMBEDDING]
+        _declare(config, [raw_input(sided(side, name)) for side in (LEFT, RIGHT) for name in modalities], [])
+        for score in SCORES:
+            config.output.add(name=score, data_type=_TYPES["FP32"], dims=[1])
+        for side in (LEFT, RIGHT):
+            for entry in reported:
+                config.output.add(name=sided(side, entry.name), data_type=entry.data_type, dims=entry.dims)
+            outputs = {entry.name: sided(side, entry.name) for entry in embed.output}
+            _add_step(config, embed.name, {name: sided(side, name) for name in modalities}, outputs)
+        both = {side: sided(side, EMBEDDING) for side in (LEFT, RIGHT)}
+        _add_step(config, SIMILARITY_MODEL, both, {score: score for score in SCORES})
+        return config
+
+    def ensemble(self, name: str) -> ModelConfig:
+        config = self.bare(name, self.recipe.serving.max_batch_size)
+        config.platform = "ensemble"
+        config.parameters[SCHEMA_PARAMETER].string_value = self.recipe.input_schema().to_json()
+        return config
+
+
+_TYPES = {
+    "FP32": model_config_pb2.TYPE_FP32,
+    "INT64": model_config_pb2.TYPE_INT64,
+    "UINT8": model_config_pb2.TYPE_UINT8,
+    "BYTES": model_config_pb2.TYPE_STRING,
+}
+
+
+def _declare(config: ModelConfig, inputs: list[TensorSpec] | tuple[TensorSpec, ...], outputs: object) -> None:
+    for tensor in inputs:
+        config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=tensor.dims)
+    for tensor in outputs:
+        config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=tensor.dims)
+
+
+def _batched(tensor: TensorSpec) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.dims))
+
+
+def _add_step(config: ModelConfig, model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    step = config.ensemble_scheduling.step.add(model_name=model, model_version=VERSION)
+    step.input_map.update(inputs)
+    step.output_map.update(outputs)
+
+
+def write_configs(models: Mapping[str, RenderedModel], folder: Path) -> None:
+    """Write every model's configurations and an empty version folder for those that need nothing else."""
+    for name, model in models.items():
+        for path, text in model.files():
+            place = folder / name / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+        version = folder / name / str(VERSION)
+        version.mkdir(exist_ok=True)
+        if model.default.platform == "ensemble":
+            (version / ".gitkeep").touch()

@@ -1,0 +1,83 @@
+"""A run: the folder that training fills and evaluation and export read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from likeness_client.errors import InputError
+
+from likeness_export.files import write_text, written_aside
+from likeness_export.networks.product import ProductNetwork, build_network
+from likeness_export.recipe import Recipe, parse_recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths and contents of a run's folder.
+
+    ``recipe.json`` (the recipe with all its defaults), ``towers/<name>/`` (what preprocessing and building need),
+    ``features/`` (cache), ``checkpoint.pt`` (while training), ``weights.pt`` (when trained), ``log.jsonl`` (loss per epoch).
+    """
+
+    folder: Path
+
+    @property
+    def towers(self) -> Path:
+        """One prepared folder per tower."""
+        return self.folder / "towers"
+
+    @property
+    def features(self) -> Path:
+        """Cached features of frozen encoders."""
+        return self.folder / "features"
+
+    @property
+    def checkpoint(self) -> Path:
+        """State after the last finished epoch."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def weights(self) -> Path:
+        """All parameters of the trained network."""
+        return self.folder / "weights.pt"
+
+    @property
+    def log(self) -> Path:
+        """One JSON line per epoch."""
+        return self.folder / "log.jsonl"
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Store the recipe."""
+        write_text(self.folder / "recipe.json", recipe.model_dump_json(indent=1))
+
+    def read_recipe(self) -> Recipe:
+        """Return the recipe that the run was trained with.
+
+        Raises:
+            InputError: the folder is not a run.
+        """
+        place = self.folder / "recipe.json"
+        if not place.is_file():
+            raise InputError(f"{self.folder} is not a run: it has no recipe.json; train one with `likeness train`")
+        return parse_recipe(json.loads(place.read_text(encoding="utf-8")), str(place))
+
+    def read_network(self) -> tuple[Recipe, ProductNetwork]:
+        """Return the recipe and the trained network, in evaluation mode.
+
+        Raises:
+            InputError: the run is not trained to its end.
+        """
+        recipe = self.read_recipe()
+        if not self.weights.is_file():
+            raise InputError(f"{self.folder} is not trained to its end: run `likeness train` with its recipe again")
+        network = build_network(recipe, self.towers, None)
+        network.load_state_dict(torch.load(self.weights, weights_only=True))
+        return recipe, network.eval()
+
+    def write_weights(self, network: ProductNetwork) -> None:
+        """Store all parameters."""
+        with written_aside(self.weights) as aside:
+            torch.save(network.state_dict(), aside)

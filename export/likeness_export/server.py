@@ -1,0 +1,216 @@
+"""Starting a real tritonserver on a model repository, and stopping it without leaving anything behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from likeness_client.errors import InputError, LikenessError, MissingExtraError
+
+CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+_STOP_S = 20.0  # how long models may take to unload before the process group is killed
+
+
+class ServeError(LikenessError):
+    """The server cannot be started, or ended by itself; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How to serve.
+
+    Attributes:
+        repository: the model repository.
+        profile: ``cpu``, ``onnx`` or ``tensorrt``; empty: ``cpu`` with the server from pip, ``onnx`` with any other.
+        host: address to listen on; loopback unless told otherwise.
+        grpc_port: where clients connect.
+        http_port: HTTP endpoint, also for health checks.
+        metrics_port: Prometheus metrics.
+        ready_timeout_s: how long loading may take.
+        log_file: where the server's log goes; None: to standard error.
+    """
+
+    repository: Path
+    profile: str = ""
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    ready_timeout_s: float = 120.0
+    log_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Tritonserver:
+    """A server binary. ``package`` is the folder of the pip package that carries it, if one does."""
+
+    binary: Path
+    package: Path | None = None
+
+
+def find_tritonserver() -> Tritonserver:
+    """Find a server: the one on PATH, the container's, or the one inside the nvidia-pytriton package.
+
+    Raises:
+        MissingExtraError: there is none.
+    """
+    if on_path := shutil.which("tritonserver"):
+        return Tritonserver(Path(on_path))
+    if CONTAINER_SERVER.is_file():
+        return Tritonserver(CONTAINER_SERVER)
+    spec = importlib.util.find_spec("pytriton")  # not imported: that would load all of it
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        package = Path(place) / "tritonserver"
+        if (package / "bin" / "tritonserver").is_file():
+            return Tritonserver(package / "bin" / "tritonserver", package)
+    raise MissingExtraError("serve", "a tritonserver")
+
+
+@contextmanager
+def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server for the length of a block; it is ready when the block starts and gone when it ends.
+
+    Raises:
+        InputError: the repository is incomplete, or a port is taken.
+        ServeError: the server did not become ready.
+        MissingExtraError: there is no server.
+    """
+    server = find_tritonserver()
+    profile = config.profile or ("cpu" if server.package else "onnx")
+    check_repository(config.repository, profile)
+    for name in ("grpc_port", "http_port", "metrics_port"):
+        _check_port(config.host, name, getattr(config, name))
+    with tempfile.TemporaryDirectory(prefix="likeness-serve-") as runtime, _log(config.log_file) as log:
+        command, environment = _command(server, config, profile, Path(runtime))
+        # A process group of its own: Ctrl-C reaches this process only, which then stops the group in order.
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait_until_ready(process, config)
+            yield process
+        finally:
+            _stop(process)
+
+
+def check_repository(repository: Path, profile: str) -> None:
+    """Check that every model has the file that the profile executes.
+
+    Raises:
+        InputError: names the first model that cannot be served, and what to do.
+    """
+    if not repository.is_dir():
+        raise InputError(f"{repository} is not a folder; make a repository with `likeness export RUN --repository {repository}`")
+    models = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
+    if not models:
+        raise InputError(f"{repository} holds no models; make a repository with `likeness export RUN --repository DIR`")
+    for model in models:
+        if not (model / "configs").is_dir():
+            continue  # an ensemble, or a preprocessing step: the same in every profile
+        needed = {"cpu": ["model.py", "model.onnx"], "tensorrt": ["model.plan"]}.get(profile, ["model.onnx"])
+        for name in needed:
+            if not list(model.glob(f"[0-9]*/{name}")):
+                raise InputError(
+                    f"{model} has no {name}, which profile {profile} needs: export into it with "
+                    f"`likeness export RUN --repository {repository}`"
+                )
+
+
+def _check_port(host: str, name: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"port {port} on {host} cannot be used ({error.strerror}): choose another with {option}") from error
+
+
+def _command(server: Tritonserver, config: ServeConfig, profile: str, runtime: Path) -> tuple[list[str], dict[str, str]]:
+    command = [
+        str(server.binary),
+        f"--model-repository={config.repository.resolve()}",
+        f"--model-config-name={profile}",
+        f"--grpc-address={config.host}",
+        f"--grpc-port={config.grpc_port}",
+        f"--http-address={config.host}",
+        f"--http-port={config.http_port}",
+        f"--metrics-address={config.host}",
+        f"--metrics-port={config.metrics_port}",
+        "--exit-timeout-secs=10",
+    ]
+    environment = dict(os.environ)
+    # The python backend finds its packages through the `python3` on PATH, and this interpreter through its library.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    libraries = [str(sysconfig.get_config_var("LIBDIR")), environment.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    if server.package:
+        backend = runtime / "backends" / "python"
+        _link_python_backend(server.package, backend)
+        command += [f"--backend-directory={backend.parent}", f"--cache-directory={server.package / 'caches'}"]
+    return command, environment
+
+
+def _link_python_backend(package: Path, backend: Path) -> None:
+    """Make a folder of links: the stub of this Python must lie beside the backend, and site-packages is not ours to write."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = package / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServeError(f"the installed tritonserver has no python backend for Python {version}: use 3.11")
+    backend.mkdir(parents=True)
+    for path in [*(package / "backends" / "python").glob("*.*"), stub]:
+        (backend / path.name).symlink_to(path)
+
+
+@contextmanager
+def _log(path: Path | None) -> Iterator[int | None]:
+    if path is None:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as out:
+        yield out.fileno()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> None:
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    where = f"see {config.log_file}" if config.log_file else "see the log above"
+    deadline = time.monotonic() + config.ready_timeout_s
+    with InferenceServerClient(f"{config.host}:{config.grpc_port}") as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServeError(f"tritonserver ended with code {process.returncode} while it loaded the models: {where}")
+            try:
+                if client.is_server_ready(client_timeout=1.0):
+                    return
+            except InferenceServerException:
+                pass  # not listening yet
+            time.sleep(0.1)
+    raise ServeError(f"tritonserver was not ready after {config.ready_timeout_s:.0f} s: {where}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop the server and every process that it started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # model processes that outlived it, if any
+    except ProcessLookupError:
+        pass
+    process.wait()

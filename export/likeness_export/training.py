@@ -1,0 +1,238 @@
+"""Training: learn one space for all signatures of a recipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from likeness_client.errors import InputError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.files import write_text, written_aside
+from likeness_export.losses import contrastive, metric_loss
+from likeness_export.networks.product import ProductNetwork, build_network
+from likeness_export.positives import Positives, Rows, positives_of
+from likeness_export.recipe import Recipe
+from likeness_export.run import Run
+from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
+
+log = logging.getLogger(__name__)
+_WARM_UP = 0.06  # share of all steps in which the learning rate rises
+
+
+def train(recipe: Recipe, run: Run, data_root: Path) -> None:
+    """Train a recipe into a run's folder, or go on where an interrupted training stopped.
+
+    Args:
+        recipe: the recipe.
+        run: where to; a finished run of the same recipe is left as it is.
+        data_root: what the recipe's relative paths start from.
+
+    Raises:
+        InputError: the folder holds a run of another recipe, or the data cannot be used.
+    """
+    _claim(recipe, run)
+    if run.weights.is_file():
+        log.info("%s is already trained", run.folder)
+        return
+    catalogue = read_catalogue(data_root / recipe.data.products).of_splits(recipe.data.train_splits)
+    torch.manual_seed(recipe.seed)
+    trainer = _Trainer(recipe, run, catalogue, data_root)
+    trainer.fit()
+    run.write_weights(trainer.network)
+    run.checkpoint.unlink(missing_ok=True)
+
+
+def _claim(recipe: Recipe, run: Run) -> None:
+    if not (run.folder / "recipe.json").is_file():
+        run.write_recipe(recipe)
+    elif run.read_recipe().digest() != recipe.digest():
+        raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
+
+
+def prepare_towers(recipe: Recipe, run: Run, payloads: list[dict[str, bytes]], data_root: Path) -> None:
+    """Write every tower's folder, fitted on the training products.
+
+    Raises:
+        InputError: no training product has the modality of a tower.
+    """
+    for name, tower in recipe.towers.items():
+        items = [found[tower.modality] for found in payloads if tower.modality in found]
+        if not items:
+            raise InputError(f"towers.{name}: no training product has {tower.modality}")
+        tower.prepare(items, run.towers / name, data_root)
+
+
+class _Trainer:
+    """The state of one training."""
+
+    def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> None:
+        self.recipe, self.run = recipe, run
+        payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
+        prepare_towers(recipe, run, payloads, data_root)
+        self.network = build_network(recipe, run.towers, data_root)
+        ids = [product.product_id for product in catalogue.products]
+        self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, payloads, ids)
+        self.features = {
+            name: torch.from_numpy(cached_features(self.inputs[name], self.network.tower(name).encoder, tower, run.features))
+            for name, tower in recipe.towers.items()
+            if tower.freeze
+        }
+        self.present = present_modalities(self.network, self.inputs)
+        self.positives: Positives = positives_of(recipe, catalogue, data_root)
+        self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.training.weight_decay)
+
+    def _parameter_groups(self) -> list[dict[str, object]]:
+        encoders = {name: self.network.tower(name).encoder for name in self.recipe.towers}
+        for name, encoder in encoders.items():
+            encoder.requires_grad_(not self.recipe.towers[name].freeze)
+        groups: list[dict[str, object]] = [
+            {"params": list(encoder.parameters()), "lr": self.recipe.towers[name].learning_rate}
+            for name, encoder in encoders.items()
+            if not self.recipe.towers[name].freeze
+        ]
+        inside = {id(parameter) for encoder in encoders.values() for parameter in encoder.parameters()}
+        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
+        return [*groups, {"params": rest, "lr": self.recipe.training.learning_rate}]
+
+    def fit(self) -> None:
+        """Run all epochs that are left."""
+        epochs = self.recipe.training.epochs
+        # Every epoch draws from its own seed: a resumed training takes the very steps of an uninterrupted one.
+        per_epoch = len(list(self.positives.batches(np.random.default_rng(0))))
+        schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(epochs * per_epoch))
+        first = self._restore(schedule)
+        with _progress() as progress:
+            task = progress.add_task("training", total=epochs, completed=first, loss=float("nan"))
+            for epoch in range(first, epochs):
+                started = time.perf_counter()
+                loss = self._epoch(epoch, schedule)
+                self._save(epoch, schedule)
+                self._log(epoch, loss, time.perf_counter() - started)
+                progress.update(task, advance=1, loss=loss)
+
+    def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
+        torch.manual_seed(self.recipe.seed * 100_003 + epoch)
+        losses = []
+        self.network.train()
+        for rows in self.positives.batches(np.random.default_rng([self.recipe.seed, epoch])):
+            loss = self._loss(rows)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+    def _loss(self, rows: Rows) -> Tensor:
+        training = self.recipe.training
+        vectors, present = self._vectors(rows), self.present[rows]
+        # Every product is embedded twice, with all it has and with a random part of it: one space for all signatures.
+        whole, _ = self.network.fuse(vectors, present)
+        part, _ = self.network.fuse(vectors, drop_modalities(present, training.modality_dropout))
+        embeddings = torch.cat([whole, part])  # (2n, d)
+        alike = [mask | torch.eye(len(rows), dtype=torch.bool) for mask in self.positives.alike(rows)]
+        notions = [contrastive(embeddings, mask.repeat(2, 2), training.temperature) for mask in alike]
+        return torch.stack(notions).mean() + metric_loss(self.network.metric, embeddings, alike[-1].repeat(2, 2))
+
+    def _vectors(self, rows: Rows) -> Tensor:
+        """Return the towers' vectors of a batch, FP32 [n, t, d]; zeros where a product lacks the modality."""
+        columns = []
+        for name, inputs in self.inputs.items():
+            tower, there = self.network.tower(name), inputs.present[rows]
+            if name in self.features:
+                found = tower.project(self.features[name][rows[there]])
+            elif there.any():
+                tensors = tower.encoder.augment(*inputs.batch(rows[there]))
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
+                    features = tower.encoder(*tensors)
+                found = tower.project(features.float())
+            else:
+                found = torch.zeros(0, self.recipe.dimension)
+            blank = torch.zeros(len(rows), self.recipe.dimension)
+            columns.append(blank.index_put((torch.from_numpy(np.flatnonzero(there)),), found))
+        return torch.stack(columns, 1)
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        """Return the parameters that training changes; frozen encoders are reloaded from their source."""
+        frozen = tuple(f"towers.{name}.encoder." for name in self.features)
+        return {key: value for key, value in self.network.state_dict().items() if not key.startswith(frozen)}
+
+    def _save(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+        state = {
+            "epoch": epoch,
+            "network": self._trained_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        with written_aside(self.run.checkpoint) as aside:
+            torch.save(state, aside)
+
+    def _restore(self, schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
+        """Load the checkpoint if there is one; return the next epoch."""
+        if not self.run.checkpoint.is_file():
+            write_text(self.run.log, "")
+            return 0
+        state = torch.load(self.run.checkpoint, weights_only=True)
+        self.network.load_state_dict(state["network"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        log.info("going on after epoch %d", state["epoch"] + 1)
+        return int(state["epoch"]) + 1
+
+    def _log(self, epoch: int, loss: float, seconds: float) -> None:
+        with self.run.log.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
+
+
+def present_modalities(network: ProductNetwork, inputs: dict[str, TowerInputs]) -> Tensor:
+    """Return BOOL [n, m]: the modalities that each product has, all towers of a modality taken together."""
+    columns = []
+    for modality in network.modalities:
+        towers = [name for name, belongs in network.tower_modalities.items() if belongs == modality]
+        columns.append(np.logical_and.reduce([inputs[name].present for name in towers]))
+    return torch.from_numpy(np.stack(columns, 1))
+
+
+def drop_modalities(present: Tensor, probability: float) -> Tensor:
+    """Let some products lose some of their modalities, never the last one.
+
+    Args:
+        present: BOOL [n, m], what they have.
+        probability: how many products are touched at all; those keep each modality with probability one half.
+    """
+    chance = torch.rand(present.shape).masked_fill(~present, -1.0)
+    # The modality with the highest draw always stays, so that nothing is left empty.
+    kept = (chance > 0.5) | (chance == chance.amax(1, keepdim=True))
+    touched = torch.rand(len(present), 1) < probability
+    return present & (kept | ~touched)
+
+
+def _schedule(steps: int) -> object:
+    warm = max(1, round(_WARM_UP * steps))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warm) / max(1, steps - warm)))))
+
+    return factor
+
+
+def _progress() -> Progress:
+    columns: Iterable[object] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs, loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns)  # type: ignore[arg-type]

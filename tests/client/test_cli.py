@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import likeness_client
+import pytest
+import typer
+from likeness_client import Embeddings, cli
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Endpoint
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["likeness", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "products.jsonl"
+    lines = [json.dumps({"product_id": f"p{i}", "title": f"title {i}"}) for i in range(25)]
+    lines[3], lines[7] = "{broken", json.dumps({"product_id": "p7"})
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"likeness {likeness_client.__version__}\n"
+
+
+def test_embed_goes_on_past_what_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path, suffix: str
+) -> None:
+    out = file.with_suffix(suffix)
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "10")
+    assert run(monkeypatch, *arguments) == 0
+    said = capsys.readouterr()
+    assert "23 products embedded" in said.err
+    assert "2 failed:" in said.err
+    assert f"{file}:4: not JSON" in said.err
+    assert "product 6 ('p7'): has none of" in said.err
+    assert said.out == ""
+    written = Embeddings.load(out)
+    assert len(written) == 24
+    assert list(written.errors) == [6]
+    assert run(monkeypatch, *arguments, "--strict") == 1
+
+
+def test_embed_names_ten_failures_and_counts_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "bad.jsonl", tmp_path / "out.npz"
+    path.write_text("{}\n" * 15)
+    assert run(monkeypatch, "embed", str(path), "--out", str(out), "--server", endpoint.address) == 1
+    said = capsys.readouterr().err
+    assert said.count("has none of") == 10
+    assert "and 5 more" in said
+    assert "nothing was written" in said
+    assert not out.exists()
+
+
+def test_embed_refuses_before_it_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path
+) -> None:
+    assert run(monkeypatch, "embed", str(file), "--out", "vectors.csv") == 1
+    assert capsys.readouterr().err == "vectors.csv: embeddings are kept as .npz or .parquet, by suffix\n"
+    assert run(monkeypatch, "embed", str(file.with_name("none.jsonl")), "--out", "a.npz") == 2
+
+
+def test_compare_shows_scores_and_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "image.png").write_bytes(b"png")
+    other = tmp_path / "product.json"
+    other.write_text(json.dumps({"title": "b", "images": ["image.png"]}, indent=2))
+    assert run(monkeypatch, "compare", '{"title": "a"}', str(other), "--server", endpoint.address) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines if line] == ["cosine", "euclidean", "learned", "weights", "left", "right"]
+    assert lines[-3:] == [["weights", "text", "image"], ["left", "1.000", "-"], ["right", "0.333", "0.667"]]
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        ("none.json", "left: cannot read none.json: No such file"),
+        ("{broken", "left: not JSON"),
+        ('{"title": 1}', "'title' must be a string"),
+        ("{}", "left product: has none of text, image, attributes"),
+    ],
+)
+def test_compare_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    endpoint: Endpoint,
+    left: str,
+    message: str,
+) -> None:
+    assert run(monkeypatch, "compare", left, '{"title": "b"}', "--server", endpoint.address) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+class FakeEntry:
+    """An entry point that gives a command, or fails to load."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.module = "likeness_export.cli"
+        self._error = error
+
+    def __lt__(self, other: FakeEntry) -> bool:
+        return False
+
+    def load(self) -> typer.Typer:
+        if self._error:
+            raise self._error
+        added = typer.Typer()
+
+        @added.command()
+        def fail(how: str) -> None:
+            raise {"torch": ModuleNotFoundError("no torch", name="torch._C"), "stop": KeyboardInterrupt()}[how]
+
+        return added
+
+
+@pytest.fixture
+def fresh_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.app, "registered_groups", [])
+
+
+@pytest.mark.usefixtures("fresh_app")
+def test_commands_of_other_packages_are_merged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "entry_points", lambda group: [FakeEntry()] if group == cli.COMMAND_GROUP else [])
+    assert run(monkeypatch, "fail", "torch") == 1
+    assert capsys.readouterr().err == "`torch` is missing: pip install 'likeness[export]'\n"
+    assert run(monkeypatch, "fail", "stop") == 130
+
+
+@pytest.mark.usefixtures("fresh_app")
+def test_a_command_that_could_not_be_loaded_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = FakeEntry(ModuleNotFoundError("no torch", name="torch"))
+    monkeypatch.setattr(cli, "entry_points", lambda group: [broken])  # noqa: ARG005
+    assert run(monkeypatch, "train") == 2
+    assert "likeness_export are not available: `torch` is missing: pip install" in capsys.readouterr().err
+    assert run(monkeypatch, "compare") == 2
+    assert "not available" not in capsys.readouterr().err

@@ -1,0 +1,235 @@
+"""Both clients against the same gRPC server; each test runs for both."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc  # type: ignore[import-untyped]  # ships no types
+import numpy as np
+import pytest
+from likeness_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    InputError,
+    LikenessError,
+    Metric,
+    ModelNotFoundError,
+    Product,
+    ServerError,
+    ServerUnavailableError,
+)
+from numpy.typing import NDArray
+from tritonclient.grpc import InferenceServerClient
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Endpoint
+
+BATCH = [Product(product_id=str(i), title=f"title {i}") for i in range(30)]
+
+
+class AsyncInSync:
+    """`AsyncClient` with the calls of `Client`, so that one test can run for both."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            async def awaited() -> Any:
+                answer: Awaitable[Any] = getattr(self._client, name)(*args, **kwargs)
+                return await answer
+
+            return self._runner.run(awaited())
+
+        return call
+
+    def __enter__(self) -> AsyncInSync:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._runner.close()
+
+
+@pytest.fixture(params=[Client, AsyncInSync], ids=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def client(kind: Any, endpoint: Endpoint) -> Iterator[Any]:
+    with kind(endpoint.address, timeout_s=10) as opened:
+        yield opened
+
+
+def test_answers_are_those_of_the_server(client: Any, endpoint: Endpoint) -> None:
+    fake = endpoint.servicer.fake
+    info = client.info()
+    assert info == fake.info
+    found = client.embed([*BATCH, Product()], on_error="return")
+    assert list(found.errors) == [30]
+    assert found.product_ids[:30] == tuple(product.product_id for product in BATCH)
+    scores = client.similarity(BATCH[:5], BATCH[5:10])
+    expected = np.einsum("nd,nd->n", found.vectors[:5], found.vectors[5:10])
+    np.testing.assert_allclose(scores.values, expected, atol=1e-6)
+    for metric in Metric:
+        values = client.similarity_matrix(BATCH[:3], found, metric=metric).values
+        assert values.shape == (3, 31)
+        assert np.isnan(values).sum() == 3
+    comparison = client.compare(BATCH[0], BATCH[5])
+    assert comparison.cosine == pytest.approx(expected[0], abs=1e-6)
+    assert comparison.left_weights == {"text": 1.0}
+
+
+def test_info_is_asked_once_and_again_when_a_model_is_gone(client: Any, endpoint: Endpoint) -> None:
+    client.embed(BATCH[:1])
+    gone = ["embed_text"]
+    endpoint.servicer.interfere = lambda _: grpc.StatusCode.NOT_FOUND if gone and gone.pop() else None
+    endpoint.servicer.fake.space = "space-2"
+    assert client.embed(BATCH[:1]).space == "space-2"
+    endpoint.servicer.interfere = lambda _: grpc.StatusCode.NOT_FOUND
+    with pytest.raises(ModelNotFoundError, match=rf"model 'embed_text' at {endpoint.address}: on purpose"):
+        client.embed(BATCH[:1])
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "large"])
+def test_grpc_retries_what_can_be_retried(client: Any, endpoint: Endpoint, size: int) -> None:
+    client.info()
+    codes = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
+    endpoint.servicer.interfere = lambda _: codes.pop() if codes else None
+    assert len(client.embed([Product(images=(b"x" * size,))])) == 1
+    assert codes == []
+
+
+def test_retries_end(kind: Any, endpoint: Endpoint) -> None:
+    calls: list[str] = []
+    endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.UNAVAILABLE  # type: ignore[func-returns-value]
+    with kind(endpoint.address, max_attempts=2) as client, pytest.raises(ServerUnavailableError, match="embed_text"):
+        client.embed(BATCH[:1])
+    assert len(calls) == 2
+
+
+def test_what_cannot_be_retried_is_not(client: Any, endpoint: Endpoint) -> None:
+    calls: list[str] = []
+    endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[func-returns-value]
+    with pytest.raises(ServerError, match=r"\[INVALID_ARGUMENT\]"):
+        client.embed(BATCH[:1])
+    assert len(calls) == 1
+
+
+def test_one_failed_call_fails_the_operation_and_frees_the_client(client: Any, endpoint: Endpoint) -> None:
+    client.info()
+    calls: list[str] = []
+
+    def second(name: str) -> grpc.StatusCode | None:
+        calls.append(name)
+        return grpc.StatusCode.INTERNAL if len(calls) == 2 else None
+
+    endpoint.servicer.interfere = second
+    with pytest.raises(ServerError, match=r"\[INTERNAL\]"):
+        client.embed(BATCH)
+    endpoint.servicer.interfere = lambda _: None
+    for _ in range(3):  # more calls than there are slots: none was lost
+        assert len(client.embed(BATCH)) == len(BATCH)
+
+
+def test_deadlines_hold(kind: Any, endpoint: Endpoint) -> None:
+    endpoint.servicer.delay_s = 1.0
+    with kind(endpoint.address, timeout_s=0.3) as client:
+        client.info()
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceededError, match="raise timeout_s"):
+            client.embed(BATCH[:1])
+        assert time.monotonic() - start < 0.9
+
+
+def test_no_server(kind: Any) -> None:
+    with kind("127.0.0.1:1", timeout_s=5) as client, pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1:1"):
+        client.embed([])
+
+
+def test_a_server_that_is_not_ready_says_so(client: Any, endpoint: Endpoint) -> None:
+    endpoint.servicer.index_state = "UNAVAILABLE"
+    with pytest.raises(ServerUnavailableError, match=f"server at {endpoint.address}: its models are not ready"):
+        client.info()
+    endpoint.servicer.index_state = "READY"
+    assert client.info().space == "space-1"
+
+
+def test_calls_in_flight_are_bounded(kind: Any, endpoint: Endpoint) -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+    answer = endpoint.servicer.fake.answer
+
+    def watched(call: Any) -> Any:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return answer(call)
+
+    endpoint.servicer.fake.answer = watched  # type: ignore[method-assign]
+    with kind(endpoint.address, max_concurrency=3) as client:
+        client.embed(BATCH)
+    assert 1 < most[0] <= 3
+
+
+def test_a_closed_client_says_so(client: Any) -> None:
+    client.info()
+    client.close()
+    client.close()
+    with pytest.raises(LikenessError, match="is closed"):
+        client.embed(BATCH[:1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"address": "http://localhost:8001"},
+        {"address": ""},
+        {"timeout_s": 0},
+        {"max_concurrency": 0},
+        {"max_attempts": 6},
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, Any]) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InputError):
+            kind(**arguments)
+
+
+def test_threads_share_a_client_and_get_their_own_answers(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    # tritonclient looks at `_verbose` between sending a call and attaching its callback; a pause there makes it certain
+    # that threads which are let in together swap their answers.
+    pause = property(lambda _: time.sleep(0.001), lambda _, value: None)  # noqa: ARG005
+    monkeypatch.setattr(InferenceServerClient, "_verbose", pause, raising=False)
+    with Client(endpoint.address, timeout_s=5) as client, ThreadPoolExecutor(8) as pool:
+        expected = client.embed(BATCH).vectors
+        found = list(pool.map(lambda product: client.embed([product]).vectors[0], BATCH))
+    np.testing.assert_array_equal(np.stack(found), expected)
+
+
+def test_tasks_share_a_client_and_get_their_own_answers(endpoint: Endpoint) -> None:
+    async def run() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        async with AsyncClient(endpoint.address) as client:
+            expected = (await client.embed(BATCH)).vectors
+            found = await asyncio.gather(*(client.embed([product]) for product in BATCH))
+            return expected, np.concatenate([one.vectors for one in found])
+
+    np.testing.assert_array_equal(*asyncio.run(run()))
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def methods(kind: type) -> dict[str, inspect.Signature]:
+        return {name: inspect.signature(found) for name, found in vars(kind).items() if not name.startswith("_")}
+
+    assert methods(Client) == methods(AsyncClient)

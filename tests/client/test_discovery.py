@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from likeness_client._discovery import discover, embed_models
+from likeness_client.contract import all_signatures
+from likeness_client.errors import ServerError, ServerUnavailableError, SpaceMismatchError
+from tritonclient.grpc import service_pb2
+
+if TYPE_CHECKING:
+    from tests.client.conftest import FakeServer
+
+
+def test_discovery_reads_what_the_server_offers(fake: FakeServer) -> None:
+    info = fake.info
+    assert info.space == "space-1"
+    assert info.modalities == ("text", "image", "attributes")
+    assert set(info.signatures) == set(all_signatures(info.modalities))
+    assert (info.dimension, info.max_batch_size) == (8, 4)
+    assert info.schema == fake.schema
+    assert info.error_outputs["text_image"] == ("text_error", "image_error")
+    assert info.towers == ("attributes", "image", "text")
+
+
+def test_order_of_inputs_in_a_config_does_not_matter(fake: FakeServer) -> None:
+    config = fake.config("text_image")
+    first, second = config.input[0].name, config.input[1].name
+    config.input[0].name, config.input[1].name = second, first
+    assert discover([config]).signatures == ("text_image",)
+
+
+def test_the_smallest_batch_of_all_ensembles_counts(fake: FakeServer) -> None:
+    configs = fake.configs()
+    configs[-1].max_batch_size = 0
+    assert discover(configs).max_batch_size == 1
+
+
+def test_two_spaces_are_a_half_rolled_repository(fake: FakeServer) -> None:
+    configs = fake.configs()
+    configs[0].parameters["space"].string_value = "space-2"
+    with pytest.raises(SpaceMismatchError, match=r"half-rolled repository.*space-1, space-2"):
+        discover(configs)
+
+
+@pytest.mark.parametrize("parameter", ["space", "input_schema"])
+def test_a_missing_parameter_is_named(fake: FakeServer, parameter: str) -> None:
+    configs = fake.configs()
+    for config in configs:
+        del config.parameters[parameter]
+    with pytest.raises(ServerError, match=f"has no parameter '{parameter}'"):
+        discover(configs)
+
+
+def test_a_config_off_the_contract_is_refused(fake: FakeServer) -> None:
+    configs = fake.configs()
+    configs[0].input[0].name = "smell"
+    with pytest.raises(ServerError, match="unknown modality"):
+        discover(configs)
+    configs = fake.configs()
+    configs[0].output[0].dims[0] = 9
+    with pytest.raises(ServerError, match="disagree on the shape of 'embedding'"):
+        discover(configs)
+    configs = fake.configs()
+    configs[0].parameters["input_schema"].string_value = "{}"
+    with pytest.raises(ServerError, match="'input_schema' that cannot be read"):
+        discover(configs)
+
+
+def test_the_index_names_the_ensembles() -> None:
+    index = service_pb2.RepositoryIndexResponse()
+    index.models.add(name="similarity", version="1", state="READY")
+    with pytest.raises(ServerError, match="not a Likeness server"):
+        embed_models(index.models)
+    with pytest.raises(ServerError, match="not a Likeness server"):
+        discover([])
+    index.models.add(name="embed_text", version="1", state="UNAVAILABLE", reason="out of memory")
+    with pytest.raises(ServerUnavailableError, match="not ready: out of memory"):
+        embed_models(index.models)
+    index.models.add(name="embed_image", version="1", state="READY")
+    index.models.add(name="embed_image", version="2", state="READY")
+    assert embed_models(index.models) == ["embed_image"]

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from likeness_client import _calls, _operations
+from likeness_client._calls import Call, Vector
+from likeness_client.contract import Metric, all_signatures
+from likeness_client.errors import BatchError, InputError, ProductError, ServerError, SpaceMismatchError
+from likeness_client.records import Product
+from likeness_client.results import Embeddings, ScoreMatrix, Scores
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tests.client.conftest import FakeServer
+
+METRICS = list(Metric)
+
+
+def text(title: str) -> Product:
+    return Product(product_id=f"id-{title}", title=title)
+
+
+def full(title: str) -> Product:
+    return Product(title=title, images=(b"image of " + title.encode(),), attributes={"colour": "red"})
+
+
+def embed(fake: FakeServer, *products: Product, on_error: _operations.OnError = "return") -> Embeddings:
+    return fake.drive(_operations.embed(products, None, on_error, fake.info))
+
+
+def pairs(
+    fake: FakeServer, left: list[Product], right: list[Product], metric: Metric = Metric.COSINE
+) -> tuple[Scores, Embeddings, Embeddings]:
+    """Return the scores, and what both sides embed to."""
+    found = fake.drive(_operations.similarity(left, right, metric, "return", fake.info))
+    apart = type(fake)()
+    return found, embed(apart, *left), embed(apart, *right)
+
+
+def matrix(
+    fake: FakeServer,
+    queries: list[Product] | Embeddings,
+    candidates: list[Product] | Embeddings,
+    metric: Metric = Metric.COSINE,
+    on_error: _operations.OnError = "return",
+) -> ScoreMatrix:
+    return fake.drive(_operations.similarity_matrix(queries, candidates, metric, on_error, fake.info))
+
+
+def reference(metric: Metric, left: Embeddings, right: Embeddings) -> NDArray[np.float64]:
+    a, b = left.vectors[:, None].astype(np.float64), right.vectors[None].astype(np.float64)
+    cosine = (a * b).sum(-1)
+    euclidean = np.sqrt(((a - b) ** 2).sum(-1))
+    values: dict[Metric, NDArray[np.float64]] = {
+        Metric.COSINE: cosine,
+        Metric.EUCLIDEAN: euclidean,
+        Metric.LEARNED: (1 + cosine) / 2,
+    }
+    return values[metric]
+
+
+products = st.builds(
+    Product,
+    title=st.sampled_from(["", "a", "b", "BAD", "long title"]),
+    images=st.sampled_from([(), (b"one",), (b"two",), (b"BAD",)]),
+    attributes=st.sampled_from([{}, {"colour": "red"}, {"colour": True}]),
+)
+
+
+@settings(deadline=None)
+@given(batch=st.lists(products, max_size=12))
+def test_a_batch_equals_its_products_one_by_one(new_fake: type[FakeServer], batch: list[Product]) -> None:
+    server = new_fake()
+    together = embed(server, *batch)
+    assert len(server.rounds) <= 1
+    assert set(together.signatures) <= {"", *all_signatures(("text", "image", "attributes"))}
+    assert together.vectors.shape == (len(batch), 8)
+    for index, product in enumerate(batch):
+        alone = embed(new_fake(), product)
+        np.testing.assert_array_equal(together.vectors[index], alone.vectors[0])
+        assert together.signatures[index] == alone.signatures[0]
+        assert together.modality_weights[index] == alone.modality_weights[0]
+        assert (index in together.errors) == bool(alone.errors)
+        assert np.isnan(together.vectors[index]).all() == bool(alone.errors)
+
+
+def test_groups_by_signature_and_splits_at_the_servers_batch(fake: FakeServer) -> None:
+    found = embed(fake, *(text(f"t{i}") for i in range(9)), *(full(f"f{i}") for i in range(2)))
+    assert sorted(fake.models) == ["embed_text"] * 3 + ["embed_text_image_attributes"]
+    assert len(fake.rounds) == 1
+    assert found.product_ids[3] == "id-t3"
+    assert found.signatures == ("text",) * 9 + ("text_image_attributes",) * 2
+    assert list(found.modality_weights[-1]) == ["text", "image", "attributes"]
+    assert sum(found.modality_weights[-1].values()) == pytest.approx(1)
+    assert found.space == "space-1"
+
+
+def test_equal_products_are_computed_once(fake: FakeServer) -> None:
+    found = embed(fake, text("a"), text("b"), Product(title=" a "), text("a"))
+    [[call]] = fake.rounds
+    assert sorted(call.inputs["text"][:, 0]) == [b"a", b"b"]
+    np.testing.assert_array_equal(found.vectors[[0, 0]], found.vectors[[2, 3]])
+
+
+def test_calls_are_bounded_in_bytes(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_calls, "MAX_CALL_BYTES", 10)
+    embed(fake, *(Product(images=(bytes([i]) * size,)) for i, size in enumerate([4, 4, 4, 30])))
+    assert sorted(len(call.inputs["image"]) for call in fake.rounds[0]) == [1, 1, 2]
+
+
+def test_failures_keep_to_themselves(fake: FakeServer) -> None:
+    found = embed(fake, text("a"), text("BAD b"), Product(product_id="empty"), text("c"))
+    assert list(found.errors) == [1, 2]
+    assert str(found.errors[1]) == "product 1 ('id-BAD b'), text: cannot be read"
+    assert str(found.errors[2]).startswith("product 2 ('empty'): has none of text, image, attributes")
+    assert found.signatures == ("text", "", "", "text")
+    assert found.modality_weights[1] == {}
+    assert np.isnan(found.vectors).any(axis=1).tolist() == [False, True, True, False]
+
+
+def test_failures_are_raised_with_the_partial_answer(fake: FakeServer) -> None:
+    with pytest.raises(BatchError, match="1 failed: product 1") as caught:
+        embed(fake, text("a"), text("BAD"), on_error="raise")
+    assert list(caught.value.errors) == [1]
+    assert isinstance(caught.value.result, Embeddings)
+    assert np.isfinite(caught.value.result.vectors[0]).all()
+
+
+def test_a_signature_that_the_server_lacks_fails_its_products_only(fake: FakeServer) -> None:
+    fake.signatures = ["text", "text_image"]
+    found = embed(fake, text("a"), Product(images=(b"i",)))
+    assert list(found.errors) == [1]
+    assert "does not embed 'image', only: text, text_image" in str(found.errors[1])
+
+
+def test_products_can_be_reduced_to_some_modalities(fake: FakeServer) -> None:
+    batch = [full("a"), Product(title="b", images=(b"BAD",)), Product(images=(b"c",))]
+    found = fake.drive(_operations.embed(batch, ("attributes", "text"), "return", fake.info))
+    assert found.signatures == ("text_attributes", "text", "")
+    assert "has none of text, attributes" in str(found.errors[2])
+    for modalities in ((), ("smell",)):
+        with pytest.raises(InputError, match="modalities must be some of text, image, attributes"):
+            fake.drive(_operations.embed(batch, modalities, "return", fake.info))
+
+
+def test_nothing_in_nothing_out(fake: FakeServer) -> None:
+    empty = embed(fake)
+    assert empty.vectors.shape == (0, 8)
+    assert len(pairs(fake, [], [])[0]) == 0
+    for metric in METRICS:
+        assert matrix(fake, [], [], metric).values.shape == (0, 0)
+        assert matrix(fake, empty, empty, metric).values.shape == (0, 0)
+    assert fake.rounds == []
+    assert matrix(fake, [text("a")], [], Metric.LEARNED).values.shape == (1, 0)
+    assert fake.models == ["embed_text"]
+
+
+def test_what_is_not_a_product_is_the_callers_mistake(fake: FakeServer) -> None:
+    with pytest.raises(InputError, match="item 0 is of type dict, not Product"):
+        embed(fake, {"title": "a"})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="on_error must be one of"):
+        embed(fake, text("a"), on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="metric must be one of"):
+        matrix(fake, [], [], "manhattan")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="equal length, got 1 and 0"):
+        pairs(fake, [text("a")], [])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_pairs_of_one_signature_take_one_round_trip(fake: FakeServer, metric: Metric) -> None:
+    left, right = [text(f"l{i}") for i in range(6)], [text(f"r{i}") for i in range(6)]
+    left[2], right[2] = full("l2"), full("r2")
+    found, a, b = pairs(fake, left, right, metric)
+    assert sorted(fake.models) == ["similarity_text"] * 2 + ["similarity_text_image_attributes"]
+    assert len(fake.rounds) == 1
+    np.testing.assert_allclose(found.values, np.diag(reference(metric, a, b)), atol=1e-6)
+    assert (found.metric, found.space, dict(found.errors)) == (metric, "space-1", {})
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_other_pairs_go_through_their_embeddings(fake: FakeServer, metric: Metric) -> None:
+    left = [text("a"), text("query"), text("query"), text("x"), text("same")]
+    right = [full("b"), text("c"), text("d"), text("y"), text("same")]
+    found, a, b = pairs(fake, left, right, metric)
+    first, second = ([call.model for call in calls] for calls in fake.rounds)
+    # Of "a", "b", "query", "c", "d" and "same" five are text; only x and y share a signature and occur once.
+    assert sorted(first) == ["embed_text"] * 2 + ["embed_text_image_attributes", "similarity_text"]
+    assert second == ["similarity"]
+    assert fake.rounds[1][0].outputs == (metric,)
+    np.testing.assert_allclose(found.values, np.diag(reference(metric, a, b)), atol=1e-6)
+
+
+def test_failed_sides_are_named_and_neighbours_keep_their_scores(fake: FakeServer) -> None:
+    left = [text("a"), text("BAD l"), text("c"), Product(), text("e"), text("BAD q")]
+    right = [text("A"), text("B"), text("BAD r"), text("D"), full("E"), full("F")]
+    found, a, b = pairs(fake, left, right)
+    assert list(found.errors) == [1, 2, 3, 5]
+    assert [error.side for error in found.errors.values()] == ["left", "right", "left", "left"]
+    assert str(found.errors[2]) == "right product 2 ('id-BAD r'), text: cannot be read"
+    expected = np.diag(reference(Metric.COSINE, a, b))
+    np.testing.assert_allclose(found.values[[0, 4]], expected[[0, 4]], atol=1e-6)
+    assert np.isnan(found.values[[1, 2, 3, 5]]).all()
+
+
+def test_comparison_has_every_metric_and_both_weights(fake: FakeServer) -> None:
+    for left, right in ((text("a"), text("b")), (text("a"), full("b"))):
+        found = fake.drive(_operations.compare(left, right, fake.info))
+        a, b = embed(type(fake)(), left), embed(type(fake)(), right)
+        for metric in METRICS:
+            assert getattr(found, metric) == pytest.approx(reference(metric, a, b)[0, 0], abs=1e-6)
+        assert found.left_weights == a.modality_weights[0]
+        assert found.right_weights == b.modality_weights[0]
+    assert len(fake.rounds) == 1 + 2
+    with pytest.raises(ProductError, match="right product: has none of") as caught:
+        fake.drive(_operations.compare(text("a"), Product(), fake.info))
+    assert caught.value.index is None
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_matrices_of_products_and_of_embeddings(fake: FakeServer, metric: Metric) -> None:
+    queries, candidates = [text("a"), full("b"), text("BAD")], [text("c"), Product(), text("a"), full("d")]
+    found = matrix(fake, queries, candidates, metric)
+    left, right = embed(type(fake)(), *queries), embed(type(fake)(), *candidates)
+    assert (list(found.query_errors), list(found.candidate_errors)) == ([2], [1])
+    assert [found.query_errors[2].side, found.candidate_errors[1].side] == ["query", "candidate"]
+    np.testing.assert_allclose(found.values, reference(metric, left, right), atol=1e-6)
+    assert fake.models.count("embed_text") == 1  # both sides are one batch
+    assert ("similarity_matrix" in fake.models) == (metric is Metric.LEARNED)
+    again = matrix(type(fake)(), left, right, metric, on_error="raise")  # gaps that the caller knows are not raised
+    np.testing.assert_array_equal(again.values, found.values)
+    assert list(again.query_errors) == [2]
+
+
+def test_new_failures_of_a_matrix_are_raised(fake: FakeServer) -> None:
+    with pytest.raises(BatchError) as caught:
+        matrix(fake, [text("a"), Product()], [Product(), text("b")], on_error="raise")
+    assert {index: error.side for index, error in caught.value.errors.items()} == {1: "query", 2: "candidate"}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 7), (1, 20), (20, 1), (9, 9)])
+def test_learned_blocks_are_bounded_and_complete(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, rows: int, columns: int
+) -> None:
+    monkeypatch.setattr(_calls, "MAX_CALL_CELLS", 6)
+    monkeypatch.setattr(_calls, "_BLOCK_SIDE", 2)
+    left = embed(type(fake)(), *(text(f"l{i}") for i in range(rows)))
+    right = embed(type(fake)(), *(text(f"r{i}") for i in range(columns)))
+    found = matrix(fake, left, right, Metric.LEARNED)
+    np.testing.assert_allclose(found.values, reference(Metric.LEARNED, left, right), atol=1e-6)
+    assert all(call.inputs["left"].shape[1] * call.inputs["right"].shape[1] <= 6 for call in fake.rounds[0])
+
+
+def test_equal_vectors_are_at_distance_zero(fake: FakeServer) -> None:
+    found = embed(fake, text("a"), text("b"))
+    assert np.diag(matrix(fake, found, found, Metric.EUCLIDEAN).values).max() < 1e-7
+    assert np.diag(matrix(fake, found, found).values).max() <= 1.0
+
+
+def test_spaces_are_not_mixed(fake: FakeServer) -> None:
+    other = type(fake)()
+    other.space = "space-2"
+    old = embed(other, text("a"))
+    for metric, candidates in ((Metric.COSINE, [text("b")]), (Metric.LEARNED, old)):
+        with pytest.raises(SpaceMismatchError, match="space-1, space-2"):
+            matrix(fake, old, candidates, metric)
+    assert fake.rounds == []
+    assert matrix(fake, old, old).space == "space-2"  # nothing of this server is needed
+
+
+def test_an_answer_off_the_contract_is_a_server_error(fake: FakeServer) -> None:
+    planned = _calls.embed_calls([_calls.Item("text", (b"a",))], fake.info)
+    [(call, batch)] = planned
+    answer = dict(fake.answer(call))
+    [found] = _calls.read_embeddings(call, answer, batch, fake.info)
+    assert isinstance(found, Vector)
+    for broken in ({**answer, "embedding": np.zeros((1, 3), np.float32)}, {"embedding": answer["embedding"]}):
+        with pytest.raises(ServerError, match="model 'embed_text': answered"):
+            list(_calls.read_embeddings(Call(call.model, call.inputs, call.outputs), broken, batch, fake.info))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from likeness_client.contract import MODALITIES, InputSchema
+from likeness_client.errors import InputError, ProductError
+from likeness_client.payloads import ENCODERS, payloads
+from likeness_client.records import ImageSource, Product, compose_text
+
+SCHEMA = InputSchema(attribute_keys=("colour", "price_usd"))
+any_text = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
+
+
+def encode(product: Product, schema: InputSchema = SCHEMA) -> dict[str, bytes]:
+    return payloads(product, schema, MODALITIES)
+
+
+def image(source: object) -> bytes:
+    return encode(Product(images=(source,)))["image"]  # type: ignore[arg-type]  # wrong types on purpose
+
+
+def test_every_modality_of_the_contract_has_an_encoder() -> None:
+    assert tuple(ENCODERS) == MODALITIES
+
+
+@given(title=any_text | st.binary(max_size=40), description=any_text)
+def test_text_is_valid_utf8_with_single_spaces(title: str | bytes, description: str) -> None:
+    product = Product(title=title, description=description, images=(b"image",))
+    data = encode(product).get("text")
+    composed = compose_text(product, SCHEMA.text_fields)
+    assert (data is None) == (composed == "")
+    if data is not None:
+        assert data.decode("utf-8") == composed
+        assert composed == " ".join(composed.split())
+
+
+def test_text_survives_broken_bytes() -> None:
+    assert encode(Product(title=b"caf\xe9 noir", description="half \ud83d"))["text"] == "caf� noir half ?".encode()
+
+
+def test_text_may_hold_attributes() -> None:
+    schema = InputSchema(text_fields=("attributes.colour", "title"))
+    assert encode(Product(title="shoe", attributes={"colour": "red"}), schema)["text"] == b"red shoe"
+
+
+def test_unknown_text_field_is_the_callers_mistake() -> None:
+    with pytest.raises(InputError, match="no text field 'brand'"):
+        compose_text(Product(title="a"), ("brand",))
+
+
+@given(st.dictionaries(st.sampled_from(["colour", "price_usd", "other"]), any_text | st.floats(allow_nan=False)))
+def test_attributes_are_canonical_json_of_the_schemas_keys(attributes: dict[str, str | float]) -> None:
+    if any(isinstance(value, float) and not np.isfinite(value) for value in attributes.values()):
+        with pytest.raises(ProductError, match="finite number"):
+            encode(Product(title="a", attributes={"colour": float("inf")}))
+        return
+    data = encode(Product(title="a", attributes=attributes)).get("attributes")
+    turned = dict(reversed(attributes.items()))
+    assert data == encode(Product(title="a", attributes=turned)).get("attributes")
+    if data is not None:
+        sent = json.loads(data)
+        assert sent
+        assert set(sent) <= set(SCHEMA.attribute_keys)
+        assert all(value != "" for value in sent.values())
+
+
+def test_equal_attributes_are_equal_bytes() -> None:
+    first = encode(Product(attributes={"price_usd": 52.0, "colour": " dark  red"}))
+    second = encode(Product(attributes={"colour": "dark red", "price_usd": np.float32(52)}))  # type: ignore[dict-item]
+    assert first == second == {"attributes": b'{"colour":"dark red","price_usd":52}'}
+
+
+@pytest.mark.parametrize("value", [True, None, [], float("nan"), 10**400])
+def test_an_attribute_that_is_neither_text_nor_number_fails(value: object) -> None:
+    with pytest.raises(ProductError, match="'colour' must be a string or a finite number") as caught:
+        encode(Product(product_id="p1", attributes={"colour": value}))  # type: ignore[dict-item]
+    assert caught.value.modality == "attributes"
+    assert caught.value.product_id == "p1"
+
+
+def test_blank_parts_are_absent() -> None:
+    with pytest.raises(ProductError, match="has none of text, image, attributes"):
+        encode(Product(title=" \n", description=b"", attributes={"colour": " ", "other": "x"}))
+
+
+def test_modalities_that_the_server_lacks_are_not_looked_at() -> None:
+    product = Product(title="a", images=(Path("missing.jpg"),))
+    assert payloads(product, SCHEMA, ("text",)) == {"text": b"a"}
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, 3, 4]), st.randoms(use_true_random=False))
+def test_pixels_become_pnm_without_loss(height: int, width: int, channels: int | None, random: object) -> None:
+    shape = (height, width) if channels is None else (height, width, channels)
+    seed = random.randrange(2**32)  # type: ignore[attr-defined]
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    if channels == 4:
+        pixels[..., 3] = 255  # opaque: nothing may change
+    magic, size, top, rest = image(pixels).split(b"\n", 3)
+    assert (magic, size, top) == (b"P5" if channels is None else b"P6", b"%d %d" % (width, height), b"255")
+    expected = pixels if channels is None else pixels[..., :3]
+    assert rest == expected.tobytes()
+
+
+def test_alpha_is_flattened_on_white() -> None:
+    pixels = np.array([[[10, 20, 30, 0], [0, 0, 0, 128]]], dtype=np.uint8)
+    assert image(pixels).endswith(bytes([255, 255, 255, 127, 127, 127]))
+
+
+def test_views_of_arrays_are_sent_as_they_look() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert image(pixels[:, ::-1]) == image(pixels[:, ::-1].copy())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((2, 2), np.float32), np.zeros((2, 2, 2), np.uint8), np.zeros((0, 2), np.uint8), np.zeros(3, np.uint8)],
+)
+def test_other_arrays_fail_and_say_what_is_accepted(array: ImageSource) -> None:
+    with pytest.raises(ProductError, match=r"must be uint8 \[h, w\], \[h, w, 3\] or \[h, w, 4\], found"):
+        image(array)
+
+
+def test_image_sources(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"jpeg")
+    assert image(path) == image(b"jpeg") == b"jpeg"
+    assert encode(Product(images=(b"main", b"other")))["image"] == b"main"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (Path("no/such.jpg"), "cannot read no/such.jpg: No such file"),
+        (Path("nul\0.jpg"), "cannot read"),
+        (Path(), "is not a file"),
+        (Path("/dev/zero"), "is not a file"),
+        (b"", "is empty"),
+        ("a.jpg", "expected a Path, bytes or a uint8 array, found str"),
+    ],
+)
+def test_images_that_cannot_be_read_fail(source: object, reason: str) -> None:
+    with pytest.raises(ProductError, match=reason) as caught:
+        image(source)
+    assert caught.value.modality == "image"
+
+
+def test_the_size_limit_names_size_limit_and_way_out(tmp_path: Path) -> None:
+    schema = InputSchema(max_bytes={"text": 10, "image": 10})
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x" * 11)
+    with pytest.raises(ProductError, match=r"image: 11 bytes, the server's limit is 10; send a smaller"):
+        encode(Product(images=(path,)), schema)
+    with pytest.raises(ProductError, match=r"text: 1,000 bytes, the server's limit is 10; shorten it"):
+        encode(Product(title="x" * 1000), schema)
+    assert encode(Product(title="x" * 10), schema)

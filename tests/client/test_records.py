@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from likeness_client.errors import InputError, RecordError
+from likeness_client.records import Product, field_value, read_jsonl, read_products, scan_products
+
+
+def test_a_record_becomes_a_product() -> None:
+    record = {
+        "product_id": "p1",
+        "title": "Shoe",
+        "description": None,
+        "attributes": {"colour": "red", "price_usd": 52.0, "gone": None},
+        "images": ["images/a.jpg"],
+        "fine_label": "Shoes",
+    }
+    assert Product.from_record(record, Path("base")) == Product(
+        product_id="p1",
+        title="Shoe",
+        attributes={"colour": "red", "price_usd": 52.0},
+        images=(Path("base/images/a.jpg"),),
+    )
+    assert Product.from_record({}, Path()) == Product()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("product_id", 7, "'product_id' must be a string, found a number"),
+        ("title", ["a"], "'title' must be a string, found a list"),
+        ("description", True, "'description' must be a string, found a boolean"),
+        ("attributes", "red", "'attributes' must be an object, found a string"),
+        ("attributes", {"colour": ["red"]}, r"'attributes\.colour' must be a string or a number, found a list"),
+        ("attributes", {"colour": True}, "found a boolean"),
+        ("attributes", {"price": float("nan")}, "found nan"),
+        ("images", "a.jpg", "'images' must be a list of paths"),
+        ("images", [1], "'images' must be a list of paths"),
+        ("images", [""], "'images' must be a list of paths"),
+    ],
+)
+def test_a_wrong_type_names_product_and_key(key: str, value: object, reason: str) -> None:
+    with pytest.raises(RecordError, match=reason) as caught:
+        Product.from_record({"product_id": "p1", key: value}, Path())
+    assert caught.value.source == ("" if key == "product_id" else "p1")
+
+
+LINES = [
+    b'\xef\xbb\xbf{"product_id": "a"}',
+    b"",
+    b"{broken",
+    b'{"title": "\xff"}',
+    b"[1]",
+    b'{"product_id": "b", "title": 1}',
+    b"null",
+    b"[" * 100_000,
+    b'{"product_id": "c", "title": "line\\u2028break"}',
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "products.jsonl"
+    path.write_bytes(b"\n".join(LINES))
+    return path
+
+
+def test_scanning_goes_on_past_bad_lines(file: Path) -> None:
+    items = list(scan_products(file))
+    errors = [item for item in items if isinstance(item, RecordError)]
+    assert [item[0].product_id for item in items if not isinstance(item, RecordError)] == ["a", "c"]
+    assert [error.line for error in errors] == [3, 4, 5, 6, 7, 8]
+    assert all(str(error).startswith(f"{file}:{error.line}: ") for error in errors)
+    reasons = ["not JSON", "not UTF-8", "found a list", "b: 'title' must be", "found null", "not JSON"]
+    assert all(reason in str(error) for reason, error in zip(reasons, errors, strict=True))
+
+
+def test_reading_stops_at_the_first_bad_line(file: Path) -> None:
+    products = read_products(file)
+    assert next(products)[1] == {"product_id": "a"}
+    with pytest.raises(RecordError, match=r"products\.jsonl:3: not JSON"):
+        next(products)
+    with pytest.raises(RecordError, match=r"products\.jsonl:3: not JSON"):
+        list(read_jsonl(file))
+
+
+def test_image_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "products.jsonl"
+    path.write_text(json.dumps({"images": ["a.jpg"]}))
+    [(product, record)] = read_products(path)
+    assert product.images == (tmp_path / "a.jpg",)
+    assert record == {"images": ["a.jpg"]}
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*none\.jsonl: No such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("title", "Shoe"),
+        ("attributes.baseColour", "red"),
+        ("attributes.dotted.key", "x"),
+        ("extra.mid_label", "m"),
+        ("extra.number", "3"),
+        ("category_path", "A/B"),
+        ("title+attributes.baseColour", "Shoe+red"),
+        ("title+missing", ""),
+        ("attributes.missing", ""),
+        ("title.missing", ""),
+        ("attributes", ""),
+    ],
+)
+def test_field_value(field: str, value: str) -> None:
+    record = {
+        "title": "Shoe",
+        "attributes": {"baseColour": "red", "dotted.key": "x"},
+        "extra": {"mid_label": "m", "number": 3},
+        "category_path": ["A", "B"],
+    }
+    assert field_value(record, field) == value

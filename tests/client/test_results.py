@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from likeness_client import _files
+from likeness_client.errors import InputError, MissingExtraError, ProductError, SpaceMismatchError
+from likeness_client.results import Embeddings
+
+
+def embeddings(space: str = "space-1") -> Embeddings:
+    return Embeddings(
+        vectors=np.array([[0.6, 0.8], [np.nan, np.nan], [1, 0]], dtype=np.float32),
+        modality_weights=({"text": 0.25, "image": 0.75}, {}, {"text": 1.0}),
+        signatures=("text_image", "", "text"),
+        product_ids=("a", "b\0", ""),
+        space=space,
+        errors={1: ProductError("is empty", "b\0", "image", 1)},
+    )
+
+
+def assert_equal(one: Embeddings, other: Embeddings) -> None:
+    np.testing.assert_array_equal(one.vectors, other.vectors)
+    assert one.vectors.dtype == other.vectors.dtype
+    names = ("modality_weights", "signatures", "product_ids", "space")
+    assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
+    assert {i: e.args for i, e in one.errors.items()} == {i: e.args for i, e in other.errors.items()}
+
+
+def test_files_hold_everything(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"vectors{suffix}"
+    path.write_text("old")
+    embeddings().save(path)
+    assert_equal(Embeddings.load(path), embeddings())
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    (other := tmp_path / "other").touch()
+    assert path.stat().st_mode == other.stat().st_mode  # not private, as temporary files are
+
+
+def test_empty_embeddings_keep_their_dimension(tmp_path: Path, suffix: str) -> None:
+    empty = Embeddings(
+        vectors=np.empty((0, 5), np.float32), modality_weights=(), signatures=(), product_ids=(), space="s"
+    )
+    empty.save(tmp_path / f"empty{suffix}")
+    assert Embeddings.load(tmp_path / f"empty{suffix}").vectors.shape == (0, 5)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "vectors.npz"
+    embeddings().save(path)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files, "_save_npz", full_disk)
+    with pytest.raises(InputError, match=r"cannot write .*No space left"):
+        embeddings("space-2").save(path)
+    assert Embeddings.load(path).space == "space-1"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_files_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"other{suffix}"
+    with pytest.raises(InputError, match="does not hold embeddings"):
+        Embeddings.load(path)
+    for content in (b"", b"nonsense"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="does not hold embeddings"):
+            Embeddings.load(path)
+
+
+@pytest.mark.usefixtures("with_pyarrow")
+def test_foreign_files_of_the_same_kind_are_refused(tmp_path: Path) -> None:
+    pa, pq = _files._pyarrow()
+    np.savez(tmp_path / "other.npz", x=np.zeros(1))
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    for name in ("other.npz", "other.parquet"):
+        with pytest.raises(InputError, match="does not hold embeddings"):
+            Embeddings.load(tmp_path / name)
+
+
+def test_paths_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path / "a.csv", tmp_path / "none" / "a.npz"):
+        with pytest.raises(InputError):
+            embeddings().save(path)
+    with pytest.raises(InputError, match=r"\.npz or \.parquet"):
+        Embeddings.load(tmp_path / "a.csv")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"likeness\[parquet\]"):
+        embeddings().save(tmp_path / "a.parquet")
+
+
+def test_concatenation_counts_positions_on() -> None:
+    joined = Embeddings.concatenate([embeddings(), embeddings()])
+    assert len(joined) == 6
+    assert {index: error.index for index, error in joined.errors.items()} == {1: 1, 4: 4}
+    with pytest.raises(SpaceMismatchError):
+        Embeddings.concatenate([embeddings(), embeddings("space-2")])
+    with pytest.raises(InputError, match="nothing"):
+        Embeddings.concatenate([])
