@@ -16,6 +16,7 @@ from likeness_client.records import Product, Record, field_value, scan_products
 from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
+_PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,12 @@ def read_catalogue(path: Path) -> Catalogue:
     return Catalogue(products=tuple(products), records=tuple(records))
 
 
-def read_pairs(path: Path, split: str, ids: Sequence[str]) -> list[tuple[int, int, int]]:
+def read_pairs(path: Path, splits: Sequence[str], ids: Sequence[str]) -> list[tuple[int, int, int]]:
     """Read labelled pairs.
 
     Args:
         path: CSV with the columns ``left_id``, ``right_id``, ``label`` (1: alike, 0: not) and ``split``.
-        split: the split to read.
+        splits: the splits to read.
         ids: product ids; pairs that name another product are left out and counted in the log.
 
     Returns:
@@ -100,18 +101,23 @@ def read_pairs(path: Path, split: str, ids: Sequence[str]) -> list[tuple[int, in
     rows = {product_id: row for row, product_id in enumerate(ids)}
     pairs, unknown = [], 0
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            for number, line in enumerate(csv.DictReader(lines), start=2):
-                if line["split"] != split:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            if missing := [name for name in _PAIR_COLUMNS if name not in (reader.fieldnames or ())]:
+                raise InputError(
+                    f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(_PAIR_COLUMNS)}"
+                )
+            for line in reader:
+                if line["split"] not in splits:
                     continue
                 if line["label"] not in ("0", "1"):
-                    raise InputError(f"{path}, line {number}: label {line['label']!r}, 0 or 1 is needed")
+                    raise InputError(f"{path}, line {reader.line_num}: label {line['label']!r}, 0 or 1 is needed")
                 if line["left_id"] in rows and line["right_id"] in rows:
                     pairs.append((rows[line["left_id"]], rows[line["right_id"]], int(line["label"])))
                 else:
                     unknown += 1
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a file of pairs (left_id, right_id, label, split): {error!r}") from error
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a file of pairs ({', '.join(_PAIR_COLUMNS)}): {error}") from error
     if unknown:
-        log.warning("%s: %d pairs of split %s name a product that is not in the catalogue", path, unknown, split)
+        log.warning("%s: %d pairs name a product that is not in the catalogue", path, unknown)
     return pairs

@@ -126,18 +126,22 @@ def serve(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes; what is already there is used again.")] = Path("runs/demo"),
-    grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where everything goes; what is already there is used again.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Render a catalogue, train, export, serve, query: the whole path, nothing downloaded."""
     from likeness_export.demo.tour import run_demo
 
     _log_to_terminal()
-    run_demo(out, grpc_port)
+    run_demo(out)
 
 
 def _log_to_terminal() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # Their progress reports drown ours.
-    for name in ("transformers", "torch.onnx", "onnxscript", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Show this project's messages, and of the libraries only warnings; their progress bars would drown ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("likeness_export").setLevel(logging.INFO)

@@ -133,8 +133,9 @@ def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
 def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:
     """Measure every signature.
 
-    The rows of single signatures use only products that have all of the recipe's modalities, each reduced to the signature:
-    so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses all products with what they have.
+    The rows of single signatures use only products that have all of the recipe's modalities, each reduced to the
+    signature: so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses all products with
+    what they have.
 
     Args:
         embedder: embeds ``catalogue``.

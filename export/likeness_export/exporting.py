@@ -1,4 +1,4 @@
-"""Export of a run: verified ONNX files, configurations, adapters, assets and a manifest, put in place as one repository."""
+"""Export of a run: verified ONNX files, configurations, adapters, assets and a manifest, moved into place together."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL, preprocess_model
 from likeness_client.errors import InputError
-from rich.progress import Progress
 
 from likeness_export.encoders.base import ASSETS
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
 from likeness_export.pipeline import networks
+from likeness_export.progress import each
 from likeness_export.recipe import Recipe
 from likeness_export.repository import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import check
@@ -29,14 +29,24 @@ from likeness_export.run import Run
 
 MANIFEST = "manifest.json"
 ADAPTERS = Path(__file__).parent / "serving"
-_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "tokenizers", "pillow", "numpy", "tritonclient")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tokenizers",
+    "pillow",
+    "numpy",
+    "tritonclient",
+)
 
 
 def export_run(run: Run, repository: Path) -> list[ExportReport]:
     """Export a trained run.
 
-    Everything is built beside ``repository`` and takes its place only when all of it is verified: a failed export leaves an
-    earlier repository as it was.
+    Everything is built beside ``repository`` and takes its place only when all of it is verified: a failed export
+    leaves an earlier repository as it was.
 
     Args:
         run: the trained run.
@@ -54,7 +64,7 @@ def export_run(run: Run, repository: Path) -> list[ExportReport]:
     space = fingerprint(recipe, run)
     models = render(recipe, space)
     check(models)
-    with _replaced(repository) as aside:
+    with replaced_repository(repository) as aside:
         write_configs(models, aside)
         write_adapters(recipe, models, aside)
         for tower in recipe.towers:
@@ -92,17 +102,12 @@ def fingerprint(recipe: Recipe, run: Run) -> str:
 
 def _export_networks(recipe: Recipe, network: ProductNetwork, folder: Path) -> list[ExportReport]:
     reports, failures = [], []
-    specs = networks(recipe)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("exporting", total=len(specs))
-        for spec in specs:
-            progress.update(task, description=f"exporting {spec.name}")
-            path = folder / spec.name / str(VERSION) / "model.onnx"
-            try:
-                reports.append(export_network(module_of(network, spec), spec, path, recipe.serving.max_batch_size))
-            except ExportError as error:
-                failures.append(str(error))
-            progress.advance(task)
+    for spec in each(networks(recipe), "exporting"):
+        path = folder / spec.name / str(VERSION) / "model.onnx"
+        try:
+            reports.append(export_network(module_of(network, spec), spec, path, recipe.serving.max_batch_size))
+        except ExportError as error:
+            failures.append(str(error))
     if failures:
         raise ExportError("\n".join(failures))
     graph = folder / SIMILARITY_MODEL / str(VERSION) / "model.onnx"
@@ -124,19 +129,31 @@ def _manifest(recipe: Recipe, space: str, folder: Path, reports: list[ExportRepo
 
 
 @contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``folder`` that takes its place when the block ends well."""
+def replaced_repository(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside a model repository that takes its place when the block ends well.
+
+    Raises:
+        InputError: there is a folder of something else.
+    """
+    folder = folder.resolve()
     if folder.exists() and not _is_repository(folder):
         raise InputError(f"{folder} is not an empty folder nor a model repository: choose another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    # In a container every process may have the same number: a killed export's leftovers have the same name.
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
         if folder.exists():
             folder.rename(old)
-        aside.rename(folder)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; it takes the place of ``path`` when the block ends well, and goes when not."""
+    """Give a temporary path beside ``path``; it takes the place of ``path`` if the block ends well, and goes if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -20,7 +20,8 @@ class Retrieval:
 
     Attributes:
         queries: how many those are.
-        recall_at: k -> share of queries with a relevant item among the first k (recall@k as metric learning uses it, hit@k).
+        recall_at: k -> share of queries with a relevant item among the first k (recall@k as metric learning uses it,
+            hit@k).
         mean_average_precision: mAP over the whole ranking.
         ndcg_at_10: nDCG@10 with binary relevance.
     """

@@ -27,7 +27,6 @@ from likeness_export.recipe import Recipe
 from likeness_export.tensors import TensorSpec
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class StepSpec:
     """One model of the repository that computes something.

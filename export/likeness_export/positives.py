@@ -1,4 +1,4 @@
-"""What makes two products alike in training: equal labels, or explicit pairs. Draws batches and says who belongs together."""
+"""What makes two products alike in training: equal labels or explicit pairs; draws batches accordingly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LabelPositives:
         self.groups = [rows for rows in members if len(rows) > 1]
         if len(self.groups) < 2:
             raise InputError(
-                f"only {len(self.groups)} label value is shared by two or more training products; contrast needs at least two"
+                f"{len(self.groups)} label values are shared by several training products; contrast needs at least two"
             )
         self.groups_per_batch = min(groups_per_batch, len(self.groups))
         self.group_size = group_size
@@ -58,7 +58,9 @@ class LabelPositives:
         for _ in range(self.batches_per_epoch):
             drawn = random.choice(len(self.groups), self.groups_per_batch, replace=False, p=weight / weight.sum())
             size = self.group_size
-            picks = [random.choice(g, min(size, len(g)), replace=False) for g in (self.groups[place] for place in drawn)]
+            picks = [
+                random.choice(g, min(size, len(g)), replace=False) for g in (self.groups[place] for place in drawn)
+            ]
             yield np.concatenate(picks)
 
     def alike(self, rows: Rows) -> list[Tensor]:
@@ -70,12 +72,12 @@ class LabelPositives:
 
 
 class PairPositives:
-    """Explicit pairs: those labelled 1 are alike. A batch draws positive pairs; all other labels among its products count too."""
+    """Explicit pairs: those labelled 1 are alike. A batch draws such pairs; the others among its products count too."""
 
     def __init__(self, pairs: Sequence[tuple[int, int, int]], products: int, pairs_per_batch: int) -> None:
         self.positive = np.array([(i, j) for i, j, label in pairs if label == 1], dtype=np.intp)
         if len(self.positive) < 2:
-            raise InputError(f"only {len(self.positive)} training pairs are labelled 1; contrast needs at least two")
+            raise InputError(f"{len(self.positive)} training pairs are labelled 1; contrast needs at least two")
         self.partners: list[set[int]] = [set() for _ in range(products)]
         for i, j in self.positive:
             self.partners[i].add(int(j))
@@ -94,16 +96,27 @@ class PairPositives:
         return [torch.from_numpy(mask)]
 
 
-def positives_of(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> Positives:
+def positives_of(
+    recipe: Recipe, catalogue: Catalogue, data_root: Path, usable: NDArray[np.bool_] | None = None
+) -> Positives:
     """Build what the recipe asks for.
+
+    Args:
+        recipe: the recipe.
+        catalogue: the training products.
+        data_root: what the recipe's relative paths start from.
+        usable: BOOL [n], the products that something can be read of; the others are never drawn. None: all of them.
 
     Raises:
         InputError: too few products are alike to learn from.
     """
     training = recipe.training
+    if usable is None:
+        usable = np.ones(len(catalogue), dtype=bool)
     if recipe.data.pairs:
         ids = [product.product_id for product in catalogue.products]
-        pairs = read_pairs(data_root / recipe.data.pairs, "train", ids)
+        pairs = read_pairs(data_root / recipe.data.pairs, recipe.data.train_splits, ids)
+        pairs = [pair for pair in pairs if usable[pair[0]] and usable[pair[1]]]
         return PairPositives(pairs, len(catalogue), training.groups_per_batch)
-    labels = [catalogue.labels(field) for field in recipe.data.labels]
+    labels = [np.where(usable, catalogue.labels(field), "") for field in recipe.data.labels]
     return LabelPositives(labels, training.groups_per_batch, training.group_size)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from likeness_client.contract import MODALITIES, InputSchema
 from likeness_client.errors import InputError
@@ -37,12 +38,17 @@ class DataSection(_Section):
         default=(),
         description="fields whose equality makes two products alike, the coarsest first; a + b means both",
     )
+    label_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(), description="how much each label counts in the loss; default: all the same"
+    )
     pairs: str | None = Field(default=None, description="CSV of left_id, right_id, label, split, instead of labels")
 
     @model_validator(mode="after")
     def _one_kind_of_positives(self) -> DataSection:
         if bool(self.labels) == bool(self.pairs):
             raise ValueError("give either labels or pairs")
+        if self.label_weights and len(self.label_weights) != len(self.labels):
+            raise ValueError(f"{len(self.label_weights)} label_weights for {len(self.labels)} labels")
         return self
 
 
@@ -61,7 +67,9 @@ class TrainingSection(_Section):
     learning_rate: float = Field(default=2e-3, gt=0, description="of projections, fusion head and learned metric")
     weight_decay: float = Field(default=0.01, ge=0)
     temperature: float = Field(default=0.07, gt=0, description="tau of formula 4.1")
-    modality_dropout: float = Field(default=0.5, ge=0, lt=1, description="probability that a product loses some modalities")
+    modality_dropout: float = Field(
+        default=0.5, ge=0, lt=1, description="probability that a product loses some modalities"
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of encoders while they are fine-tuned")
 
 
@@ -98,13 +106,14 @@ class Recipe(_Section):
 
     def input_schema(self) -> InputSchema:
         """Return how a product's record becomes the input of this recipe's towers."""
-        keys = [key for tower in self.towers.values() for key in getattr(tower, "keys", ())]
+        keys = [key for tower in self.towers.values() for key in tower.attribute_keys()]
         return InputSchema(text_fields=self.data.text_fields, attribute_keys=tuple(dict.fromkeys(keys)))
 
     def digest(self) -> str:
         """Return a SHA-256 of everything that shapes the trained weights (serving choices do not)."""
         content = self.model_dump(mode="json", exclude={"serving"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        # Not sorted: the order of the towers is the order of the fusion head's parameters.
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -145,21 +154,55 @@ def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
 
 
 def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if part not in _UNION_TAGS)
-    value = problem["input"]
+    """Return one line: the key as the file spells it, what is wrong with it, and what was given."""
+    keys, section = _locate(*problem["loc"])
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind.startswith("union_tag_"):
+        keys.append(context["discriminator"].strip("'"))
+        value = value.get(keys[-1], value)
+        known = "is not known" if kind == "union_tag_invalid" else "is missing"
+        text = f"{known}; allowed are: {', '.join(_MEMBERS[keys[0]])}"
+    elif kind == "extra_forbidden":
+        text = f"there is no such key; allowed here are: {', '.join(section.model_fields)}"
+    elif kind == "missing":
+        about = section.model_fields[keys[-1]].description if keys[-1] in section.model_fields else None
+        text = f"is missing ({about})" if about else "is missing"
+    else:
+        text = _WORDS.get(kind, re.sub(r"^\w+ should ", "must ", problem["msg"].removeprefix("Value error, ")))
     shown = "" if isinstance(value, dict | list | tuple) else f" (given: {value!r})"
-    return f"  {where or 'recipe'}: {problem['msg']}{shown}"
+    return f"  {'.'.join(keys)}: {text}{shown}"
 
 
-def _tags(union: Any) -> set[str]:
-    return {next(iter(member.model_fields[key].annotation.__args__)) for member, key in union}
+def _locate(head: str, *rest: str | int) -> tuple[list[str], type[BaseModel]]:
+    """Return a key as the file spells it, and the section that it stands in.
+
+    Pydantic puts the discriminator's value into the location behind the union that it chooses from; it is no key.
+    """
+    place = {"towers": 1, "fusion": 0}.get(head, len(rest))
+    section = Recipe.model_fields[head].annotation if rest else Recipe
+    if place < len(rest):
+        section = _MEMBERS[head].get(str(rest[place]))
+    keys = [head, *(str(part) for part in (*rest[:place], *rest[place + 1 :]))]
+    return keys, section if isinstance(section, type) and issubclass(section, BaseModel) else Recipe
 
 
-# Pydantic puts the discriminator's value into the location; it is not a key of the file.
-_UNION_TAGS = _tags(
-    [(member, "encoder") for member in AnyEncoderConfig.__args__]  # type: ignore[attr-defined]
-    + [(member, "kind") for member in FusionConfig.__args__[0].__args__]  # type: ignore[attr-defined]
-)
+def _members(union: Any, key: str) -> dict[str, type[BaseModel]]:
+    return {get_args(member.model_fields[key].annotation)[0]: member for member in get_args(union)}
+
+
+# Section -> what its discriminator may say -> the keys that then belong there.
+_MEMBERS = {
+    "towers": _members(AnyEncoderConfig, "encoder"),
+    "fusion": _members(get_args(FusionConfig)[0], "kind"),
+}
+# Pydantic speaks of Python's types; a recipe is TOML.
+_WORDS = {
+    "tuple_type": "must be a list",
+    "dict_type": "must be a section",
+    "model_type": "must be a section",
+    "model_attributes_type": "must be a section",
+    "too_short": "must not be empty",
+}
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -169,7 +212,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        value = text.strip()
     *sections, last = key.strip().split(".")
     place = raw
     for section in sections:

@@ -19,8 +19,8 @@ def retrieval_table(rows: Sequence[Row], title: str) -> None:
     """Print one table per label, one line per signature."""
     for label in dict.fromkeys(row.label for row in rows):
         table = Table(title=f"{title}, alike by {label}")
-        table.add_column("signature")
-        for column in ("queries", "recall@1", "recall@5", "recall@10", "mAP", "nDCG@10"):
+        table.add_column("signature", no_wrap=True)
+        for column in ("queries", "recall@1", "@5", "@10", "mAP", "nDCG@10"):
             table.add_column(column, justify="right")
         for row in rows:
             if row.label == label:
@@ -37,9 +37,9 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 def export_table(reports: Sequence[ExportReport]) -> None:
     """Print what was verified of every exported network."""
-    table = Table(title="exported networks, compared with eager torch")
-    table.add_column("network")
-    for column in ("MB", "seconds", "cases", "largest difference", "alone against batch"):
+    table = Table(title="largest difference to eager torch, and of a row alone to itself in a batch")
+    table.add_column("network", no_wrap=True)
+    for column in ("MB", "seconds", "cases", "max diff", "in batch"):
         table.add_column(column, justify="right")
     for report in reports:
         table.add_row(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from google.protobuf import text_format
 from likeness_client.contract import (
@@ -42,7 +43,7 @@ from likeness_export.pipeline import (
 from likeness_export.recipe import Recipe
 from likeness_export.tensors import TensorSpec
 
-ModelConfig = model_config_pb2.ModelConfig
+ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 VERSION = 1
 """The version that every step is pinned to: an encoder and a fusion head of two trainings must never meet."""
 PROFILES = ("cpu", "onnx", "tensorrt")
@@ -53,7 +54,7 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedModel:
-    """The configurations of one model: ``default`` is ``config.pbtxt``, ``profiles`` go to ``configs/<profile>.pbtxt``."""
+    """The configurations of one model: ``default`` is ``config.pbtxt``, ``profiles`` lie in ``configs/``."""
 
     default: ModelConfig
     profiles: Mapping[str, ModelConfig]
@@ -128,7 +129,9 @@ class _Renderer:
             entry = config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[self.recipe.dimension])
             entry.reshape.shape.extend([1, self.recipe.dimension])
         for tensor in spec.outputs:
-            config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[1]).reshape.shape.extend([1, 1])
+            config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[1]).reshape.shape.extend(
+                [1, 1]
+            )
         config.dynamic_batching.max_queue_delay_microseconds = self.recipe.serving.queue_delay_us
         return config
 
@@ -187,7 +190,7 @@ _TYPES = {
 }
 
 
-def _declare(config: ModelConfig, inputs: list[TensorSpec] | tuple[TensorSpec, ...], outputs: object) -> None:
+def _declare(config: ModelConfig, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:
     for tensor in inputs:
         config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=tensor.dims)
     for tensor in outputs:

@@ -18,8 +18,8 @@ class RepositoryError(RuntimeError):
 def check(models: Mapping[str, RenderedModel]) -> None:
     """Parse the rendered texts back and check them.
 
-    Every model of every profile has the same tensors; every ensemble's tensor has exactly one producer that stands before
-    its consumers; types and sizes agree along every edge; steps are pinned to a version; all share one space.
+    Every model of every profile has the same tensors; every ensemble's tensor has exactly one producer that stands
+    before its consumers; types and sizes agree along every edge; steps are pinned to a version; all share one space.
 
     Raises:
         RepositoryError: if not.
@@ -27,7 +27,7 @@ def check(models: Mapping[str, RenderedModel]) -> None:
     parsed = {name: _parse(model) for name, model in models.items()}
     faults = [fault for name, configs in parsed.items() for fault in _check_profiles(name, configs)]
     defaults = {name: configs[0] for name, configs in parsed.items()}
-    spaces = {config.parameters[SPACE_PARAMETER].string_value for config in defaults.values()}
+    spaces = {config.parameters[SPACE_PARAMETER].string_value for configs in parsed.values() for config in configs}
     if len(spaces) != 1:
         faults.append(f"the models belong to {len(spaces)} spaces: {sorted(spaces)}")
     for config in defaults.values():
@@ -70,7 +70,7 @@ def _check_ensemble(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) ->
             tensor = step.input_map.get(entry.name, "")
             used.add(tensor)
             if tensor not in known:
-                yield f"{where}: {tensor or entry.name!r} has no producer before this step"
+                yield f"{where}: {tensor or entry.name} has no producer before this step"
             elif fault := _mismatch(known[tensor], entry):
                 yield f"{where}: {tensor}: {fault}"
         produced = {entry.name: entry for entry in model.output}

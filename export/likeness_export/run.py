@@ -19,7 +19,8 @@ class Run:
     """Paths and contents of a run's folder.
 
     ``recipe.json`` (the recipe with all its defaults), ``towers/<name>/`` (what preprocessing and building need),
-    ``features/`` (cache), ``checkpoint.pt`` (while training), ``weights.pt`` (when trained), ``log.jsonl`` (loss per epoch).
+    ``features/`` (cache), ``checkpoint.pt`` (while training), ``weights.pt`` (when trained), ``log.jsonl`` (loss per
+    epoch).
     """
 
     folder: Path

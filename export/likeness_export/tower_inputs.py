@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
 from likeness_export.files import written_aside
+from likeness_export.progress import each
 
 log = logging.getLogger(__name__)
 _CHUNK = 64
@@ -51,7 +51,7 @@ class TowerInputs:
 
     def _read_all(self, product_ids: Sequence[str]) -> None:
         rows = np.flatnonzero(self.present)
-        for start in track(range(0, len(rows), _CHUNK), f"reading {self.name}", transient=True):
+        for start in each(range(0, len(rows), _CHUNK), f"reading {self.name}"):
             chunk = rows[start : start + _CHUNK]
             tensors, errors = self.preprocessor([self.items[row] for row in chunk])
             for name, kept in self._fixed.items():
@@ -75,14 +75,17 @@ class TowerInputs:
         features = np.zeros((len(self.items), encoder.feature_dim), np.float32)
         # Neighbours of equal length waste no padding.
         rows = sorted(np.flatnonzero(self.present), key=lambda row: len(self.items[row] or b""))
-        for start in track(range(0, len(rows), _CHUNK), f"encoding {self.name}", transient=True):
+        for start in each(range(0, len(rows), _CHUNK), f"encoding {self.name}"):
             chunk = np.array(rows[start : start + _CHUNK])
             features[chunk] = encoder(*self.batch(chunk)).numpy()
         return features
 
 
 def read_inputs(
-    towers: Mapping[str, EncoderConfig], folder: Path, payloads: Sequence[Mapping[str, bytes]], product_ids: Sequence[str]
+    towers: Mapping[str, EncoderConfig],
+    folder: Path,
+    payloads: Sequence[Mapping[str, bytes]],
+    product_ids: Sequence[str],
 ) -> dict[str, TowerInputs]:
     """Read the inputs of all towers.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from likeness_client.errors import InputError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from likeness_export.catalogue import Catalogue, read_catalogue
@@ -19,6 +18,7 @@ from likeness_export.files import write_text, written_aside
 from likeness_export.losses import contrastive, metric_loss
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.positives import Positives, Rows, positives_of
+from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
@@ -109,14 +109,14 @@ class _Trainer:
         per_epoch = len(list(self.positives.batches(np.random.default_rng(0))))
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(epochs * per_epoch))
         first = self._restore(schedule)
-        with _progress() as progress:
-            task = progress.add_task("training", total=epochs, completed=first, loss=float("nan"))
+        with stages("epochs", "loss") as progress:
+            task = progress.add_task("training", total=epochs, completed=first, loss="")
             for epoch in range(first, epochs):
                 started = time.perf_counter()
                 loss = self._epoch(epoch, schedule)
                 self._save(epoch, schedule)
                 self._log(epoch, loss, time.perf_counter() - started)
-                progress.update(task, advance=1, loss=loss)
+                progress.update(task, advance=1, loss=f"{loss:.4f}")
 
     def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
@@ -140,8 +140,10 @@ class _Trainer:
         part, _ = self.network.fuse(vectors, drop_modalities(present, training.modality_dropout))
         embeddings = torch.cat([whole, part])  # (2n, d)
         alike = [mask | torch.eye(len(rows), dtype=torch.bool) for mask in self.positives.alike(rows)]
-        notions = [contrastive(embeddings, mask.repeat(2, 2), training.temperature) for mask in alike]
-        return torch.stack(notions).mean() + metric_loss(self.network.metric, embeddings, alike[-1].repeat(2, 2))
+        notions = torch.stack([contrastive(embeddings, mask.repeat(2, 2), training.temperature) for mask in alike])
+        weights = torch.tensor(self.recipe.data.label_weights or [1.0] * len(alike))
+        contrast = (weights * notions).sum() / weights.sum()
+        return contrast + metric_loss(self.network.metric, embeddings, alike[-1].repeat(2, 2))
 
     def _vectors(self, rows: Rows) -> Tensor:
         """Return the towers' vectors of a batch, FP32 [n, t, d]; zeros where a product lacks the modality."""
@@ -216,7 +218,7 @@ def drop_modalities(present: Tensor, probability: float) -> Tensor:
     return present & (kept | ~touched)
 
 
-def _schedule(steps: int) -> object:
+def _schedule(steps: int) -> Callable[[int], float]:
     warm = max(1, round(_WARM_UP * steps))
 
     def factor(step: int) -> float:
@@ -225,14 +227,3 @@ def _schedule(steps: int) -> object:
         return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warm) / max(1, steps - warm)))))
 
     return factor
-
-
-def _progress() -> Progress:
-    columns: Iterable[object] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs, loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns)  # type: ignore[arg-type]

@@ -37,7 +37,6 @@ class Encoder(nn.Module, ABC):
         """Return a random variation of the tensors, for training; by default none."""
         return tensors
 
-
     def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:
         """Draw valid random inputs, for tracing and verification.
 
@@ -61,12 +60,20 @@ class EncoderConfig(BaseModel, ABC):
     modality: ClassVar[str]
     preprocessing: ClassVar[ModuleType]
 
-    freeze: bool = Field(default=True, description="keep the encoder as it is and cache its features; only its projection learns")
-    learning_rate: float = Field(default=1e-4, gt=0, description="of the encoder's own parameters, when it is not frozen")
+    freeze: bool = Field(
+        default=True, description="keep the encoder as it is and cache its features; only its projection learns"
+    )
+    learning_rate: float = Field(
+        default=1e-4, gt=0, description="of the encoder's own parameters, when it is not frozen"
+    )
 
     @abstractmethod
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Describe the tensors that the preprocessing puts out and the network takes, in order."""
+
+    def attribute_keys(self) -> tuple[str, ...]:
+        """Return the attributes that the preprocessing reads; callers send no others."""
+        return ()
 
     @abstractmethod
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:

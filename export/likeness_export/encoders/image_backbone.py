@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,8 +25,8 @@ _HALF = (0.5, 0.5, 0.5)
 class ImageBackboneConfig(EncoderConfig):
     """``encoder = "vision"``."""
 
-    modality = "image"
-    preprocessing = image
+    modality: ClassVar[str] = "image"
+    preprocessing: ClassVar[ModuleType] = image
 
     encoder: Literal["vision"]
     source: str = Field(description="directory, package or hub name of a Hugging Face vision network")
@@ -50,7 +51,8 @@ class ImageBackboneConfig(EncoderConfig):
         config = AutoConfig.from_pretrained(tower / BACKBONE)
         mean, std = tuple(config.image_mean), tuple(config.image_std)
         if source_root is None:
-            return ImageBackbone(AutoModel.from_config(config), mean, std)
+            bare = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
+            return ImageBackbone(bare, mean, std)
         return ImageBackbone(AutoModel.from_pretrained(locate(self.source, source_root)), mean, std)
 
 
@@ -62,7 +64,7 @@ class ImageBackbone(Encoder):
         # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
         self.backbone: nn.Module = getattr(backbone, "vision_model", backbone)
         self.normalise = Normalise(mean, std)
-        size = int(getattr(self.backbone.config, "image_size", 224))  # type: ignore[arg-type]
+        size = int(getattr(self.backbone.config, "image_size", 224))
         # Not every architecture names its width in the configuration; one look at an output does.
         self.eval()
         with torch.no_grad():

@@ -27,7 +27,10 @@ def write_image_assets(tower: Path, image_px: int) -> None:
 
 
 class Normalise(nn.Module):
-    """Pixels UINT8 [n, h, w, 3] to FP32 [n, 3, h, w], shifted by ``mean`` and divided by ``std`` (both of a 0..1 scale)."""
+    """Pixels UINT8 [n, h, w, 3] to FP32 [n, 3, h, w], less ``mean``, divided by ``std`` (both of a 0..1 scale)."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -36,6 +39,7 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise."""
+        # Pixels come as rows of RGB triples, so this is channels-last memory, which convolutions on CPUs like best.
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 

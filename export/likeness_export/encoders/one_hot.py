@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ _NUMBER_BINS = 8
 class OneHotConfig(EncoderConfig):
     """``encoder = "one_hot"``."""
 
-    modality = "attributes"
-    preprocessing = attributes
+    modality: ClassVar[str] = "attributes"
+    preprocessing: ClassVar[ModuleType] = attributes
 
     encoder: Literal["one_hot"]
     keys: tuple[str, ...] = Field(min_length=1, description="the attributes that are read; never one that is the label")
@@ -34,6 +35,10 @@ class OneHotConfig(EncoderConfig):
     def tensors(self) -> tuple[TensorSpec, ...]:
         """One category per key."""
         return (TensorSpec("categories", "INT64", (len(self.keys),)),)
+
+    def attribute_keys(self) -> tuple[str, ...]:
+        """Return the keys of the blocks."""
+        return self.keys
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (no pretrained part)
         """Fit the vocabulary."""
@@ -49,18 +54,26 @@ class OneHotConfig(EncoderConfig):
     def _key(self, name: str, values: list[object]) -> dict[str, Any]:
         if values and all(isinstance(value, int | float) for value in values):
             steps = np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]
-            return {"name": name, "edges": sorted({float(edge) for edge in np.quantile(np.array(values, float), steps)})}
+            return {
+                "name": name,
+                "edges": sorted({float(edge) for edge in np.quantile(np.array(values, float), steps)}),
+            }
         counts = Counter(attributes.normalised(value) for value in values)
         return {"name": name, "values": sorted(value for value, count in counts.items() if count >= self.min_count)}
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
         """Build it for the fitted vocabulary."""
         vocabulary = json.loads((tower / ASSETS / attributes.VOCABULARY_FILE).read_text(encoding="utf-8"))
-        return OneHot([1 + len(key["values"]) if "values" in key else 2 + len(key["edges"]) for key in vocabulary["keys"]])
+        return OneHot(
+            [1 + len(key["values"]) if "values" in key else 2 + len(key["edges"]) for key in vocabulary["keys"]]
+        )
 
 
 class OneHot(Encoder):
     """One block of zeros and a one per key; the first place of a block means unknown."""
+
+    starts: Tensor
+    places: Tensor
 
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
@@ -75,6 +88,6 @@ class OneHot(Encoder):
         columns = tensors[0] + self.starts  # (n, keys)
         return (columns.unsqueeze(-1) == self.places).to(torch.float32).sum(1)  # (n, f)
 
-    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002 (the vocabulary says it)
         """Draw a category of every key."""
         return (torch.stack([torch.randint(0, size, (batch,)) for size in self.sizes], 1),)

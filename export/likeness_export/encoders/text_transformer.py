@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import ClassVar, Literal
 
 import torch
 from likeness_client.contract import MAX_BYTES
 from pydantic import Field
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig
 from likeness_export.preprocessing import text
@@ -22,8 +23,8 @@ from likeness_export.tensors import TensorSpec
 class TextTransformerConfig(EncoderConfig):
     """``encoder = "transformer"``."""
 
-    modality = "text"
-    preprocessing = text
+    modality: ClassVar[str] = "text"
+    preprocessing: ClassVar[ModuleType] = text
 
     encoder: Literal["transformer"]
     source: str = Field(description="directory, package or hub name of a Hugging Face encoder")
@@ -57,28 +58,30 @@ class TextTransformerConfig(EncoderConfig):
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained transformer, or its bare architecture."""
         if source_root is None:
-            return TextTransformer(AutoModel.from_config(AutoConfig.from_pretrained(tower / BACKBONE)))
+            config = AutoConfig.from_pretrained(tower / BACKBONE)
+            return TextTransformer(AutoModel.from_config(config))  # type: ignore[no-untyped-call]  # transformers' own gap
         return TextTransformer(AutoModel.from_pretrained(locate(self.source, source_root)))
 
 
 class TextTransformer(Encoder):
     """The mean of the last layer's vectors over the text's tokens."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
         self.backbone = backbone
-        self.feature_dim = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.feature_dim = int(backbone.config.hidden_size)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``input_ids`` and ``attention_mask``, both INT64 [n, length]."""
         input_ids, attention_mask = tensors
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (n, length, f)
+        answer = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        hidden: Tensor = answer.last_hidden_state  # (n, length, f)
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)  # (n, f)
 
-    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002 (both have one shape)
         """Draw token ids with padding of different length in every row."""
-        vocabulary = int(self.backbone.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        vocabulary = int(self.backbone.config.vocab_size)
         lengths = torch.randint(1, length + 1, (batch, 1))
         mask = (torch.arange(length) < lengths).to(torch.int64)
         return torch.randint(1, vocabulary, (batch, length)) * mask, mask

@@ -48,18 +48,19 @@ class Fusion(nn.Module, ABC):
 
         Args:
             vectors: FP32 [n, t, d], the unit vectors of t towers; any values where ``present`` is false.
-            present: BOOL [n, t]; at least one true per row.
+            present: BOOL [n, t], or [1, t] for all rows; at least one true per row.
 
         Returns:
-            The embedding, FP32 [n, d], unit length, and the weight of each tower, FP32 [n, t], summing to 1, 0 where absent.
+            The embedding, FP32 [n, d], unit length, and the weight of each tower, FP32 [n, t], summing to 1, 0 where
+            absent.
         """
 
 
 class AttentionFusion(Fusion):
     """``z = sum_j alpha_j x_j`` with ``alpha = softmax_j f_j(x_j)`` over the present towers (formula 4.2).
 
-    f is linear, or a network of one hidden layer; each tower has its own. Scores start at zero, so that training starts from
-    the plain mean.
+    f is linear, or a network of one hidden layer; each tower has its own. Scores start at zero, so that training starts
+    from the plain mean.
     """
 
     def __init__(self, towers: int, dimension: int, hidden: int) -> None:
@@ -74,10 +75,10 @@ class AttentionFusion(Fusion):
 
 
 class ConcatenationFusion(Fusion):
-    """``z = W [x_1; ...; x_t] + b`` (3.3.1), projected to the space's dimension; a learned vector stands in for what is absent.
+    """``z = W [x_1; ...; x_t] + b`` (3.3.1), of the space's dimension; a learned vector stands in for what is absent.
 
-    ``W`` starts as the mean of the towers. A tower's weight is its share in the length of the parts: ``|W_j x_j|`` over the
-    sum of those that are present.
+    ``W`` starts as the mean of the towers. A tower's weight is its share in the length of the parts: ``|W_j x_j|`` over
+    the sum of those that are present.
     """
 
     def __init__(self, towers: int, dimension: int) -> None:

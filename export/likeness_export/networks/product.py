@@ -41,6 +41,8 @@ class ProductNetwork(nn.Module):
         modalities: the modalities, in the contract's order.
     """
 
+    membership: Tensor
+
     def __init__(self, towers: Mapping[str, Tower], recipe: Recipe) -> None:
         super().__init__()
         self.tower_modalities = recipe.tower_modalities()
@@ -62,7 +64,7 @@ class ProductNetwork(nn.Module):
 
         Args:
             vectors: FP32 [n, t, d].
-            present: BOOL [n, m], the modalities that each product has.
+            present: BOOL [n, m], the modalities that each product has; [1, m] if all have the same.
 
         Returns:
             Embedding FP32 [n, d] and modality weights FP32 [n, m].
@@ -73,12 +75,16 @@ class ProductNetwork(nn.Module):
 
 
 class SignatureFusion(nn.Module):
-    """The fusion head of one signature, as it is exported: its inputs are the vectors of the towers that the signature has."""
+    """The fusion head of one signature, as it is exported: it takes the vectors of the signature's towers."""
+
+    present: Tensor
 
     def __init__(self, network: ProductNetwork, signature: str) -> None:
         super().__init__()
         self.network = network
-        self.towers = [name for name, modality in network.tower_modalities.items() if modality in modalities_of(signature)]
+        self.towers = [
+            name for name, modality in network.tower_modalities.items() if modality in modalities_of(signature)
+        ]
         present = torch.tensor([[modality in modalities_of(signature) for modality in network.modalities]])
         self.register_buffer("present", present, persistent=False)
         self.columns = [place for place, there in enumerate(present[0].tolist()) if there]
@@ -88,7 +94,7 @@ class SignatureFusion(nn.Module):
         given = dict(zip(self.towers, vectors, strict=True))
         blank = torch.zeros_like(vectors[0])
         stacked = torch.stack([given.get(name, blank) for name in self.network.tower_modalities], 1)  # (n, t, d)
-        embedding, weights = self.network.fuse(stacked, self.present.expand(len(blank), -1))
+        embedding, weights = self.network.fuse(stacked, self.present)
         return embedding, weights[:, self.columns]
 
 

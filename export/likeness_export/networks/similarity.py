@@ -14,8 +14,8 @@ SCORES: tuple[str, ...] = tuple(Metric)
 class LearnedMetric(nn.Module):
     """``f_theta(u, v)``: the logit that two products are the same (3.4.3).
 
-    A scaled cosine plus a small network on ``[|u - v|, u * v, cos]``. The network's last layer starts at zero, so that the
-    metric starts as the cosine and can only learn to correct it. Symmetric in its arguments by construction.
+    A scaled cosine plus a small network on ``[|u - v|, u * v, cos]``. The network's last layer starts at zero, so that
+    the metric starts as the cosine and can only learn to correct it. Symmetric in its arguments by construction.
     """
 
     def __init__(self, dimension: int, hidden: int) -> None:
@@ -41,7 +41,8 @@ class LearnedMetric(nn.Module):
         cosine = product.sum(-1, keepdim=True)
         features = torch.cat([(left - right).abs(), product, cosine], -1)  # (..., 2d + 1)
         correction = self.correction(F.relu(self.hidden(features)))
-        return (self.scale * cosine + self.bias + correction).squeeze(-1)
+        logit: Tensor = self.scale * cosine + self.bias + correction  # (..., 1)
+        return logit.squeeze(-1)
 
 
 class Similarity(nn.Module):

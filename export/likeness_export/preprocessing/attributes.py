@@ -18,8 +18,8 @@ class Preprocessor:
     Index 0 of every key means unknown: the key is absent, or its value was not seen in training.
 
     Args:
-        assets: folder with ``attributes.json``: ``keys``, each with ``name`` and either ``values`` (categories) or ``edges``
-            (inner edges of a number's quantile bins), and ``max_bytes``.
+        assets: folder with ``attributes.json``: ``keys``, each with ``name`` and either ``values`` (categories) or
+            ``edges`` (inner edges of a number's quantile bins), and ``max_bytes``.
     """
 
     def __init__(self, assets: Path) -> None:
@@ -53,10 +53,10 @@ class Preprocessor:
             raise ValueError(f"the attributes have {len(item)} bytes, {self.max_bytes} are allowed: send fewer")
         try:
             attributes = json.loads(item.decode("utf-8", "replace"))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"the attributes are not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # not only JSONDecodeError: a number may have too many digits
+            raise ValueError(f"the attributes are not JSON ({error}): send an object of strings and numbers") from error
         if not isinstance(attributes, dict):
-            raise ValueError(f"the attributes are a JSON {type(attributes).__name__}, an object is needed")
+            raise ValueError("the attributes are JSON, but not an object: send an object of strings and numbers")
         return attributes
 
 
@@ -68,7 +68,8 @@ class _Key:
 
     def index(self, value: object) -> int:
         if self.edges is None:
-            return self.places.get(normalised(value), 0)
+            # An absent key must not meet a category that is called "None", and a nested value is no category at all.
+            return self.places.get(normalised(value), 0) if isinstance(value, str | int | float) else 0
         number = as_number(value)
         return 0 if number is None else 1 + bisect.bisect_right(self.edges, number)
 

@@ -11,18 +11,25 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SETTINGS_FILE = "image.json"
 # Pillow's codecs that open untrusted bytes; the rest of its fifty plugins (EPS runs Ghostscript) stay shut.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
+# not safe in threads, it can leave every warning of the process silenced.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageSizeError(ValueError):
+    """An image outside the limits."""
 
 
 class Preprocessor:
     """Decode photos and squash them to ``image_px`` x ``image_px``.
 
-    The tensor holds plain bytes; the encoder's graph does the normalisation. That is a quarter of the float's size between
-    steps, and one place less where training and serving can differ.
+    The tensor holds plain bytes; the encoder's graph does the normalisation. That is a quarter of the float's size
+    between steps, and one place less where training and serving can differ.
 
     Args:
         assets: folder with ``image.json`` (``image_px``, ``min_px``, ``max_pixels``, ``max_bytes``).
@@ -68,39 +75,41 @@ class Preprocessor:
         if len(item) > self.max_bytes:
             raise ValueError(f"the image file has {len(item)} bytes, {self.max_bytes} are allowed: send a smaller copy")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow only warns about a bomb; `_check_size` refuses it
-                with Image.open(io.BytesIO(item), formats=FORMATS) as image:
-                    self._check_size(*image.size)
-                    # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the resizer's quality.
-                    image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
-                    upright = ImageOps.exif_transpose(image)
-                    small = to_rgb(upright).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"the image is too large to decode: {error}") from error
-        except Image.UnidentifiedImageError as error:
-            raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
-        except ValueError:
+            with Image.open(io.BytesIO(item), formats=FORMATS) as image:
+                self._check_size(*image.size)
+                # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
+                image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
+                upright = ImageOps.exif_transpose(image)
+                small = to_rgb(upright).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
+        except ImageSizeError:
             raise
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"the image is too large to decode ({error}): send a smaller copy") from error
+        except UnidentifiedImageError as error:
+            raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
         except Exception as error:  # codecs report damage with a dozen unrelated types
-            raise ValueError(f"the image is damaged or cut short: {error}") from error
+            raise ValueError(f"the image is damaged or cut short ({error}): send another copy") from error
         return np.asarray(small)
 
     def _check_size(self, width: int, height: int) -> None:
         if width < self.min_px or height < self.min_px:
-            raise ValueError(f"the image has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed")
+            raise ImageSizeError(
+                f"the image has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed"
+            )
         if width * height > self.max_pixels:
-            raise ValueError(
-                f"the image has {width} x {height} pixels, at most {self.max_pixels} in all are decoded: send a smaller copy"
+            raise ImageSizeError(
+                f"the image has {width} x {height} pixels, at most {self.max_pixels} in all are decoded: "
+                "send a smaller copy"
             )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any colour mode to RGB: alpha is flattened on white, 16-bit is scaled down (Pillow alone would clip it)."""
+    """Convert any colour mode to RGB: alpha is flattened on white, 16-bit is scaled down (Pillow alone would clip)."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float32)
-        # Mode I also carries 8-bit data in some files; full scale is what the values reach.
-        full_scale = 65535.0 if values.max(initial=0) > 255 else 255.0
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # Modes I and F carry 8-bit data in some files; there full scale is what the values reach.
+        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        full_scale = 65535.0 if is_16_bit else 255.0
         image = Image.fromarray((values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -19,7 +19,8 @@ class Preprocessor:
     Requests whose tensors differ in length cannot share a batch in Triton, so lengths are rounded up to a few buckets.
 
     Args:
-        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``, ``pad_id``).
+        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``,
+            ``pad_id``).
     """
 
     def __init__(self, assets: Path) -> None:
@@ -43,7 +44,7 @@ class Preprocessor:
         errors = [self._fault(item) for item in items]
         texts = ["" if error else item.decode("utf-8", "replace") for item, error in zip(items, errors, strict=True)]
         encodings = self.tokenizer.encode_batch_fast(texts)
-        longest = max(len(encoding.ids) for encoding in encodings)
+        longest = max((len(encoding.ids) for encoding in encodings), default=0)
         length = next(bucket for bucket in self.buckets if bucket >= longest)
         input_ids = np.full((len(items), length), self.pad_id, dtype=np.int64)
         attention_mask = np.zeros((len(items), length), dtype=np.int64)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     """Gathers all requests into one batch, runs the session once, scatters the outputs."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Open the network beside this file."""
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
@@ -23,13 +24,13 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows of the outputs that it asks for."""
         if not self.batched:
             return [self.run([request])[0] for request in requests]
         return self.run(requests)
 
-    def run(self, requests):
+    def run(self, requests: list[Any]) -> list[Any]:
         """Run one batch; only outputs that some request wants are computed."""
         columns = [[pb_utils.get_input_tensor_by_name(r, n).as_numpy() for r in requests] for n in self.inputs]
         feed = {n: c[0] if len(c) == 1 else np.concatenate(c) for n, c in zip(self.inputs, columns, strict=True)}

@@ -1,0 +1,68 @@
+"""A contact sheet: queries and what was found for them, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from likeness_export.files import written_aside
+
+_PHOTO, _WIDTH, _HEIGHT, _GAP = 160, 210, 222, 14
+_PAPER, _CARD, _INK, _FAINT = (244, 242, 238), (255, 255, 255), (40, 40, 44), (150, 148, 144)
+_RIGHT, _WRONG, _QUERY = (46, 140, 90), (206, 92, 72), (60, 90, 170)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One product on the sheet.
+
+    Attributes:
+        photo: its picture; None where it has none.
+        title: one line, cut to fit.
+        caption: one line below.
+        right: whether it belongs to its row's query; None for the query itself.
+    """
+
+    photo: Path | None
+    title: str
+    caption: str
+    right: bool | None
+
+
+def draw_rows(rows: Sequence[Sequence[Card]], path: Path) -> None:
+    """Draw one row per query: the query first, then what was found, framed green or red."""
+    columns = max(len(row) for row in rows)
+    size = (columns * (_WIDTH + _GAP) + 2 * _GAP, len(rows) * (_HEIGHT + _GAP) + _GAP)
+    sheet = Image.new("RGB", size, _PAPER)
+    for down, row in enumerate(rows):
+        for across, card in enumerate(row):
+            left = _GAP + across * (_WIDTH + _GAP) + (_GAP if across else 0)
+            _draw_card(sheet, card, left, _GAP + down * (_HEIGHT + _GAP))
+    with written_aside(path) as aside:
+        sheet.save(aside, format="PNG")
+
+
+def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
+    draw = ImageDraw.Draw(sheet)
+    frame = _QUERY if card.right is None else _RIGHT if card.right else _WRONG
+    draw.rounded_rectangle((left, top, left + _WIDTH, top + _HEIGHT), 8, fill=_CARD, outline=frame, width=3)
+    corner = (left + (_WIDTH - _PHOTO) // 2, top + 10)
+    if card.photo:
+        with Image.open(card.photo) as photo:
+            sheet.paste(photo.convert("RGB").resize((_PHOTO, _PHOTO)), corner)
+    else:
+        middle = (left + _WIDTH // 2, top + 10 + _PHOTO // 2)
+        draw.text(middle, "no photo", font=ImageFont.load_default(15), fill=_FAINT, anchor="mm")
+    _draw_line(draw, card.title, (left + 10, top + _PHOTO + 16), 13, _INK)
+    _draw_line(draw, card.caption, (left + 10, top + _PHOTO + 38), 11, frame)
+
+
+def _draw_line(draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], size: int, ink: tuple[int, int, int]) -> None:
+    font = ImageFont.load_default(size)
+    shown = text
+    while draw.textlength(shown, font=font) > _WIDTH - 20:
+        shown = shown[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+    draw.text(place, shown, font=font, fill=ink)

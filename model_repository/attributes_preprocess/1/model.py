@@ -1,0 +1,34 @@
+"""Triton adapter: raw bytes of a modality to an encoder's tensors. The work is in ``preprocessing.py``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from preprocessing import Preprocessor
+
+
+class TritonPythonModel:
+    """Gathers all requests into one batch, preprocesses it, scatters the tensors."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the names from the model's own configuration, the rest from the assets beside this file."""
+        config = json.loads(args["model_config"])
+        self.input = config["input"][0]["name"]
+        self.outputs = [output["name"] for output in config["output"]]
+        self.preprocessor = Preprocessor(Path(args["model_repository"]) / args["model_version"] / "assets")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request with its rows; a bad item has a reason, its neighbours are not touched."""
+        batches = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
+        tensors, errors = self.preprocessor([item for batch in batches for item in batch.ravel()])
+        reasons = np.array([error.encode() for error in errors], dtype=np.object_).reshape(-1, 1)
+        columns = [tensors.get(name, reasons) for name in self.outputs]
+        responses, start = [], 0
+        for batch in batches:
+            rows = slice(start, start + len(batch))
+            start = rows.stop
+            outputs = [pb_utils.Tensor(n, c[rows]) for n, c in zip(self.outputs, columns, strict=True)]
+            responses.append(pb_utils.InferenceResponse(outputs))
+        return responses

@@ -1,0 +1,118 @@
+"""Encoded photos to a square of RGB pixels: guarded decoding, orientation, colour mode, one resizer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SETTINGS_FILE = "image.json"
+# Pillow's codecs that open untrusted bytes; the rest of its fifty plugins (EPS runs Ghostscript) stay shut.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
+# not safe in threads, it can leave every warning of the process silenced.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageSizeError(ValueError):
+    """An image outside the limits."""
+
+
+class Preprocessor:
+    """Decode photos and squash them to ``image_px`` x ``image_px``.
+
+    The tensor holds plain bytes; the encoder's graph does the normalisation. That is a quarter of the float's size
+    between steps, and one place less where training and serving can differ.
+
+    Args:
+        assets: folder with ``image.json`` (``image_px``, ``min_px``, ``max_pixels``, ``max_bytes``).
+    """
+
+    def __init__(self, assets: Path) -> None:
+        settings = json.loads((assets / SETTINGS_FILE).read_text(encoding="utf-8"))
+        self.image_px: int = settings["image_px"]
+        self.min_px: int = settings["min_px"]
+        self.max_pixels: int = settings["max_pixels"]
+        self.max_bytes: int = settings["max_bytes"]
+        # Pillow releases the interpreter lock while it decodes and resizes.
+        self.pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="decode")
+
+    def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
+        """Turn encoded images into tensors.
+
+        Args:
+            items: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or PNM files.
+
+        Returns:
+            ``pixels``, UINT8 [n, image_px, image_px, 3], RGB, and the reasons of failed items.
+        """
+        pixels = np.zeros((len(items), self.image_px, self.image_px, 3), dtype=np.uint8)
+
+        def fill(row: int) -> str:
+            try:
+                pixels[row] = self.decode(items[row])
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        rows = range(len(items))
+        errors = [fill(0)] if len(items) == 1 else list(self.pool.map(fill, rows))
+        return {"pixels": pixels}, errors
+
+    def decode(self, item: bytes) -> NDArray[np.uint8]:
+        """Decode one image.
+
+        Raises:
+            ValueError: the bytes are no image, a damaged one, or one outside the limits; the message says which.
+        """
+        if len(item) > self.max_bytes:
+            raise ValueError(f"the image file has {len(item)} bytes, {self.max_bytes} are allowed: send a smaller copy")
+        try:
+            with Image.open(io.BytesIO(item), formats=FORMATS) as image:
+                self._check_size(*image.size)
+                # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
+                image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
+                upright = ImageOps.exif_transpose(image)
+                small = to_rgb(upright).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
+        except ImageSizeError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"the image is too large to decode ({error}): send a smaller copy") from error
+        except UnidentifiedImageError as error:
+            raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
+        except Exception as error:  # codecs report damage with a dozen unrelated types
+            raise ValueError(f"the image is damaged or cut short ({error}): send another copy") from error
+        return np.asarray(small)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width < self.min_px or height < self.min_px:
+            raise ImageSizeError(
+                f"the image has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed"
+            )
+        if width * height > self.max_pixels:
+            raise ImageSizeError(
+                f"the image has {width} x {height} pixels, at most {self.max_pixels} in all are decoded: "
+                "send a smaller copy"
+            )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any colour mode to RGB: alpha is flattened on white, 16-bit is scaled down (Pillow alone would clip)."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # Modes I and F carry 8-bit data in some files; there full scale is what the values reach.
+        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        full_scale = 65535.0 if is_16_bit else 255.0
+        image = Image.fromarray((values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")

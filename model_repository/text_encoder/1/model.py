@@ -1,0 +1,44 @@
+"""Triton adapter: ``model.onnx`` on onnxruntime inside the python backend, so that the CPU path needs no container."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Gathers all requests into one batch, runs the session once, scatters the outputs."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the network beside this file."""
+        config = json.loads(args["model_config"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.batched = config["max_batch_size"] > 0
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(config["parameters"]["cpu_threads"]["string_value"])
+        # Every model is a process of its own; threads that spin while they wait would steal the others' cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request with its rows of the outputs that it asks for."""
+        if not self.batched:
+            return [self.run([request])[0] for request in requests]
+        return self.run(requests)
+
+    def run(self, requests: list[Any]) -> list[Any]:
+        """Run one batch; only outputs that some request wants are computed."""
+        columns = [[pb_utils.get_input_tensor_by_name(r, n).as_numpy() for r in requests] for n in self.inputs]
+        feed = {n: c[0] if len(c) == 1 else np.concatenate(c) for n, c in zip(self.inputs, columns, strict=True)}
+        wanted = sorted({name for request in requests for name in request.requested_output_names()})
+        results = dict(zip(wanted, self.session.run(wanted, feed), strict=True))
+        responses, start = [], 0
+        for request, rows in zip(requests, map(len, columns[0]), strict=True):
+            tensors = [pb_utils.Tensor(n, results[n][start : start + rows]) for n in request.requested_output_names()]
+            responses.append(pb_utils.InferenceResponse(tensors))
+            start += rows
+        return responses

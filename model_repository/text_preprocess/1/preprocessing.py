@@ -1,0 +1,61 @@
+"""Text to token ids, padded to the smallest length bucket that holds the longest text of the batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+SETTINGS_FILE = "text.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Preprocessor:
+    """Tokenise UTF-8 text.
+
+    Requests whose tensors differ in length cannot share a batch in Triton, so lengths are rounded up to a few buckets.
+
+    Args:
+        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``,
+            ``pad_id``).
+    """
+
+    def __init__(self, assets: Path) -> None:
+        settings = json.loads((assets / SETTINGS_FILE).read_text(encoding="utf-8"))
+        self.max_bytes: int = settings["max_bytes"]
+        self.buckets: list[int] = settings["length_buckets"]
+        self.pad_id: int = settings["pad_id"]
+        self.tokenizer = Tokenizer.from_file(str(assets / TOKENIZER_FILE))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(settings["max_tokens"])
+
+    def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
+        """Turn texts into tensors.
+
+        Args:
+            items: UTF-8 texts; invalid bytes become U+FFFD, what exceeds ``max_tokens`` is cut.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, INT64 [n, length], and the reasons of failed items.
+        """
+        errors = [self._fault(item) for item in items]
+        texts = ["" if error else item.decode("utf-8", "replace") for item, error in zip(items, errors, strict=True)]
+        encodings = self.tokenizer.encode_batch_fast(texts)
+        longest = max((len(encoding.ids) for encoding in encodings), default=0)
+        length = next(bucket for bucket in self.buckets if bucket >= longest)
+        input_ids = np.full((len(items), length), self.pad_id, dtype=np.int64)
+        attention_mask = np.zeros((len(items), length), dtype=np.int64)
+        for row, encoding in enumerate(encodings):
+            input_ids[row, : len(encoding.ids)] = encoding.ids
+            attention_mask[row, : len(encoding.ids)] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}, errors
+
+    def _fault(self, item: bytes) -> str:
+        if not item.strip():
+            return "the text is empty: leave the modality out instead"
+        if len(item) > self.max_bytes:
+            return f"the text has {len(item)} bytes, {self.max_bytes} are allowed: shorten it"
+        return ""

@@ -1,0 +1,159 @@
+"""The real thing, small: a rendered catalogue, a trained run, an exported repository, a running tritonserver.
+
+All of it is made once per session, and only when a test asks for it. Tests that need the server come last.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+from likeness_client import Client, Product, read_products
+from likeness_export.demo.catalogue import render_catalogue
+from likeness_export.exporting import export_run
+from likeness_export.recipe import load_recipe
+from likeness_export.run import Run
+from likeness_export.server import ServeConfig, serving
+from likeness_export.training import train
+from numpy.typing import NDArray
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import np_to_triton_dtype
+
+Infer: TypeAlias = Callable[[str, Mapping[str, NDArray[Any] | list[bytes]]], dict[str, NDArray[Any]]]
+"""Calls a model with these tensors (a list: one item per product), and returns all of its outputs."""
+
+OVERRIDES = (
+    "dimension=64",
+    "towers.image.image_px=48",
+    "towers.image.width=16",
+    "training.epochs=12",  # a second; with fewer, all images would be embedded alike
+    "training.groups_per_batch=12",
+    "serving.max_batch_size=8",  # small, so that a few products are already more than one batch
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("server") is not None)
+
+
+@pytest.fixture(scope="session")
+def demo_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The product file of a small demo catalogue."""
+    return Path("/tmp/lkdev/demo0/catalogue/products.jsonl")  # DEV
+    return render_catalogue(tmp_path_factory.mktemp("demo") / "catalogue", designs=24)
+
+
+@pytest.fixture(scope="session")
+def trained_run(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The built-in demo recipe, with a smaller image tower, briefly trained."""
+    return Run(Path("/tmp/lkdev/run0/run"))  # DEV
+    run = Run(tmp_path_factory.mktemp("run") / "run")
+    train(load_recipe(Path("demo"), OVERRIDES), run, demo_catalogue.parent)
+    return run
+
+
+@pytest.fixture(scope="session")
+def repository(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository of `trained_run`."""
+    return Path("/tmp/lkdev/repository0/repository")  # DEV
+    folder = tmp_path_factory.mktemp("repository") / "repository"
+    export_run(trained_run, folder)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running tritonserver."""
+
+    config: ServeConfig
+    pid: int
+
+    @property
+    def address(self) -> str:
+        """Its gRPC endpoint."""
+        return f"{self.config.host}:{self.config.grpc_port}"
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tritonserver with `repository`."""
+    grpc_port, http_port, metrics_port = unused_ports(3)
+    config = ServeConfig(
+        repository=repository,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        log_file=tmp_path_factory.mktemp("server") / "tritonserver.log",
+    )
+    with serving(config) as process:
+        yield Server(config=config, pid=process.pid)
+
+
+@pytest.fixture(scope="session")
+def address(server: Server) -> str:
+    """The gRPC endpoint of `server`."""
+    return server.address
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> Iterator[Client]:
+    """A client of `server`."""
+    with Client(address) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def infer(address: str) -> Iterator[Infer]:
+    """A raw call to `server`, without this project's client and its checks."""
+    with InferenceServerClient(address) as stub:
+
+        def call(model: str, tensors: Mapping[str, NDArray[Any] | list[bytes]]) -> dict[str, NDArray[Any]]:
+            inputs = []
+            for name, given_data in tensors.items():
+                data = column(given_data) if isinstance(given_data, list) else given_data
+                given = InferInput(name, list(data.shape), np_to_triton_dtype(data.dtype))
+                inputs.append(given.set_data_from_numpy(data))
+            result = stub.infer(model, inputs, client_timeout=60.0)
+            return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+        yield call
+
+
+@pytest.fixture(scope="session")
+def products(demo_catalogue: Path) -> list[Product]:
+    """All products of the demo catalogue."""
+    return [product for product, _ in read_products(demo_catalogue)]
+
+
+@pytest.fixture(scope="session")
+def complete(products: list[Product]) -> list[Product]:
+    """Those products that have text, image and attributes."""
+    return [product for product in products if product.title and product.images and product.attributes]
+
+
+def unused_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Three ports that nothing listens on."""
+    return unused_ports(3)
+
+
+def column(items: list[bytes]) -> NDArray[np.object_]:
+    """Return a BYTES tensor [n, 1]."""
+    tensor = np.empty((len(items), 1), dtype=np.object_)
+    tensor[:, 0] = items
+    return tensor

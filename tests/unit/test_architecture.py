@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {
+    "likeness_client": ROOT / "client" / "likeness_client",
+    "likeness_export": ROOT / "export" / "likeness_export",
+    "likeness_bench": ROOT / "benchmarks" / "likeness_bench",
+}
+FORBIDDEN = {
+    "likeness_client": {"likeness_export", "likeness_bench", "torch", "onnxruntime", "PIL", "pydantic", "transformers"},
+    "likeness_export": {"likeness_bench"},
+    "likeness_bench": {"likeness_export", "torch"},
+}
+MODULES = [(name, path) for name, folder in PACKAGES.items() for path in sorted(folder.rglob("*.py"))]
+IDS = [f"{name}/{path.relative_to(PACKAGES[name])}" for name, path in MODULES]
+
+
+def imports(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports, wherever in it; a relative import is its own package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=IDS)
+def test_imports_point_one_way(name: str, path: Path) -> None:
+    assert not imports(path) & FORBIDDEN[name]
+
+
+@pytest.mark.parametrize("name", ["cli", "server"])
+def test_commands_and_serving_start_without_anything_heavy(name: str) -> None:
+    code = f"import likeness_export.{name}, sys; print(sorted({{'torch', 'transformers', 'PIL'}} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGES["likeness_export"] / "preprocessing").glob("*.py")), ids=lambda p: p.name
+)
+def test_preprocessing_runs_where_this_package_is_not_installed(path: Path) -> None:
+    """The export copies these files into a server that has nothing else."""
+    assert imports(path) <= sys.stdlib_module_names | {"numpy", "PIL", "tokenizers"}
+    others = {other.stem for other in path.parent.glob("*.py")} - {path.stem}
+    assert not imports(path) & others
+
+
+ADAPTERS = sorted((PACKAGES["likeness_export"] / "serving").glob("*_model.py"))
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.name)
+def test_adapters_are_thin_and_import_nothing_of_this_package(path: Path) -> None:
+    available = {"numpy", "onnxruntime", "triton_python_backend_utils", "preprocessing"}
+    assert imports(path) <= sys.stdlib_module_names | available
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    assert [node.name for node in classes] == ["TritonPythonModel"]
+    for node in classes:
+        assert node.end_lineno is not None
+        assert node.end_lineno - node.lineno + 1 <= 40
+
+
+@pytest.mark.parametrize("folder", ["client", "export", "benchmarks"])
+def test_no_module_lies_beside_a_package(folder: str) -> None:
+    """It would be importable in an editable install and missing from the wheel."""
+    assert list((ROOT / folder).glob("*.py")) == []
+
+
+LIBRARIES = {
+    *(
+        "numpy",
+        "tritonclient",
+        "typer",
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "PIL",
+        "pydantic",
+    ),
+    *(
+        "rich",
+        "torchmetrics",
+        "pytriton",
+        "tokenizers",
+        "tensorrt",
+        "pyarrow",
+        "grpc",
+        "google",
+        "sklearn",
+        "hypothesis",
+    ),
+    *("pytest", "triton", "pymilvus", "ray"),
+}
+
+
+@pytest.mark.parametrize("path", [path for _, path in MODULES], ids=IDS)
+def test_no_module_has_the_name_of_a_library(path: Path) -> None:
+    """It would hide the library as soon as its folder is on the path."""
+    assert path.stem not in LIBRARIES
+
+
+def test_the_client_needs_no_torch() -> None:
+    required = importlib.metadata.requires("likeness") or []
+    base = {
+        requirement.split(">")[0].split("[")[0].strip() for requirement in required if "extra ==" not in requirement
+    }
+    assert base == {"numpy", "tritonclient", "typer"}
+
+
+@pytest.mark.parametrize("extra", ["export", "serve", "gpu", "bench", "demo", "dev"])
+def test_the_extras_are_declared(extra: str) -> None:
+    assert extra in (importlib.metadata.metadata("likeness").get_all("Provides-Extra") or [])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("hatchling") is None, reason="hatchling, the build backend, is not installed"
+)
+def test_the_wheel_holds_the_three_packages_and_what_they_read(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w"]
+    subprocess.run([*command, str(tmp_path)], check=True, timeout=60)
+    (wheel,) = tmp_path.glob("likeness-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
+    for needed in ("recipes/demo.toml", "recipes/fashion.toml", "serving/network_model.py", "py.typed"):
+        assert f"likeness_export/{needed}" in names
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".onnx", ".pt"))]

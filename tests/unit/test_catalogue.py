@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from likeness_client.contract import InputSchema
+from likeness_client.errors import InputError
+from likeness_export.catalogue import Catalogue, read_catalogue, read_pairs
+
+HEADER = "left_id,right_id,label,split\n"
+
+
+def write(folder: Path, *lines: dict[str, Any] | str) -> Path:
+    place = folder / "products.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    place.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return place
+
+
+def catalogue(folder: Path) -> Catalogue:
+    return read_catalogue(
+        write(
+            folder,
+            {"product_id": "a", "title": "red shoe", "split": "train", "group": "1", "attributes": {"colour": "red"}},
+            {"product_id": "b", "title": "blue shoe", "split": "val", "attributes": {"colour": "blue"}},
+            {"product_id": "c", "split": "train", "group": "1", "images": ["missing.png"]},
+            {"product_id": "d", "group": "2", "title": "hat"},
+        )
+    )
+
+
+def write_pairs(folder: Path, content: str | bytes) -> Path:
+    place = folder / "pairs.csv"
+    place.write_bytes(content.encode() if isinstance(content, str) else content)
+    return place
+
+
+def test_bad_lines_are_logged_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = read_catalogue(
+        write(tmp_path, {"product_id": "a"}, "{broken", "[1]", {"product_id": 5}, {"product_id": "b"})
+    )
+    assert [product.product_id for product in found.products] == ["a", "b"]
+    assert len(found) == len(found.records) == 2
+    assert [record.getMessage().startswith("left out:") for record in caplog.records] == [True] * 3
+
+
+def test_a_file_without_products_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"products\.jsonl holds no products"):
+        read_catalogue(write(tmp_path, "nonsense"))
+    with pytest.raises(InputError, match="cannot read"):
+        read_catalogue(tmp_path / "other.jsonl")
+
+
+def test_labels_are_fields_or_several_fields(tmp_path: Path) -> None:
+    products = catalogue(tmp_path)
+    assert products.labels("group").tolist() == ["1", "", "1", "2"]
+    assert products.labels("attributes.colour").tolist() == ["red", "blue", "", ""]
+    assert products.labels("group+attributes.colour").tolist() == ["1+red", "", "", ""]
+
+
+def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> None:
+    products = catalogue(tmp_path)
+    assert [product.product_id for product in products.of_splits(["train"]).products] == ["a", "c"]
+    assert [record["product_id"] for record in products.of_splits(["val", "train"]).records] == ["a", "b", "c"]
+    with pytest.raises(InputError, match="no product has split test or dev; there are: None, train, val"):
+        products.of_splits(["test", "dev"])
+
+
+def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = catalogue(tmp_path).payloads(InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes"))
+    assert found == [
+        {"text": b"red shoe", "attributes": b'{"colour":"red"}'},
+        {"text": b"blue shoe", "attributes": b'{"colour":"blue"}'},
+        {},
+        {"text": b"hat"},
+    ]
+    assert "missing.png" in caplog.text
+
+
+def test_pairs_of_the_splits_become_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = write_pairs(tmp_path, HEADER + "a,b,1,train\nc,a,0,train\nb,c,1,val\na,x,1,train\ny,z,0,val\n")
+    assert read_pairs(place, ["train"], ["a", "b", "c"]) == [(0, 1, 1), (2, 0, 0)]
+    assert "1 pairs name a product that is not in the catalogue" in caplog.text
+    assert read_pairs(place, ["train", "val"], ["a", "b", "c"]) == [(0, 1, 1), (2, 0, 0), (1, 2, 1)]
+    assert read_pairs(place, ["test"], ["a", "b", "c"]) == []
+
+
+def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
+    place = write_pairs(tmp_path, b"\xef\xbb\xbf" + (HEADER + 'a,"b",1,train\n').replace("\n", "\r\n").encode())
+    assert read_pairs(place, ["train"], ["a", "b"]) == [(0, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (HEADER + "a,b,1,train\na,b,yes,train\n", "line 3: label 'yes', 0 or 1 is needed"),
+        (HEADER + "a,b,,train\n", "line 2: label '', 0 or 1 is needed"),
+        ("left_id,right_id,split\na,b,train\n", "lacks the columns label; needed are left_id, right_id, label, split"),
+        ("a,b\n", "lacks the columns left_id, right_id, label, split"),
+        ("", "lacks the columns"),
+        (b"left_id,right_id,label,split\n\xff,b,1,train\n", "cannot be read as a file of pairs"),
+    ],
+)
+def test_a_file_that_holds_no_pairs_says_why(tmp_path: Path, content: str | bytes, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        read_pairs(write_pairs(tmp_path, content), ["train"], ["a", "b"])
+    assert "pairs.csv" in str(caught.value)
+
+
+def test_a_missing_file_of_pairs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pairs\.csv cannot be read"):
+        read_pairs(tmp_path / "pairs.csv", ["train"], [])

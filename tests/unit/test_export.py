@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from likeness_client.errors import InputError
+from likeness_export import exporting, onnx_export
+from likeness_export.cli import app
+from likeness_export.exporting import export_run, fingerprint
+from likeness_export.networks.product import ProductNetwork
+from likeness_export.networks.similarity import Similarity
+from likeness_export.onnx_export import TOLERANCE, ExportError, export_network, module_of
+from likeness_export.pipeline import StepSpec, networks
+from likeness_export.preprocessing import attributes, image
+from likeness_export.repository import render, write_configs
+from likeness_export.run import Run
+from likeness_export.tensors import TensorSpec
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Exported
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def manifest(exported: Exported) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((exported.repository / "manifest.json").read_text(encoding="utf-8"))
+    return content
+
+
+def one_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Export this network only: the others take their time and are the same."""
+    monkeypatch.setattr(exporting, "networks", lambda recipe: [s for s in networks(recipe) if s.name == name])
+
+
+# --- what a good export leaves
+
+
+def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported, tmp_path: Path) -> None:
+    found = files(exported.repository)
+    write_configs(render(exported.recipe, fingerprint(exported.recipe, exported.run)), tmp_path)
+    configs = files(tmp_path)
+    onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)} | {
+        "similarity_matrix/1/model.onnx"
+    }
+    adapters = {path.replace("onnx", "py") for path in onnx_files}
+    before = {
+        f"{tower}_preprocess/1/{name}" for tower in ("image", "attributes") for name in ("model.py", "preprocessing.py")
+    }
+    assets = {"image_preprocess/1/assets/image.json", "attributes_preprocess/1/assets/attributes.json"}
+    assert found.keys() == {*configs, *onnx_files, *adapters, *before, *assets, "manifest.json"}
+    assert {name: found[name] for name in configs} == configs
+    assert list(exported.repository.parent.glob(".*")) == []
+
+
+def test_preprocessing_and_assets_are_the_very_bytes_that_training_used(exported: Exported) -> None:
+    for tower, module in (("image", image), ("attributes", attributes)):
+        served = exported.repository / f"{tower}_preprocess" / "1"
+        assert (served / "preprocessing.py").read_bytes() == Path(str(module.__file__)).read_bytes()
+        assert files(served / "assets") == files(exported.run.towers / tower / "assets")
+
+
+def test_the_manifest_says_what_was_exported(exported: Exported) -> None:
+    content = manifest(exported)
+    assert content["space"] == fingerprint(exported.recipe, exported.run)
+    assert content["recipe"] == exported.recipe.model_dump(mode="json")
+    assert content["opset"] == onnx_export.OPSET
+    assert content["libraries"]["torch"] == importlib.metadata.version("torch")
+    assert [report["name"] for report in content["networks"]] == [spec.name for spec in networks(exported.recipe)]
+    for report in content["networks"]:
+        assert report["cases"] >= 3
+        assert report["largest_difference"] <= TOLERANCE
+        assert report["batch_difference"] <= TOLERANCE
+
+
+def test_the_manifest_s_checksums_are_those_of_all_files(exported: Exported) -> None:
+    found = files(exported.repository)
+    del found["manifest.json"]
+    assert manifest(exported)["sha256"] == {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+
+
+def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -> None:
+    _, network = exported.run.read_network()
+    sessions = {
+        name: ort.InferenceSession(str(exported.repository / name / "1" / "model.onnx"))
+        for name in (
+            "image_encoder",
+            "attributes_encoder",
+            "fusion_image_attributes",
+            "similarity",
+            "similarity_matrix",
+        )
+    }
+    torch.manual_seed(1)
+    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    categories = torch.randint(0, 2, (3, 3))
+    photo = sessions["image_encoder"].run(["image_embedding"], {"pixels": pixels.numpy()})[0]
+    facts = sessions["attributes_encoder"].run(["attributes_embedding"], {"categories": categories.numpy()})[0]
+    feed = {"image_embedding": photo, "attributes_embedding": facts}
+    embedding, weights = sessions["fusion_image_attributes"].run(["embedding", "modality_weights"], feed)
+    with torch.inference_mode():
+        towers = [network.tower("image")(pixels), network.tower("attributes")(categories)]
+        expected, expected_weights = network.fuse(torch.stack(towers, 1), torch.ones(1, 2, dtype=torch.bool))
+        scores = Similarity(network.metric)(expected[None], expected[None])
+    np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(weights, expected_weights.numpy(), atol=1e-5)
+    for name in ("similarity", "similarity_matrix"):
+        served = sessions[name].run(None, {"left": embedding[None], "right": embedding[None]})
+        for mine, theirs in zip(scores, served, strict=True):
+            # The root of a distance of zero has half of the digits.
+            np.testing.assert_allclose(theirs, mine.numpy(), atol=1e-4)
+
+
+def test_the_files_are_self_contained_and_declare_their_opset(exported: Exported) -> None:
+    for path in exported.repository.rglob("*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(model)
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] == onnx_export.OPSET
+        assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
+
+
+def test_the_space_is_of_recipe_weights_and_assets(exported: Exported, tmp_path: Path) -> None:
+    def copy(name: str) -> Run:
+        folder = tmp_path / name
+        for path, data in files(exported.run.folder).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        return Run(folder)
+
+    same, weights, assets = copy("same"), copy("weights"), copy("assets")
+    weights.weights.write_bytes(weights.weights.read_bytes() + b"\0")
+    (assets.towers / "image/assets/image.json").write_text("{}", encoding="utf-8")
+    other_recipe = exported.recipe.model_copy(update={"seed": 8})
+    spaces = [fingerprint(exported.recipe, run) for run in (exported.run, weights, assets)]
+    assert len({*spaces, fingerprint(other_recipe, exported.run)}) == 4
+    assert fingerprint(exported.recipe, same) == spaces[0]
+
+
+# --- what a bad export leaves
+
+
+class Perturbed(nn.Module):
+    """Does what the network does, and a little more once it is no longer traced."""
+
+    def __init__(self, module: nn.Module, by: float) -> None:
+        super().__init__()
+        self.module, self.by = module, by
+
+    def forward(self, *tensors: Tensor) -> Any:
+        result = self.module(*tensors)
+        if torch.compiler.is_exporting():
+            return result
+        return tuple(part + self.by for part in result) if isinstance(result, tuple) else result + self.by
+
+
+@pytest.mark.parametrize(("by", "shown"), [(0.01, "1.00e-02"), (float("nan"), "nan")])
+def test_a_network_whose_file_differs_is_named_and_the_earlier_repository_stays(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, by: float, shown: str
+) -> None:
+    def module(network: ProductNetwork, spec: StepSpec) -> nn.Module:
+        return Perturbed(module_of(network, spec), by)
+
+    before = files(exported.repository)
+    one_network(monkeypatch, "fusion_image")
+    monkeypatch.setattr(exporting, "module_of", module)
+    with pytest.raises(ExportError, match=f"fusion_image: differs from eager torch by {shown}, allowed is 1e-04"):
+        export_run(exported.run, exported.repository)
+    assert files(exported.repository) == before
+    assert list(exported.repository.parent.glob(".*")) == []
+
+
+def test_the_command_says_which_network_failed_and_exits_with_1(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_network(monkeypatch, "fusion_image")
+    monkeypatch.setattr(exporting, "module_of", lambda network, spec: Perturbed(module_of(network, spec), 0.01))
+    answer = CliRunner().invoke(app, ["export", str(exported.run.folder), "--repository", str(tmp_path / "new")])
+    assert answer.exit_code == 1
+    assert "fusion_image: differs from eager torch" in answer.output
+    assert "not exported" in answer.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_network_that_fails_is_named(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: nn.Module, spec: StepSpec, *__: object) -> None:
+        raise ExportError(f"{spec.name}: no")
+
+    monkeypatch.setattr(exporting, "export_network", fails)
+    with pytest.raises(ExportError) as caught:
+        export_run(exported.run, tmp_path / "new")
+    assert str(caught.value).splitlines() == [f"{spec.name}: no" for spec in networks(exported.recipe)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_refused_before_any_work(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "export_network", lambda *_: pytest.fail("it was exported"))
+    (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
+    for place in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(InputError, match="is not an empty folder nor a model repository: choose another one"):
+            export_run(exported.run, place)
+    assert files(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_an_earlier_repository_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.pbtxt").write_text("old", encoding="utf-8")
+    rename = Path.rename
+
+    def fails_for_the_new_one(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
+    with pytest.raises(OSError, match="disk full"), exporting.replaced_repository(folder) as aside:
+        (aside / "model").mkdir()
+    assert files(tmp_path) == {"repository/model/config.pbtxt": b"old"}
+
+
+def test_what_a_killed_export_left_does_not_stop_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    with exporting.replaced_repository(folder) as aside:
+        (aside / "left").mkdir()
+    folder.rename(aside)
+    with exporting.replaced_repository(folder) as aside:
+        assert list(aside.iterdir()) == []
+
+
+# --- one network
+
+VECTOR = StepSpec(
+    name="double", inputs=(TensorSpec("vector", "FP32", (4,)),), outputs=(TensorSpec("doubled", "FP32", (4,)),)
+)
+
+
+class Double(nn.Module):
+    def forward(self, vector: Tensor) -> Tensor:
+        return 2 * vector
+
+
+class TwoWays(nn.Module):
+    """Tracing sees a batch of two, and follows one way only."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return 2 * vector if len(vector) == 2 else 3 * vector
+
+
+class OnlyTwo(nn.Module):
+    def forward(self, vector: Tensor) -> Tensor:
+        return (2 * vector).reshape(2, 4)
+
+
+class Neighbours(nn.Module):
+    """The mean over the batch: what a row becomes depends on the others."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return vector - vector.mean(0, keepdim=True)
+
+
+class Untraceable(nn.Module):
+    def forward(self, vector: Tensor) -> Tensor:
+        return 2 * vector if vector.sum().item() > 0 else vector
+
+
+def test_a_good_network_is_exported_and_reported(tmp_path: Path) -> None:
+    report = export_network(Double(), VECTOR, tmp_path / "model.onnx", 8)
+    assert (report.name, report.cases, report.largest_difference) == ("double", 3, 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (TwoWays(), r"double: (differs from eager torch by|input vector has sizes \[2, 4\])"),
+        (OnlyTwo(), r"double: eager torch itself fails on \[\[1, 4\]\]"),
+        (Neighbours(), "double: a row alone and in a batch differ by"),
+        (Untraceable(), "double: cannot be traced"),
+    ],
+    ids=["two ways", "only batches of two", "batch that mixes", "untraceable"],
+)
+def test_a_bad_network_is_named_and_an_earlier_file_stays(tmp_path: Path, module: nn.Module, said: str) -> None:
+    place = tmp_path / "model.onnx"
+    place.write_bytes(b"earlier")
+    with pytest.raises(ExportError, match=said):
+        export_network(module, VECTOR, place, 8)
+    assert files(tmp_path) == {"model.onnx": b"earlier"}
+
+
+def test_a_batch_that_was_frozen_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.export.Dim, "AUTO", torch.export.Dim.STATIC)
+    with pytest.raises(ExportError, match=r"double: input vector has sizes \[2, 4\], declared are \[-1, 4\]"):
+        export_network(Double(), VECTOR, tmp_path / "model.onnx", 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (("vector", "FP32", (5,)), r"declared are \[-1, 5\]"),
+        (("vector", "INT64", (4,)), "input vector is .*float32.*, declared is INT64"),
+        (("other", "FP32", (4,)), r"the file's inputs are \['vector'\], declared are \['other'\]"),
+    ],
+)
+def test_a_file_that_is_not_as_declared_is_refused(tmp_path: Path, spec: tuple[str, Any, Any], said: str) -> None:
+    export_network(Double(), VECTOR, tmp_path / "model.onnx", 2)
+    declared = StepSpec(name="double", inputs=(TensorSpec(*spec),), outputs=VECTOR.outputs)
+    with pytest.raises(ExportError, match=f"double: .*{said}"):
+        onnx_export._check_signature(declared, tmp_path / "model.onnx")
+
+
+def test_a_file_that_onnxruntime_cannot_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ExportError, match="double: onnxruntime cannot load the file"):
+        onnx_export._open(VECTOR, tmp_path / "model.onnx")
+    export_network(Double(), VECTOR, tmp_path / "model.onnx", 2)
+    session = onnx_export._open(VECTOR, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"double: onnxruntime fails on \{'vector': \[2, 5\]\}"):
+        onnx_export._run(VECTOR, session, (torch.zeros(2, 5),))

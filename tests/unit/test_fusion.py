@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from likeness_client.contract import all_signatures, modalities_of
+from likeness_export.encoders.base import Encoder
+from likeness_export.networks.fusion import AttentionConfig, AttentionFusion, ConcatenationConfig, ConcatenationFusion
+from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
+from likeness_export.recipe import parse_recipe
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from likeness_export.networks.fusion import Fusion
+    from numpy.typing import NDArray
+
+ROWS, TOWERS, DIMENSION = 5, 3, 8
+PRESENT = [present for present in product([False, True], repeat=TOWERS) if any(present)]
+CONFIGS = [AttentionConfig(score="linear"), AttentionConfig(score="mlp"), ConcatenationConfig(kind="concatenation")]
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Give every parameter a value: heads start with zeros, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return module.eval()
+
+
+def unit_vectors(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(4)), dim=-1)
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    scaled: NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
+
+
+@pytest.mark.parametrize("score", ["linear", "mlp"])
+@pytest.mark.parametrize("present", PRESENT)
+def test_attention_is_the_article_s_formula_over_the_present_modalities(score: str, present: tuple[bool, ...]) -> None:
+    head = AttentionFusion(TOWERS, DIMENSION, hidden=4 if score == "mlp" else 0)
+    randomised(head)
+    vectors = unit_vectors(ROWS, TOWERS, DIMENSION)
+    embedding, weights = head(vectors, torch.tensor([present]))
+
+    x = vectors.numpy().astype(np.float64)
+    there = [j for j in range(TOWERS) if present[j]]
+    f = {}
+    for j in there:
+        parameters = [p.detach().numpy().astype(np.float64) for p in head.scores[j].parameters()]
+        hidden = x[:, j]
+        if score == "mlp":
+            hidden = np.tanh(hidden @ parameters[0].T + parameters[1])
+        f[j] = (hidden @ parameters[-2].T + parameters[-1])[:, 0]
+    total = sum(np.exp(f[j]) for j in there)
+    alpha = {j: np.exp(f[j]) / total for j in there}
+    z = sum(alpha[j][:, None] * x[:, j] for j in there)
+
+    for j in range(TOWERS):
+        np.testing.assert_allclose(weights[:, j].detach().numpy(), alpha.get(j, np.zeros(ROWS)), atol=1e-6)
+    np.testing.assert_allclose(embedding.detach().numpy(), unit(np.asarray(z)), atol=1e-5)
+
+
+@pytest.mark.parametrize("present", PRESENT)
+def test_concatenation_is_one_linear_map_of_the_parts_with_learned_stand_ins(present: tuple[bool, ...]) -> None:
+    head = ConcatenationFusion(TOWERS, DIMENSION)
+    randomised(head)
+    vectors = unit_vectors(ROWS, TOWERS, DIMENSION)
+    embedding, weights = head(vectors, torch.tensor([present]))
+
+    missing = head.missing.detach().numpy().astype(np.float64)
+    parts = head.parts.detach().numpy().astype(np.float64)
+    x = vectors.numpy().astype(np.float64)
+    filled = np.stack([x[:, j] if present[j] else np.tile(missing[j], (ROWS, 1)) for j in range(TOWERS)], 1)
+    z = filled.reshape(ROWS, -1) @ parts.reshape(-1, DIMENSION) + head.bias.detach().numpy()
+    lengths = np.stack([np.linalg.norm(filled[:, j] @ parts[j], axis=1) * present[j] for j in range(TOWERS)], 1)
+
+    np.testing.assert_allclose(embedding.detach().numpy(), unit(z), atol=1e-5)
+    np.testing.assert_allclose(weights.detach().numpy(), lengths / lengths.sum(1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_what_is_absent_has_no_weight_and_no_influence(config: AttentionConfig | ConcatenationConfig) -> None:
+    head: Fusion = config.build(TOWERS, DIMENSION)
+    randomised(head)
+    present = torch.tensor(PRESENT)
+    vectors = unit_vectors(len(PRESENT), TOWERS, DIMENSION)
+    garbage = torch.where(present.unsqueeze(-1), vectors, 1e4 * torch.randn_like(vectors))
+    embedding, weights = head(vectors, present)
+    again, weights_again = head(garbage, present)
+    torch.testing.assert_close(again, embedding)
+    torch.testing.assert_close(weights_again, weights)
+    assert not weights[~present].any()
+    assert (weights[present] > 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(PRESENT)))
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(len(PRESENT)))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_head_starts_as_the_plain_mean(config: AttentionConfig | ConcatenationConfig) -> None:
+    vectors = unit_vectors(ROWS, TOWERS, DIMENSION)
+    embedding, _ = config.build(TOWERS, DIMENSION)(vectors, torch.ones(1, TOWERS, dtype=torch.bool))
+    torch.testing.assert_close(embedding, F.normalize(vectors.mean(1), dim=1))
+
+
+class Identity(Encoder):
+    feature_dim = DIMENSION
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return tensors[0]
+
+
+def network_of(kind: str) -> ProductNetwork:
+    """Two towers read the image, so that towers and modalities differ, and the recipe's order is not the contract's."""
+    towers = {
+        "facts": {"encoder": "one_hot", "keys": ["colour"]},
+        "shape": {"encoder": "small_cnn"},
+        "words": {"encoder": "transformer", "source": "none"},
+        "texture": {"encoder": "small_cnn"},
+    }
+    data = {"products": "p.jsonl", "labels": ["group"]}
+    raw = {"name": "x", "dimension": DIMENSION, "data": data, "towers": towers, "fusion": {"kind": kind}}
+    recipe = parse_recipe(raw, "test")
+    network = ProductNetwork({name: Tower(Identity(), DIMENSION) for name in towers}, recipe)
+    randomised(network)
+    return network
+
+
+@pytest.mark.parametrize("kind", ["attention", "concatenation"])
+@pytest.mark.parametrize("signature", all_signatures(["text", "image", "attributes"]))
+def test_the_head_of_a_signature_is_the_masked_network(kind: str, signature: str) -> None:
+    network = network_of(kind)
+    there = modalities_of(signature)
+    present = torch.tensor([[modality in there for modality in network.modalities]])
+    vectors = unit_vectors(ROWS, 4, DIMENSION)
+    embedding, weights = network.fuse(vectors, present.expand(ROWS, -1))
+
+    head = SignatureFusion(network, signature)
+    columns = [j for j, modality in enumerate(network.tower_modalities.values()) if modality in there]
+    assert head.towers == [list(network.tower_modalities)[j] for j in columns]
+    alone, weights_alone = head(*(vectors[:, j] for j in columns))
+    torch.testing.assert_close(alone, embedding)
+    torch.testing.assert_close(weights_alone, weights[:, present[0]])
+    assert weights_alone.shape == (ROWS, len(there))
+    torch.testing.assert_close(weights_alone.sum(1), torch.ones(ROWS))
+
+
+def test_a_modality_s_weight_is_the_sum_of_its_towers() -> None:
+    network = network_of("attention")
+    assert network.modalities == ("text", "image", "attributes")
+    vectors = unit_vectors(ROWS, 4, DIMENSION)
+    _, of_towers = network.fusion(vectors, torch.ones(1, 4, dtype=torch.bool))
+    _, of_modalities = network.fuse(vectors, torch.ones(1, 3, dtype=torch.bool))
+    facts, shape, words, texture = of_towers.unbind(1)
+    torch.testing.assert_close(of_modalities, torch.stack([words, shape + texture, facts], 1))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from likeness_export.losses import contrastive, metric_loss
+from likeness_export.networks.similarity import LearnedMetric
+from torch import Tensor
+
+N, DIMENSION, TAU = 9, 6, 0.3
+
+
+def embeddings(n: int = N) -> Tensor:
+    return F.normalize(torch.randn(n, DIMENSION, generator=torch.Generator().manual_seed(n)), dim=1)
+
+
+def alike(labels: list[int]) -> Tensor:
+    codes = torch.tensor(labels)
+    return codes[:, None] == codes[None]
+
+
+def formula_4_1(z: Tensor, positives: Tensor) -> float:
+    """Sum over j, mean over i's partners, mean over the i that have any; the sum over k leaves out i itself."""
+    per_product = []
+    for i in range(len(z)):
+        terms = []
+        for j in range(len(z)):
+            if i != j and positives[i, j]:
+                below = sum(math.exp(float(z[i] @ z[k]) / TAU) for k in range(len(z)) if k != i)
+                terms.append(-math.log(math.exp(float(z[i] @ z[j]) / TAU) / below))
+        if terms:
+            per_product.append(sum(terms) / len(terms))
+    return sum(per_product) / len(per_product) if per_product else 0.0
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 1, 1, 2, 2, 3, 3, 3], [0] * N, [0, 0, 0, 0, 0, 0, 1, 1, 2], [0, 0, *range(1, N - 1)], [*range(N)]]
+)
+def test_contrastive_is_formula_4_1(labels: list[int]) -> None:
+    z, positives = embeddings(), alike(labels)
+    assert float(contrastive(z, positives, TAU)) == pytest.approx(formula_4_1(z, positives), abs=1e-5)
+
+
+def test_the_diagonal_does_not_matter() -> None:
+    z, positives = embeddings(), alike([0, 0, 1, 1, 2, 2, 3, 3, 3])
+    without = positives & ~torch.eye(N, dtype=torch.bool)
+    assert float(contrastive(z, positives, TAU)) == float(contrastive(z, without, TAU))
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0, 1, 2, 3], [0, 0, 0, 0]])
+def test_the_gradient_of_contrastive_is_finite(labels: list[int]) -> None:
+    z = embeddings(4).requires_grad_()
+    contrastive(z, alike(labels), 0.05).backward()  # type: ignore[no-untyped-call]  # torch's own gap
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+
+
+def metric() -> LearnedMetric:
+    torch.manual_seed(0)
+    return LearnedMetric(DIMENSION, 5)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param([0, 0, 1, 1], id="both"),
+        pytest.param([0, 1, 2, 3], id="no positives"),
+        pytest.param([0, 0, 0, 0], id="no negatives"),
+        pytest.param([0, 0], id="one pair"),
+        pytest.param([0, 1], id="one negative pair"),
+    ],
+)
+def test_metric_loss_is_finite_and_teaches_the_metric_only(labels: list[int]) -> None:
+    network, z = metric(), embeddings(len(labels)).requires_grad_()
+    loss = metric_loss(network, z, alike(labels))
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
+    assert loss.isfinite()
+    assert loss > 0
+    assert z.grad is None
+    assert network.scale.grad is not None
+    assert network.scale.grad.isfinite()
+
+
+def test_metric_loss_takes_as_many_of_the_hardest_negatives_as_there_are_positives() -> None:
+    network, z, positives = metric(), embeddings(), alike([0, 0, 1, 1, 2, 2, 3, 3, 3])
+    pairs = [(i, j) for i in range(N) for j in range(i + 1, N)]
+    same = [(i, j) for i, j in pairs if positives[i, j]]
+    other = sorted((pair for pair in pairs if pair not in same), key=lambda pair: -float(z[pair[0]] @ z[pair[1]]))
+    probability = {(i, j): torch.sigmoid(network(z[i], z[j])).item() for i, j in pairs}
+    terms = [-math.log(probability[pair]) for pair in same]
+    terms += [-math.log(1 - probability[pair]) for pair in other[: len(same)]]
+    assert float(metric_loss(network, z, positives)) == pytest.approx(sum(terms) / len(terms), abs=1e-5)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from likeness_export.metrics import Retrieval, retrieval
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, ndcg_score
+
+NOWHERE = -1
+
+
+def vectors(n: int, seed: int) -> NDArray[np.float32]:
+    drawn = np.random.default_rng(seed).normal(size=(n, 12)).astype(np.float32)
+    unit: NDArray[np.float32] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return unit
+
+
+def ranked(scores: list[float], relevant: list[bool], itself: int = NOWHERE) -> Retrieval:
+    """Measure one query whose cosine with each item of the gallery is given."""
+    gallery = np.array([[score, np.sqrt(1 - score**2)] for score in scores], dtype=np.float32)
+    labels = np.array(["yes" if there else "no" for there in relevant])
+    return retrieval(np.array([[1, 0]], dtype=np.float32), gallery, np.array(["yes"]), labels, np.array([itself]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_figures_are_scikit_learn_s(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    queries, gallery = vectors(15, seed), vectors(40, seed + 100)
+    query_labels, gallery_labels = random.choice(list("abcdef"), 15), random.choice(list("abcde"), 40)
+    found = retrieval(queries, gallery, query_labels, gallery_labels, np.full(15, NOWHERE))
+
+    precision, gain = [], []
+    hits: dict[int, list[bool]] = {1: [], 5: [], 10: []}
+    for query, label in zip(queries, query_labels, strict=True):
+        scores, relevant = gallery @ query, gallery_labels == label
+        if relevant.any():
+            precision.append(average_precision_score(relevant, scores))
+            gain.append(ndcg_score([relevant.astype(float)], [scores], k=10))
+            best = relevant[np.argsort(-scores)]
+            for k, of_k in hits.items():
+                of_k.append(bool(best[:k].any()))
+    assert found.queries == len(precision) < 15
+    assert found.mean_average_precision == pytest.approx(np.mean(precision), abs=1e-6)
+    assert found.ndcg_at_10 == pytest.approx(np.mean(gain), abs=1e-6)
+    assert found.recall_at == pytest.approx({k: np.mean(of_k) for k, of_k in hits.items()})
+
+
+@pytest.mark.parametrize(
+    ("place", "recall"), [(0, (1, 1, 1)), (1, (0, 1, 1)), (4, (0, 1, 1)), (9, (0, 0, 1)), (10, (0, 0, 0))]
+)
+def test_recall_asks_whether_a_relevant_item_is_among_the_first_k(place: int, recall: tuple[int, ...]) -> None:
+    scores = np.linspace(0.9, 0.1, 12)
+    found = ranked(scores.tolist(), [row == place for row in range(12)])
+    assert tuple(found.recall_at.values()) == recall
+    assert found.mean_average_precision == pytest.approx(1 / (place + 1))
+    assert found.ndcg_at_10 == pytest.approx(1 / np.log2(place + 2) if place < 10 else 0, abs=1e-6)
+
+
+def test_a_gallery_smaller_than_k_is_ranked_all_the_same() -> None:
+    found = ranked([0.9, 0.8, 0.7], [False, False, True])
+    assert found.recall_at == {1: 0, 5: 1, 10: 1}
+
+
+def test_ties_keep_the_order_of_the_gallery() -> None:
+    assert ranked([0.5] * 4, [True, False, False, False]).recall_at[1] == 1
+    assert ranked([0.5] * 4, [False, False, False, True]).mean_average_precision == pytest.approx(0.25)
+
+
+def test_a_query_does_not_find_itself() -> None:
+    scores, relevant = [1.0, 0.9, 0.8], [True, False, True]
+    assert ranked(scores, relevant).recall_at[1] == 1
+    without = ranked(scores, relevant, itself=0)
+    assert without.recall_at[1] == 0
+    assert without.mean_average_precision == pytest.approx(0.5)
+
+
+def test_queries_without_a_label_or_without_anything_relevant_do_not_count() -> None:
+    assert ranked([0.9, 0.8], [True, False], itself=0).queries == 0
+    query = np.array([[1, 0]], dtype=np.float32)
+    empty = retrieval(query, query, np.array([""]), np.array([""]), np.array([NOWHERE]))
+    assert empty == Retrieval(
+        queries=0, recall_at={1: 0.0, 5: 0.0, 10: 0.0}, mean_average_precision=0.0, ndcg_at_10=0.0
+    )

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from likeness_client.errors import InputError
+from likeness_export.catalogue import read_catalogue
+from likeness_export.positives import LabelPositives, PairPositives, positives_of
+from likeness_export.recipe import parse_recipe
+from likeness_export.training import drop_modalities
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Tiny
+
+LABELS = np.array(["a", "a", "a", "b", "b", "c", "", ""])
+"""Two groups; one label that only one product has; two products without a label."""
+
+
+def test_equal_and_known_labels_are_alike() -> None:
+    (mask,) = LabelPositives([LABELS], 2, 2).alike(np.array([0, 2, 3, 5, 6, 7]))
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[0:2, 0:2] = True
+    expected[2, 2] = expected[3, 3] = True
+    assert torch.equal(mask, expected)
+
+
+def test_several_labels_are_several_notions_in_their_order() -> None:
+    coarse = np.array(["x", "x", "x", "x", "x", "y", "y", "y"])
+    masks = LabelPositives([coarse, LABELS], 2, 2).alike(np.arange(8))
+    assert [int(mask.sum()) for mask in masks] == [25 + 9, 9 + 4 + 1]
+    assert not (masks[1] & ~masks[0]).any()
+
+
+def test_a_batch_draws_several_of_each_of_its_groups_and_no_product_twice() -> None:
+    labels = np.array([f"g{row // 5}" for row in range(50)])
+    positives = LabelPositives([labels], groups_per_batch=4, group_size=3)
+    drawn = list(positives.batches(np.random.default_rng(0)))
+    assert len(drawn) == round(50 / 12)
+    for rows in drawn:
+        assert len(set(rows.tolist())) == len(rows) == 12
+        assert sorted(np.unique(labels[rows], return_counts=True)[1]) == [3, 3, 3, 3]
+
+
+def test_a_group_with_one_member_and_products_without_a_label_are_not_drawn() -> None:
+    positives = LabelPositives([LABELS], groups_per_batch=8, group_size=3)
+    for seed in range(20):
+        for rows in positives.batches(np.random.default_rng(seed)):
+            assert set(rows.tolist()) <= {0, 1, 2, 3, 4}
+
+
+def test_the_same_seed_draws_the_same_batches() -> None:
+    positives = LabelPositives([LABELS], 2, 2)
+    first, again, other = (
+        [rows.tolist() for rows in positives.batches(np.random.default_rng(seed))] for seed in (1, 1, 9)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"), [(["a", "a", "b", ""], 1), (["a", "b", "", ""], 0), (["", "", "", ""], 0)]
+)
+def test_too_few_shared_labels_are_refused(labels: list[str], count: int) -> None:
+    with pytest.raises(InputError, match=f"{count} label values are shared by several training products; .* two"):
+        LabelPositives([np.array(labels)], 2, 2)
+
+
+PAIRS = [(0, 1, 1), (2, 3, 1), (1, 2, 1), (0, 3, 0), (4, 5, 0)]
+
+
+def test_pairs_labelled_1_are_alike_in_both_directions() -> None:
+    (mask,) = PairPositives(PAIRS, 6, 2).alike(np.arange(6))
+    assert {(i, j) for i, j in mask.nonzero().tolist() if i < j} == {(0, 1), (2, 3), (1, 2)}
+    assert torch.equal(mask, mask.T)
+
+
+def test_an_epoch_shows_every_pair_once() -> None:
+    positives = PairPositives(PAIRS, 6, 2)
+    drawn = list(positives.batches(np.random.default_rng(0)))
+    assert [len(rows) in (2, 3, 4) for rows in drawn] == [True, True]
+    assert {row for rows in drawn for row in rows.tolist()} == {0, 1, 2, 3}
+    for rows in drawn:
+        assert len(set(rows.tolist())) == len(rows)
+
+
+@pytest.mark.parametrize("pairs", [[], [(0, 1, 1)], [(0, 1, 1), (1, 2, 0)]])
+def test_too_few_pairs_are_refused(pairs: list[tuple[int, int, int]]) -> None:
+    with pytest.raises(InputError, match="training pairs are labelled 1; contrast needs at least two"):
+        PairPositives(pairs, 3, 2)
+
+
+def test_the_recipe_chooses_labels_or_the_pairs_of_its_training_splits(tiny: Tiny) -> None:
+    catalogue = read_catalogue(tiny.products)
+    assert isinstance(positives_of(tiny.recipe, catalogue, tiny.root), LabelPositives)
+
+    (tiny.root / "pairs.csv").write_text(
+        "left_id,right_id,label,split\n0-0,0-1,1,mine\n1-0,1-1,1,train\n2-0,2-1,1,train\n3-0,3-1,1,val\n",
+        encoding="utf-8",
+    )
+    raw = tiny.recipe.model_dump(mode="json")
+    raw["data"] |= {"labels": [], "pairs": "pairs.csv", "train_splits": ["train", "mine"]}
+    positives = positives_of(parse_recipe(raw, "test"), catalogue, tiny.root)
+    assert isinstance(positives, PairPositives)
+    assert positives.positive.tolist() == [[0, 1], [3, 4], [6, 7]]
+
+
+@pytest.mark.parametrize("kind", ["labels", "pairs"])
+def test_products_that_nothing_can_be_read_of_are_not_drawn(tiny: Tiny, kind: str) -> None:
+    raw = tiny.recipe.model_dump(mode="json")
+    if kind == "pairs":
+        lines = [f"{group}-0,{group}-{other},1,train" for group in range(12) for other in (1, 2)]
+        (tiny.root / "pairs.csv").write_text("\n".join(["left_id,right_id,label,split", *lines]), encoding="utf-8")
+        raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
+    usable = np.arange(36) % 3 != 1  # of every group the second product is not
+    positives = positives_of(parse_recipe(raw, "test"), read_catalogue(tiny.products), tiny.root, usable)
+    drawn = np.concatenate([rows for seed in range(9) for rows in positives.batches(np.random.default_rng(seed))])
+    assert usable[drawn].all()
+    assert set(drawn) == set(np.flatnonzero(usable))
+
+
+def test_pairs_of_products_that_are_not_there_are_too_few(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("left_id,right_id,label,split\nx,y,1,train\n", encoding="utf-8")
+    raw = tiny.recipe.model_dump(mode="json")
+    raw["data"] |= {"labels": [], "pairs": str(tmp_path / "pairs.csv")}
+    with pytest.raises(InputError, match="0 training pairs are labelled 1"):
+        positives_of(parse_recipe(raw, "test"), read_catalogue(tiny.products), tiny.root)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=20),
+    probability=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_dropping_modalities_adds_none_and_never_takes_the_last(
+    rows: list[list[bool]], probability: float, seed: int
+) -> None:
+    present = torch.tensor(rows)
+    torch.manual_seed(seed)
+    kept = drop_modalities(present, probability)
+    assert not (kept & ~present).any()
+    assert torch.equal(kept.any(1), present.any(1))
+
+
+def test_how_often_modalities_are_dropped() -> None:
+    present = torch.ones(4000, 3, dtype=torch.bool)
+    torch.manual_seed(0)
+    assert torch.equal(drop_modalities(present, 0.0), present)
+    touched = 1 - drop_modalities(present, 0.5).all(1).float().mean()
+    assert float(touched) == pytest.approx(0.5 * (1 - 0.5**3), abs=0.05)
+    signatures = {tuple(row) for row in drop_modalities(present, 1.0).tolist()}
+    assert len(signatures) == 7

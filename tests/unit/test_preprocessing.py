@@ -1,0 +1,459 @@
+from __future__ import annotations
+
+import io
+import json
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from likeness_client.contract import MAX_BYTES
+from likeness_export.encoders.image_common import write_image_assets
+from likeness_export.encoders.one_hot import OneHotConfig
+from likeness_export.encoders.text_transformer import TextTransformerConfig
+from likeness_export.preprocessing import attributes, image, text
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+PX = 32
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def picture() -> Image.Image:
+    """A photo that looks different from every side: four quarters, each of one colour."""
+    pixels = np.zeros((PX, PX, 3), dtype=np.uint8)
+    half = PX // 2
+    for place, colour in enumerate(COLOURS.values()):
+        y, x = divmod(place, 2)
+        pixels[y * half : (y + 1) * half, x * half : (x + 1) * half] = colour
+    return Image.fromarray(pixels)
+
+
+def encoded(photo: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    photo.save(out, file_format, **options)
+    return out.getvalue()
+
+
+def plain(mode: str, value: Any, file_format: str = "PNG", **options: Any) -> bytes:
+    return encoded(Image.new(mode, (PX, PX), value), file_format, **options)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> image.Preprocessor:
+    tower = tmp_path_factory.mktemp("image")
+    write_image_assets(tower, PX)
+    return image.Preprocessor(tower / "assets")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> text.Preprocessor:
+    """Words are tokens; [CLS] and [SEP] surround them; at most 48."""
+    assets = tmp_path_factory.mktemp("text")
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "red": 4, "shoe": 5}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(assets / "tokenizer.json"))
+    config = TextTransformerConfig(encoder="transformer", source="none", max_tokens=48)
+    values = {"max_tokens": 48, "length_buckets": config.length_buckets(), "max_bytes": 2000, "pad_id": 0}
+    (assets / "text.json").write_text(json.dumps(values), encoding="utf-8")
+    return text.Preprocessor(assets)
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> attributes.Preprocessor:
+    assets = tmp_path_factory.mktemp("attributes")
+    keys = [
+        {"name": "colour", "values": ["dark red", "none", "true", "52"]},
+        {"name": "price", "edges": [10.0, 20.0, 30.0]},
+    ]
+    vocabulary = {"keys": keys, "max_bytes": MAX_BYTES["attributes"]}
+    (assets / "attributes.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    return attributes.Preprocessor(assets)
+
+
+Call = Callable[[list[bytes]], tuple[dict[str, NDArray[np.generic]], list[str]]]
+
+
+def reason_beside_neighbours(preprocess: Call, good: bytes, item: bytes) -> str:
+    """Preprocess an item between two good ones, which must not notice; return why it failed, or an empty string."""
+    alone, _ = preprocess([good])
+    tensors, errors = preprocess([good, item, good])
+    assert [errors[0], errors[2]] == ["", ""]
+    assert isinstance(errors[1], str)
+    for name, tensor in tensors.items():
+        size = alone[name].shape[1]
+        assert len(tensor) == 3
+        for row in (0, 2):  # a text's neighbour may have made the padding longer, nothing else
+            assert np.array_equal(tensor[row, :size], alone[name][0])
+            assert not tensor[row, size:].any()
+    return errors[1]
+
+
+# --- images
+
+
+def test_a_photo_becomes_its_own_pixels(images: image.Preprocessor) -> None:
+    assert np.array_equal(images.decode(encoded(picture())), np.asarray(picture()))
+    near = images.decode(encoded(picture().resize((4 * PX, 3 * PX), Image.Resampling.NEAREST), "JPEG", quality=95))
+    assert np.abs(near.astype(int) - np.asarray(picture()).astype(int)).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("item", "colour"),
+    [
+        pytest.param(plain("RGB", (10, 20, 30)), (10, 20, 30), id="RGB"),
+        pytest.param(plain("L", 99), (99, 99, 99), id="grey"),
+        pytest.param(plain("1", 1), (255, 255, 255), id="1-bit white"),
+        pytest.param(plain("1", 0), (0, 0, 0), id="1-bit black"),
+        pytest.param(plain("CMYK", (0, 255, 255, 0), "TIFF"), (255, 0, 0), id="CMYK"),
+        pytest.param(plain("LA", (0, 0)), (255, 255, 255), id="LA, transparent"),
+        pytest.param(plain("LA", (40, 255)), (40, 40, 40), id="LA, opaque"),
+        pytest.param(plain("RGBA", (255, 0, 0, 0)), (255, 255, 255), id="RGBA, transparent"),
+        pytest.param(plain("RGBA", (255, 0, 0, 128)), (255, 127, 127), id="RGBA, half"),
+        pytest.param(
+            plain("RGB", (9, 8, 7), transparency=(9, 8, 7)), (255, 255, 255), id="RGB with a transparent colour"
+        ),
+        pytest.param(plain("I;16", 65535), (255, 255, 255), id="16-bit white"),
+        pytest.param(plain("I;16", 32896), (128, 128, 128), id="16-bit middle"),
+        pytest.param(plain("I;16", 200), (0, 0, 0), id="16-bit, nearly black"),
+        pytest.param(plain("I", 128, "TIFF"), (128, 128, 128), id="32-bit that holds 8-bit values"),
+        pytest.param(plain("F", 64.0, "TIFF"), (64, 64, 64), id="float that holds 8-bit values"),
+        pytest.param(plain("F", float("nan"), "TIFF"), (0, 0, 0), id="float without a number"),
+        pytest.param(b"P5\n32 32\n255\n" + bytes([77]) * PX * PX, (77, 77, 77), id="PNM"),
+        pytest.param(plain("RGB", (10, 20, 30), "WEBP", lossless=True), (10, 20, 30), id="WebP"),
+        pytest.param(plain("RGB", (10, 20, 30), "BMP"), (10, 20, 30), id="BMP"),
+    ],
+)
+def test_every_mode_becomes_rgb(images: image.Preprocessor, item: bytes, colour: tuple[int, int, int]) -> None:
+    pixels = images.decode(item)
+    assert pixels.shape == (PX, PX, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - colour).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("file_format", "transparency"),
+    [("PNG", None), ("PNG", 2), ("PNG", b"\xff\xff\x00\xff"), ("GIF", None), ("GIF", 2)],
+)
+def test_a_palette_is_looked_up_and_its_transparent_colour_is_white(
+    images: image.Preprocessor, file_format: str, transparency: int | bytes | None
+) -> None:
+    indices = np.repeat(np.arange(4, dtype=np.uint8), PX // 4)[None].repeat(PX, 0)
+    photo = Image.fromarray(indices).convert("P")
+    photo.putpalette([value for colour in COLOURS.values() for value in colour])
+    options = {} if transparency is None else {"transparency": transparency}
+    pixels = images.decode(encoded(photo, file_format, **options))
+    colours = list(COLOURS.values())
+    colours[2] = colours[2] if transparency is None else (255, 255, 255)
+    assert [tuple(pixels[0, place * PX // 4 + 4]) for place in range(4)] == colours
+
+
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""EXIF orientation -> how the camera stored an upright picture."""
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_every_orientation_ends_upright(images: image.Preprocessor, orientation: int, file_format: str) -> None:
+    turn = STORED[orientation]
+    stored = picture() if turn is None else picture().transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if file_format == "JPEG" else {}
+    pixels = images.decode(encoded(stored, file_format, exif=exif, **options))
+    quarters = [pixels[y, x].astype(int) for y in (6, PX - 6) for x in (6, PX - 6)]
+    assert all(np.abs(found - colour).max() < 8 for found, colour in zip(quarters, COLOURS.values(), strict=True)), (
+        quarters
+    )
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        pytest.param(encoded(Image.new("RGB", (1, 1))), "1 x 1 pixels, at least 8 x 8 are needed", id="a pixel"),
+        pytest.param(encoded(Image.new("RGB", (300, 7))), "300 x 7 pixels, at least", id="a line"),
+        pytest.param(png_header(10_000, 6_000), "10000 x 6000 pixels, at most 50000000", id="too many pixels"),
+        pytest.param(png_header(60_000, 60_000), "too large to decode", id="a bomb"),
+        pytest.param(png_header(2**31 - 1, 2**31 - 1), "too large|damaged", id="the largest header"),
+        pytest.param(encoded(picture())[:-40], "damaged or cut short", id="PNG cut short"),
+        pytest.param(encoded(picture(), "JPEG")[:400], "damaged or cut short", id="JPEG cut short"),
+        pytest.param(b"", "not an image in a known format", id="nothing"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", id="SVG"),
+        pytest.param(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="EPS, which runs programs"
+        ),
+        pytest.param(b"\0" * (MAX_BYTES["image"] + 1), "20000001 bytes, 20000000 are allowed", id="too many bytes"),
+    ],
+)
+def test_what_cannot_be_decoded_has_a_reason_and_zeros(images: image.Preprocessor, item: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        images.decode(item)
+    good = encoded(picture())
+    assert reason_beside_neighbours(images, good, item)
+    assert not images([item])[0]["pixels"].any()
+
+
+MAGIC = [
+    b"",
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"II*\0",
+    b"MM\0*",
+    b"GIF89a",
+    b"BM",
+    b"P6\n9 9\n255\n",
+    b"RIFF9999WEBP",
+]
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@few
+@given(start=st.sampled_from(MAGIC), rest=st.binary(max_size=300))
+def test_random_bytes_never_raise(images: image.Preprocessor, start: bytes, rest: bytes) -> None:
+    reason_beside_neighbours(images, encoded(picture()), start + rest)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@few
+@given(
+    file_format=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"]),
+    damage=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8),
+    length=st.integers(0, 3000),
+)
+def test_damaged_files_never_raise(
+    images: image.Preprocessor, file_format: str, damage: list[tuple[int, int]], length: int
+) -> None:
+    item = bytearray(encoded(picture(), file_format)[:length])
+    for place, value in damage:
+        if place < len(item):
+            item[place] = value
+    reason_beside_neighbours(images, encoded(picture()), bytes(item))
+
+
+def test_an_empty_batch_has_empty_tensors(
+    images: image.Preprocessor, texts: text.Preprocessor, facts: attributes.Preprocessor
+) -> None:
+    for preprocess in (images, texts, facts):
+        tensors, errors = cast("Call", preprocess)([])
+        assert errors == []
+        assert all(len(tensor) == 0 for tensor in tensors.values())
+
+
+def test_decoding_in_threads_leaves_the_warnings_of_the_process_alone(images: image.Preprocessor) -> None:
+    before = list(warnings.filters)
+    images([encoded(picture(), "JPEG"), encoded(Image.new("RGBA", (900, 900)))] * 16)
+    assert warnings.filters == before
+
+
+# --- text
+
+
+def rows(
+    answer: tuple[dict[str, NDArray[np.generic]], list[str]],
+) -> tuple[list[list[int]], list[list[int]], list[str]]:
+    return answer[0]["input_ids"].tolist(), answer[0]["attention_mask"].tolist(), answer[1]
+
+
+def test_a_text_becomes_its_tokens_padded_to_a_bucket(texts: text.Preprocessor) -> None:
+    ids, mask, errors = rows(texts([b"red shoe"]))
+    assert ids == [[2, 4, 5, 3, *[0] * 12]]
+    assert mask == [[1] * 4 + [0] * 12]
+    assert errors == [""]
+
+
+@pytest.mark.parametrize(
+    ("words", "length"), [(1, 16), (14, 16), (15, 32), (30, 32), (31, 48), (46, 48), (47, 48), (900, 48)]
+)
+def test_the_longest_text_chooses_the_bucket_and_is_cut_at_the_limit(
+    texts: text.Preprocessor, words: int, length: int
+) -> None:
+    tensors, errors = texts([b"shoe", b"red " * words])
+    assert errors == ["", "" if 4 * words <= 2000 else "the text has 3600 bytes, 2000 are allowed: shorten it"]
+    if not errors[1]:
+        assert tensors["input_ids"].shape == (2, length)
+        assert tensors["attention_mask"].sum(1).tolist() == [3, min(words + 2, 48)]
+        # A text that is cut still ends as the encoder expects it.
+        assert tensors["input_ids"][1][min(words + 1, 47)] == 3
+
+
+@pytest.mark.parametrize(("max_tokens", "buckets"), [(8, [8]), (16, [16]), (48, [16, 32, 48]), (64, [16, 32, 64])])
+def test_the_last_bucket_is_the_limit(max_tokens: int, buckets: list[int]) -> None:
+    config = TextTransformerConfig(encoder="transformer", source="none", max_tokens=max_tokens)
+    assert config.length_buckets() == buckets
+
+
+def test_invalid_utf_8_costs_the_invalid_bytes_only(texts: text.Preprocessor) -> None:
+    ids, _, errors = rows(texts([b"red \xff\xfe shoe"]))
+    assert errors == [""]
+    assert ids[0][:5] == [2, 4, 1, 5, 3]
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [(b"", "the text is empty"), (b" \n\t", "the text is empty"), (b"x" * 2001, "2001 bytes, 2000 are allowed")],
+)
+def test_an_unusable_text_has_a_reason_and_the_tokens_of_an_empty_one(
+    texts: text.Preprocessor, item: bytes, said: str
+) -> None:
+    assert said in reason_beside_neighbours(texts, b"red shoe", item)
+    ids, mask, _ = rows(texts([item]))
+    assert ids == [[2, 3, *[0] * 14]]
+    assert mask == [[1, 1, *[0] * 14]]
+
+
+@few
+@given(item=st.binary(max_size=2100) | st.text(max_size=500).map(lambda value: value.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_a_text(texts: text.Preprocessor, item: bytes) -> None:
+    reason = reason_beside_neighbours(texts, b"red shoe", item)
+    assert bool(reason) == (not item.strip() or len(item) > 2000)
+
+
+# --- attributes
+
+
+def categories(facts: attributes.Preprocessor, item: object) -> list[int]:
+    tensors, errors = facts([json.dumps(item).encode()])
+    assert errors == [""]
+    found: list[int] = tensors["categories"][0].tolist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ("dark red", 1),
+        ("  Dark   RED ", 1),
+        ("none", 2),
+        (True, 3),
+        (52, 4),
+        ("green", 0),
+        ("", 0),
+        (None, 0),
+        (["dark red"], 0),
+        ({"dark red": 1}, 0),
+    ],
+)
+def test_a_category_is_looked_up_and_what_is_unknown_is_0(
+    facts: attributes.Preprocessor, value: object, place: int
+) -> None:
+    assert categories(facts, {"colour": value}) == [place, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (-5, 1),
+        (9.99, 1),
+        (10, 2),
+        (15, 2),
+        (20.0, 3),
+        (29, 3),
+        (30, 4),
+        (1e300, 4),
+        ("15", 2),
+        (True, 0),
+        ("cheap", 0),
+        (None, 0),
+        (float("nan"), 0),
+        (float("inf"), 0),
+        (10**400, 0),
+        ([15], 0),
+    ],
+)
+def test_a_number_falls_into_its_bin(facts: attributes.Preprocessor, value: object, place: int) -> None:
+    assert categories(facts, {"price": value, "ignored": 1}) == [0, place]
+
+
+def test_an_absent_key_is_unknown_even_when_a_category_is_called_none(facts: attributes.Preprocessor) -> None:
+    assert categories(facts, {}) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (b"", "are not JSON"),
+        (b"{'colour': 1}", "are not JSON"),
+        (b"[1]", "are JSON, but not an object"),
+        (b"null", "are JSON, but not an object"),
+        (b'{"colour": ' + b"[" * 40_000 + b"]" * 40_000 + b"}", "are not JSON"),
+        (b'{"price": ' + b"9" * 5000 + b"}", "digits"),
+        (b" " * 100_001, "100001 bytes, 100000 are allowed"),
+    ],
+)
+def test_unusable_attributes_have_a_reason_and_zeros(facts: attributes.Preprocessor, item: bytes, said: str) -> None:
+    good = b'{"colour": "dark red", "price": 12}'
+    assert said in reason_beside_neighbours(facts, good, item)
+    assert not facts([item])[0]["categories"].any()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@few
+@given(item=st.dictionaries(st.sampled_from(["colour", "price", "x"]), JSON) | JSON)
+@example(item={"colour": "\ud800"})
+def test_arbitrary_json_never_raises(facts: attributes.Preprocessor, item: object) -> None:
+    reason = reason_beside_neighbours(facts, b'{"colour": "dark red"}', json.dumps(item).encode())
+    assert bool(reason) == (not isinstance(item, dict))
+
+
+@few
+@given(item=st.binary(max_size=200))
+def test_random_bytes_are_no_attributes(facts: attributes.Preprocessor, item: bytes) -> None:
+    reason_beside_neighbours(facts, b'{"colour": "dark red"}', item)
+
+
+@pytest.mark.parametrize("depth", range(880, 1000, 7))
+def test_nesting_near_the_limit_of_recursion_never_raises(facts: attributes.Preprocessor, depth: int) -> None:
+    reason_beside_neighbours(facts, b"{}", b'{"colour": ' + b"[" * depth + b"]" * depth + b"}")
+
+
+def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("colour", "price", "never"), min_count=2)
+    items = [
+        {"colour": colour, "price": price} for colour, price in [("Red", 1), ("red ", 2), ("blue", 3), ("BLUE", 4)]
+    ]
+    config.prepare([json.dumps(item).encode() for item in [*items, {"colour": "seldom"}]], tmp_path, tmp_path)
+    facts = attributes.Preprocessor(tmp_path / "assets")
+    found = [categories(facts, item) for item in [*items, {"colour": "seldom", "price": 99, "never": "x"}]]
+    assert [row[0] for row in found] == [2, 2, 1, 1, 0]
+    prices = [row[1] for row in found]
+    assert prices == sorted(prices)
+    assert prices[0] < prices[3] <= prices[4]
+    assert [row[2] for row in found] == [0] * 5
+    edges = json.loads((tmp_path / "assets/attributes.json").read_text(encoding="utf-8"))["keys"][1]["edges"]
+    assert config.build(tmp_path, None).feature_dim == (1 + 2) + (2 + len(edges)) + 1

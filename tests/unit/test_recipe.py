@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from likeness_export.recipe import BUILT_IN, Recipe, RecipeError, load_recipe, parse_recipe
+
+DEMO = Path("demo")
+
+
+def raw() -> dict[str, Any]:
+    return tomllib.loads((BUILT_IN / "demo.toml").read_text(encoding="utf-8"))
+
+
+def message(change: Callable[[dict[str, Any]], object]) -> str:
+    content = raw()
+    change(content)
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(content, "shop.toml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.toml")))
+def test_built_in_recipes_load_and_survive_being_stored(name: str) -> None:
+    recipe = load_recipe(Path(name))
+    assert recipe.name == name
+    again = parse_recipe(json.loads(recipe.model_dump_json()), "recipe.json")
+    assert again == recipe
+    assert again.digest() == recipe.digest()
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(DEMO).name = "other"
+
+
+def test_a_file_wins_over_the_built_in_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (BUILT_IN / "demo.toml").read_text(encoding="utf-8")
+    (tmp_path / "demo").write_text(content.replace("seed = 7", "seed = 8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(DEMO).seed == 8
+
+
+def test_a_missing_file_names_the_built_in_recipes() -> None:
+    with pytest.raises(RecipeError, match=r"no recipe nothing\.toml: .*built-in recipes: demo, fashion"):
+        load_recipe(Path("nothing.toml"))
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"[data]\n[data]\n", b"name = '\xff'"])
+def test_what_is_not_toml_is_refused_with_its_place(tmp_path: Path, content: bytes) -> None:
+    place = tmp_path / "bad.toml"
+    place.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"bad\.toml cannot be read as a recipe"):
+        load_recipe(place)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read as a recipe"):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            lambda r: r["training"].update(epoch=1),
+            "training.epoch: there is no such key; allowed here are: epochs, groups_per_batch, group_size, "
+            "learning_rate, weight_decay, temperature, modality_dropout, precision (given: 1)",
+        ),
+        (
+            lambda r: r["towers"]["image"].update(image_size=64),
+            "towers.image.image_size: there is no such key; allowed here are: "
+            "freeze, learning_rate, encoder, image_px, width (given: 64)",
+        ),
+        (
+            lambda r: r["fusion"].update(heads=2),
+            "fusion.heads: there is no such key; allowed here are: kind, score (given: 2)",
+        ),
+        (
+            lambda r: r.update(epochs=3),
+            "epochs: there is no such key; allowed here are: "
+            "name, dimension, seed, data, towers, fusion, similarity, training, serving (given: 3)",
+        ),
+        (
+            lambda r: r["towers"]["image"].update(encoder="resnet"),
+            "towers.image.encoder: is not known; allowed are: "
+            "transformer, vision, small_cnn, one_hot (given: 'resnet')",
+        ),
+        (
+            lambda r: r["towers"]["image"].pop("encoder"),
+            "towers.image.encoder: is missing; allowed are: transformer, vision, small_cnn, one_hot",
+        ),
+        (
+            lambda r: r["fusion"].update(kind="mean"),
+            "fusion.kind: is not known; allowed are: attention, concatenation (given: 'mean')",
+        ),
+        (lambda r: r["fusion"].pop("kind"), "fusion.kind: is missing; allowed are: attention, concatenation"),
+        (lambda r: r["fusion"].update(score="x"), "fusion.score: must be 'linear' or 'mlp' (given: 'x')"),
+        (lambda r: r["training"].update(epochs=0), "training.epochs: must be greater than or equal to 1 (given: 0)"),
+        (
+            lambda r: r["training"].update(precision="fp8"),
+            "training.precision: must be 'fp32' or 'bf16' (given: 'fp8')",
+        ),
+        (
+            lambda r: r["towers"].update({"My Tower": {"encoder": "small_cnn"}}),
+            "towers.My Tower: must match pattern '^[a-z][a-z0-9]*$' (given: 'My Tower')",
+        ),
+        (
+            lambda r: r["towers"].update(transformer={"encoder": "transformer"}),
+            "towers.transformer.source: is missing (directory, package or hub name of a Hugging Face encoder)",
+        ),
+        (lambda r: r.update(towers={}), "towers: must not be empty"),
+        (lambda r: r.update(data="x"), "data: must be a section (given: 'x')"),
+        (lambda r: r["towers"].update(image=5), "towers.image: must be a section (given: 5)"),
+        (lambda r: r["data"].pop("products"), "data.products: is missing (JSON lines, relative to the data root)"),
+        (lambda r: r["data"].update(labels="group"), "data.labels: must be a list (given: 'group')"),
+        (lambda r: r["data"].update(pairs="pairs.csv"), "data: give either labels or pairs"),
+        (lambda r: r["data"].update(labels=[]), "data: give either labels or pairs"),
+    ],
+)
+def test_an_error_names_the_key_its_value_and_what_is_allowed(
+    change: Callable[[dict[str, Any]], object], line: str
+) -> None:
+    assert message(change).splitlines() == ["shop.toml is not a valid recipe:", f"  {line}"]
+
+
+def test_all_errors_are_told_at_once() -> None:
+    text = message(lambda r: (r["training"].update(epochs=0, epoch=1), r.update(dimension=4)))
+    assert [line.split(":")[0].strip() for line in text.splitlines()[1:]] == [
+        "dimension",
+        "training.epochs",
+        "training.epoch",
+    ]
+
+
+def test_overrides_take_toml_values_and_bare_words() -> None:
+    recipe = load_recipe(
+        DEMO,
+        [
+            "training.epochs=3",
+            "name=mine",
+            "fusion.score = linear",
+            'data.labels=["fine_label", "group"]',
+            "serving.max_batch_size=8",
+            "towers.text.freeze=false",
+        ],
+    )
+    assert (recipe.training.epochs, recipe.name, recipe.serving.max_batch_size) == (3, "mine", 8)
+    assert recipe.data.labels == ("fine_label", "group")
+    assert recipe.fusion.model_dump() == {"kind": "attention", "score": "linear"}
+    assert not recipe.towers["text"].freeze
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.epochs", "write dotted.key=value"),
+        ("name.first=x", "name is not a section"),
+        ("training.epoch=3", "training.epoch: there is no such key; allowed here are: epochs"),
+        ("=3", "there is no such key"),
+    ],
+)
+def test_overrides_that_cannot_be_applied_are_refused(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(DEMO, [override])
+
+
+def test_the_digest_changes_with_what_shapes_the_weights_and_only_with_that() -> None:
+    def digest(*overrides: str) -> str:
+        return load_recipe(DEMO, overrides).digest()
+
+    same = {digest(), digest("serving.max_batch_size=8"), digest("serving.queue_delay_us=50", "serving.cpu_threads=1")}
+    others = [
+        digest("training.epochs=41"),
+        digest("training.temperature=0.2"),
+        digest("seed=8"),
+        digest("dimension=64"),
+        digest("fusion.score=linear"),
+        digest("towers.image.image_px=64"),
+        digest('data.labels=["fine_label"]'),
+    ]
+    assert len(same) == 1
+    assert len({*same, *others}) == 1 + len(others)
+
+
+def test_the_digest_knows_the_order_of_the_towers_because_the_fusion_head_does() -> None:
+    recipe = load_recipe(DEMO)
+    turned = recipe.model_copy(update={"towers": dict(reversed(recipe.towers.items()))})
+    assert turned.digest() != recipe.digest()
+
+
+def test_what_a_recipe_says_of_its_inputs() -> None:
+    recipe: Recipe = load_recipe(DEMO)
+    assert recipe.modalities() == ("text", "image", "attributes")
+    assert recipe.tower_modalities() == {"text": "text", "image": "image", "attributes": "attributes"}
+    schema = recipe.input_schema()
+    assert schema.text_fields == ("title", "description")
+    assert schema.attribute_keys == ("kind", "material", "colour", "pattern", "size", "brand", "price_usd")

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from likeness_client.contract import SCHEMA_PARAMETER, SPACE_PARAMETER, InputSchema, all_signatures
+from likeness_client.errors import InputError
+from likeness_export.recipe import load_recipe
+from likeness_export.repository import PROFILES, UNTRAINED, VERSION, RenderedModel, render
+from likeness_export.repository_check import RepositoryError, check
+from likeness_export.repository_reference import write_reference
+from tritonclient.grpc import model_config_pb2
+
+RECIPE = load_recipe(Path("demo"))
+REFERENCE = Path(__file__).parents[2] / "model_repository"
+EMBED = "embed_text_image"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return what a repository consists of before it is trained; caches and weights of an export do not count."""
+    kept = [path for suffix in ("*.pbtxt", "*.py", ".gitkeep") for path in folder.rglob(suffix)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def test_the_rendered_repository_fits_together() -> None:
+    models = render(RECIPE)
+    check(models)
+    assert len(models) == 3 + 3 + 7 + 2 + 7 + 7
+    assert {name for name, model in models.items() if model.default.platform == "ensemble"} == {
+        f"{kind}_{signature}"
+        for kind in ("embed", "similarity")
+        for signature in all_signatures(["text", "image", "attributes"])
+    }
+
+
+def test_other_recipes_fit_together_too() -> None:
+    check(render(load_recipe(Path("fashion"))))
+    two_towers = load_recipe(
+        Path("demo"), ['towers.texture={encoder="small_cnn", image_px=32}', "fusion={kind='concatenation'}"]
+    )
+    check(render(two_towers))
+    assert "texture_encoder" in render(two_towers)
+
+
+def test_a_network_has_three_profiles_with_the_same_tensors() -> None:
+    for name, model in render(RECIPE).items():
+        if name.endswith(("_encoder", "_matrix")) or name.startswith("fusion_") or name == "similarity":
+            assert {"onnx", *model.profiles} == set(PROFILES)
+            platforms = [model.default, model.profiles["tensorrt"], model.profiles["cpu"]]
+            assert [config.platform for config in platforms] == ["onnxruntime_onnx", "tensorrt_plan", ""]
+            assert platforms[2].backend == "python"
+        else:
+            assert not model.profiles
+
+
+def test_every_configuration_carries_the_space_and_every_ensemble_the_schema() -> None:
+    for model in render(RECIPE, "abc").values():
+        for config in (model.default, *model.profiles.values()):
+            assert config.parameters[SPACE_PARAMETER].string_value == "abc"
+        if model.default.platform == "ensemble":
+            schema = InputSchema.from_json(model.default.parameters[SCHEMA_PARAMETER].string_value)
+            assert schema == RECIPE.input_schema()
+
+
+def test_serving_choices_reach_the_configurations() -> None:
+    recipe = load_recipe(
+        Path("demo"), ["serving.max_batch_size=5", "serving.queue_delay_us=70", "serving.cpu_threads=3"]
+    )
+    encoder = render(recipe)["text_encoder"]
+    assert encoder.default.max_batch_size == 5
+    assert encoder.default.dynamic_batching.max_queue_delay_microseconds == 70
+    assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "3"
+
+
+def test_the_committed_repository_is_what_the_code_renders(tmp_path: Path) -> None:
+    write_reference(RECIPE, tmp_path / "fresh")
+    again, committed = files(tmp_path / "fresh"), files(REFERENCE)
+    advice = "render it again: python -m likeness_export.repository_reference model_repository"
+    assert sorted(committed) == sorted(again), advice
+    assert [name for name in again if committed[name] != again[name]] == [], advice
+    assert f'string_value: "{UNTRAINED}"' in committed["text_encoder/config.pbtxt"].decode()
+
+
+def test_the_reference_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    write_reference(load_recipe(Path("demo"), ["serving.max_batch_size=2"]), folder)
+    (folder / "old_model").mkdir()
+    (folder / "old_model" / "config.pbtxt").touch()
+    write_reference(RECIPE, folder)
+    assert not (folder / "old_model").exists()
+    assert files(folder) == files(REFERENCE)
+    (folder / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="not an empty folder nor a model repository"):
+        write_reference(RECIPE, folder)
+    assert (folder / "thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+# --- broken graphs; a configuration is Any here, because Triton's protobuf ships no types
+
+
+def remove_step(config: Any, model: str) -> None:
+    steps = config.ensemble_scheduling.step
+    del steps[[step.model_name for step in steps].index(model)]
+
+
+def step(config: Any, model: str) -> Any:
+    return next(step for step in config.ensemble_scheduling.step if step.model_name == model)
+
+
+def entry(entries: Any, name: str) -> Any:
+    return next(entry for entry in entries if entry.name == name)
+
+
+def add_second_producer(models: dict[str, Any]) -> None:
+    copy = models[EMBED].ensemble_scheduling.step.add()
+    copy.CopyFrom(step(models[EMBED], "text_encoder"))
+
+
+def put_the_consumer_first(models: dict[str, Any]) -> None:
+    first = step(models[EMBED], "text_preprocess")
+    moved = type(first)()
+    moved.CopyFrom(first)
+    remove_step(models[EMBED], "text_preprocess")
+    models[EMBED].ensemble_scheduling.step.add().CopyFrom(moved)
+
+
+BREAKS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "missing producer": (
+        lambda m: remove_step(m[EMBED], "text_encoder"),
+        f"{EMBED} -> fusion_text_image: text_embedding has no producer before this step",
+    ),
+    "missing producer of an output": (
+        lambda m: remove_step(m[EMBED], "fusion_text_image"),
+        f"{EMBED}: output embedding has no producer",
+    ),
+    "a consumer before its producer": (
+        put_the_consumer_first,
+        f"{EMBED} -> text_encoder: text_input_ids has no producer before this step",
+    ),
+    "two producers": (add_second_producer, f"{EMBED} -> text_encoder: text_embedding has a second producer"),
+    "wrong type": (
+        lambda m: setattr(m["text_preprocess"].output[0], "data_type", model_config_pb2.TYPE_INT32),
+        f"{EMBED} -> text_encoder: text_input_ids: is produced as TYPE_INT32, taken as TYPE_INT64",
+    ),
+    "wrong sizes": (
+        lambda m: entry(m["text_encoder"].output, "text_embedding").dims.__setitem__(0, 64),
+        f"{EMBED} -> fusion_text_image: text_embedding: is produced with sizes [64], taken with [128]",
+    ),
+    "wrong number of sizes": (
+        lambda m: entry(m["image_encoder"].output, "image_embedding").dims.append(1),
+        f"{EMBED} -> fusion_text_image: image_embedding: is produced with sizes [128, 1], taken with [128]",
+    ),
+    "wrong sizes of an output": (
+        lambda m: entry(m[EMBED].output, "modality_weights").dims.__setitem__(0, 3),
+        f"{EMBED}: output modality_weights: is produced with sizes [2], taken with [3]",
+    ),
+    "unpinned version": (
+        lambda m: setattr(step(m[EMBED], "text_encoder"), "model_version", -1),
+        f"{EMBED} -> text_encoder: the version is not pinned",
+    ),
+    "optional input": (
+        lambda m: setattr(m["fusion_text_image"].input[0], "optional", True),
+        "fusion_text_image: declares an optional input, which keeps requests from sharing a batch",
+    ),
+    "different spaces": (
+        lambda m: setattr(m["image_encoder"].parameters[SPACE_PARAMETER], "string_value", "other"),
+        f"the models belong to 2 spaces: ['other', '{UNTRAINED}']",
+    ),
+    "unused tensor": (
+        lambda m: m[EMBED].output.remove(entry(m[EMBED].output, "text_error")),
+        f"{EMBED}: text_error is used nowhere",
+    ),
+    "unused input": (
+        lambda m: m[EMBED].input.add(name="video", data_type=model_config_pb2.TYPE_STRING, dims=[1]),
+        f"{EMBED}: video is used nowhere",
+    ),
+    "unknown model": (
+        lambda m: setattr(step(m[EMBED], "text_encoder"), "model_name", "text_enc"),
+        f"{EMBED} -> text_enc: there is no such model",
+    ),
+    "unknown output": (
+        lambda m: step(m[EMBED], "text_encoder").output_map.update(vector="text_vector"),
+        f"{EMBED} -> text_encoder: has no output vector",
+    ),
+    "an input that is not given": (
+        lambda m: step(m[EMBED], "text_encoder").input_map.pop("attention_mask"),
+        f"{EMBED} -> text_encoder: is given ['input_ids'], needs ['attention_mask', 'input_ids']",
+    ),
+    "smaller batches inside": (
+        lambda m: setattr(m["text_encoder"], "max_batch_size", 4),
+        f"{EMBED} -> text_encoder: takes batches of 4, the ensemble of 32",
+    ),
+    "another name": (
+        lambda m: setattr(m["text_encoder"], "name", "encoder"),
+        "text_encoder: a configuration names another model",
+    ),
+}
+
+
+def faults(models: dict[str, RenderedModel]) -> list[str]:
+    with pytest.raises(RepositoryError) as caught:
+        check(models)
+    first, *found = str(caught.value).splitlines()
+    assert first == "the model repository does not fit together:"
+    return [fault.strip() for fault in found]
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+def test_a_graph_that_is_broken_is_found(kind: str) -> None:
+    change, fault = BREAKS[kind]
+    models = render(RECIPE)
+    change({name: model.default for name, model in models.items()})
+    assert fault in faults(models)
+
+
+def test_profiles_with_different_tensors_are_found() -> None:
+    models = render(RECIPE)
+    models["text_encoder"].profiles["cpu"].output[0].dims[0] = 64
+    assert faults(models) == ["text_encoder: its profiles declare different tensors or batch sizes"]
+
+
+def test_a_profile_of_another_space_is_found() -> None:
+    models = render(RECIPE)
+    models["text_encoder"].profiles["cpu"].parameters[SPACE_PARAMETER].string_value = "other"
+    assert faults(models) == [f"the models belong to 2 spaces: ['other', '{UNTRAINED}']"]
+
+
+def test_every_step_of_the_demo_is_pinned_to_the_version_that_is_written() -> None:
+    for model in render(RECIPE).values():
+        assert {step.model_version for step in model.default.ensemble_scheduling.step} <= {VERSION}

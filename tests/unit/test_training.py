@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from likeness_client.errors import InputError
+from likeness_export import training
+from likeness_export.networks.product import build_network
+from likeness_export.recipe import Recipe, parse_recipe
+from likeness_export.run import Run
+from likeness_export.training import train
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tests.unit.conftest import Tiny
+
+
+class MachineStopsError(Exception):
+    """Stands for a machine that is switched off."""
+
+
+def changed(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    raw = recipe.model_dump(mode="json")
+    for section, values in sections.items():
+        raw[section] |= values
+    return parse_recipe(raw, "test")
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = torch.load(run.weights, weights_only=True)
+    return found
+
+
+def losses(run: Run) -> list[float]:
+    return [json.loads(line)["loss"] for line in run.log.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training run so many epochs, and end in the middle of the next."""
+    one_epoch = training._Trainer._epoch
+
+    def interrupted(self: training._Trainer, epoch: int, *args: Any) -> float:
+        loss = one_epoch(self, epoch, *args)
+        if epoch == epochs:
+            raise MachineStopsError
+        return loss
+
+    monkeypatch.setattr(training._Trainer, "_epoch", interrupted)
+
+
+def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, resumed = Run(tmp_path / "straight"), Run(tmp_path / "resumed")
+    train(tiny.recipe, straight, tiny.root)
+    for epochs in (0, 2):  # before there is a checkpoint, and with one
+        with monkeypatch.context() as patch:
+            stop_after(epochs, patch)
+            with pytest.raises(MachineStopsError):
+                train(tiny.recipe, resumed, tiny.root)
+        assert not resumed.weights.exists()
+        assert resumed.checkpoint.exists() == (epochs > 0)
+    torch.manual_seed(99)  # what happened in the process before does not matter
+    train(tiny.recipe, resumed, tiny.root)
+    assert_same(weights(resumed), weights(straight))
+    assert losses(resumed) == losses(straight)
+    assert len(losses(straight)) == tiny.recipe.training.epochs
+    assert not resumed.checkpoint.exists()
+
+
+def test_training_learns(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    train(changed(tiny.recipe, training={"epochs": 6}), run, tiny.root)
+    assert losses(run)[-1] < 0.9 * losses(run)[0]
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path / "run")
+    train(tiny.recipe, run, tiny.root)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.folder.rglob("*") if path.is_file()}
+    tiny.products.unlink()  # not even the data is needed any more
+    with caplog.at_level(logging.INFO):
+        train(changed(tiny.recipe, serving={"max_batch_size": 2}), run, tiny.root)
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.folder.rglob("*") if path.is_file()}
+    assert after == before
+    assert "already trained" in caplog.text
+
+
+def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.write_recipe(changed(tiny.recipe, training={"epochs": 4}))
+    with pytest.raises(InputError, match="holds a run of another recipe: choose another folder or remove it"):
+        train(tiny.recipe, run, tiny.root)
+    assert [path.name for path in run.folder.iterdir()] == ["recipe.json"]
+
+
+def test_a_run_that_is_not_finished_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not a run: it has no recipe\.json"):
+        Run(tmp_path).read_network()
+    Run(tmp_path).write_recipe(tiny.recipe)
+    with pytest.raises(InputError, match="is not trained to its end"):
+        Run(tmp_path).read_network()
+
+
+def test_a_trained_network_is_read_as_it_was_written(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    train(tiny.recipe, run, tiny.root)
+    recipe, network = run.read_network()
+    assert recipe == tiny.recipe
+    assert not network.training
+    assert_same(dict(network.state_dict()), weights(run))
+
+
+def edit_catalogue(tiny: Tiny, product_id: str, **values: Any) -> None:
+    """Change one record; None removes a key."""
+    records = [json.loads(line) for line in tiny.products.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        if record["product_id"] == product_id:
+            record |= values
+    kept = [{key: value for key, value in record.items() if value is not None} for record in records]
+    tiny.products.write_text("\n".join(map(json.dumps, kept)) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("product_id", ["0-1", "1-2"])
+def test_a_product_with_a_broken_image_is_logged_and_left_out(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, product_id: str
+) -> None:
+    """Whether it has attributes besides (0-1) or nothing else at all (1-2)."""
+    (tiny.root / "images" / f"{product_id}.png").write_bytes(b"no image")
+    run = Run(tmp_path / "run")
+    train(tiny.recipe, run, tiny.root)
+    assert f"image of product {product_id} is left out: not an image" in caplog.text
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_a_product_without_anything_that_a_tower_reads_is_left_out(tiny: Tiny, tmp_path: Path) -> None:
+    edit_catalogue(tiny, "0-1", attributes=None, images=None)
+    run = Run(tmp_path / "run")
+    train(tiny.recipe, run, tiny.root)
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_a_tower_whose_modality_nobody_has_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = changed(tiny.recipe, towers={"words": {"encoder": "transformer", "source": "none"}})
+    with pytest.raises(InputError, match=r"towers\.words: no training product has text"):
+        train(recipe, Run(tmp_path / "run"), tiny.root)
+
+
+@pytest.mark.parametrize("target", ["checkpoint", "weights"])
+def test_a_half_written_file_is_never_seen(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    run = Run(tmp_path / "run")
+    place: Path = getattr(run, target)
+    save = torch.save
+
+    def fails_half_way(state: Any, path: Path) -> None:
+        save(state, path)
+        if place.name in path.name:
+            path.write_bytes(path.read_bytes()[:100])
+            raise MachineStopsError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fails_half_way)
+        with pytest.raises(MachineStopsError):
+            train(tiny.recipe, run, tiny.root)
+    assert not place.exists()
+    assert not list(run.folder.glob("*.partial")) + list(run.folder.glob(".*.partial"))
+    train(tiny.recipe, run, tiny.root)
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(tiny: Tiny, tmp_path: Path) -> None:
+    frozen = changed(tiny.recipe, towers={"image": {**tiny.recipe.towers["image"].model_dump(), "freeze": True}})
+    run = Run(tmp_path / "run")
+    train(frozen, run, tiny.root)
+    assert sorted(path.name.split("-")[0] for path in run.features.iterdir()) == ["attributes", "image"]
+    torch.manual_seed(frozen.seed)
+    untrained = build_network(frozen, run.towers, tiny.root).state_dict()
+    same = {name for name, tensor in weights(run).items() if torch.equal(tensor, untrained[name])}
+    assert {name for name in untrained if name.startswith("towers.image.encoder.")} <= same
+    assert "towers.image.projection.weight" not in same
