@@ -25,15 +25,19 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a built-in recipe: demo, fashion.")],
     out: Annotated[Path, typer.Option(help="The folder of the run. One that was interrupted goes on.")],
     data_root: DataRoot = Path(),
-    override: Annotated[list[str], typer.Option("--set", help="dotted.key=value, instead of what the recipe says.")] = [],
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="dotted.key=value, instead of what the recipe says.")
+    ] = None,
 ) -> None:
     """Train a recipe."""
     from likeness_export.recipe import load_recipe
     from likeness_export.run import Run
     from likeness_export.training import train as run_training
 
+    if override is None:
+        override = []
     _log_to_terminal()
-    run_training(load_recipe(recipe, override), Run(out), data_root)
+    run_training(load_recipe(recipe, override or ()), Run(out), data_root)
     typer.echo(f"trained: {out}")
 
 
@@ -42,25 +46,35 @@ def evaluate(
     run: RunFolder,
     data_root: DataRoot = Path(),
     label: Annotated[
-        list[str], typer.Option(help="Field whose equality makes two products alike; a+b means both. Repeatable.")
-    ] = [],
-    split: Annotated[list[str], typer.Option(help="Split that the queries come from. Repeatable.")] = ["val"],
-    gallery: Annotated[list[str], typer.Option(help="Splits that are ranked; default: those of the queries.")] = [],
+        list[str] | None, typer.Option(help="Field whose equality makes two alike; a+b means both. Repeatable.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split that the queries come from; default: val. Repeatable.")
+    ] = None,
+    gallery: Annotated[list[str] | None, typer.Option(help="Splits that are ranked; default: the queries'.")] = None,
     server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
-    from likeness_client.client import Client
+    from likeness_client import Client, InputError
 
     from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
     from likeness_export.reports import retrieval_table, write_rows
     from likeness_export.run import Run
 
+    if gallery is None:
+        gallery = []
+    if split is None:
+        split = ["val"]
+    if label is None:
+        label = []
     _log_to_terminal()
     source = Run(run)
     recipe = source.read_recipe()
-    labels = tuple(label) or recipe.data.labels
-    task = Task(labels=labels, queries=tuple(split), gallery=tuple(gallery or split))
+    if not (label or recipe.data.labels):
+        raise InputError(f"{run} was trained on pairs: name what makes two products alike with --label")
+    queries = tuple(split or ["val"])
+    task = Task(labels=tuple(label or recipe.data.labels), queries=queries, gallery=tuple(gallery or queries))
     catalogue = read_task_catalogue(source, data_root, task)
     if server:
         with Client(server) as client:
@@ -96,7 +110,9 @@ def export(
 @app.command()
 def serve(
     repository: Annotated[Path, typer.Argument(help="A model repository.")],
-    profile: Annotated[str, typer.Option(help="cpu, onnx or tensorrt; default: cpu with the server from pip, else onnx.")] = "",
+    profile: Annotated[
+        str, typer.Option(help="cpu, onnx or tensorrt; default: cpu with the server from pip, else onnx.")
+    ] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: int = 8001,
     http_port: int = 8000,
@@ -117,7 +133,9 @@ def serve(
     )
     try:
         with serving(config) as process:
-            typer.echo(f"ready: gRPC {host}:{grpc_port}  HTTP {host}:{http_port}  metrics {host}:{metrics_port}/metrics")
+            typer.echo(
+                f"ready: gRPC {host}:{grpc_port}  HTTP {host}:{http_port}  metrics {host}:{metrics_port}/metrics"
+            )
             code = process.wait()
         raise ServeError(f"tritonserver ended by itself with code {code}: see the log above")
     except KeyboardInterrupt:
@@ -141,7 +159,7 @@ def _log_to_terminal() -> None:
     """Show this project's messages, and of the libraries only warnings; their progress bars would drown ours."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("likeness_export").setLevel(logging.INFO)

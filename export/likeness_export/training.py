@@ -81,7 +81,9 @@ class _Trainer:
         ids = [product.product_id for product in catalogue.products]
         self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, payloads, ids)
         self.features = {
-            name: torch.from_numpy(cached_features(self.inputs[name], self.network.tower(name).encoder, tower, run.features))
+            name: torch.from_numpy(
+                cached_features(self.inputs[name], self.network.tower(name).encoder, tower, run.features)
+            )
             for name, tower in recipe.towers.items()
             if tower.freeze
         }

@@ -91,4 +91,4 @@ def test_metric_loss_takes_as_many_of_the_hardest_negatives_as_there_are_positiv
     probability = {(i, j): torch.sigmoid(network(z[i], z[j])).item() for i, j in pairs}
     terms = [-math.log(probability[pair]) for pair in same]
     terms += [-math.log(1 - probability[pair]) for pair in other[: len(same)]]
-    assert float(metric_loss(network, z, positives)) == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+    assert metric_loss(network, z, positives).item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)

@@ -60,7 +60,9 @@ def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
     _draw_line(draw, card.caption, (left + 10, top + _PHOTO + 38), 11, frame)
 
 
-def _draw_line(draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], size: int, ink: tuple[int, int, int]) -> None:
+def _draw_line(
+    draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], size: int, ink: tuple[int, int, int]
+) -> None:
     font = ImageFont.load_default(size)
     shown = text
     while draw.textlength(shown, font=font) > _WIDTH - 20:

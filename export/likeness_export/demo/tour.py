@@ -83,10 +83,8 @@ def run_demo(folder: Path) -> None:
     log.info("the whole path took %.0f s", time.perf_counter() - started)
 
 
-def _ask(
-    address: str, catalogue: Catalogue
-) -> tuple[dict[int, list[Neighbour]], Sequence[Mapping[str, float]]]:
-    """Find the nearest products of some queries; return them by the query's row, and every product's modality weights."""
+def _ask(address: str, catalogue: Catalogue) -> tuple[dict[int, list[Neighbour]], Sequence[Mapping[str, float]]]:
+    """Return the nearest products of some queries, by the query's row, and every product's modality weights."""
     labels = catalogue.labels(_LABEL)
     with Client(address) as client:
         gallery = client.embed(catalogue.products)
@@ -122,9 +120,7 @@ def _choose_queries(catalogue: Catalogue) -> list[int]:
     return [*list(complete.values())[:5], *(row for row in partial if row is not None)]
 
 
-def _show(
-    catalogue: Catalogue, found: Mapping[int, list[Neighbour]], weights: Sequence[Mapping[str, float]]
-) -> None:
+def _show(catalogue: Catalogue, found: Mapping[int, list[Neighbour]], weights: Sequence[Mapping[str, float]]) -> None:
     table = Table(title="queries and their nearest products (* : a listing of the same product)")
     modalities = list(dict.fromkeys(name for shares in weights for name in shares))
     table.add_column("product", no_wrap=True)
@@ -181,7 +177,9 @@ def _say_gain(rows: Sequence[Row]) -> None:
     single = {name: value for name, value in recall.items() if "_" not in name and " " not in name}
     best = max(single, key=lambda name: single[name])
     fused = recall["_".join(single)]
-    log.info("fused recall@1 %.3f, best single modality (%s) %.3f: %+.3f", fused, best, single[best], fused - single[best])
+    log.info(
+        "fused recall@1 %.3f, best single modality (%s) %.3f: %+.3f", fused, best, single[best], fused - single[best]
+    )
 
 
 @contextmanager

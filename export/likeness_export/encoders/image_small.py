@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,12 +23,14 @@ _HALF = (0.5, 0.5, 0.5)
 class SmallConvNetConfig(EncoderConfig):
     """``encoder = "small_cnn"``."""
 
-    modality = "image"
-    preprocessing = image
+    modality: ClassVar[str] = "image"
+    preprocessing: ClassVar[ModuleType] = image
 
     encoder: Literal["small_cnn"]
     image_px: int = Field(default=96, ge=32, le=256, description="side of the square that photos are squashed to")
-    width: int = Field(default=32, ge=8, le=128, description="channels of the first stage; each of four stages doubles them")
+    width: int = Field(
+        default=32, ge=8, le=128, description="channels of the first stage; each of four stages doubles them"
+    )
     freeze: bool = False
     learning_rate: float = Field(default=2e-3, gt=0)
 
@@ -44,14 +48,14 @@ class SmallConvNetConfig(EncoderConfig):
 
 
 class SmallConvNet(Encoder):
-    """Four stages of strided convolutions; mean and maximum over the last map, so that both colour and detail survive."""
+    """Four stages of strided convolutions; mean and maximum over the last map: colour and detail both survive."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.normalise = Normalise(_HALF, _HALF)
         sizes = [3, width, 2 * width, 4 * width, 8 * width]
         self.stages = nn.Sequential(
-            *(_stage(before, after) for before, after in zip(sizes, sizes[1:], strict=False)),
+            *(_stage(before, after) for before, after in itertools.pairwise(sizes)),
         )
         self.feature_dim = 2 * sizes[-1]
 
