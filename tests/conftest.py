@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from likeness_client import Client, Product, read_products
 from likeness_export.demo.catalogue import render_catalogue
+from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
 from likeness_export.exporting import export_run
 from likeness_export.recipe import load_recipe
 from likeness_export.run import Run
@@ -45,14 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def demo_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The product file of a small demo catalogue."""
-    return Path("/tmp/lkdev/demo0/catalogue/products.jsonl")  # DEV
     return render_catalogue(tmp_path_factory.mktemp("demo") / "catalogue", designs=24)
 
 
 @pytest.fixture(scope="session")
 def trained_run(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The built-in demo recipe, with a smaller image tower, briefly trained."""
-    return Run(Path("/tmp/lkdev/run0/run"))  # DEV
     run = Run(tmp_path_factory.mktemp("run") / "run")
     train(load_recipe(Path("demo"), OVERRIDES), run, demo_catalogue.parent)
     return run
@@ -61,7 +60,6 @@ def trained_run(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def repository(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model repository of `trained_run`."""
-    return Path("/tmp/lkdev/repository0/repository")  # DEV
     folder = tmp_path_factory.mktemp("repository") / "repository"
     export_run(trained_run, folder)
     return folder
@@ -123,6 +121,15 @@ def infer(address: str) -> Iterator[Infer]:
             return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
         yield call
+
+
+@pytest.fixture(scope="session")
+def offline_rows(trained_run: Run, demo_catalogue: Path) -> list[Row]:
+    """The evaluation of `trained_run` with eager torch, alike by group."""
+    task = Task(labels=("group",))
+    catalogue = read_task_catalogue(trained_run, demo_catalogue.parent, task)
+    modalities = trained_run.read_recipe().modalities()
+    return list(evaluate(OfflineEmbedder(trained_run, catalogue), catalogue, modalities, task))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from likeness_client import Client, Embeddings, Product, read_products
 from likeness_client.records import read_jsonl
+from likeness_export.evaluation import Row
 from likeness_export.run import Run
 
 pytestmark = pytest.mark.server
@@ -92,17 +93,20 @@ def test_compare(client: Client, address: str, demo_catalogue: Path, complete: l
     assert done.stderr.startswith("left product ('x'), image: not an image in a known format")
 
 
-def test_evaluate_through_the_server(address: str, trained_run: Run, demo_catalogue: Path, tmp_path: Path) -> None:
-    arguments = ("evaluate", trained_run.folder, "--data-root", demo_catalogue.parent, "--label", "group")
-    figures = []
-    for options, out in (((), tmp_path / "offline.json"), (("--server", address), tmp_path / "served.json")):
-        done = likeness(*arguments, *options, "--out", out)
-        assert done.returncode == 0, done.stderr
-        assert "as they are" in done.stdout
-        figures.append(json.loads(out.read_text(encoding="utf-8")))
-    offline, served = figures
-    assert [row["signature"] for row in served] == [row["signature"] for row in offline]
-    for mine, theirs in zip(offline, served, strict=True):
-        for name in ("mean_average_precision", "ndcg_at_10"):
-            assert theirs["figures"][name] == pytest.approx(mine["figures"][name], abs=0.002)
-        assert theirs["figures"]["recall_at"] == pytest.approx(mine["figures"]["recall_at"], abs=0.002)
+def test_evaluate_through_the_server(
+    address: str, trained_run: Run, demo_catalogue: Path, offline_rows: list[Row], tmp_path: Path
+) -> None:
+    out = tmp_path / "served.json"
+    data = demo_catalogue.parent
+    done = likeness("evaluate", trained_run.folder, "--data-root", data, "--server", address, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "as they are" in done.stdout
+    served = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["signature"] for row in served] == [row.signature for row in offline_rows]
+    for row, expected in zip(served, offline_rows, strict=True):
+        found, figures = row["figures"], expected.figures
+        assert found["queries"] == figures.queries
+        assert found["ndcg_at_10"] == pytest.approx(figures.ndcg_at_10, abs=0.002)
+        assert found["mean_average_precision"] == pytest.approx(figures.mean_average_precision, abs=0.002)
+        recall = {int(k): value for k, value in found["recall_at"].items()}
+        assert recall == pytest.approx(figures.recall_at, abs=0.002)

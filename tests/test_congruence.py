@@ -34,7 +34,7 @@ from likeness_client.contract import (
 )
 from likeness_client.payloads import payloads
 from likeness_export.encoders.base import ASSETS
-from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
+from likeness_export.evaluation import Row, ServedEmbedder, Task, evaluate, read_task_catalogue
 from likeness_export.networks.similarity import Similarity
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
@@ -320,15 +320,13 @@ def test_duplicates_are_answered_alike(client: Client, mixed: list[Product]) -> 
 
 
 def test_figures_through_the_server_are_the_offline_ones(
-    trained_run: Run, demo_catalogue: Path, client: Client
+    trained_run: Run, demo_catalogue: Path, client: Client, offline_rows: list[Row]
 ) -> None:
     task = Task(labels=("group",))
     catalogue = read_task_catalogue(trained_run, demo_catalogue.parent, task)
-    modalities = trained_run.read_recipe().modalities()
-    offline = list(evaluate(OfflineEmbedder(trained_run, catalogue), catalogue, modalities, task))
-    served = list(evaluate(ServedEmbedder(client, catalogue), catalogue, modalities, task))
-    assert len(offline) == len(SIGNATURES) + 1
-    for mine, theirs in zip(offline, served, strict=True):
+    served = list(evaluate(ServedEmbedder(client, catalogue), catalogue, client.info().modalities, task))
+    assert len(served) == len(SIGNATURES) + 1
+    for theirs, mine in zip(served, offline_rows, strict=True):
         assert (theirs.label, theirs.signature) == (mine.label, mine.signature)
         found, expected = theirs.figures, mine.figures
         assert found.queries == expected.queries > 50, mine.signature

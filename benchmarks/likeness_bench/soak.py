@@ -72,19 +72,40 @@ def soak(products: Sequence[Product], config: SoakConfig) -> SoakReport:
     """Load a server with mixed batches and check every answer.
 
     Args:
-        products: what the batches are drawn from; all must be valid.
+        products: what the batches are drawn from; all must be valid. Each loses some of its parts first, at random, so
+            that all signatures meet.
         config: the load.
 
     Raises:
         LikenessError: a product cannot be embedded even alone.
     """
+    draw = random.Random(config.seed)
+    mixed = [_reduced(product, draw) for product in products]
     with Client(config.address) as client:
-        alone = [client.embed([product]) for product in products]
-    run = _Run(products, np.concatenate([answer.vectors for answer in alone]), config)
+        alone = [client.embed([product]) for product in mixed]
+    run = _Run(mixed, np.concatenate([answer.vectors for answer in alone]), config)
     with ThreadPoolExecutor(config.clients) as pool:
         list(pool.map(run.work, range(config.clients)))
     run.report.seconds = time.perf_counter() - run.started
     return run.report
+
+
+def _reduced(product: Product, draw: random.Random) -> Product:
+    """Keep each part of a product by the toss of a coin, and one of them for certain."""
+    there = [name for name in ("text", "images", "attributes") if _has(product, name)]
+    certain = draw.choice(there)
+    kept = {name for name in there if name == certain or draw.random() < 0.5}
+    return Product(
+        product_id=product.product_id,
+        title=product.title if "text" in kept else "",
+        description=product.description if "text" in kept else "",
+        images=product.images if "images" in kept else (),
+        attributes=product.attributes if "attributes" in kept else {},
+    )
+
+
+def _has(product: Product, part: str) -> bool:
+    return bool(product.title or product.description) if part == "text" else bool(getattr(product, part))
 
 
 class _Run:

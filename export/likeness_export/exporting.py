@@ -109,7 +109,7 @@ def _export_networks(recipe: Recipe, network: ProductNetwork, folder: Path) -> l
         except ExportError as error:
             failures.append(str(error))
     if failures:
-        raise ExportError("\n".join(failures))
+        raise ExportError("\n".join(["nothing was exported, because these networks failed:", *failures]))
     graph = folder / SIMILARITY_MODEL / str(VERSION) / "model.onnx"
     shutil.copyfile(graph, folder / MATRIX_MODEL / str(VERSION) / "model.onnx")
     return reports

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import torch
 import torch.nn.functional as F
+from likeness_client.errors import LikenessError
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ TOLERANCE = 1e-4
 _LENGTHS = (3, 16, 40)  # tried where a dimension varies; below, at and above the smallest bucket
 
 
-class ExportError(RuntimeError):
+class ExportError(LikenessError):
     """A network could not be exported, or its file does not do what the network does."""
 
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from google.protobuf import text_format
 from likeness_client.contract import SPACE_PARAMETER
+from likeness_client.errors import LikenessError
 from tritonclient.grpc import model_config_pb2
 
 from likeness_export.repository import ModelConfig, RenderedModel
 
 
-class RepositoryError(RuntimeError):
+class RepositoryError(LikenessError):
     """Configurations that do not fit together; the message lists every fault with the models and tensors concerned."""
 
 

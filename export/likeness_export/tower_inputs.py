@@ -102,7 +102,7 @@ def read_inputs(
 
 
 def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig, cache: Path) -> NDArray[np.float32]:
-    """Return a frozen encoder's features, computed once per configuration and set of inputs.
+    """Return a frozen encoder's features, computed once per encoder and set of inputs.
 
     Args:
         inputs: the products.
@@ -111,6 +111,8 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
         cache: folder of the cache.
     """
     key = hashlib.sha256(config.model_dump_json().encode())
+    for tensor in encoder.state_dict().values():
+        key.update(tensor.numpy().tobytes())
     for item in inputs.items:
         key.update(hashlib.sha256(b"\0" if item is None else item).digest())
     place = cache / f"{inputs.name}-{key.hexdigest()[:16]}.npy"

@@ -88,7 +88,7 @@ class _Trainer:
             if tower.freeze
         }
         self.present = present_modalities(self.network, self.inputs)
-        self.positives: Positives = positives_of(recipe, catalogue, data_root)
+        self.positives: Positives = positives_of(recipe, catalogue, data_root, self.present.any(1).numpy())
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.training.weight_decay)
 
     def _parameter_groups(self) -> list[dict[str, object]]:
@@ -116,8 +116,8 @@ class _Trainer:
             for epoch in range(first, epochs):
                 started = time.perf_counter()
                 loss = self._epoch(epoch, schedule)
-                self._save(epoch, schedule)
                 self._log(epoch, loss, time.perf_counter() - started)
+                self._save(epoch, schedule)
                 progress.update(task, advance=1, loss=f"{loss:.4f}")
 
     def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
