@@ -9,16 +9,33 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, ProductError
-from likeness_client.results import Embeddings, FloatArray
 
 FORMAT = "likeness-embeddings-1"
 SUFFIXES = (".npz", ".parquet")
+
+
+class Stored(Protocol):
+    """What a file holds: the fields of `Embeddings`, which knows this module and not the other way round."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]: ...
+    @property
+    def modality_weights(self) -> tuple[Mapping[str, float], ...]: ...
+    @property
+    def signatures(self) -> tuple[str, ...]: ...
+    @property
+    def product_ids(self) -> tuple[str, ...]: ...
+    @property
+    def space(self) -> str: ...
+    @property
+    def errors(self) -> Mapping[int, ProductError]: ...
 
 
 def check_path(path: Path) -> None:
@@ -36,7 +53,7 @@ def check_path(path: Path) -> None:
         _pyarrow()
 
 
-def save(embeddings: Embeddings, path: Path) -> None:
+def save(embeddings: Stored, path: Path) -> None:
     """Write embeddings; see `Embeddings.save`."""
     check_path(path)
     write = _save_npz if path.suffix == ".npz" else _save_parquet
@@ -47,8 +64,8 @@ def save(embeddings: Embeddings, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def load(path: Path) -> Embeddings:
-    """Read embeddings; see `Embeddings.load`."""
+def load(path: Path) -> dict[str, Any]:
+    """Read the fields of embeddings; see `Embeddings.load`."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
     try:
@@ -57,7 +74,7 @@ def load(path: Path) -> Embeddings:
         raise InputError(f"{path} does not hold embeddings: {error}") from error
 
 
-def _save_npz(embeddings: Embeddings, path: Path) -> None:
+def _save_npz(embeddings: Stored, path: Path) -> None:
     # Strings travel as JSON: NumPy's own string arrays lose trailing NULs and are as wide as the longest string.
     meta = {
         "format": FORMAT,
@@ -72,7 +89,7 @@ def _save_npz(embeddings: Embeddings, path: Path) -> None:
         np.savez(file, vectors=embeddings.vectors, meta=encoded)
 
 
-def _load_npz(path: Path) -> Embeddings:
+def _load_npz(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as arrays:
         vectors, meta = arrays["vectors"], json.loads(arrays["meta"].tobytes())
     if meta["format"] != FORMAT:
@@ -87,7 +104,7 @@ def _load_npz(path: Path) -> Embeddings:
     )
 
 
-def _save_parquet(embeddings: Embeddings, path: Path) -> None:
+def _save_parquet(embeddings: Stored, path: Path) -> None:
     pa, parquet = _pyarrow()
     count, dimension = embeddings.vectors.shape
     errors = [embeddings.errors.get(index) for index in range(count)]
@@ -107,7 +124,7 @@ def _save_parquet(embeddings: Embeddings, path: Path) -> None:
     parquet.write_table(table, path)
 
 
-def _load_parquet(path: Path) -> Embeddings:
+def _load_parquet(path: Path) -> dict[str, Any]:
     _, parquet = _pyarrow()
     table = parquet.ParquetFile(path).read()
     metadata = table.schema.metadata or {}
@@ -131,26 +148,26 @@ def _load_parquet(path: Path) -> Embeddings:
 
 def _build(
     *,
-    vectors: FloatArray,
+    vectors: NDArray[np.float32],
     weights: list[dict[str, float]],
     signatures: list[str],
     product_ids: list[str],
     space: str,
     reasons: Mapping[int, tuple[str, str | None]],
-) -> Embeddings:
+) -> dict[str, Any]:
     if vectors.ndim != 2 or not len(vectors) == len(weights) == len(signatures) == len(product_ids):
         raise ValueError("its parts differ in length")
-    return Embeddings(
-        vectors=vectors.astype(np.float32, copy=False),
-        modality_weights=tuple(weights),
-        signatures=tuple(signatures),
-        product_ids=tuple(product_ids),
-        space=space,
-        errors={
+    return {
+        "vectors": vectors.astype(np.float32, copy=False),
+        "modality_weights": tuple(weights),
+        "signatures": tuple(signatures),
+        "product_ids": tuple(product_ids),
+        "space": space,
+        "errors": {
             index: ProductError(reason, product_ids[index], modality, index)
             for index, (reason, modality) in reasons.items()
         },
-    )
+    }
 
 
 @contextmanager

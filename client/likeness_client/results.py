@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from likeness_client import _files
 from likeness_client.contract import Metric
 from likeness_client.errors import InputError, ProductError, SpaceMismatchError
 
@@ -45,8 +46,6 @@ class Embeddings:
             InputError: another suffix, or the file cannot be written; an existing one is left as it was.
             MissingExtraError: parquet without pyarrow.
         """
-        from likeness_client import _files  # at call time, because it imports this module
-
         _files.save(self, path)
 
     @classmethod
@@ -57,9 +56,7 @@ class Embeddings:
             InputError: the file cannot be read, was not written by `save`, or has another suffix.
             MissingExtraError: parquet without pyarrow.
         """
-        from likeness_client import _files
-
-        return _files.load(path)
+        return cls(**_files.load(path))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Embeddings]) -> Embeddings:
