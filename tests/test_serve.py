@@ -195,7 +195,11 @@ def test_a_killed_command_leaves_no_server_behind(small: Path, ports: list[int],
         memory = shared_memory(members)
         assert len(members) == 4
         assert serving.end(signal.SIGKILL)[0] == -signal.SIGKILL
-        until(lambda: not still_there(members), "the server outlived the command")
+        try:
+            until(lambda: not still_there(members), "the server outlived the command")
+        finally:
+            for pid in still_there(members):
+                os.kill(pid, signal.SIGKILL)
         assert not [place for place in memory if place.exists()]
 
 

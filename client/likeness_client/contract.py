@@ -13,7 +13,12 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from itertools import combinations
 
-MAX_BYTES: Mapping[str, int] = {"text": 1_000_000, "image": 20_000_000, "attributes": 100_000}
+MAX_BYTES: Mapping[str, int] = {
+    "text": 1_000_000,
+    "image": 20_000_000,
+    "attributes": 100_000,
+    "interactions": 1_000_000,
+}
 """The largest input per product and modality, as sent. Beyond it the item fails; its neighbours do not."""
 MODALITIES: tuple[str, ...] = tuple(MAX_BYTES)
 """All modalities, in the order in which signatures name them. Each is one BYTES input per product on the wire."""

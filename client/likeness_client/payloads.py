@@ -74,12 +74,35 @@ def _attributes(product: Product, schema: InputSchema) -> bytes | None:
     return text.encode("utf-8", "replace")
 
 
+def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noqa: ARG001 (every user is sent)
+    """Return the counts per user as canonical JSON, as of attributes; None when nobody has interacted."""
+    counts: dict[str, int | float] = {}
+    for user, value in product.interactions.items():
+        if not is_number(value) or value < 0:
+            reason = f"how often '{user}' did must be a number from 0, found {value!r:.80}"
+            raise _bad(product, "interactions", reason)
+        if value > 0:
+            counts[str(user)] = _plain_number(value)
+    if not counts:
+        return None
+    text = json.dumps(counts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace")
+
+
 ENCODERS: Mapping[str, Callable[[Product, InputSchema], bytes | None]] = {
     "text": _text,
     "image": _image,
     "attributes": _attributes,
+    "interactions": _interactions,
 }
 """One function per modality; a new modality is one function and one line."""
+
+
+_WAYS_OUT: Mapping[str, str] = {
+    "image": "send a smaller or more strongly compressed image",
+    "interactions": "leave out the users who did least",
+}
+"""What to do about an input that is too large; the rest can be shortened."""
 
 
 def _plain(product: Product, key: str, value: object) -> str | int | float:
@@ -88,6 +111,11 @@ def _plain(product: Product, key: str, value: object) -> str | int | float:
         return " ".join(value.split())
     if not is_number(value):
         raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {value!r:.80}")
+    return _plain_number(value)
+
+
+def _plain_number(value: float) -> int | float:
+    """Return a finite number in its canonical form."""
     number = float(value)
     # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
     return int(number) if number.is_integer() and abs(number) <= 2**53 else number
@@ -127,7 +155,7 @@ def _pnm(product: Product, pixels: NDArray[np.uint8]) -> bytes:
 def _check_size(product: Product, modality: str, size: int, schema: InputSchema) -> None:
     limit = schema.max_bytes.get(modality)
     if limit is not None and size > limit:
-        way_out = "send a smaller or more strongly compressed image" if modality == "image" else "shorten it"
+        way_out = _WAYS_OUT.get(modality, "shorten it")
         raise _bad(product, modality, f"{size:,} bytes, the server's limit is {limit:,}; {way_out}")
 
 

@@ -31,6 +31,8 @@ class Product:
         description: a longer text. Bytes are taken as UTF-8.
         attributes: flat facts, e.g. ``{"colour": "red", "price_usd": 52.0}``.
         images: views of the product, the main view first; only the main view is embedded.
+        interactions: who viewed or bought it, and how often: ``{"user 17": 3}``. The names go to the server and into its
+            model; send pseudonyms.
     """
 
     product_id: str = ""
@@ -38,12 +40,13 @@ class Product:
     description: str | bytes = ""
     attributes: Mapping[str, str | float] = field(default_factory=dict)
     images: tuple[ImageSource, ...] = ()
+    interactions: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], base: Path) -> Product:
         """Read one record of a product file.
 
-        Only ``product_id``, ``title``, ``description``, ``attributes`` and ``images`` are read. All are optional, and
+        Only ``product_id``, ``title``, ``description``, ``attributes``, ``images`` and ``interactions`` are read. All are optional, and
         null means missing, because catalogues write both.
 
         Args:
@@ -60,6 +63,7 @@ class Product:
             description=_text(record, "description", product_id),
             attributes=_attributes(record, product_id),
             images=_images(record, base, product_id),
+            interactions=_interactions(record, product_id),
         )
 
 
@@ -223,6 +227,19 @@ def _images(record: Mapping[str, Any], base: Path, product_id: str) -> tuple[Ima
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise RecordError("'images' must be a list of paths", product_id)
     return tuple(base / name for name in names)
+
+
+def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float]:
+    raw = record.get("interactions")
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping):
+        raise RecordError(f"'interactions' must be an object, found {_kind(raw)}", product_id)
+    for user, count in raw.items():
+        if not (count is None or (is_number(count) and count >= 0)):
+            found = count if is_number(count) else _kind(count)
+            raise RecordError(f"'interactions.{user}' must be a number of times, found {found}", product_id)
+    return {str(user): count for user, count in raw.items() if count is not None}
 
 
 def _kind(value: Any) -> str:

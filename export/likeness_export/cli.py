@@ -6,6 +6,7 @@ The module itself imports nothing heavy, so that ``likeness --help`` answers at 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -30,13 +31,11 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe."""
+    _start()
     from likeness_export.recipe import load_recipe
     from likeness_export.run import Run
     from likeness_export.training import train as run_training
 
-    if override is None:
-        override = []
-    _log_to_terminal()
     run_training(load_recipe(recipe, override or ()), Run(out), data_root)
     typer.echo(f"trained: {out}")
 
@@ -56,19 +55,13 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
+    _start()
     from likeness_client import Client, InputError
 
     from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
     from likeness_export.reports import retrieval_table, write_rows
     from likeness_export.run import Run
 
-    if gallery is None:
-        gallery = []
-    if split is None:
-        split = ["val"]
-    if label is None:
-        label = []
-    _log_to_terminal()
     source = Run(run)
     recipe = source.read_recipe()
     if not (label or recipe.data.labels):
@@ -92,11 +85,11 @@ def export(
     repository: Annotated[Path, typer.Option(help="The model repository to make; an earlier one is replaced.")],
 ) -> None:
     """Export a run's networks to ONNX, verify them, and make a Triton model repository. Exits with 1 if one fails."""
+    _start()
     from likeness_export.exporting import export_run
     from likeness_export.reports import export_table
     from likeness_export.run import Run
 
-    _log_to_terminal()
     reports = export_run(Run(run), repository)
     export_table(reports)
     typer.echo(f"exported: {repository}")
@@ -144,14 +137,15 @@ def demo(
     ),
 ) -> None:
     """Render a catalogue, train, export, serve, query: the whole path, nothing downloaded."""
+    _start()
     from likeness_export.demo.tour import run_demo
 
-    _log_to_terminal()
     run_demo(out)
 
 
-def _log_to_terminal() -> None:
-    """Show this project's messages, and of the libraries only warnings; their progress bars would drown ours."""
+def _start() -> None:
+    """Show this project's messages, of the libraries only warnings; keep their progress bars and telemetry silent."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

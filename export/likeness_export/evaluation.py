@@ -69,7 +69,7 @@ class OfflineEmbedder:
         wanted = torch.tensor([name in modalities for name in self.network.modalities])
         present = self._present & wanted
         some = present.any(1)
-        embeddings = np.full((len(present), self.recipe.dimension), np.nan, np.float32)
+        embeddings = np.full((len(present), self.recipe.embedding_dimension()), np.nan, np.float32)
         embeddings[some.numpy()] = self.network.fuse(self.vectors[some], present[some])[0].numpy()
         return embeddings
 

@@ -89,7 +89,7 @@ def fusion_networks(recipe: Recipe) -> list[StepSpec]:
             name=fusion_model(signature),
             inputs=tuple(_vector(recipe, name) for name in towers_of(recipe, signature)),
             outputs=(
-                TensorSpec(EMBEDDING, "FP32", (recipe.dimension,)),
+                TensorSpec(EMBEDDING, "FP32", (recipe.embedding_dimension(),)),
                 TensorSpec(MODALITY_WEIGHTS, "FP32", (len(modalities_of(signature)),)),
             ),
             signature=signature,
@@ -102,7 +102,7 @@ def similarity_network(recipe: Recipe) -> StepSpec:
     """Declare the graph that scores blocks of embeddings; pairs are blocks of one by one."""
     return StepSpec(
         name=SIMILARITY_MODEL,
-        inputs=tuple(TensorSpec(side, "FP32", (-1, recipe.dimension)) for side in (LEFT, RIGHT)),
+        inputs=tuple(TensorSpec(side, "FP32", (-1, recipe.embedding_dimension())) for side in (LEFT, RIGHT)),
         outputs=tuple(TensorSpec(score, "FP32", (-1, -1)) for score in SCORES),
     )
 

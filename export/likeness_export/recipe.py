@@ -66,7 +66,16 @@ class TrainingSection(_Section):
     group_size: int = Field(default=4, ge=2, description="products drawn per label")
     learning_rate: float = Field(default=2e-3, gt=0, description="of projections, fusion head and learned metric")
     weight_decay: float = Field(default=0.01, ge=0)
+    loss: Literal["contrastive", "decoupled"] = Field(
+        default="contrastive", description="formula 4.1, or with the positives left out of the denominator"
+    )
     temperature: float = Field(default=0.07, gt=0, description="tau of formula 4.1")
+    hard_negatives: float = Field(
+        default=0.0, ge=0, lt=1, description="share of a batch that is drawn because it is hard to tell from the rest"
+    )
+    co_learning: float = Field(
+        default=0.0, ge=0, description="how much each modality is also contrasted with each other one"
+    )
     modality_dropout: float = Field(
         default=0.5, ge=0, lt=1, description="probability that a product loses some modalities"
     )
@@ -85,7 +94,7 @@ class Recipe(_Section):
     """All of it. Immutable; checked once, here."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
-    dimension: int = Field(default=128, ge=8, le=4096, description="length of the embedding")
+    dimension: int = Field(default=128, ge=8, le=4096, description="length of every tower's vector")
     seed: int = 7
     data: DataSection
     towers: dict[
@@ -95,6 +104,10 @@ class Recipe(_Section):
     similarity: SimilaritySection = SimilaritySection()
     training: TrainingSection = TrainingSection()
     serving: ServingSection = ServingSection()
+
+    def embedding_dimension(self) -> int:
+        """Return the length of the embedding."""
+        return self.fusion.embedding_dimension(len(self.towers), self.dimension)
 
     def tower_modalities(self) -> dict[str, str]:
         """Return tower name -> modality, in the recipe's order."""

@@ -125,9 +125,10 @@ class _Renderer:
     def pairs(self, spec: StepSpec) -> ModelConfig:
         """Pairs batch across requests: each is a block of one by one, whose two sizes the reshape takes away."""
         config = self.bare(SIMILARITY_MODEL, self.recipe.serving.max_batch_size)
+        dimension = self.recipe.embedding_dimension()
         for tensor in spec.inputs:
-            entry = config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[self.recipe.dimension])
-            entry.reshape.shape.extend([1, self.recipe.dimension])
+            entry = config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[dimension])
+            entry.reshape.shape.extend([1, dimension])
         for tensor in spec.outputs:
             config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[1]).reshape.shape.extend(
                 [1, 1]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.files import write_text, written_aside
-from likeness_export.losses import contrastive, metric_loss
 from likeness_export.networks.product import ProductNetwork, build_network
+from likeness_export.objective import Objective
 from likeness_export.positives import Positives, Rows, positives_of
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
@@ -89,6 +89,9 @@ class _Trainer:
         }
         self.present = present_modalities(self.network, self.inputs)
         self.positives: Positives = positives_of(recipe, catalogue, data_root, self.present.any(1).numpy())
+        self.objective = Objective(recipe, self.network)
+        # Every product's embedding when it was last in a batch; zeros before.
+        self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension())
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.training.weight_decay)
 
     def _parameter_groups(self) -> list[dict[str, object]]:
@@ -108,7 +111,7 @@ class _Trainer:
         """Run all epochs that are left."""
         epochs = self.recipe.training.epochs
         # Every epoch draws from its own seed: a resumed training takes the very steps of an uninterrupted one.
-        per_epoch = len(list(self.positives.batches(np.random.default_rng(0))))
+        per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.numpy())))
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(epochs * per_epoch))
         first = self._restore(schedule)
         with stages("epochs", "loss") as progress:
@@ -123,9 +126,11 @@ class _Trainer:
     def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
         losses = []
+        embeddings = self.latest.numpy().copy()  # hard negatives are mined in the last epoch's
         self.network.train()
-        for rows in self.positives.batches(np.random.default_rng([self.recipe.seed, epoch])):
-            loss = self._loss(rows)
+        for rows in self.positives.batches(np.random.default_rng([self.recipe.seed, epoch]), embeddings):
+            loss, whole = self.objective(self._vectors(rows), self.present[rows], self.positives.alike(rows))
+            self.latest[rows] = whole.detach()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -133,19 +138,6 @@ class _Trainer:
             schedule.step()
             losses.append(loss.item())
         return float(np.mean(losses))
-
-    def _loss(self, rows: Rows) -> Tensor:
-        training = self.recipe.training
-        vectors, present = self._vectors(rows), self.present[rows]
-        # Every product is embedded twice, with all it has and with a random part of it: one space for all signatures.
-        whole, _ = self.network.fuse(vectors, present)
-        part, _ = self.network.fuse(vectors, drop_modalities(present, training.modality_dropout))
-        embeddings = torch.cat([whole, part])  # (2n, d)
-        alike = [mask | torch.eye(len(rows), dtype=torch.bool) for mask in self.positives.alike(rows)]
-        notions = torch.stack([contrastive(embeddings, mask.repeat(2, 2), training.temperature) for mask in alike])
-        weights = torch.tensor(self.recipe.data.label_weights or [1.0] * len(alike))
-        contrast = (weights * notions).sum() / weights.sum()
-        return contrast + metric_loss(self.network.metric, embeddings, alike[-1].repeat(2, 2))
 
     def _vectors(self, rows: Rows) -> Tensor:
         """Return the towers' vectors of a batch, FP32 [n, t, d]; zeros where a product lacks the modality."""
@@ -176,6 +168,7 @@ class _Trainer:
             "network": self._trained_state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": schedule.state_dict(),
+            "latest": self.latest,
         }
         with written_aside(self.run.checkpoint) as aside:
             torch.save(state, aside)
@@ -189,6 +182,7 @@ class _Trainer:
         self.network.load_state_dict(state["network"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        self.latest = state["latest"]
         log.info("going on after epoch %d", state["epoch"] + 1)
         return int(state["epoch"]) + 1
 
@@ -204,20 +198,6 @@ def present_modalities(network: ProductNetwork, inputs: dict[str, TowerInputs]) 
         towers = [name for name, belongs in network.tower_modalities.items() if belongs == modality]
         columns.append(np.logical_and.reduce([inputs[name].present for name in towers]))
     return torch.from_numpy(np.stack(columns, 1))
-
-
-def drop_modalities(present: Tensor, probability: float) -> Tensor:
-    """Let some products lose some of their modalities, never the last one.
-
-    Args:
-        present: BOOL [n, m], what they have.
-        probability: how many products are touched at all; those keep each modality with probability one half.
-    """
-    chance = torch.rand(present.shape).masked_fill(~present, -1.0)
-    # The modality with the highest draw always stays, so that nothing is left empty.
-    kept = (chance > 0.5) | (chance == chance.amax(1, keepdim=True))
-    touched = torch.rand(len(present), 1) < probability
-    return present & (kept | ~touched)
 
 
 def _schedule(steps: int) -> Callable[[int], float]:

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from likeness_client.contract import all_signatures, modalities_of
 from likeness_export.encoders.base import Encoder
-from likeness_export.networks.fusion import AttentionConfig, AttentionFusion, ConcatenationConfig, ConcatenationFusion
+from likeness_export.networks.fusion import (
+    AttentionConfig,
+    AttentionFusion,
+    ConcatenationConfig,
+    ConcatenationFusion,
+    FusionConfig,
+    LateConfig,
+    LateFusion,
+)
 from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.recipe import parse_recipe
 from torch import Tensor
@@ -84,8 +92,29 @@ def test_concatenation_is_one_linear_map_of_the_parts_with_learned_stand_ins(pre
     np.testing.assert_allclose(weights.detach().numpy(), lengths / lengths.sum(1, keepdims=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_what_is_absent_has_no_weight_and_no_influence(config: AttentionConfig | ConcatenationConfig) -> None:
+@pytest.mark.parametrize("present", PRESENT)
+def test_the_cosine_of_late_fusion_is_the_weighted_mean_of_the_towers_cosines(present: tuple[bool, ...]) -> None:
+    head = LateFusion(TOWERS)
+    randomised(head)
+    vectors = unit_vectors(2, TOWERS, DIMENSION)
+    embedding, weights = head(vectors, torch.tensor([present]))
+    cosines = (vectors[0] * vectors[1]).sum(1)
+    torch.testing.assert_close(embedding[0] @ embedding[1], (weights[0] * cosines).sum())
+    logits = head.logits.masked_fill(~torch.tensor(present), float("-inf"))
+    torch.testing.assert_close(weights, torch.softmax(logits, 0).expand(2, -1))
+
+
+def test_late_fusion_learns_its_weights_while_towers_are_missing() -> None:
+    head = LateFusion(TOWERS)
+    embedding, _ = head(unit_vectors(len(PRESENT), TOWERS, DIMENSION), torch.tensor(PRESENT))
+    embedding.square().sum(1).mul(torch.arange(len(PRESENT))).sum().add(embedding.sum()).backward()
+    assert head.logits.grad is not None
+    assert torch.isfinite(head.logits.grad).all()
+    assert head.logits.grad.any()
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, LateConfig(kind="late")], ids=str)
+def test_what_is_absent_has_no_weight_and_no_influence(config: FusionConfig) -> None:
     head: Fusion = config.build(TOWERS, DIMENSION)
     randomised(head)
     present = torch.tensor(PRESENT)
@@ -102,7 +131,7 @@ def test_what_is_absent_has_no_weight_and_no_influence(config: AttentionConfig |
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_a_head_starts_as_the_plain_mean(config: AttentionConfig | ConcatenationConfig) -> None:
+def test_a_head_starts_as_the_plain_mean(config: FusionConfig) -> None:
     vectors = unit_vectors(ROWS, TOWERS, DIMENSION)
     embedding, _ = config.build(TOWERS, DIMENSION)(vectors, torch.ones(1, TOWERS, dtype=torch.bool))
     torch.testing.assert_close(embedding, F.normalize(vectors.mean(1), dim=1))
@@ -131,7 +160,7 @@ def network_of(kind: str) -> ProductNetwork:
     return network
 
 
-@pytest.mark.parametrize("kind", ["attention", "concatenation"])
+@pytest.mark.parametrize("kind", ["attention", "concatenation", "late"])
 @pytest.mark.parametrize("signature", all_signatures(["text", "image", "attributes"]))
 def test_the_head_of_a_signature_is_the_masked_network(kind: str, signature: str) -> None:
     network = network_of(kind)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from likeness_export.losses import contrastive, metric_loss
+from likeness_export.losses import across, contrastive, decoupled, metric_loss
 from likeness_export.networks.similarity import LearnedMetric
 from torch import Tensor
 
@@ -92,3 +92,35 @@ def test_metric_loss_takes_as_many_of_the_hardest_negatives_as_there_are_positiv
     terms = [-math.log(probability[pair]) for pair in same]
     terms += [-math.log(1 - probability[pair]) for pair in other[: len(same)]]
     assert metric_loss(network, z, positives).item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+
+
+def test_decoupled_is_the_articles_listing_for_two_views() -> None:
+    # Listing of section 5: -log(pos / (sum - pos)), one positive per row; the views are rows i and i + 4.
+    z = F.normalize(torch.randn(8, 5, generator=torch.Generator().manual_seed(1)), dim=1)
+    positives = torch.eye(4, dtype=torch.bool).repeat(2, 2)
+    terms = []
+    for i in range(8):
+        others = [j for j in range(8) if j % 4 != i % 4]
+        positive = math.exp(float(z[i] @ z[(i + 4) % 8]) / 0.1)
+        terms.append(-math.log(positive / sum(math.exp(float(z[i] @ z[j]) / 0.1) for j in others)))
+    assert decoupled(z, positives, 0.1).item() == pytest.approx(sum(terms) / 8, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 1, 2]])
+def test_decoupled_has_a_finite_gradient(labels: list[int]) -> None:
+    z = torch.randn(4, 3, requires_grad=True)
+    decoupled(F.normalize(z, dim=1), alike(labels), 0.1).backward()  # type: ignore[no-untyped-call]
+    assert z.grad is None or torch.isfinite(z.grad).all()
+
+
+def test_across_is_formula_4_1_from_one_modality_to_the_other() -> None:
+    draw = torch.Generator().manual_seed(2)
+    left, right = (F.normalize(torch.randn(4, 3, generator=draw), dim=1) for _ in range(2))
+    positives = alike([0, 0, 1, 2])
+    terms = []
+    for one, other in ((left, right), (right, left)):
+        for i in range(4):
+            scores = [math.exp(float(one[i] @ other[k]) / 0.2) for k in range(4)]
+            partners = [j for j in range(4) if j == i or positives[i, j]]
+            terms.append(-sum(math.log(scores[j] / sum(scores)) for j in partners) / len(partners))
+    assert across(left, right, positives, 0.2).item() == pytest.approx(sum(terms) / 8, abs=1e-5)

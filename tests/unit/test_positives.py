@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client.errors import InputError
 from likeness_export.catalogue import read_catalogue
+from likeness_export.objective import drop_modalities
 from likeness_export.positives import LabelPositives, PairPositives, positives_of
-from likeness_export.recipe import parse_recipe
-from likeness_export.training import drop_modalities
+from likeness_export.recipe import TrainingSection, parse_recipe
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Tiny
@@ -21,8 +21,15 @@ LABELS = np.array(["a", "a", "a", "b", "b", "c", "", ""])
 """Two groups; one label that only one product has; two products without a label."""
 
 
+NONE = np.zeros((0, 2), np.float32)  # embeddings of no epoch
+
+
+def batch_of(groups: int, size: int = 2, hard_negatives: float = 0.0) -> TrainingSection:
+    return TrainingSection(groups_per_batch=groups, group_size=size, hard_negatives=hard_negatives)
+
+
 def test_equal_and_known_labels_are_alike() -> None:
-    (mask,) = LabelPositives([LABELS], 2, 2).alike(np.array([0, 2, 3, 5, 6, 7]))
+    (mask,) = LabelPositives([LABELS], batch_of(2, 2)).alike(np.array([0, 2, 3, 5, 6, 7]))
     expected = torch.zeros(6, 6, dtype=torch.bool)
     expected[0:2, 0:2] = True
     expected[2, 2] = expected[3, 3] = True
@@ -31,15 +38,15 @@ def test_equal_and_known_labels_are_alike() -> None:
 
 def test_several_labels_are_several_notions_in_their_order() -> None:
     coarse = np.array(["x", "x", "x", "x", "x", "y", "y", "y"])
-    masks = LabelPositives([coarse, LABELS], 2, 2).alike(np.arange(8))
+    masks = LabelPositives([coarse, LABELS], batch_of(2, 2)).alike(np.arange(8))
     assert [int(mask.sum()) for mask in masks] == [25 + 9, 9 + 4 + 1]
     assert not (masks[1] & ~masks[0]).any()
 
 
 def test_a_batch_draws_several_of_each_of_its_groups_and_no_product_twice() -> None:
     labels = np.array([f"g{row // 5}" for row in range(50)])
-    positives = LabelPositives([labels], groups_per_batch=4, group_size=3)
-    drawn = list(positives.batches(np.random.default_rng(0)))
+    positives = LabelPositives([labels], batch_of(4, 3))
+    drawn = list(positives.batches(np.random.default_rng(0), NONE))
     assert len(drawn) == round(50 / 12)
     for rows in drawn:
         assert len(set(rows.tolist())) == len(rows) == 12
@@ -47,16 +54,16 @@ def test_a_batch_draws_several_of_each_of_its_groups_and_no_product_twice() -> N
 
 
 def test_a_group_with_one_member_and_products_without_a_label_are_not_drawn() -> None:
-    positives = LabelPositives([LABELS], groups_per_batch=8, group_size=3)
+    positives = LabelPositives([LABELS], batch_of(8, 3))
     for seed in range(20):
-        for rows in positives.batches(np.random.default_rng(seed)):
+        for rows in positives.batches(np.random.default_rng(seed), NONE):
             assert set(rows.tolist()) <= {0, 1, 2, 3, 4}
 
 
 def test_the_same_seed_draws_the_same_batches() -> None:
-    positives = LabelPositives([LABELS], 2, 2)
+    positives = LabelPositives([LABELS], batch_of(2, 2))
     first, again, other = (
-        [rows.tolist() for rows in positives.batches(np.random.default_rng(seed))] for seed in (1, 1, 9)
+        [rows.tolist() for rows in positives.batches(np.random.default_rng(seed), NONE)] for seed in (1, 1, 9)
     )
     assert first == again != other
 
@@ -66,31 +73,57 @@ def test_the_same_seed_draws_the_same_batches() -> None:
 )
 def test_too_few_shared_labels_are_refused(labels: list[str], count: int) -> None:
     with pytest.raises(InputError, match=f"{count} label values are shared by several training products; .* two"):
-        LabelPositives([np.array(labels)], 2, 2)
+        LabelPositives([np.array(labels)], batch_of(2, 2))
+
+
+def test_hard_negatives_are_the_groups_that_lie_nearest() -> None:
+    labels = np.array([f"g{row // 2}" for row in range(40)])
+    angle = (np.arange(40) // 2) * np.pi / 40  # twenty groups along a half circle: neighbours are hard to tell apart
+    embeddings = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    positives = LabelPositives([labels], batch_of(4, 2, hard_negatives=0.5))
+    for rows in positives.batches(np.random.default_rng(3), embeddings):
+        first, second, *hard = dict.fromkeys(int(row) // 2 for row in rows)
+        assert len(hard) == 2
+        assert all(min(abs(group - first), abs(group - second)) <= 2 for group in hard)
+
+
+def test_before_the_first_epoch_hard_negatives_are_drawn_at_random() -> None:
+    labels = np.array([f"g{row // 2}" for row in range(40)])
+    positives = LabelPositives([labels], batch_of(4, 2, hard_negatives=0.5))
+    rows = np.concatenate(list(positives.batches(np.random.default_rng(3), np.zeros((40, 2), np.float32))))
+    assert len(np.unique(labels[rows])) > 10
 
 
 PAIRS = [(0, 1, 1), (2, 3, 1), (1, 2, 1), (0, 3, 0), (4, 5, 0)]
 
 
 def test_pairs_labelled_1_are_alike_in_both_directions() -> None:
-    (mask,) = PairPositives(PAIRS, 6, 2).alike(np.arange(6))
+    (mask,) = PairPositives(PAIRS, 6, batch_of(2)).alike(np.arange(6))
     assert {(i, j) for i, j in mask.nonzero().tolist() if i < j} == {(0, 1), (2, 3), (1, 2)}
     assert torch.equal(mask, mask.T)
 
 
 def test_an_epoch_shows_every_pair_once() -> None:
-    positives = PairPositives(PAIRS, 6, 2)
-    drawn = list(positives.batches(np.random.default_rng(0)))
+    positives = PairPositives(PAIRS, 6, batch_of(2))
+    drawn = list(positives.batches(np.random.default_rng(0), NONE))
     assert [len(rows) in (2, 3, 4) for rows in drawn] == [True, True]
     assert {row for rows in drawn for row in rows.tolist()} == {0, 1, 2, 3}
     for rows in drawn:
         assert len(set(rows.tolist())) == len(rows)
 
 
+def test_partners_labelled_0_join_the_batch_as_hard_negatives() -> None:
+    drawn = list(PairPositives(PAIRS, 6, batch_of(3, hard_negatives=0.5)).batches(np.random.default_rng(0), NONE))
+    assert {row for rows in drawn for row in rows.tolist()} == {0, 1, 2, 3}  # 0 and 3 reject each other, both are there
+    chain = [*PAIRS, (1, 5, 0)]
+    (rows,) = PairPositives(chain, 6, batch_of(3, hard_negatives=0.5)).batches(np.random.default_rng(0), NONE)
+    assert sorted(rows.tolist()) == [0, 1, 2, 3, 5]
+
+
 @pytest.mark.parametrize("pairs", [[], [(0, 1, 1)], [(0, 1, 1), (1, 2, 0)]])
 def test_too_few_pairs_are_refused(pairs: list[tuple[int, int, int]]) -> None:
     with pytest.raises(InputError, match="training pairs are labelled 1; contrast needs at least two"):
-        PairPositives(pairs, 3, 2)
+        PairPositives(pairs, 3, batch_of(2))
 
 
 def test_the_recipe_chooses_labels_or_the_pairs_of_its_training_splits(tiny: Tiny) -> None:
@@ -117,7 +150,7 @@ def test_products_that_nothing_can_be_read_of_are_not_drawn(tiny: Tiny, kind: st
         raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
     usable = np.arange(36) % 3 != 1  # of every group the second product is not
     positives = positives_of(parse_recipe(raw, "test"), read_catalogue(tiny.products), tiny.root, usable)
-    drawn = np.concatenate([rows for seed in range(9) for rows in positives.batches(np.random.default_rng(seed))])
+    drawn = np.concatenate([rows for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), NONE)])
     assert usable[drawn].all()
     assert set(drawn) == set(np.flatnonzero(usable))
 

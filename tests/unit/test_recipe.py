@@ -69,7 +69,8 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         (
             lambda r: r["training"].update(epoch=1),
             "training.epoch: there is no such key; allowed here are: epochs, groups_per_batch, group_size, "
-            "learning_rate, weight_decay, temperature, modality_dropout, precision (given: 1)",
+            "learning_rate, weight_decay, loss, temperature, hard_negatives, co_learning, modality_dropout, "
+            "precision (given: 1)",
         ),
         (
             lambda r: r["towers"]["image"].update(image_size=64),
@@ -96,9 +97,9 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         ),
         (
             lambda r: r["fusion"].update(kind="mean"),
-            "fusion.kind: is not known; allowed are: attention, concatenation (given: 'mean')",
+            "fusion.kind: is not known; allowed are: attention, concatenation, late (given: 'mean')",
         ),
-        (lambda r: r["fusion"].pop("kind"), "fusion.kind: is missing; allowed are: attention, concatenation"),
+        (lambda r: r["fusion"].pop("kind"), "fusion.kind: is missing; allowed are: attention, concatenation, late"),
         (lambda r: r["fusion"].update(score="x"), "fusion.score: must be 'linear' or 'mlp' (given: 'x')"),
         (lambda r: r["training"].update(epochs=0), "training.epochs: must be greater than or equal to 1 (given: 0)"),
         (

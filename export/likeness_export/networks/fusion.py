@@ -11,10 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 
-class AttentionConfig(BaseModel):
-    """``kind = "attention"``."""
-
+class _FusionConfig(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @abstractmethod
+    def build(self, towers: int, dimension: int) -> Fusion:
+        """Build the head for so many towers, whose vectors have so many dimensions."""
+
+    def embedding_dimension(self, towers: int, dimension: int) -> int:  # noqa: ARG002 (one kind needs it)
+        """Return the length of the embedding."""
+        return dimension
+
+
+class AttentionConfig(_FusionConfig):
+    """``kind = "attention"``."""
 
     kind: Literal["attention"] = "attention"
     score: Literal["linear", "mlp"] = Field(default="linear", description="the scoring function f of formula 4.2")
@@ -24,10 +34,8 @@ class AttentionConfig(BaseModel):
         return AttentionFusion(towers, dimension, hidden=dimension // 2 if self.score == "mlp" else 0)
 
 
-class ConcatenationConfig(BaseModel):
+class ConcatenationConfig(_FusionConfig):
     """``kind = "concatenation"``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["concatenation"]
 
@@ -36,7 +44,21 @@ class ConcatenationConfig(BaseModel):
         return ConcatenationFusion(towers, dimension)
 
 
-FusionConfig = Annotated[AttentionConfig | ConcatenationConfig, Field(discriminator="kind")]
+class LateConfig(_FusionConfig):
+    """``kind = "late"``."""
+
+    kind: Literal["late"]
+
+    def build(self, towers: int, dimension: int) -> Fusion:  # noqa: ARG002 (the vectors stay as they are)
+        """Build the head."""
+        return LateFusion(towers)
+
+    def embedding_dimension(self, towers: int, dimension: int) -> int:
+        """Return the length of all vectors side by side."""
+        return towers * dimension
+
+
+FusionConfig = Annotated[AttentionConfig | ConcatenationConfig | LateConfig, Field(discriminator="kind")]
 
 
 class Fusion(nn.Module, ABC):
@@ -51,8 +73,8 @@ class Fusion(nn.Module, ABC):
             present: BOOL [n, t], or [1, t] for all rows; at least one true per row.
 
         Returns:
-            The embedding, FP32 [n, d], unit length, and the weight of each tower, FP32 [n, t], summing to 1, 0 where
-            absent.
+            The embedding, FP32 [n, e], unit length (e is d but for late fusion), and the weight of each tower,
+            FP32 [n, t], summing to 1, 0 where absent.
         """
 
 
@@ -94,6 +116,28 @@ class ConcatenationFusion(Fusion):
         lengths = parts.norm(dim=2) * present  # (n, t)
         weights = lengths / lengths.sum(1, keepdim=True).clamp(min=1e-12)
         return F.normalize(parts.sum(1) + self.bias, dim=1), weights
+
+
+class LateFusion(Fusion):
+    """Late fusion (2.2.3): the similarity of two products is the weighted mean of their towers' similarities.
+
+    ``cos(z, z') = sum_j w_j cos(x_j, x'_j)`` holds exactly for ``z = [sqrt(w_1) x_1; ...; sqrt(w_t) x_t]``, so late
+    fusion is an embedding like any other, searched and served the same way. Weights are learned, the same for all
+    products, and shared out among the towers that are present; two products compare on what both of them have.
+    """
+
+    def __init__(self, towers: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(towers))
+
+    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse; see `Fusion.forward`."""
+        shares = torch.softmax(self.logits.masked_fill(~present, float("-inf")), 1)  # (n or 1, t)
+        weights = shares.expand(vectors.shape[0], -1)
+        # A missing tower's square root has no finite slope; it is cut off instead of multiplied by zero.
+        roots = torch.where(present, shares.clamp(min=1e-12).sqrt(), 0.0).unsqueeze(-1)  # (n or 1, t, 1)
+        parts = torch.where(present.unsqueeze(-1), roots * vectors, 0.0)  # (n, t, d)
+        return parts.flatten(1), weights
 
 
 def _score(dimension: int, hidden: int) -> nn.Module:

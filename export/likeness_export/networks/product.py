@@ -49,7 +49,7 @@ class ProductNetwork(nn.Module):
         self.modalities = recipe.modalities()
         self.towers = nn.ModuleDict(dict(towers))
         self.fusion: Fusion = recipe.fusion.build(len(towers), recipe.dimension)
-        self.metric = LearnedMetric(recipe.dimension, recipe.similarity.hidden)
+        self.metric = LearnedMetric(recipe.embedding_dimension(), recipe.similarity.hidden)
         membership = torch.tensor([[m == t for m in self.modalities] for t in self.tower_modalities.values()])
         self.register_buffer("membership", membership, persistent=False)  # (t, m): tower belongs to modality
 
@@ -72,6 +72,15 @@ class ProductNetwork(nn.Module):
         towers_present = (present.unsqueeze(1) & self.membership).any(2)  # (n, t)
         embedding, weights = self.fusion(vectors, towers_present)
         return embedding, weights @ self.membership.to(weights.dtype)
+
+    def modality_vector(self, vectors: Tensor, modality: int) -> Tensor:
+        """Return one modality's own unit vector FP32 [n, d]: the mean of its towers'.
+
+        Args:
+            vectors: FP32 [n, t, d], the towers' unit vectors.
+            modality: its place in ``modalities``.
+        """
+        return F.normalize(vectors[:, self.membership[:, modality]].mean(1), dim=1)
 
 
 class SignatureFusion(nn.Module):

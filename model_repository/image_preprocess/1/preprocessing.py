@@ -84,7 +84,10 @@ class Preprocessor:
         except ImageSizeError:
             raise
         except Image.DecompressionBombError as error:
-            raise ValueError(f"the image is too large to decode ({error}): send a smaller copy") from error
+            # Pillow refuses at a limit of its own, before `_check_size` sees the size.
+            raise ValueError(
+                f"the image is too large, far beyond the {self.max_pixels} pixels that are decoded: send a smaller copy"
+            ) from error
         except UnidentifiedImageError as error:
             raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
         except Exception as error:  # codecs report damage with a dozen unrelated types
