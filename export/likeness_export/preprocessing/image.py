@@ -86,7 +86,7 @@ class Preprocessor:
         except Image.DecompressionBombError as error:
             # Pillow refuses at a limit of its own, before `_check_size` sees the size.
             raise ValueError(
-                f"the image is too large, far beyond the {self.max_pixels} pixels that are decoded: send a smaller copy"
+                f"the image is too large to decode, far beyond {self.max_pixels} pixels: send a smaller copy"
             ) from error
         except UnidentifiedImageError as error:
             raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
