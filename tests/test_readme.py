@@ -23,6 +23,8 @@ ELSEWHERE = (
     "likeness evaluate runs/fashion",
 )
 """Commands that tests of their own cover, or that need data which is not there."""
+ON_FILES = {"related", "cluster", "mine"}
+"""Commands that ask no server."""
 
 
 def blocks(guide: Path, language: str) -> list[str]:
@@ -64,7 +66,7 @@ def test_commands_run(guide: Path, here: dict[str, str]) -> None:
     for line in lines:
         if line.startswith("likeness ") and not line.startswith(ELSEWHERE):
             words = shlex.split(localised(line, here), comments=True)[1:]
-            address = [] if "--server" in words else ["--server", here["localhost:8001"]]
+            address = [] if "--server" in words or words[0] in ON_FILES else ["--server", here["localhost:8001"]]
             done = subprocess.run([program, *words, *address], capture_output=True, text=True, check=False, timeout=300)
             assert done.returncode == 0, f"{line}\n{done.stderr}"
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from likeness_client import Client, Embeddings, LikenessError, Product
@@ -80,8 +80,9 @@ def soak(products: Sequence[Product], config: SoakConfig) -> SoakReport:
         LikenessError: a product cannot be embedded even alone.
     """
     draw = random.Random(config.seed)
-    mixed = [_reduced(product, draw) for product in products]
     with Client(config.address) as client:
+        modalities = client.info().modalities
+        mixed = [_reduced(product, modalities, draw) for product in products]
         alone = [client.embed([product]) for product in mixed]
     run = _Run(mixed, np.concatenate([answer.vectors for answer in alone]), config)
     with ThreadPoolExecutor(config.clients) as pool:
@@ -90,22 +91,19 @@ def soak(products: Sequence[Product], config: SoakConfig) -> SoakReport:
     return run.report
 
 
-def _reduced(product: Product, draw: random.Random) -> Product:
-    """Keep each part of a product by the toss of a coin, and one of them for certain."""
-    there = [name for name in ("text", "images", "attributes") if _has(product, name)]
+def _reduced(product: Product, modalities: Sequence[str], draw: random.Random) -> Product:
+    """Keep each modality of a product by the toss of a coin, and one of them for certain."""
+    there = [name for name in modalities if any(getattr(product, field) for field in _fields(name))]
     certain = draw.choice(there)
     kept = {name for name in there if name == certain or draw.random() < 0.5}
-    return Product(
-        product_id=product.product_id,
-        title=product.title if "text" in kept else "",
-        description=product.description if "text" in kept else "",
-        images=product.images if "images" in kept else (),
-        attributes=product.attributes if "attributes" in kept else {},
-    )
+    nothing = Product()
+    lost = {field: getattr(nothing, field) for name in there if name not in kept for field in _fields(name)}
+    return replace(product, **lost)
 
 
-def _has(product: Product, part: str) -> bool:
-    return bool(product.title or product.description) if part == "text" else bool(getattr(product, part))
+def _fields(modality: str) -> tuple[str, ...]:
+    """Name the fields of a product that hold a modality."""
+    return {"text": ("title", "description"), "image": ("images",)}.get(modality, (modality,))
 
 
 class _Run:

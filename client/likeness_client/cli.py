@@ -28,6 +28,8 @@ EXTRA_OF = {
     "onnxscript": "export",
     "pydantic": "export",
     "rich": "export",
+    "scipy": "export",
+    "sklearn": "export",
     "torch": "export",
     "torchmetrics": "export",
     "transformers": "export",

@@ -17,6 +17,7 @@ MAX_BYTES: Mapping[str, int] = {
     "text": 1_000_000,
     "image": 20_000_000,
     "attributes": 100_000,
+    "video": 100_000_000,
     "interactions": 1_000_000,
 }
 """The largest input per product and modality, as sent. Beyond it the item fails; its neighbours do not."""

@@ -51,7 +51,7 @@ def _image(product: Product, schema: InputSchema) -> bytes | None:
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, Path):
-        data = _read(product, source, schema)
+        data = _read(product, "image", source, schema)
     elif isinstance(source, np.ndarray):
         data = _pnm(product, source)
     else:
@@ -74,6 +74,19 @@ def _attributes(product: Product, schema: InputSchema) -> bytes | None:
     return text.encode("utf-8", "replace")
 
 
+def _video(product: Product, schema: InputSchema) -> bytes | None:
+    """Return the clip as an encoded video; None when there is none."""
+    source = product.video
+    if source is None:
+        return None
+    if not isinstance(source, Path | bytes):
+        raise _bad(product, "video", f"expected a Path or bytes, found {type(source).__name__}")
+    data = source if isinstance(source, bytes) else _read(product, "video", source, schema)
+    if not data:
+        raise _bad(product, "video", "is empty; leave it out if there is none")
+    return data
+
+
 def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noqa: ARG001 (every user is sent)
     """Return the counts per user as canonical JSON, as of attributes; None when nobody has interacted."""
     counts: dict[str, int | float] = {}
@@ -93,6 +106,7 @@ ENCODERS: Mapping[str, Callable[[Product, InputSchema], bytes | None]] = {
     "text": _text,
     "image": _image,
     "attributes": _attributes,
+    "video": _video,
     "interactions": _interactions,
 }
 """One function per modality; a new modality is one function and one line."""
@@ -100,6 +114,7 @@ ENCODERS: Mapping[str, Callable[[Product, InputSchema], bytes | None]] = {
 
 _WAYS_OUT: Mapping[str, str] = {
     "image": "send a smaller or more strongly compressed image",
+    "video": "send a shorter or smaller clip",
     "interactions": "leave out the users who did least",
 }
 """What to do about an input that is too large; the rest can be shortened."""
@@ -121,19 +136,19 @@ def _plain_number(value: float) -> int | float:
     return int(number) if number.is_integer() and abs(number) <= 2**53 else number
 
 
-def _read(product: Product, path: Path, schema: InputSchema) -> bytes:
-    """Read an image file, but never more of it than may be sent."""
+def _read(product: Product, modality: str, path: Path, schema: InputSchema) -> bytes:
+    """Read a file, but never more of it than may be sent."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a device or a pipe might never end
-            raise _bad(product, "image", f"{path} is not a file")
-        _check_size(product, "image", status.st_size, schema)
+            raise _bad(product, modality, f"{path} is not a file")
+        _check_size(product, modality, status.st_size, schema)
         return path.read_bytes()
     except ProductError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         reason = getattr(error, "strerror", None) or str(error)
-        raise _bad(product, "image", f"cannot read {path}: {reason}") from error
+        raise _bad(product, modality, f"cannot read {path}: {reason}") from error
 
 
 def _pnm(product: Product, pixels: NDArray[np.uint8]) -> bytes:

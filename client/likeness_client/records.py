@@ -17,6 +17,8 @@ from likeness_client.errors import InputError, RecordError
 
 ImageSource: TypeAlias = Path | bytes | NDArray[np.uint8]
 """A file, an encoded image (JPEG, PNG, ...), or pixels: uint8 [h, w], [h, w, 3] RGB or [h, w, 4] RGBA."""
+VideoSource: TypeAlias = Path | bytes
+"""A file, or an encoded clip (MP4, WebM, GIF, ...)."""
 Record: TypeAlias = dict[str, Any]
 """One line of a product file as it stands there, labels and all."""
 
@@ -31,8 +33,9 @@ class Product:
         description: a longer text. Bytes are taken as UTF-8.
         attributes: flat facts, e.g. ``{"colour": "red", "price_usd": 52.0}``.
         images: views of the product, the main view first; only the main view is embedded.
-        interactions: who viewed or bought it, and how often: ``{"user 17": 3}``. The names go to the server and into its
-            model; send pseudonyms.
+        video: a clip of the product.
+        interactions: who viewed or bought it, and how often: ``{"user 17": 3}``. The names go to the server, and from
+            training into its model; use pseudonyms.
     """
 
     product_id: str = ""
@@ -40,18 +43,19 @@ class Product:
     description: str | bytes = ""
     attributes: Mapping[str, str | float] = field(default_factory=dict)
     images: tuple[ImageSource, ...] = ()
+    video: VideoSource | None = None
     interactions: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], base: Path) -> Product:
         """Read one record of a product file.
 
-        Only ``product_id``, ``title``, ``description``, ``attributes``, ``images`` and ``interactions`` are read. All are optional, and
-        null means missing, because catalogues write both.
+        Only the keys that this class has attributes for are read. All are optional, and null means missing, because
+        catalogues write both.
 
         Args:
             record: one decoded line.
-            base: the folder that image paths are relative to.
+            base: the folder that paths of images and videos are relative to.
 
         Raises:
             RecordError: a value has the wrong type; names the product and the key.
@@ -63,6 +67,7 @@ class Product:
             description=_text(record, "description", product_id),
             attributes=_attributes(record, product_id),
             images=_images(record, base, product_id),
+            video=_video(record, base, product_id),
             interactions=_interactions(record, product_id),
         )
 
@@ -227,6 +232,11 @@ def _images(record: Mapping[str, Any], base: Path, product_id: str) -> tuple[Ima
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise RecordError("'images' must be a list of paths", product_id)
     return tuple(base / name for name in names)
+
+
+def _video(record: Mapping[str, Any], base: Path, product_id: str) -> Path | None:
+    name = _text(record, "video", product_id)
+    return base / name if name else None
 
 
 def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float]:

@@ -84,11 +84,26 @@ def read_catalogue(path: Path) -> Catalogue:
     return Catalogue(products=tuple(products), records=tuple(records))
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedPair:
+    """A labelled pair of a file.
+
+    Attributes:
+        left: product id of one side.
+        right: product id of the other.
+        label: 1: alike, 0: not.
+    """
+
+    left: str
+    right: str
+    label: int
+
+
 def read_pairs(path: Path, splits: Sequence[str], ids: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Read labelled pairs.
+    """Read labelled pairs as rows of a catalogue.
 
     Args:
-        path: CSV with the columns ``left_id``, ``right_id``, ``label`` (1: alike, 0: not) and ``split``.
+        path: see `read_named_pairs`.
         splits: the splits to read.
         ids: product ids; pairs that name another product are left out and counted in the log.
 
@@ -96,10 +111,29 @@ def read_pairs(path: Path, splits: Sequence[str], ids: Sequence[str]) -> list[tu
         (row of left, row of right, label) per pair.
 
     Raises:
-        InputError: the file is missing, lacks a column, or a label is not 0 or 1.
+        InputError: see `read_named_pairs`.
     """
     rows = {product_id: row for row, product_id in enumerate(ids)}
-    pairs, unknown = [], 0
+    named = read_named_pairs(path, splits)
+    pairs = [
+        (rows[pair.left], rows[pair.right], pair.label) for pair in named if {pair.left, pair.right} <= rows.keys()
+    ]
+    if unknown := len(named) - len(pairs):
+        log.warning("%s: %d pairs name a product that is not in the catalogue", path, unknown)
+    return pairs
+
+
+def read_named_pairs(path: Path, splits: Sequence[str]) -> list[NamedPair]:
+    """Read labelled pairs.
+
+    Args:
+        path: CSV with the columns ``left_id``, ``right_id``, ``label`` (1: alike, 0: not) and ``split``.
+        splits: the splits to read.
+
+    Raises:
+        InputError: the file is missing, lacks a column, or a label is not 0 or 1.
+    """
+    pairs = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
@@ -112,12 +146,7 @@ def read_pairs(path: Path, splits: Sequence[str], ids: Sequence[str]) -> list[tu
                     continue
                 if line["label"] not in ("0", "1"):
                     raise InputError(f"{path}, line {reader.line_num}: label {line['label']!r}, 0 or 1 is needed")
-                if line["left_id"] in rows and line["right_id"] in rows:
-                    pairs.append((rows[line["left_id"]], rows[line["right_id"]], int(line["label"])))
-                else:
-                    unknown += 1
+                pairs.append(NamedPair(left=line["left_id"], right=line["right_id"], label=int(line["label"])))
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a file of pairs ({', '.join(_PAIR_COLUMNS)}): {error}") from error
-    if unknown:
-        log.warning("%s: %d pairs name a product that is not in the catalogue", path, unknown)
     return pairs

@@ -1,4 +1,4 @@
-"""The commands ``train``, ``evaluate``, ``export``, ``serve`` and ``demo``.
+"""The commands ``train``, ``evaluate``, ``export``, ``serve``, ``explain`` and ``demo``.
 
 The module itself imports nothing heavy, so that ``likeness --help`` answers at once and without any extra.
 """
@@ -13,7 +13,10 @@ from typing import Annotated
 
 import typer
 
+from likeness_export.uses.cli import uses_app
+
 app = typer.Typer()
+app.add_typer(uses_app)  # related, cluster, match, mine
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 DataRoot = Annotated[
@@ -128,6 +131,21 @@ def serve(
         raise ServeError(f"tritonserver ended by itself with code {code}: see the log above")
     except KeyboardInterrupt:
         typer.echo("stopped")
+
+
+@app.command()
+def explain(
+    run: RunFolder,
+    image: Annotated[Path, typer.Argument(help="A photo.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, PNG.")] = Path("explained.png"),
+) -> None:
+    """Show where the attended parts of a run's image tower look in a photo."""
+    _start()
+    from likeness_export.explain import explain as draw_explanation
+    from likeness_export.run import Run
+
+    draw_explanation(Run(run), image, out)
+    typer.echo(f"drawn: {out}")
 
 
 @app.command()

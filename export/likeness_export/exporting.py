@@ -37,6 +37,7 @@ _LIBRARIES = (
     "onnxscript",
     "tokenizers",
     "pillow",
+    "av",
     "numpy",
     "tritonclient",
 )

@@ -47,8 +47,9 @@ class StepSpec:
 
 
 def signatures(recipe: Recipe) -> list[str]:
-    """Return every signature that the recipe serves."""
-    return all_signatures(recipe.modalities())
+    """Return every signature that the recipe serves, small sets first."""
+    chosen = recipe.serving.signatures
+    return [name for name in all_signatures(recipe.modalities()) if not chosen or name in chosen]
 
 
 def towers_of(recipe: Recipe, signature: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from likeness_client.contract import MODALITIES, InputSchema
+from likeness_client.contract import MODALITIES, InputSchema, all_signatures
 from likeness_client.errors import InputError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -88,6 +88,9 @@ class ServingSection(_Section):
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     queue_delay_us: int = Field(default=0, ge=0, description="how long a step waits for more requests to join a batch")
     cpu_threads: int = Field(default=2, ge=1, description="threads of one operator in the cpu profile")
+    signatures: tuple[str, ...] = Field(
+        default=(), description="the sets of modalities to serve, e.g. text_image; default: every one there is"
+    )
 
 
 class Recipe(_Section):
@@ -104,6 +107,13 @@ class Recipe(_Section):
     similarity: SimilaritySection = SimilaritySection()
     training: TrainingSection = TrainingSection()
     serving: ServingSection = ServingSection()
+
+    @model_validator(mode="after")
+    def _signatures_exist(self) -> Recipe:
+        known = all_signatures(self.modalities())
+        if unknown := [name for name in self.serving.signatures if name not in known]:
+            raise ValueError(f"serving.signatures: there is no {', '.join(unknown)}; allowed are: {', '.join(known)}")
+        return self
 
     def embedding_dimension(self) -> int:
         """Return the length of the embedding."""
@@ -168,6 +178,8 @@ def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
 
 def _explain(problem: Any) -> str:
     """Return one line: the key as the file spells it, what is wrong with it, and what was given."""
+    if not problem["loc"]:  # a check across sections names the key itself
+        return f"  {problem['msg'].removeprefix('Value error, ')}"
     keys, section = _locate(*problem["loc"])
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind.startswith("union_tag_"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from likeness_client.contract import SCHEMA_PARAMETER, SPACE_PARAMETER, InputSchema, all_signatures
 from likeness_client.errors import InputError
-from likeness_export.recipe import load_recipe
+from likeness_export.recipe import RecipeError, load_recipe
 from likeness_export.repository import PROFILES, UNTRAINED, VERSION, RenderedModel, render
 from likeness_export.repository_check import RepositoryError, check
 from likeness_export.repository_reference import write_reference
@@ -230,3 +230,12 @@ def test_a_profile_of_another_space_is_found() -> None:
 def test_every_step_of_the_demo_is_pinned_to_the_version_that_is_written() -> None:
     for model in render(RECIPE).values():
         assert {step.model_version for step in model.default.ensemble_scheduling.step} <= {VERSION}
+
+
+def test_a_recipe_may_serve_fewer_signatures() -> None:
+    models = render(load_recipe(Path("demo"), ['serving.signatures=["text_image", "image"]']))
+    check(models)
+    assert {name for name in models if name.startswith("embed_")} == {"embed_image", "embed_text_image"}
+    assert {name for name in models if name.startswith("fusion_")} == {"fusion_image", "fusion_text_image"}
+    with pytest.raises(RecipeError, match="there is no image_text; allowed are: text, image, "):
+        load_recipe(Path("demo"), ['serving.signatures=["image_text"]'])

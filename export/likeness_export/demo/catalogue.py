@@ -201,7 +201,8 @@ def _is_complete(directory: Path, stamp: str) -> bool:
 def _may_replace(directory: Path) -> bool:
     """Whether nothing but an older catalogue would be lost."""
     names = {entry.name for entry in directory.iterdir()} if directory.exists() else set[str]()
-    return not names or ("catalogue.json" in names and names <= {"catalogue.json", "products.jsonl", "images"})
+    ours = {"catalogue.json", "products.jsonl", "images", "clips", "products_with_clips.jsonl"}
+    return not names or ("catalogue.json" in names and names <= ours)
 
 
 def _render_into(directory: Path, *, seed: int, designs: int) -> None:

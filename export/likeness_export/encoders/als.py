@@ -30,10 +30,11 @@ class AlsConfig(EncoderConfig):
 
     encoder: Literal["als"]
     factors: int = Field(default=64, ge=2, le=1024, description="length of the users' and products' vectors")
-    regularization: float = Field(default=0.01, gt=0, description="lambda of Hu et al., formula 3")
+    regularization: float = Field(default=1.0, gt=0, description="lambda of Hu et al., formula 3")
     iterations: int = Field(default=15, ge=1, description="how often users and products take turns")
-    # Hu et al. found 40; with the few interactions that most products have it is no worse elsewhere.
-    alpha: float = Field(default=40.0, gt=0, le=1e6, description="confidence = 1 + alpha * count")
+    # Hu et al. found 40, for hours of television. With the small counts of the demo's shoppers 56 % of the nearest
+    # neighbours are of the same design at 1, and 40 % at 40.
+    alpha: float = Field(default=1.0, gt=0, le=1e6, description="confidence = 1 + alpha * count")
     min_interactions: int = Field(
         default=2, ge=1, description="users of fewer training products are left out: one product ties nothing together"
     )
@@ -63,31 +64,31 @@ class AlsConfig(EncoderConfig):
         np.save(assets / interactions.FACTORS_FILE, factors)
 
     def factorise(self, users: Sequence[str], products: Sequence[dict[str, float]]) -> NDArray[np.float32]:
-        """Return the users' factors, FP32 [users, factors]; the same numbers every time, as a resumed training needs."""
+        """Return the users' factors, FP32 [users, f]; the same numbers every time, as a resumed training needs."""
         # Here, because only this needs them, and loading them takes longer than all the rest of this module.
         from implicit.cpu.als import AlternatingLeastSquares
         from scipy.sparse import csr_matrix
         from threadpoolctl import threadpool_limits
 
-        model = AlternatingLeastSquares(
-            factors=self.factors,
-            regularization=self.regularization,
-            iterations=self.iterations,
-            alpha=1.0,  # the values below are confidences already; implicit's own are alpha * count, without the 1
-            use_cg=False,  # exact, so that folding in is exactly the step that training took
-            num_threads=1,  # several would add up in another order every time
-            random_state=self.seed,
-        )
-        with threadpool_limits(limits=1, user_api="blas"):
-            shape = len(users), len(products)
-            model.fit(csr_matrix(self.confidences(users, products), shape=shape), show_progress=False)
+        confidences = csr_matrix(self.confidences(users, products), shape=(len(users), len(products)))
+        with threadpool_limits(limits=1, user_api="blas"):  # several threads would add up in another order every time
+            model = AlternatingLeastSquares(
+                factors=self.factors,
+                regularization=self.regularization,
+                iterations=self.iterations,
+                alpha=1.0,  # the values are confidences already; implicit's own are alpha * count, without the 1
+                use_cg=False,  # exact, so that folding in is the very step that training took
+                num_threads=1,
+                random_state=self.seed,
+            )
+            model.fit(confidences, show_progress=False)
         factors: NDArray[np.float32] = model.user_factors
         return factors
 
     def confidences(
         self, users: Sequence[str], products: Sequence[dict[str, float]]
     ) -> tuple[NDArray[np.float32], tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """Return ``1 + alpha * count`` of every known user and product, with their rows (users) and columns (products)."""
+        """Return ``1 + alpha * count`` of every known user and product, and where: (rows of users, of products)."""
         places = {user: place for place, user in enumerate(users)}
         found = [
             (places[user], column, 1 + self.alpha * count)

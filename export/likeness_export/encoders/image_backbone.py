@@ -31,6 +31,12 @@ class ImageBackboneConfig(EncoderConfig):
     encoder: Literal["vision"]
     source: str = Field(description="directory, package or hub name of a Hugging Face vision network")
     image_px: int = Field(default=224, ge=32, le=1024, description="side of the square that photos are squashed to")
+    train_px: int | None = Field(
+        default=None,
+        ge=32,
+        le=1024,
+        description="side of the photos while the network is fine-tuned; default: image_px",
+    )
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """RGB bytes of one square photo."""
@@ -38,31 +44,50 @@ class ImageBackboneConfig(EncoderConfig):
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
         """Store the decoder's settings and the architecture, the network's own mean and deviation in it."""
-        place = locate(self.source, data_root)
         write_image_assets(tower, self.image_px)
-        config = AutoConfig.from_pretrained(place)
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(place)
-        config.image_mean = list(processor.get("image_mean") or _HALF)
-        config.image_std = list(processor.get("image_std") or _HALF)
-        config.save_pretrained(tower / BACKBONE)
+        write_architecture(self.source, tower, data_root)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained network, or its bare architecture."""
-        config = AutoConfig.from_pretrained(tower / BACKBONE)
-        mean, std = tuple(config.image_mean), tuple(config.image_std)
-        if source_root is None:
-            bare = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
-            return ImageBackbone(bare, mean, std)
-        return ImageBackbone(AutoModel.from_pretrained(locate(self.source, source_root)), mean, std)
+        return ImageBackbone(*load_backbone(self.source, tower, source_root), train_px=self.train_px)
+
+
+def write_architecture(source: str, tower: Path, data_root: Path) -> None:
+    """Store a network's architecture in a tower's folder, the mean and deviation that it was trained with in it."""
+    place = locate(source, data_root)
+    config = AutoConfig.from_pretrained(place)
+    processor, _ = ImageProcessingMixin.get_image_processor_dict(place)
+    config.image_mean = list(processor.get("image_mean") or _HALF)
+    config.image_std = list(processor.get("image_std") or _HALF)
+    config.save_pretrained(tower / BACKBONE)
+
+
+def load_backbone(
+    source: str, tower: Path, source_root: Path | None
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """Load what `write_architecture` described, with its weights unless ``source_root`` is None.
+
+    Returns:
+        The network, and the mean and deviation of its pixels.
+    """
+    config = AutoConfig.from_pretrained(tower / BACKBONE)
+    if source_root is None:
+        backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
+    else:
+        backbone = AutoModel.from_pretrained(locate(source, source_root))
+    # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
+    return getattr(backbone, "vision_model", backbone), tuple(config.image_mean), tuple(config.image_std)
 
 
 class ImageBackbone(Encoder):
     """The network's pooled output."""
 
-    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, train_px: int | None = None
+    ) -> None:
         super().__init__()
-        # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
-        self.backbone: nn.Module = getattr(backbone, "vision_model", backbone)
+        self.train_px = train_px
+        self.backbone = backbone
         self.normalise = Normalise(mean, std)
         size = int(getattr(self.backbone.config, "image_size", 224))
         # Not every architecture names its width in the configuration; one look at an output does.
@@ -77,7 +102,7 @@ class ImageBackbone(Encoder):
 
     def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Vary the photo."""
-        return (augment_pixels(tensors[0]),)
+        return (augment_pixels(tensors[0], self.train_px),)
 
     def train(self, mode: bool = True) -> ImageBackbone:
         """Train everything but the statistics of batch normalisation.

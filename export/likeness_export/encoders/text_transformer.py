@@ -1,4 +1,4 @@
-"""Text by a pretrained transformer of the Hugging Face library (article, 3.2.1: BERT and its kin)."""
+"""Text by a pretrained transformer of the Hugging Face library (article, 3.2.1: BERT, XLNet and their kin)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import ClassVar, Literal
 
 import torch
 from likeness_client.contract import MAX_BYTES
+from likeness_client.errors import InputError
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig
+from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
 from likeness_export.sources import locate
 from likeness_export.tensors import TensorSpec
@@ -32,16 +34,21 @@ class TextTransformerConfig(EncoderConfig):
 
     def length_buckets(self) -> list[int]:
         """Return the padded lengths: powers of two from 16, up to ``max_tokens``."""
-        buckets = [16 << step for step in range(10) if 16 << step < self.max_tokens]
-        return [*buckets, self.max_tokens]
+        return length_buckets(self.max_tokens)
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Token ids and their mask, of varying length."""
         return (TensorSpec("input_ids", "INT64", (-1,)), TensorSpec("attention_mask", "INT64", (-1,)))
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
-        """Store the tokenizer for serving and the architecture for building."""
+        """Store the tokenizer for serving and the architecture for building.
+
+        Raises:
+            InputError: the network cannot read texts of ``max_tokens``, or is an XLNet of a kind that cannot encode.
+        """
         place = locate(self.source, data_root)
+        config = AutoConfig.from_pretrained(place)
+        self._check(config, tower.name)
         tokenizer = AutoTokenizer.from_pretrained(place)
         assets = tower / ASSETS
         assets.mkdir(parents=True, exist_ok=True)
@@ -49,11 +56,18 @@ class TextTransformerConfig(EncoderConfig):
         settings = {
             "max_tokens": self.max_tokens,
             "length_buckets": self.length_buckets(),
-            "pad_id": tokenizer.pad_token_id,
+            "pad_id": tokenizer.pad_token_id or 0,  # some have none; the mask hides it, whatever it is
             "max_bytes": MAX_BYTES["text"],
         }
         (assets / text.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        AutoConfig.from_pretrained(place).save_pretrained(tower / BACKBONE)
+        config.save_pretrained(tower / BACKBONE)
+
+    def _check(self, config: PretrainedConfig, name: str) -> None:
+        longest = int(getattr(config, "max_position_embeddings", None) or -1)  # none: positions are relative
+        if 0 < longest < self.max_tokens:
+            raise InputError(f"towers.{name}.max_tokens: {self.source} reads at most {longest} tokens")
+        if config.model_type == "xlnet" and (config.attn_type != "bi" or config.bi_data):
+            raise InputError(f"towers.{name}.source: of XLNet, only attn_type = 'bi' without bi_data encodes a text")
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained transformer, or its bare architecture."""
@@ -74,10 +88,17 @@ class TextTransformer(Encoder):
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``input_ids`` and ``attention_mask``, both INT64 [n, length]."""
         input_ids, attention_mask = tensors
-        answer = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
-        hidden: Tensor = answer.last_hidden_state  # (n, length, f)
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        hidden: Tensor = self.backbone(input_ids=input_ids, **self._hiding(attention_mask)).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, length, 1)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)  # (n, f)
+
+    def _hiding(self, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Return the argument by which the network is told what is padding."""
+        if self.backbone.config.model_type == "xlnet":
+            # Its own argument, 1.0 where a token is hidden. Given the usual mask of integers, XLNet subtracts it from
+            # 1.0, and that promotion of types is what the ONNX exporter's decomposition fails at.
+            return {"input_mask": 1.0 - attention_mask.to(torch.float32)}
+        return {"attention_mask": attention_mask}
 
     def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002 (both have one shape)
         """Draw token ids with padding of different length in every row."""

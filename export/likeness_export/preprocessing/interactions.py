@@ -19,10 +19,10 @@ class Preprocessor:
     """Fold products into stored user factors, as one half-step of alternating least squares does.
 
     With Y the factors of the users, one row each, and of one product the preferences ``p_u`` (1 for a user with a
-    count, else 0) and the confidences ``c_u = 1 + alpha * count_u`` (C their diagonal matrix), the product's factors are
-    ``x = (Y^T C Y + lambda I)^-1 Y^T C p`` (Hu, Koren, Volinsky 2008, formula 5 with the roles exchanged). Users who did
-    nothing have confidence 1, so ``Y^T C Y = Y^T Y + Y^T (C - I) Y`` needs the rows of the others only. A product of the
-    training gets what the training gave it; a new one gets its own from its first interaction on.
+    count, else 0) and the confidences ``c_u = 1 + alpha * count_u`` (C their diagonal matrix), the product's factors
+    are ``x = (Y^T C Y + lambda I)^-1 Y^T C p`` (Hu, Koren, Volinsky 2008, formula 5). Users who did nothing have
+    confidence 1, so ``Y^T C Y = Y^T Y + Y^T (C - I) Y`` needs the rows of the others only. A product of the training
+    gets what the training gave it; a new one gets its own from its first interaction on.
 
     Args:
         assets: folder with ``interactions.json`` (``alpha``, ``regularization``, ``max_bytes``), ``users.json`` (the

@@ -83,11 +83,8 @@ class Preprocessor:
                 small = to_rgb(upright).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
         except ImageSizeError:
             raise
-        except Image.DecompressionBombError as error:
-            # Pillow refuses at a limit of its own, before `_check_size` sees the size.
-            raise ValueError(
-                f"the image is too large to decode, far beyond {self.max_pixels} pixels: send a smaller copy"
-            ) from error
+        except Image.DecompressionBombError as error:  # by a limit of Pillow's own, before `_check_size`
+            raise ValueError(f"the image is too large to decode ({error}): send a smaller copy") from error
         except UnidentifiedImageError as error:
             raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
         except Exception as error:  # codecs report damage with a dozen unrelated types

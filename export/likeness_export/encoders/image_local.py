@@ -1,0 +1,184 @@
+"""Images by their local features: what tells fine-grained neighbours apart is often one small part (article, 3.2.2).
+
+Two poolings that keep detail which a plain mean drowns: the generalised mean (Radenović et al. 2018) and attended parts
+(after Zheng et al. 2017), whose attention also shows where the network looked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from likeness_export.encoders.base import Encoder, EncoderConfig
+from likeness_export.encoders.image_backbone import load_backbone, write_architecture
+from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
+from likeness_export.preprocessing import image
+from likeness_export.tensors import TensorSpec
+
+_WIDTH = 256  # channels of the map that the parts are read from
+_FLOOR, _SHARPEST = 1e-3, 8.0  # of the generalised mean: 1e-3 ** 8 is still a number in FP32, and so is its slope
+
+
+class LocalFeaturesConfig(EncoderConfig):
+    """``encoder = "local_features"``."""
+
+    modality: ClassVar[str] = "image"
+    preprocessing: ClassVar[ModuleType] = image
+
+    encoder: Literal["local_features"]
+    source: str = Field(description="directory, package or hub name of a Hugging Face vision network")
+    image_px: int = Field(default=224, ge=32, le=1024, description="side of the square that photos are squashed to")
+    parts: int = Field(default=4, ge=1, le=32, description="attended parts; each has a map and a descriptor")
+    scales: int = Field(default=2, ge=1, le=4, description="sizes of map that the parts see, from the smallest up")
+    # `freeze` means that features are computed once and kept. Here they come out of parts and pooling that start at
+    # random and have to learn, so there is nothing to keep but whole maps: 0.3 MB of every photo, and no augmentation.
+    # What can stay fixed is the backbone; gradients then end at its maps, which saves more than half of a step.
+    freeze: bool = False
+    freeze_backbone: bool = Field(default=True, description="keep the pretrained network; only parts and pooling learn")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of all that learns in the encoder")
+
+    @field_validator("freeze")
+    @classmethod
+    def _parts_learn(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("must be false, the parts have to learn; freeze_backbone keeps the pretrained network")
+        return value
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """RGB bytes of one square photo."""
+        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
+
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
+        """Store the decoder's settings and the architecture."""
+        write_image_assets(tower, self.image_px)
+        write_architecture(self.source, tower, data_root)
+
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:
+        """Load the pretrained network, or its bare architecture, and put parts and pooling on top."""
+        backbone, mean, std = load_backbone(self.source, tower, source_root)
+        shape = LocalShape(image_px=self.image_px, parts=self.parts, scales=self.scales)
+        return LocalFeatures(backbone, Normalise(mean, std), shape, freeze_backbone=self.freeze_backbone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalShape:
+    """The sizes of `LocalFeatures`; see `LocalFeaturesConfig`."""
+
+    image_px: int
+    parts: int
+    scales: int
+
+
+class LocalFeatures(Encoder):
+    """The generalised mean of the last map, and of a joined map of several scales that mean and its parts.
+
+    The scales are joined as in a feature pyramid (Lin et al. 2017). The generalised mean cuts at zero, as after a ReLU;
+    of backbones whose last map has negative values (ConvNeXt, ViT) those reach the features through the joined map.
+    """
+
+    def __init__(self, backbone: nn.Module, normalise: Normalise, shape: LocalShape, *, freeze_backbone: bool) -> None:
+        super().__init__()
+        self.backbone, self.normalise = backbone, normalise
+        self.scales, self.freeze_backbone = shape.scales, freeze_backbone
+        self.eval()
+        with torch.no_grad():  # not every architecture names its widths; one look at an output does
+            maps = self.maps(torch.zeros(1, shape.image_px, shape.image_px, 3, dtype=torch.uint8))
+        self.lateral = nn.ModuleList(nn.Conv2d(found.shape[1], _WIDTH, 1) for found in maps)
+        self.level = nn.GroupNorm(1, _WIDTH)
+        self.look = nn.Conv2d(_WIDTH, shape.parts, 1)
+        nn.init.orthogonal_(self.look.weight)  # parts that start alike would learn alike
+        self.pool_last, self.pool_joined = GeneralisedMean(), GeneralisedMean()
+        self.feature_dim = maps[-1].shape[1] + (1 + shape.parts) * _WIDTH
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Encode ``pixels``, UINT8 [n, px, px, 3]."""
+        maps = self.maps(tensors[0])
+        joined = self.join(maps)  # (n, w, h, w')
+        places = joined.flatten(2).transpose(1, 2)  # (n, h w', w)
+        parts = self.attend(joined).flatten(2) @ places  # (n, p, w)
+        features = [self.pool_last(maps[-1]), self.pool_joined(joined), *parts.unbind(1)]
+        return torch.cat([F.normalize(feature.float(), dim=1) for feature in features], 1)  # (n, f)
+
+    def attention_maps(self, pixels: Tensor) -> Tensor:
+        """Return where each part looked.
+
+        Args:
+            pixels: UINT8 [n, px, px, 3].
+
+        Returns:
+            FP32 [n, parts, h, w], of the largest scale's size; every map sums to 1.
+        """
+        return self.attend(self.join(self.maps(pixels)))
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Return the backbone's maps FP32 [n, c, h, w]: of every size the last one, large to small."""
+        answer = self.backbone(self.normalise(pixels), output_hidden_states=True)
+        of_size = {found.shape[2:]: found for found in map(as_map, (*answer.hidden_states, answer.last_hidden_state))}
+        return list(of_size.values())[-self.scales :]
+
+    def join(self, maps: list[Tensor]) -> Tensor:
+        """Add all scales up, at the size of the largest: FP32 [n, w, h, w']."""
+        size = maps[0].shape[2:]
+        narrow = [lateral(found) for lateral, found in zip(self.lateral, maps, strict=True)]
+        grown = [F.interpolate(found, size=size, mode="bilinear", align_corners=False) for found in narrow[1:]]
+        return F.relu(self.level(torch.stack([narrow[0], *grown]).sum(0)))
+
+    def attend(self, joined: Tensor) -> Tensor:
+        """Return every part's share of attention per place, FP32 [n, p, h, w]."""
+        scores: Tensor = self.look(joined)
+        return scores.flatten(2).softmax(2).reshape(scores.shape)
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Vary the photo."""
+        return (augment_pixels(tensors[0]),)
+
+    def requires_grad_(self, requires_grad: bool = True) -> LocalFeatures:
+        """Let everything learn but a frozen backbone."""
+        super().requires_grad_(requires_grad)
+        if self.freeze_backbone:
+            self.backbone.requires_grad_(False)
+        return self
+
+    def train(self, mode: bool = True) -> LocalFeatures:
+        """Train everything but a frozen backbone, and of any other the statistics of batch normalisation.
+
+        Converted checkpoints hold placeholders there: one step in training mode ruins the network.
+        """
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class GeneralisedMean(nn.Module):
+    """``(mean x^p)^(1/p)`` over the places of a map, with a learned p: 1 is the mean, large values near the maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(3.0))  # where Radenović et al. start
+
+    def forward(self, found: Tensor) -> Tensor:
+        """Pool FP32 [n, c, h, w] to [n, c]."""
+        p = self.p.clamp(1.0, _SHARPEST)
+        pooled: Tensor = found.float().clamp(min=_FLOOR).pow(p).mean((2, 3)).pow(1 / p)
+        return pooled
+
+
+def as_map(hidden: Tensor) -> Tensor:
+    """Turn a transformer's tokens [n, t, c] into a map [n, c, h, h] without its class and register tokens."""
+    if hidden.dim() == 4:
+        return hidden
+    side = int(hidden.shape[1] ** 0.5)  # few extra tokens stand in front of a square of patches
+    # Not `len(hidden)`: tracing would take that for a constant.
+    return hidden[:, -side * side :].transpose(1, 2).reshape(hidden.shape[0], -1, side, side)

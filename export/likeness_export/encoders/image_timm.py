@@ -1,0 +1,95 @@
+"""Images by any network of the timm library, by its name there (article, 3.2.2: Inception v3 among a thousand)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+import torch
+from likeness_client.errors import MissingExtraError
+from pydantic import Field
+from torch import Tensor, nn
+
+from likeness_export.encoders.base import Encoder, EncoderConfig
+from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
+from likeness_export.preprocessing import image
+from likeness_export.tensors import TensorSpec
+
+
+class TimmConfig(EncoderConfig):
+    """``encoder = "timm"``."""
+
+    modality: ClassVar[str] = "image"
+    preprocessing: ClassVar[ModuleType] = image
+
+    encoder: Literal["timm"]
+    model: str = Field(description="name in timm, e.g. inception_v3 or resnet50.a1_in1k")
+    weights: str = Field(
+        default="", description="file of its weights, under the data root; default: timm's own, online"
+    )
+    image_px: int = Field(default=224, ge=32, le=1024, description="side of the square that photos are squashed to")
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """RGB bytes of one square photo."""
+        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
+
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
+        """Store the decoder's settings; the name is all that building needs."""
+        import_timm()
+        write_image_assets(tower, self.image_px)
+
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (timm knows the architecture)
+        """Load the pretrained network, or its bare architecture."""
+        # timm's documented way to local weights is an entry of the pretrained configuration.
+        overlay = {"file": str(source_root / self.weights)} if source_root and self.weights else None
+        network = import_timm().create_model(
+            self.model, pretrained=source_root is not None, pretrained_cfg_overlay=overlay, num_classes=0
+        )
+        return TimmNetwork(network, self.image_px)
+
+
+class TimmNetwork(Encoder):
+    """The network's pooled output, which timm gives when there are no classes."""
+
+    def __init__(self, network: nn.Module, image_px: int) -> None:
+        super().__init__()
+        self.network = network
+        trained: dict[str, Any] = vars(network)["pretrained_cfg"]
+        self.normalise = Normalise(tuple(trained["mean"]), tuple(trained["std"]))
+        self.eval()
+        with torch.no_grad():  # `num_features` is not the output's width in every architecture; a look at one is
+            self.feature_dim = self.forward(torch.zeros(1, image_px, image_px, 3, dtype=torch.uint8)).shape[1]
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Encode ``pixels``, UINT8 [n, px, px, 3]."""
+        features: Tensor = self.network(self.normalise(tensors[0]))
+        return features  # (n, f)
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Vary the photo."""
+        return (augment_pixels(tensors[0]),)
+
+    def train(self, mode: bool = True) -> TimmNetwork:
+        """Train everything but the statistics of batch normalisation, as `ImageBackbone` does."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def import_timm() -> ModuleType:
+    """Import timm.
+
+    Raises:
+        MissingExtraError: timm is not installed, or its torchvision does not fit the installed build of torch.
+    """
+    try:
+        import timm
+    # RuntimeError: torchvision from PyPI beside a CPU-only torch ("operator torchvision::nms does not exist").
+    except (ImportError, RuntimeError) as error:
+        raise MissingExtraError("timm", f"timm, with a torchvision that fits torch ({error}),") from error
+    module: ModuleType = timm
+    return module

@@ -1,0 +1,112 @@
+"""Text as TF-IDF: each term counts by how often it is said, and by how few texts say it (article, 3.2.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from likeness_client.contract import MAX_BYTES
+from likeness_client.errors import InputError
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.encoders.text_common import decoded, length_buckets
+from likeness_export.preprocessing import tfidf
+from likeness_export.tensors import TensorSpec
+
+
+class TfidfConfig(EncoderConfig):
+    """``encoder = "tfidf"``.
+
+    A frozen encoder's features are cached: 4 bytes for every product and term. For catalogues where that is too much,
+    ``freeze = false`` computes them again in every step; the encoder has nothing to learn either way.
+    """
+
+    modality: ClassVar[str] = "text"
+    preprocessing: ClassVar[ModuleType] = tfidf
+
+    encoder: Literal["tfidf"]
+    analyzer: Literal["word", "char_wb"] = Field(
+        default="word", description="terms are words, or runs of characters within words"
+    )
+    ngram_range: tuple[int, int] = Field(default=(1, 2), description="the shortest and the longest run that is a term")
+    max_features: int = Field(default=20_000, ge=1, le=1_000_000, description="the most frequent terms are kept")
+    min_count: int = Field(default=2, ge=1, description="terms in fewer training texts are left out")
+    sublinear: bool = Field(default=True, description="a term that is said tf times counts 1 + ln tf")
+
+    @field_validator("ngram_range")
+    @classmethod
+    def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1] <= 10:
+            raise ValueError("must be two whole numbers from 1 to 10, the smaller one first")
+        return value
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Terms and their weights, as many as there are."""
+        return (TensorSpec("term_ids", "INT64", (-1,)), TensorSpec("term_weights", "FP32", (-1,)))
+
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (no pretrained part)
+        """Fit vocabulary and idf.
+
+        Raises:
+            InputError: no term is frequent enough.
+        """
+        # Not at the top of the file: only training needs scikit-learn, and it takes a second.
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer(
+            analyzer=self.analyzer,
+            ngram_range=self.ngram_range,
+            max_features=self.max_features,
+            min_df=self.min_count,
+            sublinear_tf=self.sublinear,
+        )
+        try:
+            vectorizer.fit(decoded(items))
+        except ValueError as error:  # the configuration is checked: this means that nothing is left
+            raise InputError(f"towers.{tower.name}: no term is in {self.min_count} of the training texts") from error
+        terms = [str(term) for term in vectorizer.get_feature_names_out()]
+        vocabulary = {
+            "analyzer": self.analyzer,
+            "ngram_range": self.ngram_range,
+            "sublinear": self.sublinear,
+            "length_buckets": length_buckets(len(terms)),
+            "max_bytes": MAX_BYTES["text"],
+            "terms": terms,
+            "idf": vectorizer.idf_.tolist(),
+        }
+        assets = tower / ASSETS
+        assets.mkdir(parents=True, exist_ok=True)
+        (assets / tfidf.VOCABULARY_FILE).write_text(json.dumps(vocabulary, indent=1), encoding="utf-8")
+
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
+        """Build it for the fitted vocabulary."""
+        vocabulary = json.loads((tower / ASSETS / tfidf.VOCABULARY_FILE).read_text(encoding="utf-8"))
+        return Tfidf(len(vocabulary["terms"]))
+
+
+class Tfidf(Encoder):
+    """The weights at the places of their terms, zeros elsewhere, divided by their Euclidean length."""
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.feature_dim = terms
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Encode ``term_ids``, INT64 [n, length], and ``term_weights``, FP32 [n, length]."""
+        term_ids, term_weights = tensors
+        blank = term_weights.new_zeros(term_weights.shape[0], self.feature_dim)  # len() would freeze the batch
+        dense = blank.scatter_add(1, term_ids, term_weights)  # (n, f)
+        return F.normalize(dense, dim=1)
+
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002 (both have one shape)
+        """Draw terms, with padding of different length in every row."""
+        there = torch.arange(length) < torch.randint(1, length + 1, (batch, 1))
+        term_ids = torch.randint(0, self.feature_dim, (batch, length)) * there
+        return term_ids, torch.rand(batch, length) * there

@@ -1,0 +1,240 @@
+"""Encoded clips to a few squares of RGB pixels each: guarded decoding, even sampling, orientation, one resizer.
+
+A clip is decoded once, from its start to its end and without seeking, because neither its length nor its index can be
+trusted: streamed files lack them, cut files contradict them. Frames are thinned out while they come.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+SETTINGS_FILE = "video.json"
+# FFmpeg's parsers that open untrusted bytes. The others stay shut: playlists (HLS, concat) make it open further files.
+DEMUXERS = ("mov", "matroska", "gif")
+FORMATS = "MP4, MOV, WebM, Matroska, GIF"
+DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "gif")
+_THREADS = 4  # clips at a time; each holds a few decoded frames, 12 MB each in 4K
+_SPARE = 8  # frames kept per frame wanted, so that thinning moves a sample by an eighth of the gap between two at most
+# Exact rounding and no shortcuts: the same pixels on every processor.
+_SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+
+
+class VideoError(ValueError):
+    """A video outside the limits, or without a frame."""
+
+
+class Preprocessor:
+    """Decode clips and squash ``frames`` of their frames to ``video_px`` x ``video_px``.
+
+    The tensor holds plain bytes; the encoder's graph does the normalisation.
+
+    Args:
+        assets: folder with ``video.json``: ``frames``, ``video_px``, and the limits ``min_px``, ``max_pixels`` (of one
+            frame), ``max_decoded_pixels`` (of all frames), ``max_frames``, ``max_seconds``, ``max_bytes``.
+    """
+
+    def __init__(self, assets: Path) -> None:
+        settings = json.loads((assets / SETTINGS_FILE).read_text(encoding="utf-8"))
+        self.frames: int = settings["frames"]
+        self.video_px: int = settings["video_px"]
+        self.min_px: int = settings["min_px"]
+        self.max_pixels: int = settings["max_pixels"]
+        self.max_decoded_pixels: int = settings["max_decoded_pixels"]
+        self.max_frames: int = settings["max_frames"]
+        self.max_seconds: float = settings["max_seconds"]
+        self.max_bytes: int = settings["max_bytes"]
+        # FFmpeg releases the interpreter lock while it decodes and resizes.
+        self.pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
+
+    def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
+        """Turn encoded videos into tensors.
+
+        Args:
+            items: MP4, MOV, WebM, Matroska or GIF files.
+
+        Returns:
+            ``frames``, UINT8 [n, frames, video_px, video_px, 3], RGB, and the reasons of failed items.
+        """
+        frames = np.zeros((len(items), self.frames, self.video_px, self.video_px, 3), dtype=np.uint8)
+
+        def fill(row: int) -> str:
+            try:
+                frames[row] = self.decode(items[row])
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        rows = range(len(items))
+        errors = [fill(0)] if len(items) == 1 else list(self.pool.map(fill, rows))
+        return {"frames": frames}, errors
+
+    def decode(self, item: bytes) -> NDArray[np.uint8]:
+        """Decode one video to UINT8 [frames, video_px, video_px, 3].
+
+        A clip with fewer frames repeats them. Of a damaged or cut clip what can be decoded is used.
+
+        Raises:
+            ValueError: the bytes are no video, one without a frame, or one outside the limits; the message says which.
+        """
+        if len(item) > self.max_bytes:
+            raise VideoError(f"the video file has {len(item)} bytes, {self.max_bytes} are allowed: send a shorter clip")
+        try:
+            with self._open(item) as container:
+                return self._sample(self._decoded(container, self._stream(container)))
+        except VideoError:
+            raise
+        except Exception as error:  # FFmpeg reports damage with a dozen unrelated types
+            raise VideoError(f"the video is damaged or cut short ({error}): send another copy") from error
+
+    def _open(self, item: bytes) -> InputContainer:
+        # What stands here reaches the decoders that look for the streams' properties, too.
+        limits = {
+            "format_whitelist": ",".join(DEMUXERS),
+            "codec_whitelist": ",".join(DECODERS),
+            "max_pixels": str(self.max_pixels),
+        }
+        try:
+            return av.open(io.BytesIO(item), "r", options=limits)
+        except Exception as error:  # as above
+            raise VideoError(f"not a video in a known format ({FORMATS}), or a damaged one, or cut short") from error
+
+    def _stream(self, container: InputContainer) -> VideoStream:
+        """Return the first moving picture (a song's cover is none), or refuse it for what its header says."""
+        moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        if not moving:
+            raise VideoError("the file has no video in it")
+        stream = moving[0]
+        codec = stream.codec_context
+        if codec is None or codec.name not in DECODERS:
+            name = "an unknown codec" if codec is None else codec.name
+            raise VideoError(f"the video is coded in {name}: send H.264, H.265, VP8, VP9, AV1, MPEG-4 or GIF")
+        self._check_size(codec.width, codec.height)
+        self._check_length(stream.frames, (container.duration or 0) / av.time_base)
+        codec.options = {"max_pixels": str(self.max_pixels)}
+        codec.thread_count = 1  # the pool shares the processors out; threads inside a decoder would fight over them
+        return stream
+
+    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        """Yield the frames in the order in which they are shown; what is damaged is left out."""
+        packets = _until_damaged(container.demux(stream))
+        for packet in islice(packets, 4 * self.max_frames):  # some packets hold no frame; a hostile file only such
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                continue
+        try:  # frames that wait for their turn, where the file ends before its time
+            yield from stream.codec_context.decode(None)
+        except av.FFmpegError:
+            return
+
+    def _checked(self, decoded: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """Yield the frames until one of them, or all together, are too large: a stream may change its size."""
+        pixels = 0
+        for frame in decoded:
+            self._check_size(frame.width, frame.height)
+            pixels += frame.width * frame.height
+            if pixels > self.max_decoded_pixels:
+                raise VideoError(
+                    f"the video has more than {self.max_decoded_pixels} pixels in all frames: send a smaller copy"
+                )
+            yield frame
+
+    def _sample(self, decoded: Iterator[VideoFrame]) -> NDArray[np.uint8]:
+        """Return what is shown in the middle of each of ``frames`` equal parts of the clip."""
+        kept: list[tuple[int, NDArray[np.uint8]]] = []  # when a frame appears, and its pixels
+        clock, count, step = _Clock(), 0, 1
+        for count, frame in enumerate(self._checked(decoded), start=1):
+            clock.show(frame, count)
+            self._check_length(count, clock.seconds)
+            if (count - 1) % step == 0:
+                kept.append((clock.now, self._small(frame)))
+            if len(kept) == 2 * _SPARE * self.frames:
+                kept, step = kept[::2], 2 * step
+        if not kept:
+            raise VideoError("the video is damaged or cut short: not one frame of it can be decoded; send another copy")
+        times, start, end = np.array([now for now, _ in kept]), clock.start, clock.end
+        if not clock.usable:
+            times, start, end = step * np.arange(len(kept)), 0, count
+        middles = start + (2 * np.arange(self.frames) + 1) * (end - start) // (2 * self.frames)
+        return np.stack([kept[place][1] for place in np.searchsorted(times, middles, side="right") - 1])
+
+    def _small(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos."""
+        square = frame.reformat(
+            width=self.video_px, height=self.video_px, format="rgba", interpolation=_SCALING, threads=1
+        )
+        rgba = square.to_ndarray()
+        alpha = rgba[..., 3:].astype(np.uint16)
+        flat = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        return np.rot90(flat, round(frame.rotation / 90))
+
+    def _check_size(self, width: int, height: int) -> None:
+        if not width or not height:  # of what is far too large FFmpeg does not even tell the size
+            raise VideoError(f"the video has no size, or one of far more than {self.max_pixels} pixels")
+        if min(width, height) < self.min_px:
+            raise VideoError(
+                f"the video has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed"
+            )
+        if width * height > self.max_pixels:
+            raise VideoError(
+                f"the video has {width} x {height} pixels, at most {self.max_pixels} in all are decoded: "
+                "send a smaller copy"
+            )
+
+    def _check_length(self, frames: int, seconds: float) -> None:
+        if frames > self.max_frames:
+            raise VideoError(f"the video has more than {self.max_frames} frames: send a shorter clip")
+        if seconds > self.max_seconds:
+            raise VideoError(f"the video lasts longer than {self.max_seconds:g} s: send a shorter clip")
+
+
+class _Clock:
+    """When the frames of a clip are shown, in ticks of its stream.
+
+    Attributes:
+        start: when the first frame appears.
+        now: when the last one appeared.
+        end: when that one is gone.
+        seconds: from start to end.
+        usable: whether every frame says when it appears, each later than the one before. If not, all the rest means
+            nothing, and every frame has to be taken to be shown for as long.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.now = self.end = 0
+        self.seconds = 0.0
+        self.usable = True
+
+    def show(self, frame: VideoFrame, count: int) -> None:
+        """Take note of the next frame, the ``count``-th."""
+        now, tick = frame.pts, frame.time_base
+        if now is None or tick is None or (count > 1 and now <= self.now):
+            self.usable, self.seconds = False, 0.0
+        elif self.usable:
+            self.start = now if count == 1 else self.start
+            self.now = now
+            mean = (now - self.start) // max(1, count - 1)
+            self.end = now + (frame.duration or mean or 1)
+            self.seconds = float((self.end - self.start) * tick)
+
+
+def _until_damaged(packets: Iterator[av.Packet[VideoStream]]) -> Iterator[av.Packet[VideoStream]]:
+    try:
+        yield from packets
+    except av.FFmpegError:
+        return

@@ -1,0 +1,186 @@
+"""The commands ``related``, ``cluster``, ``match`` and ``mine``: what embeddings are used for, on files.
+
+The module itself imports nothing heavy; see `likeness_export.cli`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from likeness_export.catalogue import NamedPair
+    from likeness_export.uses.inputs import Embedded
+
+uses_app = typer.Typer()
+
+Products = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
+Vectors = Annotated[
+    Path, typer.Argument(metavar="EMBEDDINGS", help="What `likeness embed` made of them.", exists=True, dir_okay=False)
+]
+Lines = Annotated[Path, typer.Option(help="Where to write, JSON lines.", dir_okay=False)]
+
+
+@uses_app.command()
+def related(
+    file: Products,
+    embeddings: Vectors,
+    out: Lines,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many for each product.")] = 10,
+) -> None:
+    """Find the nearest other products of each product, by cosine."""
+    held = _read(file, embeddings)
+    from likeness_export.uses.related import nearest
+    from likeness_export.uses.tables import write_lines
+
+    found, ids = nearest(held.vectors, k), held.ids
+    lines = (
+        {
+            "product_id": name,
+            "related": [
+                {"product_id": ids[row], "cosine": round(float(cosine), 6)}
+                for row, cosine in zip(rows, cosines, strict=True)
+            ],
+        }
+        for name, rows, cosines in zip(ids, found.rows, found.cosines, strict=True)
+    )
+    write_lines(out, lines)
+    typer.echo(f"{found.rows.shape[1]} related products for each of {len(ids)}: {out}")
+
+
+@uses_app.command()
+def cluster(
+    file: Products,
+    embeddings: Vectors,
+    out: Lines,
+    threshold: Annotated[
+        str, typer.Option(help="Mean cosine within a cluster, or auto: the one with the best silhouette.")
+    ] = "auto",
+    label: Annotated[str, typer.Option(help="Field to compare the clusters with; a+b means both.")] = "",
+) -> None:
+    """Divide a catalogue into clusters of products that are alike."""
+    cut = None if threshold == "auto" else _number(threshold)
+    held = _read(file, embeddings)
+    from likeness_export.uses.cluster import agreement
+    from likeness_export.uses.cluster import cluster as run_clustering
+    from likeness_export.uses.tables import cluster_table, write_lines
+
+    truth = held.catalogue.labels(label) if label else None
+    found = run_clustering(held.vectors, cut)
+    agreed = None if truth is None else agreement(found.labels, truth)
+    sizes = found.sizes
+    lines = (
+        {"product_id": name, "cluster": int(place), "size": int(sizes[place])}
+        for name, place in zip(held.ids, found.labels, strict=True)
+    )
+    write_lines(out, lines)
+    cluster_table(found, agreed, held.ids)
+    typer.echo(f"clustered: {out}")
+
+
+@uses_app.command()
+def match(
+    file: Products,
+    embeddings: Vectors,
+    pairs: Annotated[
+        Path | None, typer.Option(help="CSV: left_id, right_id, label, split.", exists=True, dir_okay=False)
+    ] = None,
+    label: Annotated[
+        str, typer.Option(help="Instead of pairs: equal values are a match; the hardest others are none.")
+    ] = "",
+    train_split: Annotated[str, typer.Option(help="Split that the threshold is chosen on.")] = "train",
+    split: Annotated[str, typer.Option(help="Split that is measured.")] = "val",
+    server: Annotated[str, typer.Option(help="Measure this server's learned metric too (host:port).")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Tell duplicates from others: choose a threshold on some labelled pairs, measure it on others."""
+    from likeness_client import Client, InputError
+
+    if (pairs is None) == (not label):
+        raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
+    if split == train_split:
+        raise InputError(f"the threshold is chosen on split {split!r}: measure on another, --split or --train-split")
+    held = _read(file, embeddings)
+    from likeness_export.uses.match import cosine, learned
+    from likeness_export.uses.match import match as run_matching
+    from likeness_export.uses.tables import matching_table, write_matching
+
+    train, measured = (_pairs(held, pairs, label, name) for name in (train_split, split))
+    matchings = {"cosine": run_matching(held.ids, held.vectors, train, measured, cosine)}
+    if server:
+        with Client(server) as client:
+            score = learned(client, held.space)
+            matchings["learned"] = run_matching(held.ids, held.vectors, train, measured, score)
+    for metric, matching in matchings.items():
+        matching_table(metric, matching, split, train_split)
+    if out:
+        write_matching(out, matchings, measured, {"train_split": train_split, "split": split})
+        typer.echo(f"matched: {out}")
+
+
+@uses_app.command()
+def mine(
+    file: Products,
+    embeddings: Vectors,
+    out: Lines,
+    keys: Annotated[list[str] | None, typer.Argument(help="Attributes; default: all.", show_default=False)] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours vote.")] = 10,
+    min_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the votes that a value needs.")] = 0.6,
+) -> None:
+    """Propose values for missing attributes from a product's neighbours, and measure how good such proposals are."""
+    held = _read(file, embeddings)
+    from likeness_export.uses.mine import check_keys
+    from likeness_export.uses.mine import mine as run_mining
+    from likeness_export.uses.related import nearest
+    from likeness_export.uses.tables import mining_table, write_lines
+
+    products = held.catalogue.products
+    chosen = check_keys(products, keys or [])
+    proposals, reports = run_mining(products, nearest(held.vectors, k), chosen, min_share)
+    lines = (
+        {
+            "product_id": products[proposal.row].product_id,
+            "key": proposal.key,
+            "value": proposal.value,
+            "share": round(proposal.share, 4),
+            "support": proposal.support,
+        }
+        for proposal in proposals
+    )
+    write_lines(out, lines)
+    mining_table(reports, min_share)
+    typer.echo(f"{len(proposals)} proposals: {out}")
+
+
+def _read(file: Path, embeddings: Path) -> Embedded:
+    """Start as every command does, and read the two files."""
+    from likeness_export.cli import _start
+    from likeness_export.uses.inputs import read_embedded
+
+    _start()
+    return read_embedded(file, embeddings)
+
+
+def _pairs(held: Embedded, path: Path | None, label: str, split: str) -> list[NamedPair]:
+    """Read the pairs of a split, or make them of its products."""
+    from likeness_export.catalogue import read_named_pairs
+    from likeness_export.uses.match import label_pairs
+
+    if path is not None:
+        return read_named_pairs(path, [split])
+    rows = [row for row, record in enumerate(held.catalogue.records) if record.get("split") == split]
+    labels = held.catalogue.labels(label)[rows]
+    return label_pairs([held.ids[row] for row in rows], held.vectors[rows], labels)
+
+
+def _number(text: str) -> float:
+    from likeness_client import InputError
+
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"threshold {text!r} is neither a cosine, e.g. 0.8, nor auto") from error

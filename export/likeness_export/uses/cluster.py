@@ -1,0 +1,180 @@
+"""Clusters of a catalogue: average linkage on cosine, cut at a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from likeness_client.errors import InputError
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, homogeneity_score
+
+from likeness_export.progress import each
+from likeness_export.uses.inputs import Vectors
+
+Labels = NDArray[np.intp]
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))
+"""What ``auto`` tries, 0.95 down to 0.1."""
+PART = 4_000
+"""The largest part that is linked as a whole; takes memory for its pairs, 130 MB."""
+_SAMPLE = 5_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """A clustering of n products.
+
+    Attributes:
+        labels: [n], 0 the largest cluster.
+        threshold: the mean cosine between its parts that a cluster has at least.
+        silhouette: its silhouette in [-1, 1]; NaN where all products are one cluster, or each is its own.
+    """
+
+    labels: Labels
+    threshold: float
+    silhouette: float
+
+    @property
+    def sizes(self) -> NDArray[np.intp]:
+        """Products per cluster, falling."""
+        return np.bincount(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How well clusters agree with labels, over the products that have one; 1 is perfect, of the first two 0 is chance.
+
+    Attributes:
+        products: how many have a label.
+        mutual_information: adjusted for chance.
+        rand: the adjusted Rand index.
+        homogeneity: whether clusters hold one label each; in [0, 1].
+    """
+
+    products: int
+    mutual_information: float
+    rand: float
+    homogeneity: float
+
+
+def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
+    """Cluster products, so that two clusters stay apart when their products' mean cosine is below a threshold.
+
+    Average linkage needs no number of clusters, leaves single products alone, and does not chain as single linkage
+    does. A catalogue of more than `PART` products is divided by k-means first, and every part is linked; a cluster that
+    lies across the border of two parts is cut there.
+
+    Args:
+        vectors: FP32 [n, d], unit length.
+        threshold: in [-1, 1]; None: the one of `THRESHOLDS` with the best silhouette, the highest among equals.
+
+    Raises:
+        InputError: the threshold is not in [-1, 1].
+    """
+    if threshold is not None and not -1.0 <= threshold <= 1.0:
+        raise InputError(f"threshold {threshold} is no cosine: it lies between -1 and 1; or leave the choice to 'auto'")
+    trees = [(rows, _tree(vectors[rows])) for rows in each(list(_parts(vectors, np.arange(len(vectors)))), "linking")]
+    best: Clustering | None = None
+    for candidate in THRESHOLDS if threshold is None else (threshold,):
+        labels = _cut(trees, len(vectors), candidate)
+        found = Clustering(labels=labels, threshold=candidate, silhouette=silhouette(vectors, labels))
+        if best is None or np.nan_to_num(found.silhouette, nan=-1.0) > np.nan_to_num(best.silhouette, nan=-1.0):
+            best = found
+    assert best is not None
+    return best
+
+
+def silhouette(vectors: Vectors, labels: Labels) -> float:
+    r"""Return the mean silhouette by cosine distance (Rousseeuw, 1987), over at most 5,000 products drawn at random.
+
+    The mean distance of x to a cluster of unit vectors is :math:`1 - x \cdot c` with c their mean, so that no pair of
+    products is ever compared. A product alone in its cluster counts 0.
+
+    Args:
+        vectors: FP32 [n, d], unit length.
+        labels: [n], the clusters, numbered from 0.
+
+    Returns:
+        A number in [-1, 1]; NaN where all products are one cluster, or each is its own.
+    """
+    sizes = np.bincount(labels)
+    if not 1 < len(sizes) < len(vectors):
+        return float("nan")
+    sums = np.zeros((len(sizes), vectors.shape[1]), dtype=np.float64)
+    np.add.at(sums, labels, vectors)
+    rows = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
+    rows = rows[sizes[labels[rows]] > 1]
+    share, total = len(rows) / min(len(vectors), _SAMPLE), 0.0
+    for start in range(0, len(rows), 256):
+        chosen = rows[start : start + 256]
+        own, here = labels[chosen], np.arange(len(chosen))
+        dots = vectors[chosen].astype(np.float64) @ sums.T  # (b, clusters)
+        inner = 1.0 - (dots[here, own] - 1.0) / (sizes[own] - 1.0)
+        outer = 1.0 - dots / sizes
+        outer[here, own] = np.inf
+        nearest = outer.min(1)
+        total += float(((nearest - inner) / np.maximum(np.maximum(nearest, inner), 1e-12)).sum())
+    return share * total / len(rows) if len(rows) else 0.0
+
+
+def agreement(labels: Labels, truth: NDArray[np.str_]) -> Agreement:
+    """Compare clusters with labels.
+
+    Args:
+        labels: [n], the clusters.
+        truth: a label per product; empty: the product is left out.
+
+    Raises:
+        InputError: no product has a label.
+    """
+    known = truth != ""
+    if not known.any():
+        raise InputError("no product has this label; name a key of the products, e.g. group or attributes.colour")
+    pair = truth[known], labels[known]
+    return Agreement(
+        products=int(known.sum()),
+        mutual_information=float(adjusted_mutual_info_score(*pair)),
+        rand=float(adjusted_rand_score(*pair)),
+        homogeneity=float(homogeneity_score(*pair)),
+    )
+
+
+def _parts(vectors: Vectors, rows: Labels) -> Iterator[Labels]:
+    """Divide rows until every part has at most `PART` of them."""
+    if len(rows) <= PART:
+        yield rows
+        return
+    count = -(-2 * len(rows) // PART)  # so that most parts are small enough at once
+    labels = MiniBatchKMeans(count, batch_size=4096, n_init=1, random_state=0).fit_predict(vectors[rows])
+    parts = [rows[labels == label] for label in np.unique(labels)]
+    if len(parts) == 1:  # all vectors are the same
+        parts = np.array_split(rows, count)
+    for part in parts:
+        yield from _parts(vectors, part)
+
+
+def _tree(vectors: Vectors) -> NDArray[np.float64]:
+    """Return the tree of average linkage by cosine distance [n - 1, 4], as SciPy writes it."""
+    if len(vectors) < 2:
+        return np.empty((0, 4))
+    distances = np.maximum(1.0 - vectors @ vectors.T, 0.0)
+    tree: NDArray[np.float64] = linkage(squareform(distances, checks=False), "average")
+    return tree
+
+
+def _cut(trees: list[tuple[Labels, NDArray[np.float64]]], count: int, threshold: float) -> Labels:
+    """Cut all trees at a mean cosine; number the clusters by falling size, equal ones as the catalogue shows them."""
+    labels, used = np.empty(count, dtype=np.intp), 0
+    for rows, tree in trees if count else ():
+        # A distance of 1 - 0.8 is a little above 0.2; a pair with just the threshold's cosine belongs together.
+        labels[rows] = used + (fcluster(tree, 1.0 - threshold + 1e-6, "distance") - 1 if len(tree) else 0)
+        used = int(labels[rows].max()) + 1
+    _, first, inverse, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(first), dtype=np.intp)
+    rank[np.lexsort((first, -sizes))] = np.arange(len(first))
+    ordered: Labels = rank[inverse]
+    return ordered

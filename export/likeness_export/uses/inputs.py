@@ -1,0 +1,89 @@
+"""The products of a file and their embeddings from another, brought together by product id."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from likeness_client.errors import InputError
+from likeness_client.results import Embeddings
+from numpy.typing import NDArray
+
+from likeness_export.catalogue import Catalogue, read_catalogue
+
+log = logging.getLogger(__name__)
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Products that have an embedding.
+
+    Attributes:
+        catalogue: these products, n of them, in the order of the file; no id occurs twice.
+        vectors: FP32 [n, d], unit length, one row per product.
+        space: fingerprint of the embedding space.
+        left_out: how many products of the file are missing here.
+    """
+
+    catalogue: Catalogue
+    vectors: Vectors
+    space: str
+    left_out: int
+
+    @property
+    def ids(self) -> list[str]:
+        """The product ids."""
+        return [product.product_id for product in self.catalogue.products]
+
+
+def read_embedded(products: Path, embeddings: Path) -> Embedded:
+    """Read a product file and the embeddings that ``likeness embed`` made of it.
+
+    Products without an id, repeats of an earlier id, and products whose embedding is missing or failed (a row of NaN)
+    are left out, and counted in the log.
+
+    Raises:
+        InputError: a file cannot be read, or no product has an embedding.
+    """
+    catalogue, found = read_catalogue(products), Embeddings.load(embeddings)
+    ids = [product.product_id for product in catalogue.products]
+    places, row_of = _first_of_each(ids), _first_of_each(found.product_ids)
+    failed = np.isnan(found.vectors).any(1)
+    missing = [name for name in places if name not in row_of]
+    broken = [name for name in places if name in row_of and failed[row_of[name]]]
+    usable = [name for name in places if name in row_of and not failed[row_of[name]]]
+    if not usable:
+        raise InputError(
+            f"no product of {products} has an embedding in {embeddings}: they are matched by product_id; "
+            f"make the embeddings with `likeness embed {products} --out {embeddings}`"
+        )
+    unnamed = sum(not name for name in ids)
+    _report("no product_id", unnamed)
+    _report("product_id of an earlier one", len(ids) - unnamed - len(places))
+    _report(f"not in {embeddings}", len(missing), missing)
+    _report("embedding failed", len(broken), broken)
+    return Embedded(
+        catalogue=catalogue.select([places[name] for name in usable]),
+        vectors=found.vectors[[row_of[name] for name in usable]],
+        space=found.space,
+        left_out=len(ids) - len(usable),
+    )
+
+
+def _first_of_each(ids: Sequence[str]) -> dict[str, int]:
+    """Return where each id occurs first; products without an id are not in it."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(ids):
+        if name:
+            places.setdefault(name, place)
+    return places
+
+
+def _report(reason: str, count: int, names: Sequence[str] = ()) -> None:
+    if count:
+        example = f", the first is {names[0]!r}" if names else ""
+        log.warning("products left out, %s: %d%s", reason, count, example)

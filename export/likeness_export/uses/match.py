@@ -1,0 +1,243 @@
+"""Matching: whether two listings are the same product, decided by a threshold that is learned from labelled pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from likeness_client.client import Client
+from likeness_client.contract import Metric
+from likeness_client.errors import InputError
+from likeness_client.results import Embeddings
+from numpy.typing import NDArray
+
+from likeness_export.catalogue import NamedPair
+from likeness_export.progress import each
+from likeness_export.uses.inputs import Vectors
+
+Scores = NDArray[np.float32]
+Score = Callable[[Vectors, Vectors], Scores]
+"""Scores pairs: unit vectors [p, d] and [p, d] -> FP32 [p], higher is more alike."""
+MAX_POSITIVES = 2_000_000
+_LEARNED_BLOCK = 32
+_BLOCK_SCORES = 4_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How well the pairs above a threshold are the positive ones.
+
+    Attributes:
+        pairs: how many pairs.
+        positives: how many of them are positive.
+        precision: NaN if nothing was matched.
+        recall: NaN if nothing is positive.
+        f1: NaN if nothing is positive; 0 if nothing positive was matched.
+    """
+
+    pairs: int
+    positives: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """The result of `match`.
+
+    Attributes:
+        threshold: pairs with at least this score are matched.
+        train: over the pairs that the threshold was chosen on.
+        every: over the measured pairs.
+        seen: over those of which both products occur in the train pairs.
+        unseen: over the rest.
+        scores: FP32, per measured pair; NaN where a product has no embedding.
+        train_unscored: how many train pairs have a product without an embedding; they are not matched.
+        unscored: how many measured pairs have one.
+    """
+
+    threshold: float
+    train: Figures
+    every: Figures
+    seen: Figures
+    unseen: Figures
+    scores: Scores
+    train_unscored: int
+    unscored: int
+
+
+def match(
+    ids: Sequence[str], vectors: Vectors, train: list[NamedPair], measured: list[NamedPair], score: Score
+) -> Matching:
+    """Choose the threshold on the train pairs, then measure it on others.
+
+    Args:
+        ids: the products that have an embedding.
+        vectors: FP32 [n, d], their embeddings, unit length.
+        train: the pairs to choose on.
+        measured: the pairs to measure on.
+        score: the measure, e.g. `cosine`.
+
+    Raises:
+        InputError: nothing to choose on, or nothing to measure on.
+    """
+    if not measured:
+        raise InputError("there are no pairs to measure on: name their split with --split")
+    row_of = {name: row for row, name in enumerate(ids)}
+    train_scores, scores = (_scores_of(pairs, row_of, vectors, score) for pairs in (train, measured))
+    train_labels, labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (train, measured))
+    threshold = best_threshold(train_scores, train_labels)
+    known = {name for pair in train for name in (pair.left, pair.right)}
+    seen = np.array([pair.left in known and pair.right in known for pair in measured], dtype=bool)
+    return Matching(
+        threshold=threshold,
+        train=figures(train_scores, train_labels, threshold),
+        every=figures(scores, labels, threshold),
+        seen=figures(scores[seen], labels[seen], threshold),
+        unseen=figures(scores[~seen], labels[~seen], threshold),
+        scores=scores,
+        train_unscored=int(np.isnan(train_scores).sum()),
+        unscored=int(np.isnan(scores).sum()),
+    )
+
+
+def best_threshold(scores: Scores, labels: NDArray[np.intp]) -> float:
+    """Return the threshold with the best F1.
+
+    It lies half-way between the lowest score that it accepts and the next lower one, because new pairs fall between.
+    Equal scores are accepted or refused together; among equally good thresholds the highest is taken.
+
+    Args:
+        scores: FP32 [p]; NaN: can never be matched.
+        labels: [p], 1 or 0.
+
+    Raises:
+        InputError: no positive pair has a score.
+    """
+    usable = ~np.isnan(scores)
+    if not labels[usable].any():
+        raise InputError(
+            f"a threshold cannot be chosen: none of the {len(labels)} train pairs is positive and has embeddings on "
+            "both sides; name their split with --train-split"
+        )
+    values, inverse = np.unique(-scores[usable].astype(np.float64), return_inverse=True)  # falling scores
+    values = -values
+    accepted = np.cumsum(np.bincount(inverse))
+    right = np.cumsum(np.bincount(inverse, weights=labels[usable]))
+    f1 = 2 * right / (accepted + labels.sum())  # = 2 tp / (tp + fp + tp + fn)
+    best = int(f1.argmax())
+    return float(values[best : best + 2].mean())
+
+
+def figures(scores: Scores, labels: NDArray[np.intp], threshold: float) -> Figures:
+    """Return precision, recall and F1 of the pairs whose score is at least the threshold; NaN is below any."""
+    matched = scores.astype(np.float64) >= threshold  # in FP32 the threshold could round to the next lower score
+    right, positives = int((matched & (labels == 1)).sum()), int((labels == 1).sum())
+    nothing = float("nan")
+    return Figures(
+        pairs=len(labels),
+        positives=positives,
+        precision=right / int(matched.sum()) if matched.any() else nothing,
+        recall=right / positives if positives else nothing,
+        f1=2 * right / (int(matched.sum()) + positives) if positives else nothing,
+    )
+
+
+def cosine(left: Vectors, right: Vectors) -> Scores:
+    """Score pairs of unit vectors [p, d] by cosine."""
+    scores: Scores = np.einsum("pd,pd->p", left, right)
+    return scores
+
+
+def learned(client: Client, space: str) -> Score:
+    """Return the trained metric of a server as a score.
+
+    Args:
+        client: a client of the server.
+        space: the space of the vectors; a server of another space refuses them.
+    """
+
+    def score(left: Vectors, right: Vectors) -> Scores:
+        found = np.empty(len(left), dtype=np.float32)
+        for start in each(range(0, len(left), _LEARNED_BLOCK), "learned metric"):
+            block = slice(start, start + _LEARNED_BLOCK)
+            sides = (_held(side[block], space) for side in (left, right))
+            # The server scores all with all; of few that costs less than one call per pair.
+            found[block] = client.similarity_matrix(*sides, metric=Metric.LEARNED).values.diagonal()
+        return found
+
+    return score
+
+
+def label_pairs(ids: Sequence[str], vectors: Vectors, labels: NDArray[np.str_]) -> list[NamedPair]:
+    """Make pairs of labelled products: all with equal labels, and as many of the hardest others.
+
+    The hardest are the pairs with the highest cosines among those whose labels differ, so that figures on them are far
+    below those on pairs drawn at random.
+
+    Args:
+        ids: n product ids.
+        vectors: FP32 [n, d], unit length.
+        labels: [n]; products with an empty one are left out.
+
+    Raises:
+        InputError: there would be more than `MAX_POSITIVES` positive pairs.
+    """
+    rows = np.flatnonzero(labels != "")
+    _, codes, sizes = np.unique(labels[rows], return_inverse=True, return_counts=True)
+    wanted = int((sizes * (sizes - 1) // 2).sum())
+    if wanted > MAX_POSITIVES:
+        raise InputError(
+            f"the label makes {wanted} positive pairs, more than {MAX_POSITIVES}: name a finer one, e.g. group"
+        )
+    positives = [
+        (int(members[i]), int(members[j]))
+        for members in (np.flatnonzero(codes == code) for code in np.flatnonzero(sizes > 1))
+        for i, j in zip(*np.triu_indices(len(members), 1), strict=True)
+    ]
+    negatives = _hardest(vectors[rows], codes, wanted)
+    named = [(pair, 1) for pair in positives] + [(pair, 0) for pair in negatives]
+    return [NamedPair(left=ids[rows[i]], right=ids[rows[j]], label=label) for (i, j), label in named]
+
+
+def _hardest(vectors: Vectors, codes: NDArray[np.intp], wanted: int) -> list[tuple[int, int]]:
+    """Return the pairs of different codes with the highest cosines, the highest first; blockwise."""
+    kept_scores, kept = np.empty(0, dtype=np.float32), np.empty((0, 2), dtype=np.intp)
+    count = len(vectors)
+    size = max(1, _BLOCK_SCORES // max(1, count))
+    for start in each(range(0, count if wanted else 0, size), "hardest negatives"):
+        scores = vectors[start : start + size] @ vectors.T
+        here = np.arange(start, start + len(scores))
+        allowed = (codes[here, None] != codes) & (np.arange(count) > here[:, None])
+        if len(kept) == wanted:
+            allowed &= scores > kept_scores.min()
+        i, j = np.nonzero(allowed)
+        kept_scores = np.concatenate([kept_scores, scores[i, j]])
+        kept = np.concatenate([kept, np.stack([here[i], j], 1)])
+        first = np.argsort(-kept_scores, kind="stable")[:wanted]
+        kept_scores, kept = kept_scores[first], kept[first]
+    return [(int(i), int(j)) for i, j in kept]
+
+
+def _scores_of(pairs: Sequence[NamedPair], row_of: dict[str, int], vectors: Vectors, score: Score) -> Scores:
+    """Score pairs; NaN where a product has no embedding."""
+    scores = np.full(len(pairs), np.nan, dtype=np.float32)
+    live = [place for place, pair in enumerate(pairs) if pair.left in row_of and pair.right in row_of]
+    if live:
+        left = vectors[[row_of[pairs[place].left] for place in live]]
+        scores[live] = score(left, vectors[[row_of[pairs[place].right] for place in live]])
+    return scores
+
+
+def _held(vectors: Vectors, space: str) -> Embeddings:
+    """Return vectors in the form that the client takes."""
+    count = len(vectors)
+    return Embeddings(
+        vectors=vectors,
+        modality_weights=({},) * count,
+        signatures=("",) * count,
+        product_ids=("",) * count,
+        space=space,
+    )

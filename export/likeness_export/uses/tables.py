@@ -1,0 +1,129 @@
+"""The tables that the commands print, and the lines and figures that they write."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from likeness_export.catalogue import NamedPair
+from likeness_export.files import write_text, written_aside
+from likeness_export.uses.cluster import Agreement, Clustering
+from likeness_export.uses.match import Matching
+from likeness_export.uses.mine import KeyReport
+
+_LARGEST = 5
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines; an existing file is replaced in one step."""
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def write_matching(
+    path: Path, matchings: Mapping[str, Matching], pairs: Sequence[NamedPair], splits: Mapping[str, str]
+) -> None:
+    """Write the figures of each metric, and every measured pair with its scores, as JSON."""
+    figures = {
+        metric: {
+            "threshold": matching.threshold,
+            **{name: _plain(asdict(getattr(matching, name))) for name in ("train", "every", "seen", "unseen")},
+            "train_without_embedding": matching.train_unscored,
+            "without_embedding": matching.unscored,
+        }
+        for metric, matching in matchings.items()
+    }
+    lines = [
+        {
+            "left_id": pair.left,
+            "right_id": pair.right,
+            "label": pair.label,
+            **{
+                metric: {"score": _finite(m.scores[row]), "matched": bool(float(m.scores[row]) >= m.threshold)}
+                for metric, m in matchings.items()
+            },
+        }
+        for row, pair in enumerate(pairs)
+    ]
+    write_text(path, json.dumps({**splits, "metrics": figures, "pairs": lines}, ensure_ascii=False, indent=1))
+
+
+def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[str]) -> None:
+    """Print what a clustering is like, and its largest clusters, each with its first product."""
+    sizes = found.sizes
+    table = Table(title=f"clusters at a mean cosine of {found.threshold}", show_header=False)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    figures = {
+        "products": str(len(found.labels)),
+        "clusters": str(len(sizes)),
+        "of one product": str(int((sizes == 1).sum())),
+        "median size": f"{np.median(sizes):g}",
+        "silhouette": _figure(found.silhouette),
+    }
+    for place, size in enumerate(sizes[:_LARGEST]):
+        figures[f"size of number {place} ({ids[int(np.argmax(found.labels == place))]} and others)"] = str(size)
+    if agreement is not None:
+        figures |= {
+            "products with a label": str(agreement.products),
+            "adjusted mutual information": _figure(agreement.mutual_information),
+            "adjusted Rand index": _figure(agreement.rand),
+            "homogeneity": _figure(agreement.homogeneity),
+        }
+    for name, value in figures.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def matching_table(metric: str, matching: Matching, split: str, train_split: str) -> None:
+    """Print the figures of one metric."""
+    table = Table(title=f"{metric}: matched from {matching.threshold:.4f}, the best F1 on {train_split}")
+    table.add_column("pairs", no_wrap=True)
+    for column in ("number", "positive", "precision", "recall", "F1"):
+        table.add_column(column, justify="right")
+    rows = {
+        train_split: matching.train,
+        split: matching.every,
+        f"{split}, both products seen": matching.seen,
+        f"{split}, the rest": matching.unseen,
+    }
+    for name, figures in rows.items():
+        values = (_figure(value) for value in (figures.precision, figures.recall, figures.f1))
+        table.add_row(name, str(figures.pairs), str(figures.positives), *values)
+    Console().print(table)
+    for name, count in ((train_split, matching.train_unscored), (split, matching.unscored)):
+        if count:
+            Console().print(f"{count} pairs of {name} have a product without an embedding: counted as not matched")
+
+
+def mining_table(reports: Sequence[KeyReport], min_share: float) -> None:
+    """Print one line per key."""
+    table = Table(title=f"attributes by their neighbours' votes, from a share of {min_share:g}")
+    table.add_column("key", no_wrap=True)
+    for column in ("known", "precision", "coverage", "missing", "proposed"):
+        table.add_column(column, justify="right")
+    for report in reports:
+        measured = (_figure(report.precision), _figure(report.coverage))
+        table.add_row(report.key, str(report.known), *measured, str(report.missing), str(report.proposed))
+    Console().print(table)
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write null for NaN, which JSON does not have."""
+    return {name: _finite(value) if isinstance(value, float) else value for name, value in values.items()}

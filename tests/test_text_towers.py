@@ -1,0 +1,95 @@
+"""Two text towers at once, without any pretrained network: trained, exported, served, compared with eager torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from likeness_client import Client, Product
+from likeness_client.contract import modalities_of
+from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.evaluation import OfflineEmbedder
+from likeness_export.exporting import export_run
+from likeness_export.recipe import parse_recipe
+from likeness_export.run import Run
+from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.training import train
+
+pytestmark = pytest.mark.server
+
+RECIPE = {
+    "name": "words",
+    "dimension": 32,
+    "data": {"products": "products.jsonl", "labels": ["group"]},
+    "towers": {
+        "terms": {"encoder": "tfidf", "max_features": 3000},
+        "vectors": {"encoder": "word_vectors", "vector_size": 24, "epochs": 10, "freeze": False},
+        "attributes": {"encoder": "one_hot", "keys": ["kind", "material", "colour", "price_usd"]},
+    },
+    "training": {"epochs": 6, "groups_per_batch": 12, "group_size": 2},
+    "serving": {"max_batch_size": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def run(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = Run(tmp_path_factory.mktemp("words") / "run")
+    train(parse_recipe(RECIPE, "test"), made, demo_catalogue.parent)
+    return made
+
+
+@pytest.fixture(scope="module")
+def words_client(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("words-server")
+    export_run(run, folder / "repository")
+    grpc_port, http_port, metrics_port = unused_ports(3)
+    config = ServeConfig(
+        repository=folder / "repository",
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        log_file=folder / "tritonserver.log",
+    )
+    with serving(config), Client(f"{config.host}:{grpc_port}") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def catalogue(demo_catalogue: Path) -> Catalogue:
+    """Products of the held-out part, of which some have no text or no attributes."""
+    return read_catalogue(demo_catalogue).of_splits(["val"]).select(range(60))
+
+
+@pytest.mark.parametrize("signature", ["text", "attributes", "text_attributes"])
+def test_embeddings_are_those_of_eager_torch(
+    run: Run, words_client: Client, catalogue: Catalogue, signature: str
+) -> None:
+    eager = OfflineEmbedder(run, catalogue)
+    expected = eager.embed(modalities_of(signature))
+    served = words_client.embed(catalogue.products, modalities=modalities_of(signature), on_error="return")
+    np.testing.assert_allclose(served.vectors, expected, rtol=0, atol=1e-4, equal_nan=True)
+    there = np.isfinite(expected).all(1)
+    assert there.sum() > 50
+    assert np.abs(expected[there] - expected[there][0]).max() > 0.1, "all products have one embedding"
+
+
+def test_listings_of_one_product_are_found_by_their_words(words_client: Client, catalogue: Catalogue) -> None:
+    rows = [row for row, product in enumerate(catalogue.products) if product.title]
+    vectors = words_client.embed([catalogue.products[row] for row in rows], modalities=["text"]).vectors
+    groups = catalogue.labels("group")[rows]
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -1)
+    alike = groups[:, None] == groups
+    found = np.mean([alike[row, place] for row, place in enumerate(scores.argmax(1))])
+    by_chance = (alike.sum(1) - 1).mean() / (len(rows) - 1)
+    assert found > 5 * by_chance
+
+
+def test_long_and_unknown_texts_are_served(run: Run, words_client: Client) -> None:
+    long = " ".join(f"word{number} vase" for number in range(3000))
+    odd = [Product(product_id="a", title="qqq zzz"), Product(product_id="b", title=long, description="?! 🏺")]
+    catalogue = Catalogue(products=tuple(odd), records=({}, {}))
+    expected = OfflineEmbedder(run, catalogue).embed(["text"])
+    np.testing.assert_allclose(words_client.embed(odd).vectors, expected, rtol=0, atol=1e-4)

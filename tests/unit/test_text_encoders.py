@@ -1,0 +1,563 @@
+"""Text towers: each against an independent reference, eager against onnxruntime, padded against unpadded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from likeness_client.contract import MAX_BYTES
+from likeness_client.errors import InputError
+from likeness_export.encoders import Encoder, EncoderConfig
+from likeness_export.encoders.base import ASSETS
+from likeness_export.encoders.text_common import length_buckets
+from likeness_export.encoders.text_tfidf import TfidfConfig
+from likeness_export.encoders.text_transformer import TextTransformer, TextTransformerConfig
+from likeness_export.encoders.text_word_vectors import MeanOfWords, WordVectorsConfig
+from likeness_export.encoders.word_vector_file import VectorFileError, read_word_vectors
+from likeness_export.networks.product import Tower
+from likeness_export.onnx_export import export_network
+from likeness_export.pipeline import StepSpec
+from likeness_export.preprocessing import tfidf, words
+from likeness_export.recipe import RecipeError, parse_recipe
+from likeness_export.tensors import TensorSpec
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModel, BertConfig, PretrainedConfig, XLNetConfig
+
+FloatArray = NDArray[np.float32]
+TEXTS = [
+    "Tall walnut vase with stripes, 24 cm, from the Fjord collection",
+    "Fjord collection: a tall vase made of walnut wood - striped!",
+    "Round cushion in dark blue linen. Washable cover, 45 x 45 cm",
+    "Dark blue cushion, linen, round; cover can be washed",
+    "Lamp with a conical shade, brass foot, E27, 60 W",
+    "Brass lamp (E27) whose shade is a cone; 60 W at most",
+    "Stoneware mug, dotted, holds 0.3 l, dishwasher safe",
+    "Dotted mug of stoneware. 300 ml. Safe in the dishwasher.",
+]
+ODD_TEXTS = [
+    "İstanbul'da STRASSE straße ÅNGSTRÖM ångström",
+    "ひらがな カタカナ 漢字 花瓶 花瓶",
+    "a b c",
+    "a",
+    "?!... --- ***",
+    "lamp\tlamp\nlamp\x1clamp\u00a0lamp\u2003lamp\u200blamp",
+    "re\u0301sume\u0301 résumé RÉSUMÉ",
+    "under_score under score 0123 ٣٤",
+    "🏺 vase 🏺🏺 👩‍👩‍👧 vase",
+    "vase " * 3000 + "x" * 5000,
+    "\ufffd\ufffd vase \x00 vase",
+]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A tower's folder and what is built from it."""
+
+    folder: Path
+    config: EncoderConfig
+    encoder: Encoder
+
+    @property
+    def preprocess(self) -> Any:
+        return self.config.preprocessing.Preprocessor(self.folder / ASSETS)
+
+    def tensors(self, texts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        found, errors = self.preprocess([text.encode() for text in texts])
+        assert not any(errors)
+        return tuple(torch.from_numpy(found[spec.name]) for spec in self.config.tensors())
+
+    @torch.inference_mode()
+    def features(self, texts: Sequence[str]) -> FloatArray:
+        found: FloatArray = self.encoder(*self.tensors(texts)).numpy()
+        assert found.shape == (len(texts), self.encoder.feature_dim)
+        return found
+
+
+def prepared(folder: Path, config: EncoderConfig, texts: Sequence[str] = TEXTS, root: Path = Path()) -> Prepared:
+    config.prepare([text.encode() for text in texts], folder, root)
+    return Prepared(folder, config, config.build(folder, root).eval())
+
+
+def exported(tower: Prepared, path: Path) -> ort.InferenceSession:
+    """Export with the product's own verification (batch 1, 2 and 8, lengths 3, 16 and 40), and open the file."""
+    torch.manual_seed(5)
+    module = Tower(tower.encoder, 12)
+    outputs = (TensorSpec("text_embedding", "FP32", (12,)),)
+    spec = StepSpec(name="text_encoder", inputs=tower.config.tensors(), outputs=outputs, tower="text")
+    report = export_network(module, spec, path, 8)
+    assert report.cases == 9
+    assert max(report.largest_difference, report.batch_difference) < 1e-5
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for texts in (TEXTS[:1], TEXTS, [TEXTS[0], " ".join(TEXTS)]):
+        tensors = tower.tensors(texts)
+        feed = {name.name: tensor.numpy() for name, tensor in zip(spec.inputs, tensors, strict=True)}
+        with torch.inference_mode():
+            np.testing.assert_allclose(session.run(None, feed)[0], module(*tensors).numpy(), atol=1e-5)
+    return session
+
+
+def assert_padding_is_not_seen(tower: Prepared) -> None:
+    alone = tower.tensors(TEXTS[:1])
+    beside = tower.tensors([TEXTS[0], " ".join(TEXTS)])
+    assert beside[0].shape[1] > alone[0].shape[1]
+    np.testing.assert_allclose(
+        tower.features([TEXTS[0], " ".join(TEXTS)])[:1], tower.features(TEXTS[:1]), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("longest", "buckets"), [(1, [1]), (16, [16]), (17, [16, 17]), (100, [16, 32, 64, 100])])
+def test_the_last_bucket_holds_the_longest(longest: int, buckets: list[int]) -> None:
+    assert length_buckets(longest) == buckets
+
+
+def test_twenty_thousand_terms_have_a_bucket() -> None:
+    assert length_buckets(20_000)[-2:] == [16_384, 20_000]
+
+
+# --- TF-IDF
+
+
+TFIDF_KEYS: list[dict[str, Any]] = [
+    {},
+    {"ngram_range": (1, 1), "sublinear": False},
+    {"ngram_range": (2, 3), "min_count": 1},
+    {"analyzer": "char_wb", "ngram_range": (3, 5)},
+    {"analyzer": "char_wb", "ngram_range": (1, 2), "sublinear": False, "max_features": 60},
+]
+
+
+def sklearns(config: TfidfConfig) -> Any:
+    return TfidfVectorizer(
+        analyzer=config.analyzer,
+        ngram_range=config.ngram_range,
+        max_features=config.max_features,
+        min_df=config.min_count,
+        sublinear_tf=config.sublinear,
+    )
+
+
+@pytest.fixture(scope="module")
+def term_tower(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepared(tmp_path_factory.mktemp("tfidf") / "text", TfidfConfig(encoder="tfidf"))
+
+
+@pytest.mark.parametrize("keys", TFIDF_KEYS, ids=str)
+def test_tfidf_is_what_scikit_learn_computes(tmp_path: Path, keys: dict[str, Any]) -> None:
+    config = TfidfConfig(encoder="tfidf", **keys)
+    fitted_on = [*TEXTS, *ODD_TEXTS]
+    tower = prepared(tmp_path / "text", config, fitted_on)
+    expected = sklearns(config).fit(fitted_on)
+    for texts in (fitted_on, [f"{text} and more" for text in reversed(fitted_on)]):
+        np.testing.assert_allclose(tower.features(texts), expected.transform(texts).toarray(), rtol=0, atol=1e-6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.text(max_size=60) | st.text(alphabet="ab \t\x1c\x85\u2028_-é1İ", max_size=60),
+    ngram_range=st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda pair: (min(pair), max(pair))),
+    analyzer=st.sampled_from(["word", "char_wb"]),
+)
+@example(text="", ngram_range=(1, 3), analyzer="char_wb")
+@example(text="a", ngram_range=(3, 4), analyzer="char_wb")
+def test_the_terms_are_those_of_scikit_learn_in_its_order(
+    text: str, ngram_range: tuple[int, int], analyzer: str
+) -> None:
+    expected = TfidfVectorizer(analyzer=analyzer, ngram_range=ngram_range).build_analyzer()(text)
+    assert list(tfidf.ANALYZERS[analyzer](text.lower(), *ngram_range)) == list(expected)
+
+
+def test_terms_are_sparse_and_padded_to_a_bucket(term_tower: Prepared) -> None:
+    tensors, errors = term_tower.preprocess([b"mug mug mug lamp", b"nothing known"])
+    assert errors == ["", ""]
+    ids, weights = tensors["term_ids"], tensors["term_weights"]
+    assert (ids.dtype, weights.dtype) == (np.int64, np.float32)
+    assert ids.shape == weights.shape == (2, 16)
+    assert (weights != 0).sum(1).tolist() == [2, 0]
+    vocabulary = json.loads((term_tower.folder / ASSETS / tfidf.VOCABULARY_FILE).read_text(encoding="utf-8"))
+    found = {vocabulary["terms"][place]: weight for place, weight in zip(ids[0, :2], weights[0, :2], strict=True)}
+    idf = dict(zip(vocabulary["terms"], vocabulary["idf"], strict=True))
+    assert found == pytest.approx({"lamp": idf["lamp"], "mug": (1 + np.log(3)) * idf["mug"]})
+    assert not term_tower.features(["nothing known"]).any()
+
+
+def test_padding_does_not_change_tfidf(term_tower: Prepared) -> None:
+    assert_padding_is_not_seen(term_tower)
+    ids, weights = term_tower.tensors(TEXTS)
+    wider = [torch.nn.functional.pad(tensor, (0, 50)) for tensor in (ids, weights)]
+    with torch.inference_mode():
+        assert torch.equal(term_tower.encoder(*wider), term_tower.encoder(ids, weights))
+
+
+def test_tfidf_exports(term_tower: Prepared, tmp_path: Path) -> None:
+    exported(term_tower, tmp_path / "model.onnx")
+
+
+def test_tfidf_has_nothing_to_learn(term_tower: Prepared) -> None:
+    assert list(term_tower.encoder.state_dict()) == []
+    assert {path.suffix for path in term_tower.folder.rglob("*") if path.is_file()} == {".json"}  # no pickles
+
+
+def test_terms_that_are_too_rare_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"towers\.words: no term is in 2 of the training texts"):
+        TfidfConfig(encoder="tfidf").prepare([b"one", b"two words"], tmp_path / "words", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ngram_range", [3, 2], "must be two whole numbers from 1 to 10"),
+        ("ngram_range", [0, 2], "must be two whole numbers from 1 to 10"),
+        ("ngram_range", [1], "is missing"),
+        ("analyzer", "char", "'word' or 'char_wb'"),
+        ("min_count", 0, "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_key_is_explained(key: str, value: Any, said: str) -> None:
+    tower = {"encoder": "tfidf", key: value}
+    raw = {"name": "t", "data": {"products": "p", "labels": ["group"]}, "towers": {"text": tower}}
+    with pytest.raises(RecipeError, match=rf"towers\.text\.{key}.*{said}"):
+        parse_recipe(raw, "test")
+
+
+# --- word vectors
+
+
+LEARNED = WordVectorsConfig(encoder="word_vectors", vector_size=10, epochs=2, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def word_tower(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepared(tmp_path_factory.mktemp("words") / "text", LEARNED)
+
+
+def table_of(tower: Prepared) -> dict[str, FloatArray]:
+    assert isinstance(tower.encoder, MeanOfWords)
+    vocabulary = json.loads((tower.folder / ASSETS / words.VOCABULARY_FILE).read_text(encoding="utf-8"))
+    rows: FloatArray = tower.encoder.table.weight.detach().numpy().copy()
+    assert not rows[0].any()
+    return dict(zip(vocabulary["words"], rows[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Tall walnut-VASE (24 cm)!", ["tall", "walnut", "vase", "24", "cm"]),
+        ("under_score don't E27", ["under", "score", "don", "t", "e27"]),
+        ("花瓶 Å\u200bb 🏺", ["花瓶", "å", "b"]),
+        ("?! \n", []),
+    ],
+)
+def test_words_are_runs_of_letters_and_digits(text: str, found: list[str]) -> None:
+    assert words.words_of(text) == found
+
+
+def test_vectors_are_learned_for_words_that_are_said_often_enough(word_tower: Prepared) -> None:
+    counts = Counter(word for text in TEXTS for word in words.words_of(text))
+    assert table_of(word_tower).keys() == {word for word, count in counts.items() if count >= 2}
+
+
+def test_learning_twice_gives_the_same_files(word_tower: Prepared, tmp_path: Path) -> None:
+    again = prepared(tmp_path / "again", LEARNED)
+    other = prepared(tmp_path / "other", LEARNED.model_copy(update={"seed": 8}))
+    mine, theirs = table_of(word_tower), table_of(other)
+    for word, vector in table_of(again).items():
+        np.testing.assert_array_equal(vector, mine[word])
+        assert np.abs(vector - theirs[word]).max() > 1e-3
+
+
+def test_only_the_most_frequent_words_are_kept(tmp_path: Path) -> None:
+    tower = prepared(tmp_path / "text", LEARNED.model_copy(update={"max_words": 3, "min_count": 1}))
+    counts = Counter(word for text in TEXTS for word in words.words_of(text))
+    assert set(table_of(tower)) == {word for word, _ in counts.most_common(3)}
+
+
+@pytest.mark.parametrize("weighting", ["sif", "idf"])
+def test_a_text_is_the_weighted_mean_of_its_known_words(tmp_path: Path, weighting: str) -> None:
+    tower = prepared(tmp_path / "text", LEARNED.model_copy(update={"weighting": weighting}))
+    table, spoken = table_of(tower), [words.words_of(text) for text in TEXTS]
+    total = sum(len(text) for text in spoken)
+
+    def weight(word: str) -> float:
+        if weighting == "idf":
+            return float(np.log((1 + len(TEXTS)) / (1 + sum(word in text for text in spoken))) + 1)
+        return 1e-3 / (1e-3 + sum(text.count(word) for text in spoken) / total)
+
+    known = ["vase", "mug", "vase", "brass"]
+    weights = [weight(word) for word in known]
+    expected = np.average([table[word] for word in known], axis=0, weights=weights)
+    found = tower.features(["Vase, unheard mug; VASE unheard brass."])
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
+
+
+def test_a_text_without_a_known_word_is_zero(word_tower: Prepared) -> None:
+    assert not word_tower.features(["unheard", "?!"]).any()
+    with torch.inference_mode():
+        unit = Tower(word_tower.encoder, 12)(*word_tower.tensors(["unheard"]))
+    assert torch.isfinite(unit).all()
+
+
+def test_padding_does_not_change_the_mean(word_tower: Prepared) -> None:
+    assert_padding_is_not_seen(word_tower)
+
+
+def test_long_texts_are_cut_behind_their_known_words(word_tower: Prepared) -> None:
+    (ids,) = word_tower.tensors(["unheard mug " * 1000])
+    assert ids.shape == (1, 24)
+    assert set(ids.ravel().tolist()) == {ids[0, 0].item()}
+    np.testing.assert_allclose(word_tower.features(["mug " * 1000])[0], table_of(word_tower)["mug"], atol=1e-6)
+
+
+def test_word_vectors_export(word_tower: Prepared, tmp_path: Path) -> None:
+    exported(word_tower, tmp_path / "model.onnx")
+
+
+def test_vectors_can_learn_on_and_padding_stays_zero(tmp_path: Path) -> None:
+    tower = prepared(tmp_path / "text", LEARNED)
+    before = table_of(tower)
+    optimizer = torch.optim.AdamW(tower.encoder.parameters(), lr=0.1)
+    tower.encoder(*tower.tensors(TEXTS)).square().sum().backward()
+    optimizer.step()
+    after = table_of(tower)  # asserts that row 0 is zero
+    assert max(np.abs(after[word] - before[word]).max() for word in after) > 0.01
+
+
+def test_weights_fit_what_is_built_without_a_source(word_tower: Prepared) -> None:
+    bare = LEARNED.build(word_tower.folder, None)
+    bare.load_state_dict(word_tower.encoder.state_dict())
+    with torch.inference_mode():
+        found = bare(*word_tower.tensors(TEXTS)).numpy()
+    np.testing.assert_array_equal(found, word_tower.features(TEXTS))
+
+
+def test_words_that_are_too_rare_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"towers\.words: no word is said 2 times in the training texts"):
+        LEARNED.prepare([b"one", b"two words"], tmp_path / "words", tmp_path)
+
+
+VECTORS = {"vase": [1.0, 2.0, -0.5], "Mug": [0.25, 0.0, 3.0], "mug": [9.0, 9.0, 9.0], ",": [7.0, 7.0, 7.0]}
+
+
+def write_vectors(folder: Path, form: str) -> Path:
+    """Write `VECTORS` as gensim, or as GloVe does."""
+    from gensim.models import KeyedVectors
+
+    path = folder / ("vectors.bin" if form == "bin" else "vectors.txt")
+    if form == "glove":
+        lines = [" ".join([word, *map(str, vector)]) for word, vector in [*VECTORS.items(), (". . .", [0.0, 0.0, 1.0])]]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        keyed = KeyedVectors(3)
+        keyed.add_vectors(list(VECTORS), np.array(list(VECTORS.values()), np.float32))
+        keyed.save_word2vec_format(str(path), binary=form == "bin")
+    return path
+
+
+@pytest.mark.parametrize("form", ["text", "bin", "glove"])
+def test_vectors_are_read_from_a_file(tmp_path: Path, form: str) -> None:
+    path = write_vectors(tmp_path, form)
+    found = read_word_vectors(path, 100)
+    assert {word: vector.tolist() for word, vector in found.items()} == {"vase": VECTORS["vase"], "mug": VECTORS["Mug"]}
+    assert list(read_word_vectors(path, 1)) == ["vase"]
+    tower = prepared(tmp_path / "text", WordVectorsConfig(encoder="word_vectors", source=path.name), root=tmp_path)
+    assert tower.encoder.feature_dim == 3
+    np.testing.assert_allclose(tower.features(["VASE, unheard"])[0], VECTORS["vase"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("v.txt", b"", "v.txt holds no word"),
+        ("v.txt", b", 1 2\n. 3 4\n", "v.txt holds no word"),
+        ("v.txt", b"vase\n", "v.txt, line 1: a word and its values are expected, found 0 behind 'vase'"),
+        ("v.txt", b"vase 1 2\nmug 3\n", "v.txt, line 2: a word and 2 values are expected, found 1 behind 'mug'"),
+        ("v.txt", b"vase 1 2\n\nmug 3 4 5\n", "v.txt, line 3: a word and 2 values are expected, found 3"),
+        ("v.txt", b"2 2\nvase 1 2\nmug 3 x\n", "v.txt, line 3: could not convert string to float: 'x'"),
+        ("v.txt", b"vase 1 nan\n", "v.txt, line 1: a value is not a finite number"),
+        ("v.txt", b"3 2\nvase 1 2\nmug 3 4\n", "v.txt, line 3: the file ends after 2 of 3 words"),
+        ("v.bin", b"", "v.bin, line 1: the number of words and the size of a vector are expected"),
+        ("v.bin", b"vase 1 2\n", "v.bin, line 1: the number of words"),
+        ("v.bin", b"2 1\nvase \0\0\0\0", "v.bin, word 2: the file ends before it"),
+        ("v.bin", b"1 2\nvase \0\0\0\0", "v.bin, word 1: the file ends inside its vector; 1 words are expected"),
+        ("v.bin", b"1 1\nvase \0\0\xc0\x7f", "v.bin, word 1: a value is not a finite number"),
+        ("v.bin", b"1 1\n" + b"x" * 2000, "v.bin, word 1: it has no end"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    config = WordVectorsConfig(encoder="word_vectors", source=name)
+    with pytest.raises(VectorFileError) as caught:
+        config.prepare([b"vase"], tmp_path / "text", tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / said))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VectorFileError, match=r"nowhere\.txt cannot be read: No such file"):
+        read_word_vectors(tmp_path / "nowhere.txt", 10)
+
+
+# --- what is wrong with an item
+
+
+@pytest.mark.parametrize("name", ["term_tower", "word_tower"])
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (b"", "the text is empty"),
+        (b" \n\t", "the text is empty"),
+        (b"x" * (MAX_BYTES["text"] + 1), "1000001 bytes, 1000000 are allowed"),
+    ],
+)
+def test_an_unusable_text_has_a_reason_and_its_neighbours_do_not_notice(
+    request: pytest.FixtureRequest, name: str, item: bytes, said: str
+) -> None:
+    tower: Prepared = request.getfixturevalue(name)
+    good = TEXTS[0].encode()
+    alone, _ = tower.preprocess([good])
+    tensors, errors = tower.preprocess([good, item, good])
+    assert [errors[0], errors[2]] == ["", ""]
+    assert said in errors[1]
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor[[0, 2]], alone[key].repeat(2, 0))
+        assert not tensor[1].any()
+
+
+@pytest.mark.parametrize("name", ["term_tower", "word_tower"])
+def test_any_bytes_are_a_text_and_no_text_is_a_batch(request: pytest.FixtureRequest, name: str) -> None:
+    tower: Prepared = request.getfixturevalue(name)
+    _, errors = tower.preprocess([b"vase \xff\xfe mug", b"\xed\xa0\x80", b"\0"])
+    assert errors == ["", "", ""]
+    tensors, errors = tower.preprocess([])
+    assert errors == []
+    assert all(tensor.shape == (0, 16) for tensor in tensors.values())
+
+
+# --- transformers
+
+
+def write_backbone(folder: Path, config: PretrainedConfig, template: str) -> None:
+    """Write a randomly initialised network with a tokenizer of its own, as `from_pretrained` reads it."""
+    special = ["<pad>", "<unk>", "<cls>", "<sep>"]
+    spoken = sorted({word for text in TEXTS for word in words.words_of(text)})
+    vocabulary = {word: place for place, word in enumerate([*special, *spoken])}
+    config.vocab_size = len(vocabulary)
+    torch.manual_seed(3)
+    network = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
+    network.save_pretrained(folder)
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("<cls>", 2), ("<sep>", 3)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+BACKBONES: dict[str, tuple[PretrainedConfig, str]] = {
+    "bert": (
+        BertConfig(
+            hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32, max_position_embeddings=64
+        ),
+        "<cls> $A <sep>",
+    ),
+    "xlnet": (XLNetConfig(d_model=24, n_layer=2, n_head=3, d_inner=32), "$A <sep> <cls>"),
+}
+
+
+@pytest.fixture(scope="module", params=list(BACKBONES))
+def transformer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp(request.param)
+    write_backbone(root / "source", *BACKBONES[request.param])
+    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+    return prepared(root / "text", config, root=root)
+
+
+def test_a_transformer_exports_with_any_batch_and_length(transformer: Prepared, tmp_path: Path) -> None:
+    session = exported(transformer, tmp_path / "model.onnx")
+    assert all(isinstance(size, str) for given in session.get_inputs() for size in given.shape)
+
+
+def test_padding_does_not_change_a_transformers_vector(transformer: Prepared) -> None:
+    assert_padding_is_not_seen(transformer)
+    ids, mask = transformer.tensors(TEXTS[:1])
+    length = int(mask.sum())
+    garbage = torch.randint_like(ids, 4, 9)
+    with torch.inference_mode():
+        bare = transformer.encoder(ids[:, :length], mask[:, :length])
+        other = transformer.encoder(torch.where(mask.bool(), ids, garbage), mask)
+    np.testing.assert_allclose(other.numpy(), bare.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(transformer.features(TEXTS[:1]), bare.numpy(), rtol=0, atol=1e-6)
+
+
+def test_xlnet_does_not_see_on_which_side_the_padding_is(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["xlnet"])
+    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+    tower = prepared(tmp_path / "text", config, root=tmp_path)
+    ids, mask = tower.tensors(TEXTS)
+    shifts = (ids.shape[1] - mask.sum(1)).tolist()
+    left = [torch.stack([row.roll(by) for row, by in zip(t, shifts, strict=True)]) for t in (ids, mask)]
+    with torch.inference_mode():
+        found = tower.encoder(*left).numpy()
+    np.testing.assert_allclose(found, tower.features(TEXTS), rtol=0, atol=1e-6)
+
+
+def test_xlnet_is_what_transformers_computes(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["xlnet"])
+    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+    tower = prepared(tmp_path / "text", config, root=tmp_path)
+    assert isinstance(tower.encoder, TextTransformer)
+    ids, mask = tower.tensors(TEXTS)
+    with torch.inference_mode():
+        hidden = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    expected = [row[: int(there.sum())].mean(0).numpy() for row, there in zip(hidden, mask, strict=True)]
+    np.testing.assert_allclose(tower.features(TEXTS), np.stack(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 16), (14, 16), (15, 32), (31, 40), (500, 40)])
+def test_lengths_are_rounded_up_and_cut_at_the_limit(transformer: Prepared, count: int, length: int) -> None:
+    ids, mask = transformer.tensors(["vase " * count])
+    assert ids.shape == mask.shape == (1, length)
+    assert int(mask.sum()) == min(count + 2, 40)
+    assert isinstance(transformer.encoder, TextTransformer)
+    last = {"bert": 3, "xlnet": 2}[transformer.encoder.backbone.config.model_type]
+    assert ids[0, int(mask.sum()) - 1] == last
+    assert np.isfinite(transformer.features(["vase " * count])).all()
+
+
+def test_weights_fit_the_bare_architecture(transformer: Prepared) -> None:
+    bare = transformer.config.build(transformer.folder, None).eval()
+    bare.load_state_dict(transformer.encoder.state_dict())
+    with torch.inference_mode():
+        found = bare(*transformer.tensors(TEXTS)).numpy()
+    np.testing.assert_allclose(found, transformer.features(TEXTS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=32),
+            r"towers\.text\.max_tokens: .*source reads at most 32 tokens",
+        ),
+        (XLNetConfig(d_model=8, n_layer=1, n_head=1, attn_type="uni"), r"towers\.text\.source: of XLNet, only"),
+    ],
+    ids=["too long", "uni"],
+)
+def test_what_cannot_be_served_is_refused_before_training(tmp_path: Path, config: PretrainedConfig, said: str) -> None:
+    config.save_pretrained(tmp_path / "source")
+    recipe = TextTransformerConfig(encoder="transformer", source="source", max_tokens=64)
+    with pytest.raises(InputError, match=said):
+        recipe.prepare([b"vase"], tmp_path / "text", tmp_path)

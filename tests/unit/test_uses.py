@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import likeness_export.uses.cluster as cluster_module
+import likeness_export.uses.match as match_module
+import numpy as np
+import pytest
+from likeness_client import Embeddings, InputError, Product
+from likeness_export.catalogue import NamedPair, read_named_pairs
+from likeness_export.uses.cli import uses_app
+from likeness_export.uses.cluster import agreement, cluster, silhouette
+from likeness_export.uses.inputs import Vectors, read_embedded
+from likeness_export.uses.match import best_threshold, cosine, figures, label_pairs, match
+from likeness_export.uses.mine import check_keys, elect, mine
+from likeness_export.uses.related import Neighbours, nearest
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import adjusted_rand_score, f1_score, silhouette_score
+from typer.testing import CliRunner
+
+
+def unit(values: Any) -> Vectors:
+    array = np.asarray(values, dtype=np.float32)
+    normed: Vectors = array / np.linalg.norm(array, axis=1, keepdims=True)
+    return normed
+
+
+def blobs(clusters: int, each: int, noise: float = 0.4, seed: int = 0) -> Vectors:
+    random = np.random.default_rng(seed)
+    centres = np.repeat(random.normal(size=(clusters, 16)), each, axis=0)
+    return unit(centres + noise * random.normal(size=centres.shape))
+
+
+def save(path: Path, ids: list[str], vectors: Vectors) -> Path:
+    count = len(ids)
+    Embeddings(
+        vectors=vectors,
+        modality_weights=({},) * count,
+        signatures=("text",) * count,
+        product_ids=tuple(ids),
+        space="s",
+    ).save(path)
+    return path
+
+
+def write(path: Path, records: list[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# Inputs
+
+
+def test_products_and_embeddings_meet_by_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["a", "b", "", "b", "c", "d"]
+    products = write(tmp_path / "p.jsonl", [{"product_id": name, "title": str(i)} for i, name in enumerate(names)])
+    vectors = unit([[1, 2], [3, 1], [1, 1], [2, 2]])
+    vectors[1] = np.nan
+    found = read_embedded(products, save(tmp_path / "e.npz", ["b", "c", "x", "a"], vectors))
+    assert found.ids == ["a", "b"]
+    np.testing.assert_array_equal(found.vectors, vectors[[3, 0]])
+    assert [record["title"] for record in found.catalogue.records] == ["0", "1"]
+    assert (found.left_out, found.space) == (4, "s")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "products left out, no product_id: 1",
+        "products left out, product_id of an earlier one: 1",
+        f"products left out, not in {tmp_path / 'e.npz'}: 1, the first is 'd'",
+        "products left out, embedding failed: 1, the first is 'c'",
+    ]
+
+
+@pytest.mark.parametrize(("ids", "rows"), [([], np.empty((0, 2))), (["z"], [[1.0, 0.0]]), (["a"], [[np.nan] * 2])])
+def test_files_that_do_not_meet_are_refused(tmp_path: Path, ids: list[str], rows: Any) -> None:
+    products = write(tmp_path / "p.jsonl", [{"product_id": "a"}])
+    embeddings = save(tmp_path / "e.npz", ids, np.asarray(rows, dtype=np.float32))
+    with pytest.raises(InputError, match=r"no product of .*p\.jsonl has an embedding in .*e\.npz: .*`likeness embed"):
+        read_embedded(products, embeddings)
+
+
+# Related
+
+
+@pytest.mark.parametrize("k", [1, 7, 10_000])
+def test_nearest_is_brute_force(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("likeness_export.uses.related._BLOCK_ROWS", 64)
+    vectors = blobs(30, 5)
+    found = nearest(vectors, k)
+    scores = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    np.fill_diagonal(scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(vectors) - 1)]
+    np.testing.assert_array_equal(found.rows, order)
+    np.testing.assert_allclose(found.cosines, np.take_along_axis(scores, order, 1), atol=1e-6)
+
+
+def test_copies_are_neighbours_of_each_other_but_never_of_themselves() -> None:
+    vectors = np.repeat(np.eye(2, 4, dtype=np.float32), 5, axis=0)
+    found = nearest(vectors, 4)
+    for row, others in enumerate(found.rows):
+        same = set(range(5)) if row < 5 else set(range(5, 10))
+        assert others.tolist() == sorted(same - {row})
+    np.testing.assert_array_equal(found.cosines, 1.0)
+    few = nearest(vectors, 2)  # more copies than neighbours: the query itself may not even be found
+    assert not (few.rows == np.arange(10)[:, None]).any()
+    np.testing.assert_array_equal(few.cosines, 1.0)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nobody_has_no_neighbours(count: int) -> None:
+    found = nearest(np.ones((count, 1), dtype=np.float32), 3)
+    assert found.rows.shape == found.cosines.shape == (count, 0)
+
+
+# Cluster
+
+
+@pytest.mark.parametrize("threshold", [0.9, 0.5, 0.1])
+def test_clusters_are_those_of_scikit_learn(threshold: float) -> None:
+    vectors = blobs(20, 6, noise=0.7)
+    reference = AgglomerativeClustering(
+        n_clusters=None, distance_threshold=1 - threshold, metric="cosine", linkage="average"
+    )
+    found = cluster(vectors, threshold)
+    assert adjusted_rand_score(reference.fit_predict(vectors.astype(np.float64)), found.labels) == pytest.approx(1)
+    assert found.silhouette == pytest.approx(silhouette_score(vectors, found.labels, metric="cosine"), abs=1e-5)
+    assert (np.diff(found.sizes) <= 0).all()
+    assert found.sizes.sum() == len(vectors)
+
+
+def test_auto_takes_the_threshold_with_the_best_silhouette() -> None:
+    vectors = blobs(12, 8, noise=0.3)
+    found = cluster(vectors, None)
+    assert found.silhouette == max(
+        score for score in (cluster(vectors, t).silhouette for t in cluster_module.THRESHOLDS) if score == score
+    )
+    truth = np.repeat(np.arange(12), 8).astype(np.str_)
+    agreed = agreement(found.labels, truth)
+    assert (len(found.sizes), agreed.rand, agreed.mutual_information, agreed.homogeneity) == (12, 1, 1, 1)
+
+
+def test_a_large_catalogue_is_linked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "PART", 40)
+    vectors = blobs(20, 10, noise=0.05)
+    found = cluster(vectors, 0.8)
+    assert adjusted_rand_score(np.repeat(np.arange(20), 10), found.labels) > 0.9
+    same = cluster(np.ones((100, 1), dtype=np.float32), 0.8)  # k-means cannot divide them
+    assert same.sizes.max() <= 40
+
+
+def test_pairs_at_the_very_threshold_belong_together() -> None:
+    assert cluster(unit([[1, 0], [4, 3], [-1, 0]]), 0.8).labels.tolist() == [0, 0, 1]
+
+
+def test_clusters_of_next_to_nothing() -> None:
+    assert cluster(np.empty((0, 3), dtype=np.float32), None).labels.tolist() == []
+    for vectors in (unit([[1, 0]]), unit([[1, 0], [1, 0]])):
+        found = cluster(vectors, None)
+        assert found.labels.tolist() == [0] * len(vectors)
+        assert np.isnan(found.silhouette)
+        assert found.threshold == 0.95
+    assert np.isnan(silhouette(unit([[1, 0], [0, 1]]), np.array([0, 1])))
+
+
+def test_agreement_is_over_labelled_products() -> None:
+    agreed = agreement(np.array([0, 0, 1, 1]), np.array(["a", "a", "b", ""]))
+    assert (agreed.products, agreed.rand) == (3, 1)
+    with pytest.raises(InputError, match="no product has this label"):
+        agreement(np.array([0]), np.array([""]))
+    with pytest.raises(InputError, match=r"threshold 1\.5 is no cosine"):
+        cluster(unit([[1, 0]]), 1.5)
+
+
+# Match
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_threshold_has_a_better_f1(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, 12, 60).astype(np.float32) / 12  # many ties
+    labels = (scores + random.normal(0, 0.3, 60) > 0.5).astype(np.intp)
+    scores[random.integers(0, 60, 5)] = np.nan
+    best = best_threshold(scores, labels)
+    found = figures(scores, labels, best)
+    assert found.f1 == pytest.approx(f1_score(labels, scores >= best))
+    assert found.f1 == max(figures(scores, labels, float(t)).f1 for t in np.unique(scores[~np.isnan(scores)]))
+
+
+def test_the_threshold_lies_between_scores() -> None:
+    labels = np.array([1, 1, 0])
+    assert best_threshold(np.array([0.9, 0.75, 0.25], dtype=np.float32), labels) == 0.5
+    assert best_threshold(np.array([0.5, 0.5, 0.5], dtype=np.float32), labels) == 0.5
+    next_to_it = np.nextafter(np.float32(0.5), np.float32(1))
+    close = np.array([0.9, next_to_it, 0.5], dtype=np.float32)
+    assert figures(close, labels, best_threshold(close, labels)).f1 == 1
+    with pytest.raises(InputError, match="none of the 2 train pairs is positive"):
+        best_threshold(np.array([0.5, np.nan], dtype=np.float32), np.array([0, 1]))
+
+
+def pair(left: str, right: str, label: int) -> NamedPair:
+    return NamedPair(left=left, right=right, label=label)
+
+
+def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
+    vectors, ids = blobs(6, 3), [str(i) for i in range(18)]
+    train = [pair("0", "1", 1), pair("3", "4", 1), pair("0", "3", 0), pair("1", "4", 0)]
+    measured = [pair("6", "7", 1), pair("0", "4", 0)]
+    flipped = [pair(p.left, p.right, 1 - p.label) for p in measured]
+    calls: list[int] = []
+
+    def score(left: Vectors, right: Vectors) -> Vectors:
+        calls.append(len(left))
+        return cosine(left, right)
+
+    found = match(ids, vectors, train, measured, score)
+    assert found.threshold == match(ids, vectors, train, flipped, score).threshold
+    assert found.threshold == match(ids, vectors, train, measured[:1], score).threshold
+    assert found.threshold == best_threshold(
+        np.array([vectors[int(p.left)] @ vectors[int(p.right)] for p in train]), np.array([1, 1, 0, 0])
+    )
+    assert calls[:2] == [4, 2]
+    assert (found.train.pairs, found.every.pairs, found.seen.pairs, found.unseen.pairs) == (4, 2, 1, 1)
+    assert (found.seen.positives, found.unseen.positives) == (0, 1)
+
+
+def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:
+    vectors = unit([[1, 0], [1, 0.1], [0, 1]])
+    train = [pair("a", "b", 1), pair("a", "c", 0), pair("a", "gone", 1)]
+    found = match(["a", "b", "c"], vectors, train, [pair("b", "a", 1), pair("a", "gone", 1), pair("x", "y", 0)], cosine)
+    assert (found.train_unscored, found.unscored) == (1, 2)
+    assert (found.every.pairs, found.every.positives, found.every.recall, found.every.precision) == (3, 2, 0.5, 1)
+    assert found.every.f1 == pytest.approx(2 / 3)
+    assert found.train.recall == 0.5
+    assert np.isnan(found.scores).tolist() == [False, True, True]
+    assert (found.seen.pairs, found.unseen.pairs) == (2, 1)
+    assert np.isnan([found.unseen.f1, found.unseen.recall, found.unseen.precision]).all()
+    with pytest.raises(InputError, match="no pairs to measure on"):
+        match(["a"], vectors[:1], train, [], cosine)
+
+
+def test_pairs_of_a_label_have_the_hardest_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match_module, "_BLOCK_SCORES", 100)
+    vectors = blobs(8, 3, noise=1.0)
+    ids, labels = [f"p{i}" for i in range(24)], np.repeat(np.arange(8), 3).astype(np.str_)
+    labels[5] = ""
+    found = label_pairs(ids, vectors, labels)
+    known = [i for i in range(24) if i != 5]
+    every = [(i, j) for i in known for j in known if i < j]
+    positives = {(f"p{i}", f"p{j}") for i, j in every if labels[i] == labels[j]}
+    assert {(p.left, p.right) for p in found if p.label == 1} == positives
+    others = sorted((float(vectors[i] @ vectors[j]) for i, j in every if labels[i] != labels[j]), reverse=True)
+    scores = [float(vectors[int(p.left[1:])] @ vectors[int(p.right[1:])]) for p in found if p.label == 0]
+    np.testing.assert_allclose(scores, others[: len(positives)], atol=1e-6)
+    assert label_pairs([], vectors[:0], labels[:0]) == []
+    assert label_pairs(ids[:1], vectors[:1], labels[:1]) == []
+    monkeypatch.setattr(match_module, "MAX_POSITIVES", 3)
+    with pytest.raises(InputError, match="22 positive pairs, more than 3: name a finer one"):
+        label_pairs(ids, vectors, labels)
+
+
+def test_named_pairs_keep_products_that_nobody_knows(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("left_id,right_id,label,split\na,x,1,train\na,b,0,val\n", encoding="utf-8")
+    assert read_named_pairs(path, ["train"]) == [pair("a", "x", 1)]
+
+
+# Mine
+
+
+def neighbours(rows: list[list[int]], cosines: list[list[float]]) -> Neighbours:
+    shape = len(rows), -1 if rows and rows[0] else 0
+    return Neighbours(
+        rows=np.array(rows, dtype=np.intp).reshape(shape), cosines=np.array(cosines, dtype=np.float32).reshape(shape)
+    )
+
+
+def test_neighbours_vote_with_their_cosine() -> None:
+    codes = np.array([0, 0, 1, -1, 2])
+    votes = elect(
+        codes, neighbours([[0, 1, 2, 3], [2, 0, 1, 3], [3, 4, 0, 1]], [[0.5, 0.25, 0.25, 0.9]] * 2 + [[-1] * 4])
+    )
+    assert votes.codes.tolist() == [0, 1, -1]
+    np.testing.assert_allclose(votes.shares, [0.75, 0.5, 0])
+    assert votes.supports.tolist() == [2, 1, 0]
+
+
+def test_a_tie_goes_to_the_nearest() -> None:
+    votes = elect(np.array([0, 1, 1]), neighbours([[1, 0]], [[0.5, 0.5]]))
+    assert (votes.codes.tolist(), votes.shares.tolist()) == ([1], [0.5])
+
+
+def test_mining_against_a_plain_loop() -> None:
+    random, vectors = np.random.default_rng(1), blobs(15, 6)
+    products = []
+    for row in range(90):
+        attributes: dict[str, str | float] = {"kind": f"k{row // 12}", "size": float(row // 6 % 4), "empty": ""}
+        products.append(
+            Product(product_id=str(row), attributes={key: v for key, v in attributes.items() if random.random() < 0.7})
+        )
+    near = nearest(vectors, 7)
+    proposals, reports = mine(products, near, ["kind", "size"], 0.6)
+    expected, right, predicted, known = [], 0, 0, 0
+    for row, product in enumerate(products):
+        for key in ("kind", "size"):
+            totals: dict[Any, float] = {}
+            for other, score in zip(near.rows[row], near.cosines[row], strict=True):
+                value = products[other].attributes.get(key)
+                if value is not None and score > 0:
+                    totals[value] = totals.get(value, 0.0) + float(score)
+            winner = max(totals, key=lambda value: totals[value]) if totals else None
+            sure = winner is not None and totals[winner] / sum(totals.values()) >= 0.6
+            if key not in product.attributes:
+                expected += [(row, key, winner)] if sure else []
+            elif key == "kind":
+                known, predicted = known + 1, predicted + sure
+                right += sure and winner == product.attributes[key]
+    assert [(p.row, p.key, p.value) for p in proposals] == expected
+    kind = reports[0]
+    assert (kind.known, kind.missing) == (known, 90 - known)
+    assert kind.precision == pytest.approx(right / predicted)
+    assert kind.coverage == pytest.approx(predicted / known)
+    assert sum(report.proposed for report in reports) == len(proposals)
+    assert all(0.6 <= p.share <= 1 and p.support >= 1 for p in proposals)
+
+
+def test_mining_next_to_nothing() -> None:
+    lonely = Product(product_id="a", attributes={"kind": "mug", "size": ""})
+    proposals, (kind, size) = mine([lonely], nearest(unit([[1, 0]]), 5), ["kind", "size"], 0.6)
+    assert proposals == []
+    assert (kind.known, kind.coverage, size.known, size.missing) == (1, 0, 0, 1)
+    assert np.isnan(kind.precision)
+    assert mine([], nearest(np.empty((0, 2), dtype=np.float32), 5), [], 0.6) == ([], [])
+
+
+def test_keys_are_checked() -> None:
+    products = [Product(attributes={"b": 1.0}), Product(attributes={"a": "x"})]
+    assert check_keys(products, []) == ["a", "b"]
+    assert check_keys(products, ["b", "b"]) == ["b"]
+    with pytest.raises(InputError, match="no product has the attribute c; there are: a, b"):
+        check_keys(products, ["c"])
+
+
+# The commands
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """Ten groups of four products; one has no embedding, one failed, some lack a colour."""
+    vectors = blobs(10, 4, noise=0.2)
+    records: list[Mapping[str, Any]] = []
+    for row in range(40):
+        group = row // 4
+        attributes = {} if row % 4 == 1 else {"colour": f"c{group}"}
+        split = "train" if group < 6 else "val"
+        records.append({"product_id": f"p{row}", "split": split, "group": f"g{group}", "attributes": attributes})
+    vectors[7] = np.nan
+    ids = [f"p{row}" for row in range(39)]
+    return str(write(tmp_path / "p.jsonl", records)), str(save(tmp_path / "e.npz", ids, vectors[:39]))
+
+
+def run(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(uses_app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_related_and_cluster_commands(files: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out.jsonl"
+    assert "3 related products for each of 38" in run("related", *files, "--out", out, "-k", "3")
+    found = lines(out)
+    assert [line["product_id"] for line in found][6:8] == ["p6", "p8"]
+    assert {other["product_id"] for other in found[0]["related"]} == {"p1", "p2", "p3"}
+    shown = run("cluster", *files, "--out", out, "--label", "group")
+    assert "adjusted mutual information │ 1.000" in " ".join(shown.split())
+    assert lines(out)[0] == {"product_id": "p0", "cluster": 0, "size": 4}
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+    with pytest.raises(InputError, match="threshold 'high' is neither a cosine"):
+        run("cluster", *files, "--out", out, "--threshold", "high")
+
+
+def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
+    out, pairs = tmp_path / "m.json", tmp_path / "pairs.csv"
+    run("match", *files, "--label", "group", "--out", out)
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["metrics"]["cosine"]["every"]["f1"] == 1
+    assert report["metrics"]["cosine"]["seen"] == {
+        "pairs": 0, "positives": 0, "precision": None, "recall": None, "f1": None
+    }  # fmt: skip
+    assert len(report["pairs"]) == 2 * (3 * 6 + 3)
+    pairs.write_text("left_id,right_id,label,split\np0,p1,1,a\np0,p9,0,a\np7,p5,1,b\np0,p2,1,b\n", encoding="utf-8")
+    shown = run("match", *files, "--pairs", pairs, "--train-split", "a", "--split", "b", "--out", out)
+    assert "1 pairs of b have a product without an embedding" in shown
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["pairs"][0]["cosine"] == {"score": None, "matched": False}
+    assert report["metrics"]["cosine"]["every"]["recall"] == 0.5
+    for wrong in ([], ["--label", "group", "--pairs", str(pairs)]):
+        with pytest.raises(InputError, match="either a file of labelled pairs"):
+            run("match", *files, *wrong)
+    with pytest.raises(InputError, match="measure on another"):
+        run("match", *files, "--label", "group", "--split", "train")
+
+
+def test_mine_command(files: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "proposals.jsonl"
+    assert "10 proposals" in run("mine", *files, "colour", "--out", out, "-k", "3")
+    assert [(line["product_id"], line["value"]) for line in lines(out)][:2] == [("p1", "c0"), ("p5", "c1")]
