@@ -38,6 +38,9 @@ _LIBRARIES = (
     "tokenizers",
     "pillow",
     "av",
+    "scikit-learn",
+    "gensim",
+    "implicit",
     "numpy",
     "tritonclient",
 )

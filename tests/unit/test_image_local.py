@@ -239,7 +239,12 @@ def test_a_missing_timm_says_how_to_get_it(tmp_path: Path) -> None:
         TimmConfig(encoder="timm", model="inception_v3").prepare([], tmp_path, tmp_path)
 
 
-@pytest.mark.skipif(not timm_works(), reason="timm cannot be imported: it needs torchvision and so the standard torch")
+needs_timm = pytest.mark.skipif(
+    not timm_works(), reason="timm cannot be imported: it needs torchvision and so the standard torch"
+)
+
+
+@needs_timm
 @pytest.mark.parametrize(("model", "px"), [("inception_v3", 96), ("mobilenetv3_small_050", 64), ("resnet10t", 64)])
 def test_a_timm_network_is_exported(model: str, px: int, tmp_path: Path) -> None:
     config = TimmConfig(encoder="timm", model=model, image_px=px)
@@ -253,3 +258,19 @@ def test_a_timm_network_is_exported(model: str, px: int, tmp_path: Path) -> None
     )
     report = export_network(Tower(encoder, 16), spec, tmp_path / "model.onnx", 2)
     assert report.largest_difference <= TOLERANCE
+
+
+@needs_timm
+def test_timm_reads_weights_from_a_file(tmp_path: Path) -> None:
+    bare = TimmConfig(encoder="timm", model="resnet10t", image_px=PX).build(tmp_path, None)
+    torch.save(vars(bare)["_modules"]["network"].state_dict(), tmp_path / "weights.pth")
+    config = TimmConfig(encoder="timm", model="resnet10t", weights="weights.pth", image_px=PX)
+    again = config.build(tmp_path, tmp_path)
+    pixels = photos(2)
+    torch.testing.assert_close(again.eval()(pixels), bare.eval()(pixels))
+
+
+@needs_timm
+def test_an_unknown_timm_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="timm has no model 'inception_v9'"):
+        TimmConfig(encoder="timm", model="inception_v9").prepare([], tmp_path, tmp_path)

@@ -43,7 +43,7 @@ class LocalFeaturesConfig(EncoderConfig):
     # What can stay fixed is the backbone; gradients then end at its maps, which saves more than half of a step.
     freeze: bool = False
     freeze_backbone: bool = Field(default=True, description="keep the pretrained network; only parts and pooling learn")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of all that learns in the encoder")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of parts, pooling and a backbone that learns")
 
     @field_validator("freeze")
     @classmethod

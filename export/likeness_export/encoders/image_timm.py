@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import torch
-from likeness_client.errors import MissingExtraError
+from likeness_client.errors import InputError, MissingExtraError
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -37,7 +37,8 @@ class TimmConfig(EncoderConfig):
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
         """Store the decoder's settings; the name is all that building needs."""
-        import_timm()
+        if not import_timm().is_model(self.model):
+            raise InputError(f"timm has no model '{self.model}': timm.list_models() names all")
         write_image_assets(tower, self.image_px)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (timm knows the architecture)

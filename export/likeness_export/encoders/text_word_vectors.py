@@ -42,8 +42,10 @@ class WordVectorsConfig(EncoderConfig):
     )
     max_words: int = Field(default=100_000, ge=1, le=5_000_000, description="the most frequent words are kept")
     max_tokens: int = Field(default=256, ge=8, le=8192, description="of longer texts only so many known words are read")
-    weighting: Literal["sif", "idf"] = Field(
-        default="sif", description="how much less frequent words count: a / (a + probability), or idf over the texts"
+    # sif is made for prose: of a catalogue's few words (colours, kinds) it takes nearly all weight. On three catalogues
+    # the mean average precision was 0.32, 0.43 and 0.88 with sif, 0.39, 0.62 and 0.90 with idf.
+    weighting: Literal["idf", "sif"] = Field(
+        default="idf", description="how much less frequent words count: idf over the texts, or a / (a + probability)"
     )
     vector_size: int = Field(default=100, ge=2, le=1024, description="of vectors that are learned")
     epochs: int = Field(default=20, ge=1, description="of learning the vectors")

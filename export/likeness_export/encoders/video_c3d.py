@@ -26,6 +26,9 @@ class C3dConfig(VideoConfig):
     """``encoder = "c3d"``."""
 
     encoder: Literal["c3d"]
+    # With fewer than 12 the last convolution sees two steps of time, of which PyTorch on CPUs computes wrong gradients
+    # in bf16 (seen with 2.13: uninitialised memory). It halves time twice before.
+    frames: int = Field(default=16, ge=12, le=64, description="how many frames are taken, evenly over the clip")
     width: int = Field(
         default=16, ge=8, le=64, description="channels of the first stage; each of four stages doubles them"
     )

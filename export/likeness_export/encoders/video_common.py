@@ -34,7 +34,7 @@ class VideoConfig(EncoderConfig):
     modality: ClassVar[str] = "video"
     preprocessing: ClassVar[ModuleType] = video
 
-    frames: int = Field(default=16, ge=8, le=64, description="how many frames are taken, evenly over the clip")
+    frames: int = Field(default=16, ge=2, le=64, description="how many frames are taken, evenly over the clip")
     video_px: int = Field(default=64, ge=32, le=512, description="side of the square that frames are squashed to")
     freeze: bool = False
     learning_rate: float = Field(default=2e-3, gt=0)

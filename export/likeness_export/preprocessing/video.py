@@ -109,7 +109,12 @@ class Preprocessor:
             "max_pixels": str(self.max_pixels),
         }
         try:
-            return av.open(io.BytesIO(item), "r", options=limits)
+            try:
+                return av.open(io.BytesIO(item), "r", options=limits)
+            except (
+                av.FFmpegError
+            ):  # perhaps a fragmented MP4 that is cut inside an index; of a stream none is looked for
+                return av.open(_Pipe(item), "r", options=limits)
         except Exception as error:  # as above
             raise VideoError(f"not a video in a known format ({FORMATS}), or a damaged one, or cut short") from error
 
@@ -231,6 +236,13 @@ class _Clock:
             mean = (now - self.start) // max(1, count - 1)
             self.end = now + (frame.duration or mean or 1)
             self.seconds = float((self.end - self.start) * tick)
+
+
+class _Pipe:
+    """A file that can only be read from its start to its end."""
+
+    def __init__(self, item: bytes) -> None:
+        self.read = io.BytesIO(item).read
 
 
 def _until_damaged(packets: Iterator[av.Packet[VideoStream]]) -> Iterator[av.Packet[VideoStream]]:

@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from likeness_client.contract import MAX_BYTES
+from likeness_export.encoders.base import Encoder
+from likeness_export.encoders.video_c3d import C3d, C3dConfig
+from likeness_export.encoders.video_cnn_lstm import CnnLstm, CnnLstmConfig
+from likeness_export.encoders.video_common import LIMITS, augment_frames
+from likeness_export.networks.product import Tower
+from likeness_export.onnx_export import export_network
+from likeness_export.pipeline import StepSpec
+from likeness_export.preprocessing import video
+from likeness_export.tensors import TensorSpec
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import ResNetConfig, ResNetModel
+
+T, PX = 8, 32
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def grey(count: int) -> list[NDArray[np.uint8]]:
+    """Frames from black to white."""
+    return [np.full((48, 64, 3), round(255 * place / max(1, count - 1)), np.uint8) for place in range(count)]
+
+
+def encoded(
+    frames: list[NDArray[np.uint8]],
+    container: str = "mp4",
+    codec: str = "libx264",
+    *,
+    rate: int = 24,
+    times: list[int] | None = None,
+    rotation: int = 0,
+    pixel_format: str = "yuv420p",
+    codec_options: dict[str, str] | None = None,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    out = io.BytesIO()
+    with av.open(out, "w", format=container, container_options=options or {}) as file:
+        stream = file.add_stream(codec, rate=rate, options=codec_options or {})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pixel_format
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for place, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels)
+            if times:
+                frame.pts, frame.time_base = times[place], Fraction(1, rate)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def gif(frames: list[NDArray[np.uint8]], **options: Any) -> bytes:
+    out = io.BytesIO()
+    first, *rest = [Image.fromarray(pixels) for pixels in frames]
+    first.save(out, "GIF", save_all=True, append_images=rest, **{"duration": 50, "loop": 0, **options})
+    return out.getvalue()
+
+
+def sound(container: str = "mp4", codec: str = "aac") -> bytes:
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=48_000)
+        assert isinstance(stream, av.AudioStream)
+        for _ in range(4):
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+            frame.sample_rate = 48_000
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+VP9 = {"deadline": "realtime", "cpu-used": "8"}
+LIVE = {"live": "1"}
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
+MAKERS: dict[str, Callable[[list[NDArray[np.uint8]]], bytes]] = {
+    "MP4": encoded,
+    "MP4, MPEG-4": lambda frames: encoded(frames, codec="mpeg4"),
+    "MP4, H.265": lambda frames: encoded(frames, codec="libx265", codec_options={"x265-params": "log-level=none"}),
+    "MP4, fragmented": lambda frames: encoded(frames, codec_options={"g": "6"}, options=FRAGMENTED),
+    "MOV": lambda frames: encoded(frames, "mov"),
+    "Matroska": lambda frames: encoded(frames, "matroska"),
+    "WebM, VP8": lambda frames: encoded(frames, "webm", "libvpx"),
+    "WebM, VP9": lambda frames: encoded(frames, "webm", "libvpx-vp9", codec_options=VP9),
+    "WebM, as it is streamed": lambda frames: encoded(frames, "webm", "libvpx", options=LIVE),
+    "GIF": gif,
+}
+
+
+@cache
+def sample(maker: str, count: int = 24) -> bytes:
+    return MAKERS[maker](grey(count))
+
+
+def preprocessor(folder: Path, **limits: float) -> video.Preprocessor:
+    values = {"frames": T, "video_px": PX, **LIMITS, **limits}
+    (folder / video.SETTINGS_FILE).write_text(json.dumps(values), encoding="utf-8")
+    return video.Preprocessor(folder)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> video.Preprocessor:
+    return preprocessor(tmp_path_factory.mktemp("video"))
+
+
+def levels(pixels: NDArray[np.uint8]) -> list[int]:
+    """The grey of every frame, which is the same all over it."""
+    return [int(frame.mean()) for frame in pixels]
+
+
+def reason_beside_neighbours(videos: video.Preprocessor, item: bytes) -> str:
+    """Preprocess an item between two good ones, which must not notice; return why it failed, or an empty string."""
+    good = sample("GIF", 3)
+    tensors, errors = videos([good, item, good])
+    assert [errors[0], errors[2]] == ["", ""]
+    for row in (0, 2):
+        assert np.array_equal(tensors["frames"][row], videos.decode(good))
+    assert bool(errors[1]) <= (not tensors["frames"][1].any())
+    return errors[1]
+
+
+# --- which frames
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_frames_are_taken_evenly_from_every_container(videos: video.Preprocessor, maker: str) -> None:
+    pixels = videos.decode(sample(maker))
+    assert pixels.shape == (T, PX, PX, 3)
+    assert pixels.dtype == np.uint8
+    # 24 frames in 8 parts of 3, of each the middle one
+    assert levels(pixels) == pytest.approx([255 * (3 * part + 1) / 23 for part in range(T)], abs=4)
+
+
+@pytest.mark.parametrize(
+    ("count", "places"), [(1, [0] * 8), (2, [0] * 4 + [1] * 4), (3, [0, 0, 0, 1, 1, 2, 2, 2]), (8, list(range(8)))]
+)
+@pytest.mark.parametrize("maker", ["MP4", "GIF", "WebM, as it is streamed"])
+def test_a_short_clip_repeats_its_frames(videos: video.Preprocessor, maker: str, count: int, places: list[int]) -> None:
+    expected = [255 * place / max(1, count - 1) for place in places]
+    assert levels(videos.decode(sample(maker, count))) == pytest.approx(expected, abs=4)
+
+
+@pytest.mark.parametrize("count", [127, 128, 129, 700])
+def test_a_long_clip_is_thinned_out_while_it_comes(videos: video.Preprocessor, count: int) -> None:
+    expected = [255 * (2 * part + 1) / (2 * T) for part in range(T)]
+    assert levels(videos.decode(encoded(grey(count)))) == pytest.approx(expected, abs=255 / T / video._SPARE + 4)
+
+
+def test_frames_count_by_how_long_they_are_shown(videos: video.Preprocessor) -> None:
+    still_first = encoded(grey(4), "webm", "libvpx", times=[0, 21, 22, 23])
+    assert levels(videos.decode(still_first)) == pytest.approx([0] * 7 + [170], abs=4)
+    still_last = gif(grey(4), duration=[50, 50, 50, 1050])
+    assert levels(videos.decode(still_last)) == pytest.approx([85] + [255] * 7, abs=4)
+
+
+@pytest.mark.parametrize("times", [[None] * 16, [0] * 16, list(range(16, 0, -1)), [*range(8), None, *range(9, 16)]])
+def test_without_usable_times_every_frame_counts_the_same(videos: video.Preprocessor, times: list[int | None]) -> None:
+    def decoded() -> Iterator[av.VideoFrame]:
+        for pixels, time in zip(grey(16), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels)
+            frame.pts, frame.time_base = time, Fraction(1, 10)
+            yield frame
+
+    assert levels(videos._sample(decoded())) == [round(255 * (2 * part + 1) / 15) for part in range(T)]
+
+
+# --- which pixels
+
+
+def quarters() -> NDArray[np.uint8]:
+    """Red, green; blue, white."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32], pixels[:24, 32:], pixels[24:, :32], pixels[24:, 32:] = (
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    )
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("rotation", "order"), [(0, "RGBW"), (90, "GWRB"), (180, "WBGR"), (-90, "BRWG"), (270, "BRWG")]
+)
+def test_a_clip_ends_upright_in_its_colours(videos: video.Preprocessor, rotation: int, order: str) -> None:
+    colours = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
+    (shown, *_) = videos.decode(encoded([quarters()] * 3, rotation=rotation, pixel_format="yuv444p"))
+    found = [shown[y, x].astype(int) for y in (8, 24) for x in (8, 24)]
+    assert all(np.abs(pixel - colours[name]).max() < 24 for pixel, name in zip(found, order, strict=True)), found
+
+
+def test_what_is_transparent_is_white(videos: video.Preprocessor) -> None:
+    out = io.BytesIO()
+    clear = Image.new("RGBA", (64, 48), (255, 0, 0, 0))
+    clear.save(out, "GIF", save_all=True, append_images=[clear.copy()], duration=50, disposal=2)
+    assert (videos.decode(out.getvalue()) == 255).all()
+
+
+# --- what is damaged or refused
+
+
+@pytest.mark.parametrize("maker", ["WebM, VP8", "WebM, as it is streamed", "MP4, fragmented", "Matroska", "GIF"])
+def test_of_a_cut_clip_what_is_there_is_used(videos: video.Preprocessor, maker: str) -> None:
+    whole = sample(maker, 120)
+    found = levels(videos.decode(whole[: int(0.6 * len(whole))]))
+    assert found == sorted(found)
+    assert found[0] < 30
+    assert 80 < found[-1] < 200
+
+
+def test_damage_in_the_middle_costs_the_middle(videos: video.Preprocessor) -> None:
+    whole = bytearray(encoded(grey(60), codec_options={"g": "5"}))
+    whole[len(whole) // 3 : len(whole) // 2] = bytes(len(whole) // 2 - len(whole) // 3)
+    found = levels(videos.decode(bytes(whole)))
+    assert found[0] < 40
+    assert found[-1] > 200
+
+
+def header_only(item: bytes, frames: int) -> bytes:
+    """An MP4 whose index promises so many frames."""
+    changed = bytearray(item)
+    for box, place, values in (("stsz", 8, (1, frames)), ("stts", 12, (frames,)), ("stsc", 16, (frames,))):
+        start = changed.index(box.encode()) + place
+        changed[start : start + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
+    return bytes(changed)
+
+
+def canvas(side: int) -> bytes:
+    """A GIF of a few hundred bytes that would be decoded to this many pixels squared."""
+    changed = bytearray(gif(grey(2)))
+    changed[6:10] = struct.pack("<HH", side, side)
+    return bytes(changed)
+
+
+SMALL_LIMITS = {
+    "max_pixels": 4000,
+    "max_decoded_pixels": 80_000,
+    "max_frames": 40,
+    "max_seconds": 3,
+    "max_bytes": 50_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        pytest.param(lambda: bytes(50_001), "50001 bytes, 50000 are allowed", id="bytes"),
+        pytest.param(lambda: encoded([np.zeros((64, 64, 3), np.uint8)]), "64 x 64 pixels, at most 4000", id="pixels"),
+        pytest.param(lambda: canvas(65_535), "no size, or one of far more than 4000 pixels", id="a vast canvas"),
+        pytest.param(lambda: canvas(3_000), "pixels", id="a large canvas"),
+        pytest.param(lambda: encoded([np.zeros((4, 64, 3), np.uint8)]), "64 x 4 pixels, at least 8 x 8", id="a line"),
+        pytest.param(lambda: encoded(grey(30)), "more than 80000 pixels in all frames", id="pixels of all frames"),
+        pytest.param(lambda: sample("MP4", 41), "more than 40 frames", id="frames, says the header"),
+        pytest.param(
+            lambda: encoded([np.zeros((16, 16, 3), np.uint8)] * 41, "webm", "libvpx", options=LIVE),
+            "more than 40 frames",
+            id="frames, says nobody",
+        ),
+        pytest.param(lambda: encoded(grey(2), times=[0, 24 * 4]), "longer than 3 s", id="seconds, says the header"),
+        pytest.param(
+            lambda: encoded(grey(2), "webm", "libvpx", times=[0, 24 * 4], options=LIVE),
+            "longer than 3 s",
+            id="seconds, says nobody",
+        ),
+        pytest.param(lambda: header_only(sample("MP4"), 200_000_000), "more than 40 frames", id="a lying index"),
+        pytest.param(sound, "no video in it", id="sound in MP4"),
+        pytest.param(lambda: sound("webm", "libopus"), "no video in it", id="sound in WebM"),
+        pytest.param(
+            lambda: encoded(grey(2), "mov", "mjpeg", pixel_format="yuvj420p"), "coded in mjpeg: send H.264", id="codec"
+        ),
+        pytest.param(lambda: sample("MP4")[:1000], "no video in it|damaged", id="MP4 without its index"),
+        pytest.param(lambda: encoded(grey(2), "avi", "mpeg4"), "not a video in a known format", id="AVI"),
+        pytest.param(lambda: gif(grey(1))[:20], "damaged|no size|not a video", id="GIF without a frame"),
+        pytest.param(lambda: b"", "not a video", id="nothing"),
+        pytest.param(lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "not a video", id="HLS"),
+        pytest.param(lambda: b"ffconcat version 1.0\nfile /etc/hostname\n", "not a video", id="a list of files"),
+        pytest.param(lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a video", id="SVG"),
+    ],
+)
+def test_what_cannot_be_decoded_has_a_reason_and_zeros(tmp_path: Path, item: Callable[[], bytes], said: str) -> None:
+    videos = preprocessor(tmp_path, **SMALL_LIMITS)
+    with pytest.raises(video.VideoError, match=said):
+        videos.decode(item())
+    assert reason_beside_neighbours(videos, item())
+
+
+def test_a_clip_that_grows_is_refused_where_it_does(tmp_path: Path) -> None:
+    grown = [av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8)) for side in (16, 16, 64)]
+    with pytest.raises(video.VideoError, match="64 x 64 pixels, at most 4000"):
+        preprocessor(tmp_path, **SMALL_LIMITS)._sample(iter(grown))
+
+
+def test_the_limits_let_ordinary_clips_pass() -> None:
+    assert LIMITS["max_pixels"] >= 3840 * 2160
+    assert LIMITS["max_decoded_pixels"] >= 60 * 60 * 1920 * 1080
+    assert LIMITS["max_bytes"] == MAX_BYTES["video"]
+
+
+MAGIC = [b"", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", b"\x1aE\xdf\xa3\x42\x82\x84webm", b"GIF89a@\0\x30\0\xf0\0\0"]
+
+
+@few
+@given(start=st.sampled_from(MAGIC), rest=st.binary(max_size=300))
+def test_random_bytes_never_raise(videos: video.Preprocessor, start: bytes, rest: bytes) -> None:
+    reason_beside_neighbours(videos, start + rest)
+
+
+@settings(few, max_examples=150)
+@given(
+    maker=st.sampled_from(list(MAKERS)),
+    damage=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=8),
+    length=st.integers(0, 4000),
+)
+def test_damaged_files_never_raise(
+    videos: video.Preprocessor, maker: str, damage: list[tuple[int, int]], length: int
+) -> None:
+    item = bytearray(sample(maker)[:length])
+    for place, value in damage:
+        if place < len(item):
+            item[place] = value
+    reason_beside_neighbours(videos, bytes(item))
+
+
+def test_a_batch_is_its_items(videos: video.Preprocessor) -> None:
+    items = [sample(maker) for maker in MAKERS] * 3
+    tensors, errors = videos(items)
+    assert not any(errors)
+    assert tensors["frames"].shape == (len(items), T, PX, PX, 3)
+    for item, pixels in zip(items, tensors["frames"], strict=True):
+        assert np.array_equal(videos.decode(item), pixels)
+    empty, none = videos([])
+    assert (len(empty["frames"]), none) == (0, [])
+
+
+# --- encoders
+
+ENCODERS: dict[str, C3dConfig | CnnLstmConfig] = {
+    "c3d": C3dConfig(encoder="c3d", frames=12, video_px=32, width=8),
+    "cnn_lstm": CnnLstmConfig(encoder="cnn_lstm", frames=4, video_px=32, width=8, hidden=16, pool="last"),
+}
+
+
+def built(name: str) -> Encoder:
+    torch.manual_seed(3)
+    return ENCODERS[name].build(Path(), None).eval()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_exported_encoder_is_the_eager_one(name: str, tmp_path: Path) -> None:
+    config, encoder = ENCODERS[name], built(name)
+    output = TensorSpec("video_embedding", "FP32", (16,))
+    spec = StepSpec(name="video_encoder", inputs=config.tensors(), outputs=(output,), tower="video")
+    report = export_network(Tower(encoder, 16), spec, tmp_path / "model.onnx", 5)
+    assert report.cases == 3
+    assert report.largest_difference < 1e-5
+    assert report.batch_difference < 1e-5
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_order_of_the_frames_matters(name: str) -> None:
+    encoder = built(name)
+    (frames,) = encoder.sample(ENCODERS[name].tensors(), 2, 1)
+    with torch.inference_mode():
+        forth, back = encoder(frames), encoder(frames.flip(1))
+    assert forth.shape == (2, encoder.feature_dim)
+    assert (forth - back).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("pool", ["mean", "last"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_states_are_pooled_as_asked_for(pool: str, bidirectional: bool) -> None:
+    values = {"frames": 4, "video_px": 32, "width": 8, "hidden": 16, "pool": pool, "bidirectional": bidirectional}
+    config = CnnLstmConfig.model_validate({"encoder": "cnn_lstm", **values})
+    encoder = config.build(Path(), None).eval()
+    assert isinstance(encoder, CnnLstm)
+    (frames,) = encoder.sample(config.tensors(), 2, 1)
+    with torch.inference_mode():
+        states, _ = encoder.lstm(encoder.cnn(frames.flatten(0, 1)).view(2, 4, -1))
+        ends = torch.cat([states[:, -1, :16], states[:, 0, 16:]], 1)  # each direction's own end
+        assert torch.allclose(encoder(frames), states.mean(1) if pool == "mean" else ends, atol=1e-6)
+    assert encoder.feature_dim == (32 if bidirectional else 16)
+
+
+@pytest.mark.parametrize("frames", [12, 16])
+def test_c3d_learns_in_bf16_what_it_learns_in_fp32(frames: int) -> None:
+    """With two steps of time before a convolution, PyTorch's gradients are garbage; see `C3dConfig.frames`."""
+    network = C3d(8).train()
+    clips = torch.randint(0, 256, (6, frames, 32, 32, 3), dtype=torch.uint8)
+    gradients = []
+    for enabled in (False, True):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            features = network(clips)
+        features.float().square().mean().backward()
+        gradients.append(
+            torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
+        )
+    assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.98
+    with pytest.raises(ValueError, match="greater than or equal to 12"):
+        C3dConfig(encoder="c3d", frames=11)
+
+
+def test_all_frames_of_a_clip_are_varied_alike() -> None:
+    torch.manual_seed(5)
+    still = torch.from_numpy(np.stack([quarters()] * 4)).repeat(3, 1, 1, 1, 1)  # (3, 4, 48, 64, 3)
+    varied = augment_frames(still)
+    assert (varied.shape, varied.dtype) == (still.shape, torch.uint8)
+    assert (varied == varied[:, :1]).all()
+    assert (varied[0] != varied[1]).any()
+    assert (varied != still).any()
+
+
+def test_a_pretrained_network_sees_the_frames_and_stays_as_it_is(tmp_path: Path) -> None:
+    tiny = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetModel(tiny).save_pretrained(tmp_path / "resnet")
+    (tmp_path / "resnet/preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}', encoding="utf-8")
+    config = CnnLstmConfig(encoder="cnn_lstm", source="resnet", frames=3, video_px=32, hidden=8)
+    config.prepare([], tmp_path / "tower", tmp_path)
+    encoder = config.build(tmp_path / "tower", tmp_path)
+    assert isinstance(encoder, CnnLstm)
+    encoder.requires_grad_(True).train()
+    assert {name.split(".")[0] for name, weight in encoder.named_parameters() if weight.requires_grad} == {"lstm"}
+    assert encoder.lstm.training
+    assert not encoder.cnn.training
+    (frames,) = encoder.sample(config.tensors(), 2, 1)
+    restored = config.build(tmp_path / "tower", None)
+    restored.load_state_dict(encoder.state_dict())
+    with torch.inference_mode():
+        assert torch.allclose(encoder.eval()(frames), restored.eval()(frames), atol=1e-6)
+    learning = config.model_copy(update={"freeze_source": False}).build(tmp_path / "tower", tmp_path)
+    assert all(weight.requires_grad for weight in learning.requires_grad_(True).parameters())
