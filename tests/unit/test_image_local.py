@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from likeness_client.errors import InputError, MissingExtraError
 from likeness_export.cli import app
 from likeness_export.encoders.image_local import GeneralisedMean, LocalFeatures, LocalFeaturesConfig, as_map
-from likeness_export.encoders.image_timm import TimmConfig, import_timm
+from likeness_export.encoders.image_timm import TimmConfig, TimmNetwork, import_timm
 from likeness_export.explain import attention_of, explain
 from likeness_export.exporting import export_run
 from likeness_export.networks.product import Tower
@@ -263,7 +263,8 @@ def test_a_timm_network_is_exported(model: str, px: int, tmp_path: Path) -> None
 @needs_timm
 def test_timm_reads_weights_from_a_file(tmp_path: Path) -> None:
     bare = TimmConfig(encoder="timm", model="resnet10t", image_px=PX).build(tmp_path, None)
-    torch.save(vars(bare)["_modules"]["network"].state_dict(), tmp_path / "weights.pth")
+    assert isinstance(bare, TimmNetwork)
+    torch.save(bare.network.state_dict(), tmp_path / "weights.pth")
     config = TimmConfig(encoder="timm", model="resnet10t", weights="weights.pth", image_px=PX)
     again = config.build(tmp_path, tmp_path)
     pixels = photos(2)

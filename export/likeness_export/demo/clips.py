@@ -38,10 +38,10 @@ PRODUCTS_FILE = "products_with_clips.jsonl"
 _RATE = 12  # frames a second
 _MOTIONS: Sequence[Motion] = ("turn", "turn", "zoom", "pan")
 _CONTAINERS: Sequence[Container] = ("mp4", "mp4", "mp4", "mp4", "webm", "webm", "gif")
-# Per container, the first encoder that this FFmpeg has, and its options: one thread, because several would make other
-# bytes each time.
+# Per container, the first encoder that this FFmpeg has, and its options: one thread and (x264) no B-frames, because
+# otherwise the bytes differ each time.
 _ENCODERS: dict[str, dict[str, dict[str, str]]] = {
-    "mp4": {"libx264": {"preset": "veryfast", "threads": "1"}, "mpeg4": {"threads": "1"}},
+    "mp4": {"libx264": {"preset": "veryfast", "threads": "1", "bf": "0"}, "mpeg4": {"threads": "1"}},
     "webm": {
         "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0", "threads": "1"},
         "libvpx": {"deadline": "realtime", "b": "300k", "threads": "1"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from likeness_client import Client, Product, read_products
 from likeness_client.contract import all_signatures
 from likeness_client.records import read_jsonl
+from likeness_export.demo import catalogue as demo
 from likeness_export.demo.catalogue import render_catalogue
-from likeness_export.demo.clips import CLIP_PX, add_clips
+from likeness_export.demo.clips import CLIP_PX, PRODUCTS_FILE, add_clips
 from likeness_export.demo.shapes import SHAPES
 from likeness_export.evaluation import OfflineEmbedder, Task, read_task_catalogue
 from likeness_export.exporting import export_run
@@ -22,11 +24,9 @@ from likeness_export.run import Run
 from likeness_export.server import ServeConfig, serving, unused_ports
 from likeness_export.training import train
 
-MODALITIES = ("image", "attributes", "video")
+MODALITIES = ("attributes", "video")
 OVERRIDES = (
     "dimension=32",
-    "towers.image.image_px=32",
-    "towers.image.width=8",
     "towers.video.video_px=32",
     # A modality may have two towers; the second one encodes the same clips in the other way.
     "towers.motion={encoder='cnn_lstm', frames=6, video_px=32, width=8, hidden=32}",
@@ -40,7 +40,7 @@ OVERRIDES = (
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The product file of a small catalogue with clips."""
     products = render_catalogue(tmp_path_factory.mktemp("clips") / "catalogue", designs=len(SHAPES))
-    return add_clips(products, products.with_name("products_with_clips.jsonl"))
+    return add_clips(products, products.with_name(PRODUCTS_FILE))
 
 
 def test_clips_are_of_three_kinds_and_decode(catalogue: Path) -> None:
@@ -62,21 +62,28 @@ def test_clips_add_one_key_and_change_nothing_else(catalogue: Path) -> None:
     assert 0.5 < sum("video" in record for record in after) / len(after) < 0.7
 
 
-def test_a_catalogue_with_clips_is_left_be_and_can_be_drawn_again(catalogue: Path, tmp_path: Path) -> None:
-    stamp = catalogue.with_name("catalogue.json").read_text(encoding="utf-8")
+def test_the_same_seed_gives_the_same_bytes(catalogue: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copyfile(catalogue.with_name("catalogue.json"), folder / "catalogue.json")
+        some = sorted(catalogue.with_name("products.jsonl").read_text(encoding="utf-8").splitlines())[:30]
+        (folder / "products.jsonl").write_text("\n".join(some), encoding="utf-8")
+        add_clips(folder / "products.jsonl", folder / "with_clips.jsonl")
+    first, second = ({path.name: path.read_bytes() for path in folder.rglob("*.*")} for folder in folders)
+    assert len(first) > 12
+    assert first == second
+
+
+def test_a_catalogue_with_clips_is_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one takes its place, clips and all."""
     (tmp_path / "clips").mkdir()
-    for name in ("products.jsonl", catalogue.name):
+    (tmp_path / "images").mkdir()
+    for name in ("products.jsonl", PRODUCTS_FILE, "catalogue.json"):
         (tmp_path / name).touch()
-    (tmp_path / "catalogue.json").write_text(stamp, encoding="utf-8")
-    assert render_catalogue(tmp_path, designs=len(SHAPES)).read_bytes() == b""
-    (tmp_path / "catalogue.json").write_text("{}", encoding="utf-8")
-    again = render_catalogue(tmp_path, designs=len(SHAPES))
-    assert again.read_bytes() == catalogue.with_name("products.jsonl").read_bytes()
-    assert not (tmp_path / "clips").exists()
-    clips = catalogue.parent / "clips"
-    add_clips(again, tmp_path / catalogue.name)
-    assert (tmp_path / catalogue.name).read_bytes() == catalogue.read_bytes()
-    assert all((tmp_path / "clips" / path.name).read_bytes() == path.read_bytes() for path in clips.iterdir())
+    monkeypatch.setattr(demo, "_render_into", lambda fresh, **_: (fresh / "products.jsonl").touch())
+    render_catalogue(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["products.jsonl"]
 
 
 # --- served
@@ -84,9 +91,11 @@ def test_a_catalogue_with_clips_is_left_be_and_can_be_drawn_again(catalogue: Pat
 
 @pytest.fixture(scope="module")
 def run(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The built-in recipe for clips, smaller, with a tower more, briefly trained."""
+    """The built-in recipe for clips, smaller, without photos, with a second tower for clips, briefly trained."""
+    recipe = load_recipe(Path("demo_video"), OVERRIDES)
+    without_photos = {name: tower for name, tower in recipe.towers.items() if tower.modality in MODALITIES}
     trained = Run(tmp_path_factory.mktemp("video") / "run")
-    train(load_recipe(Path("demo_video"), OVERRIDES), trained, catalogue.parent)
+    train(recipe.model_copy(update={"towers": without_photos}), trained, catalogue.parent)
     return trained
 
 
@@ -112,7 +121,7 @@ def test_every_signature_with_video_is_served(client: Client) -> None:
     info = client.info()
     assert info.modalities == MODALITIES
     assert set(info.signatures) == set(all_signatures(MODALITIES))
-    assert info.towers == ("attributes", "image", "motion", "video")
+    assert info.towers == ("attributes", "motion", "video")
 
 
 @pytest.mark.server
