@@ -149,12 +149,36 @@ def test_images_that_cannot_be_read_fail(source: object, reason: str) -> None:
     assert caught.value.modality == "image"
 
 
+def test_video_sources(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"clip")
+    assert encode(Product(video=path)) == encode(Product(video=b"clip")) == {"video": b"clip"}
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (Path("no/such.mp4"), "cannot read no/such.mp4: No such file"),
+        (Path("/dev/zero"), "is not a file"),
+        (b"", "is empty"),
+        ("a.mp4", "expected a Path or bytes, found str"),
+    ],
+)
+def test_videos_that_cannot_be_read_fail(source: object, reason: str) -> None:
+    with pytest.raises(ProductError, match=reason) as caught:
+        encode(Product(video=source))  # type: ignore[arg-type]  # wrong types on purpose
+    assert caught.value.modality == "video"
+
+
 def test_the_size_limit_names_size_limit_and_way_out(tmp_path: Path) -> None:
     schema = InputSchema(max_bytes={"text": 10, "image": 10})
     path = tmp_path / "a.jpg"
     path.write_bytes(b"x" * 11)
     with pytest.raises(ProductError, match=r"image: 11 bytes, the server's limit is 10; send a smaller"):
         encode(Product(images=(path,)), schema)
+    schema = InputSchema(max_bytes={"text": 10, "video": 10})
+    with pytest.raises(ProductError, match=r"video: 11 bytes, the server's limit is 10; send a shorter"):
+        encode(Product(video=path), schema)
     with pytest.raises(ProductError, match=r"text: 1,000 bytes, the server's limit is 10; shorten it"):
         encode(Product(title="x" * 1000), schema)
     assert encode(Product(title="x" * 10), schema)

@@ -15,6 +15,7 @@ def test_a_record_becomes_a_product() -> None:
         "description": None,
         "attributes": {"colour": "red", "price_usd": 52.0, "gone": None},
         "images": ["images/a.jpg"],
+        "video": "clips/a.mp4",
         "fine_label": "Shoes",
     }
     assert Product.from_record(record, Path("base")) == Product(
@@ -22,7 +23,9 @@ def test_a_record_becomes_a_product() -> None:
         title="Shoe",
         attributes={"colour": "red", "price_usd": 52.0},
         images=(Path("base/images/a.jpg"),),
+        video=Path("base/clips/a.mp4"),
     )
+    assert Product.from_record({"video": None}, Path()) == Product.from_record({"video": ""}, Path()) == Product()
     assert Product.from_record({}, Path()) == Product()
 
 
@@ -39,6 +42,7 @@ def test_a_record_becomes_a_product() -> None:
         ("images", "a.jpg", "'images' must be a list of paths"),
         ("images", [1], "'images' must be a list of paths"),
         ("images", [""], "'images' must be a list of paths"),
+        ("video", ["a.mp4"], "'video' must be a string, found a list"),
     ],
 )
 def test_a_wrong_type_names_product_and_key(key: str, value: object, reason: str) -> None:

@@ -89,6 +89,7 @@ LIBRARIES = {
         "onnxscript",
         "onnxruntime",
         "PIL",
+        "av",
         "pydantic",
     ),
     *(
