@@ -26,7 +26,7 @@ DataRoot = Annotated[
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a built-in recipe: demo, fashion.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a built-in recipe, e.g. demo.")],
     out: Annotated[Path, typer.Option(help="The folder of the run. One that was interrupted goes on.")],
     data_root: DataRoot = Path(),
     override: Annotated[
