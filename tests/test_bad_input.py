@@ -333,7 +333,7 @@ def test_unknown_attributes_are_no_attributes(client: Client, good: tuple[Produc
     found = client.embed([good[0], unknown, good[1]])
     assert found.signatures[1] == "text_image"
     np.testing.assert_allclose(found.vectors[[0, 2]], alone, rtol=0, atol=EXACT)
-    without = client.embed([replace(good[0], attributes={})]).vectors  # another batch: alike to rounding, not to the bit
+    without = client.embed([replace(good[0], attributes={})]).vectors  # in another batch: alike but for rounding
     np.testing.assert_allclose(found.vectors[1], without[0], rtol=0, atol=EXACT)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from likeness_export.networks.similarity import LearnedMetric
 
+PROXY_SCALE, PROXY_SMOOTHING = 16.0, 0.1
+
 
 def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Tensor:
     """Formula 4.1: ``-log exp(s_ij / tau) / sum_k exp(s_ik / tau)``, the mean over the pairs (i, j) that are alike.
@@ -69,21 +71,43 @@ def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float) -
     return (one_way(logits) + one_way(logits.T)) / 2
 
 
-def metric_loss(metric: LearnedMetric, embeddings: Tensor, positives: Tensor) -> Tensor:
-    """Cross-entropy of the learned metric on all positive pairs of a batch and as many of its hardest negatives.
+def proxy_loss(embeddings: Tensor, proxies: Tensor, classes: Tensor) -> Tensor:
+    """Classification by the cosine to one learned vector per class (normalised softmax; Zhai and Wu 2019).
+
+    Args:
+        embeddings: FP32 [n, d], unit vectors.
+        proxies: FP32 [c, d], of any length.
+        classes: INT64 [n]; -1: not known, does not count.
+
+    Returns:
+        A scalar; 0 when no class is known.
+    """
+    logits = PROXY_SCALE * embeddings @ F.normalize(proxies, dim=1).T
+    known = int((classes >= 0).sum())
+    total = F.cross_entropy(logits, classes, ignore_index=-1, label_smoothing=PROXY_SMOOTHING, reduction="sum")
+    return total / max(1, known)
+
+
+def metric_loss(metric: LearnedMetric, embeddings: Tensor, positives: Tensor, judged: Tensor) -> Tensor:
+    """Cross-entropy of the learned metric on all positive pairs of a batch and on its hardest negatives.
+
+    There are as many negatives as positives, but no fewer than two per product, if there are so many.
 
     Args:
         metric: the network.
-        embeddings: FP32 [n, d]; detached here, so that the metric adapts to the space and not the space to it.
+        embeddings: FP32 [n, d].
         positives: BOOL [n, n].
+        judged: BOOL [n, n]; the pairs that are neither are not looked at.
     """
-    vectors = embeddings.detach()
     upper = torch.ones_like(positives).triu(1)
     i_positive, j_positive = (positives & upper).nonzero(as_tuple=True)
-    cosine = (vectors @ vectors.T).masked_fill(positives | ~upper, float("-inf"))
-    available = int((~positives & upper).sum())
-    hardest = cosine.flatten().topk(min(max(len(i_positive), 1), available)).indices
-    i_negative, j_negative = hardest // len(vectors), hardest % len(vectors)
+    negatives = judged & ~positives & upper
+    cosine = (embeddings @ embeddings.T).detach().masked_fill(~negatives, float("-inf"))
+    wanted = min(max(len(i_positive), 2 * len(embeddings)), int(negatives.sum()))
+    hardest = cosine.flatten().topk(wanted).indices
+    i_negative, j_negative = hardest // len(embeddings), hardest % len(embeddings)
     i, j = torch.cat([i_positive, i_negative]), torch.cat([j_positive, j_negative])
+    if not len(i):
+        return embeddings.new_zeros(())
     target = torch.cat([torch.ones(len(i_positive)), torch.zeros(len(i_negative))])
-    return F.binary_cross_entropy_with_logits(metric(vectors[i], vectors[j]), target)
+    return F.binary_cross_entropy_with_logits(metric(embeddings[i], embeddings[j]), target)

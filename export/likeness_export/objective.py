@@ -1,4 +1,4 @@
-"""What a training step minimises: contrast between products, between modalities, and the learned metric's error."""
+"""What a training step minimises: contrast of products and of modalities, class proxies, the learned metric's error."""
 
 from __future__ import annotations
 
@@ -6,44 +6,79 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from likeness_export.losses import across, contrastive, decoupled, metric_loss
+from likeness_export.losses import across, contrastive, decoupled, metric_loss, proxy_loss
 from likeness_export.networks.product import ProductNetwork
+from likeness_export.positives import Judgement
 from likeness_export.recipe import Recipe
 
 _CONTRASTS = {"contrastive": contrastive, "decoupled": decoupled}
 
 
-class Objective:
-    """The loss of a recipe on one batch."""
+class Objective(nn.Module):
+    """The loss of a recipe on one batch.
 
-    def __init__(self, recipe: Recipe, network: ProductNetwork) -> None:
-        self.training, self.network = recipe.training, network
+    Attributes:
+        proxies: per notion of alikeness, one learned vector per class, FP32 [c, e]; empty if the recipe has no use for
+            them. They are trained with the network and belong to no export.
+    """
+
+    def __init__(self, recipe: Recipe, network: ProductNetwork, class_counts: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.training_section, self.joint = recipe.training, recipe.similarity.joint
         self.contrast = _CONTRASTS[recipe.training.loss]
-        self.notion_weights = torch.tensor(recipe.data.label_weights or [1.0] * max(1, len(recipe.data.labels)))
+        weights = recipe.data.label_weights or [1.0] * max(1, len(recipe.data.labels))
+        self.notion_weights = [weight / sum(weights) for weight in weights]
+        counts = class_counts if recipe.training.proxies else ()
+        size = recipe.embedding_dimension()
+        self.proxies = nn.ParameterList(torch.randn(count, size) / size**0.5 for count in counts)
+        self._network = [network]  # in a list, so that its parameters are not taken for those of the objective
 
-    def __call__(self, vectors: Tensor, present: Tensor, alike: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    @property
+    def network(self) -> ProductNetwork:
+        """The network that is trained."""
+        return self._network[0]
+
+    def forward(self, vectors: Tensor, present: Tensor, judgement: Judgement) -> tuple[Tensor, Tensor]:
         """Compute the loss.
 
         Args:
             vectors: FP32 [n, t, d], the towers' unit vectors.
             present: BOOL [n, m], the modalities that each product has.
-            alike: one BOOL [n, n] per notion of alikeness, the coarsest first.
+            judgement: what is known about the products.
 
         Returns:
             The loss, a scalar, and the embeddings of the whole products, FP32 [n, e].
         """
-        # Every product is embedded twice, with all it has and with a random part of it: one space for all signatures.
+        settings = self.training_section
+        # Products are embedded with all that they have, and again with a random part of it: one space for all
+        # signatures. Not twice alike, though: a copy would be everybody's nearest, and leave nothing to learn.
         whole, _ = self.network.fuse(vectors, present)
-        part, _ = self.network.fuse(vectors, drop_modalities(present, self.training.modality_dropout))
-        embeddings = torch.cat([whole, part])  # (2n, e)
-        masks = [mask | torch.eye(len(vectors), dtype=torch.bool) for mask in alike]
-        notions = [self.contrast(embeddings, mask.repeat(2, 2), self.training.temperature) for mask in masks]
-        loss = (self.notion_weights * torch.stack(notions)).sum() / self.notion_weights.sum()
-        if self.training.co_learning:
-            loss = loss + self.training.co_learning * self._co_learning(vectors, present, masks[-1])
-        return loss + metric_loss(self.network.metric, embeddings, masks[-1].repeat(2, 2)), whole
+        kept = drop_modalities(present, settings.modality_dropout)
+        reduced = (kept != present).any(1).nonzero().flatten()
+        part, _ = self.network.fuse(vectors[reduced], kept[reduced])
+        embeddings = torch.cat([whole, part])  # (n + n', e)
+        rows = torch.cat([torch.arange(len(vectors)), reduced])
+        itself = torch.eye(len(vectors), dtype=torch.bool)
+        masks = [mask | itself for mask in judgement.alike]
+
+        loss = self.metric_error(embeddings, masks[-1][rows][:, rows], (judgement.judged | itself)[rows][:, rows])
+        for place, (weight, mask) in enumerate(zip(self.notion_weights, masks, strict=True)):
+            loss = loss + settings.contrast * weight * self.contrast(
+                embeddings, mask[rows][:, rows], settings.temperature
+            )
+            if self.proxies:
+                classes = judgement.classes[place][rows]
+                loss = loss + settings.proxies * weight * proxy_loss(embeddings, self.proxies[place], classes)
+        if settings.co_learning:
+            loss = loss + settings.co_learning * self._co_learning(vectors, present, masks[-1])
+        return loss, whole
+
+    def metric_error(self, embeddings: Tensor, positives: Tensor, judged: Tensor) -> Tensor:
+        """Return the learned metric's loss; it shapes the space only where the recipe says so."""
+        vectors = embeddings if self.joint else embeddings.detach()
+        return metric_loss(self.network.metric, vectors, positives, judged)
 
     def _co_learning(self, vectors: Tensor, present: Tensor, alike: Tensor) -> Tensor:
         """Contrast every two modalities over the products that have both."""
@@ -53,7 +88,7 @@ class Objective:
             if both.sum() > 1:
                 one = self.network.modality_vector(vectors[both], left)
                 other = self.network.modality_vector(vectors[both], right)
-                losses.append(across(one, other, alike[both][:, both], self.training.temperature))
+                losses.append(across(one, other, alike[both][:, both], self.training_section.temperature))
         return torch.stack(losses).mean() if losses else vectors.new_zeros(())
 
 

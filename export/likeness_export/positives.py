@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +21,29 @@ Rows = NDArray[np.intp]
 Vectors = NDArray[np.float32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What is known about the n products of a batch.
+
+    Attributes:
+        alike: BOOL [n, n] per notion of alikeness, the coarsest first.
+        judged: BOOL [n, n], the pairs of which it is known whether they are alike in the finest notion.
+        classes: INT64 [n] per notion that has classes, -1 where a product's is not known.
+    """
+
+    alike: tuple[Tensor, ...]
+    judged: Tensor
+    classes: tuple[Tensor, ...] = ()
+
+
 class Positives(Protocol):
-    """Draws batches of products and knows which of them are alike."""
+    """Draws batches of products and knows which of them are alike.
+
+    Attributes:
+        class_counts: how many classes each notion has; empty if it has none.
+    """
+
+    class_counts: tuple[int, ...]
 
     def batches(self, random: np.random.Generator, embeddings: Vectors) -> Iterator[Rows]:
         """Draw one epoch of batches.
@@ -32,8 +55,8 @@ class Positives(Protocol):
         """
         ...
 
-    def alike(self, rows: Rows) -> list[Tensor]:
-        """Return one BOOL [n, n] per notion of alikeness, the coarsest first, for the products of a batch."""
+    def judge(self, rows: Rows) -> Judgement:
+        """Return what is known about the products of a batch."""
         ...
 
 
@@ -42,11 +65,21 @@ class LabelPositives:
 
     A batch draws ``groups_per_batch`` values of the finest label that at least two products share, and ``group_size``
     products of each. An epoch shows as many products as there are.
+
+    Args:
+        labels: per notion, a label per product; empty where there is none.
+        training: how large batches are.
+        source: where each product comes from, e.g. a shop or a kind of photo: the draws of a group take turns over the
+            sources, so that even a rare one is seen with each of its groups. None: all from one.
     """
 
-    def __init__(self, labels: Sequence[NDArray[np.str_]], training: TrainingSection) -> None:
+    def __init__(
+        self, labels: Sequence[NDArray[np.str_]], training: TrainingSection, source: NDArray[np.str_] | None = None
+    ) -> None:
         self.codes = [np.unique(label, return_inverse=True)[1] for label in labels]
         self.known = [label != "" for label in labels]
+        self.class_counts = tuple(int(codes.max()) + 1 for codes in self.codes)
+        self.source = np.zeros(len(labels[0]), np.intp) if source is None else np.unique(source, return_inverse=True)[1]
         finest, known = self.codes[-1], self.known[-1]
         members = [np.flatnonzero((finest == code) & known) for code in np.unique(finest[known])]
         self.groups = [rows for rows in members if len(rows) > 1]
@@ -70,49 +103,102 @@ class LabelPositives:
             drawn = random.choice(len(self.groups), easy, replace=False, p=weight / weight.sum())
             if centres is not None:
                 drawn = np.concatenate([drawn, _nearest_others(centres, drawn, self.hard, random)])
-            size = self.group_size
-            picks = [
-                random.choice(g, min(size, len(g)), replace=False) for g in (self.groups[place] for place in drawn)
-            ]
-            yield np.concatenate(picks)
+            yield np.concatenate([self._draw(self.groups[place], random) for place in drawn])
 
-    def alike(self, rows: Rows) -> list[Tensor]:
-        """Equal and known labels."""
-        return [
-            torch.from_numpy((codes[rows, None] == codes[None, rows]) & known[rows, None] & known[None, rows])
+    def _draw(self, group: Rows, random: np.random.Generator) -> Rows:
+        shuffled = random.permutation(group)
+        # How many of a product's own source come before it: sorted by that, the sources take turns.
+        source = self.source[shuffled]
+        turn = [int((source[:place] == own).sum()) for place, own in enumerate(source)]
+        drawn: Rows = shuffled[np.argsort(turn, kind="stable")][: self.group_size]
+        return drawn
+
+    def judge(self, rows: Rows) -> Judgement:
+        """Equal and known labels are alike."""
+        both = [known[rows, None] & known[None, rows] for known in self.known]
+        alike = [
+            torch.from_numpy((codes[rows, None] == codes[None, rows]) & known)
+            for codes, known in zip(self.codes, both, strict=True)
+        ]
+        classes = [
+            torch.from_numpy(np.where(known[rows], codes[rows], -1))
             for codes, known in zip(self.codes, self.known, strict=True)
         ]
+        return Judgement(alike=tuple(alike), judged=torch.from_numpy(both[-1]), classes=tuple(classes))
 
 
 class PairPositives:
-    """Explicit pairs: those labelled 1 are alike. A batch draws such pairs; the others among its products count too."""
+    """Explicit pairs: those labelled 1 are alike, those labelled 0 are not.
+
+    A batch draws ``groups_per_batch`` left sides that share candidates, as far as there are such, and all products that
+    they are paired with: each product is encoded once and serves all its pairs. An epoch shows every pair once.
+
+    Hard negatives are mined: products that lay nearest to one of those left sides in the last epoch and are not paired
+    with it. Only left sides with a known match are mined for: what lies near to one of the others may be its match.
+    """
+
+    class_counts: tuple[int, ...] = ()
 
     def __init__(self, pairs: Sequence[tuple[int, int, int]], products: int, training: TrainingSection) -> None:
-        self.positive = np.array([(i, j) for i, j, label in pairs if label == 1], dtype=np.intp)
-        if len(self.positive) < 2:
-            raise InputError(f"{len(self.positive)} training pairs are labelled 1; contrast needs at least two")
         self.partners: list[set[int]] = [set() for _ in range(products)]
         self.rejected: list[set[int]] = [set() for _ in range(products)]
         for i, j, label in pairs:
             known = self.partners if label == 1 else self.rejected
             known[i].add(j)
             known[j].add(i)
-        self.pairs_per_batch = training.groups_per_batch
+        matches = sum(label for _, _, label in pairs)
+        if matches < 2:
+            raise InputError(f"{matches} training pairs are labelled 1; contrast needs at least two")
+        self.candidates: dict[int, list[int]] = {}
+        self.lefts_of: dict[int, list[int]] = {}
+        for i, j, _ in pairs:
+            self.candidates.setdefault(i, []).append(j)
+            self.lefts_of.setdefault(j, []).append(i)
+        self.lefts_per_batch = training.groups_per_batch
         self.hard_negatives = training.hard_negatives
 
-    def batches(self, random: np.random.Generator, embeddings: Vectors) -> Iterator[Rows]:  # noqa: ARG002 (labels say more)
-        """Draw one epoch: every positive pair once; the share of hard negatives are partners labelled 0."""
-        order = random.permutation(len(self.positive))
-        for start in range(0, len(order), self.pairs_per_batch):
-            rows = np.unique(self.positive[order[start : start + self.pairs_per_batch]])
-            candidates = np.array(sorted({other for row in rows for other in self.rejected[row]} - set(rows.tolist())))
+    def batches(self, random: np.random.Generator, embeddings: Vectors) -> Iterator[Rows]:
+        """Draw one epoch."""
+        lefts = self._ordered(random)
+        for start in range(0, len(lefts), self.lefts_per_batch):
+            drawn = lefts[start : start + self.lefts_per_batch]
+            rows = np.unique([*drawn, *(other for left in drawn for other in self.candidates[left])])
             wanted = round(len(rows) * self.hard_negatives / (1 - self.hard_negatives))
-            yield np.concatenate([rows, random.permutation(candidates)[:wanted]]).astype(np.intp)
+            if wanted and embeddings.any():
+                rows = np.concatenate([rows, self._mined(drawn, rows, embeddings)[:wanted]])
+            yield rows.astype(np.intp)
 
-    def alike(self, rows: Rows) -> list[Tensor]:
-        """Pairs labelled 1."""
-        mask = np.array([[int(j) in self.partners[i] for j in rows] for i in rows], dtype=bool)
-        return [torch.from_numpy(mask)]
+    def _ordered(self, random: np.random.Generator) -> list[int]:
+        """Return the left sides in random order, but those that share candidates next to each other."""
+        unseen = dict.fromkeys(random.permutation(list(self.candidates)).tolist())
+        ordered: list[int] = []
+        near: deque[int] = deque()
+        while unseen:
+            left = near.popleft() if near else next(iter(unseen))
+            if left not in unseen:
+                continue
+            del unseen[left]
+            ordered.append(left)
+            near.extend(n for other in self.candidates[left] for n in self.lefts_of[other] if n in unseen)
+            if len(ordered) % self.lefts_per_batch == 0:
+                near.clear()  # the next batch starts elsewhere
+        return ordered
+
+    def _mined(self, drawn: Sequence[int], rows: Rows, embeddings: Vectors) -> Rows:
+        """Return products outside ``rows``, those first that lie nearest to a drawn left side with a known match."""
+        matched = [left for left in drawn if self.partners[left]]
+        if not matched:
+            return np.empty(0, np.intp)
+        nearness = (embeddings @ embeddings[matched].T).max(1)  # (n,)
+        nearness[rows] = -np.inf
+        nearest: Rows = np.argsort(-nearness, kind="stable")[: len(embeddings) - len(rows)]
+        return nearest
+
+    def judge(self, rows: Rows) -> Judgement:
+        """Pairs labelled 1 are alike; those labelled 0, and no others, are judged too."""
+        matched = np.array([[int(j) in self.partners[i] for j in rows] for i in rows], dtype=bool)
+        rejected = np.array([[int(j) in self.rejected[i] for j in rows] for i in rows], dtype=bool)
+        return Judgement(alike=(torch.from_numpy(matched),), judged=torch.from_numpy(matched | rejected))
 
 
 def _nearest_others(centres: Vectors, drawn: Rows, count: int, random: np.random.Generator) -> Rows:
@@ -146,4 +232,5 @@ def positives_of(
         pairs = [pair for pair in pairs if usable[pair[0]] and usable[pair[1]]]
         return PairPositives(pairs, len(catalogue), training)
     labels = [np.where(usable, catalogue.labels(field), "") for field in recipe.data.labels]
-    return LabelPositives(labels, training)
+    source = catalogue.labels(recipe.data.source) if recipe.data.source else None
+    return LabelPositives(labels, training, source)

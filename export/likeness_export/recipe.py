@@ -42,6 +42,13 @@ class DataSection(_Section):
         default=(), description="how much each label counts in the loss; default: all the same"
     )
     pairs: str | None = Field(default=None, description="CSV of left_id, right_id, label, split, instead of labels")
+    source: str | None = Field(
+        default=None, description="field that says where a product comes from; the draws of a label take turns over it"
+    )
+    masked: tuple[str, ...] = Field(
+        default=(),
+        description="fields whose words are cut from the titles and descriptions, because they are the label",
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_positives(self) -> DataSection:
@@ -49,6 +56,8 @@ class DataSection(_Section):
             raise ValueError("give either labels or pairs")
         if self.label_weights and len(self.label_weights) != len(self.labels):
             raise ValueError(f"{len(self.label_weights)} label_weights for {len(self.labels)} labels")
+        if self.pairs and self.source:
+            raise ValueError("source belongs to labels; pairs are drawn as they are")
         return self
 
 
@@ -56,20 +65,26 @@ class SimilaritySection(_Section):
     """The learned metric."""
 
     hidden: int = Field(default=64, ge=1, description="width of the correcting network")
+    joint: bool = Field(default=False, description="its error also shapes the space, not only the metric")
 
 
 class TrainingSection(_Section):
     """How the space is learned."""
 
     epochs: int = Field(default=30, ge=1)
-    groups_per_batch: int = Field(default=32, ge=2, description="labels (or pairs) drawn into a batch")
+    head_epochs: int = Field(
+        default=0, ge=0, description="epochs before those, in which all encoders are still frozen (and cached)"
+    )
+    groups_per_batch: int = Field(default=32, ge=2, description="labels, or left sides of pairs, drawn into a batch")
     group_size: int = Field(default=4, ge=2, description="products drawn per label")
     learning_rate: float = Field(default=2e-3, gt=0, description="of projections, fusion head and learned metric")
     weight_decay: float = Field(default=0.01, ge=0)
     loss: Literal["contrastive", "decoupled"] = Field(
         default="contrastive", description="formula 4.1, or with the positives left out of the denominator"
     )
+    contrast: float = Field(default=1.0, ge=0, description="weight of that loss")
     temperature: float = Field(default=0.07, gt=0, description="tau of formula 4.1")
+    proxies: float = Field(default=0.0, ge=0, description="weight of classification by one learned vector per label")
     hard_negatives: float = Field(
         default=0.0, ge=0, lt=1, description="share of a batch that is drawn because it is hard to tell from the rest"
     )
@@ -107,6 +122,12 @@ class Recipe(_Section):
     similarity: SimilaritySection = SimilaritySection()
     training: TrainingSection = TrainingSection()
     serving: ServingSection = ServingSection()
+
+    @model_validator(mode="after")
+    def _proxies_have_classes(self) -> Recipe:
+        if self.training.proxies and self.data.pairs:
+            raise ValueError("training.proxies: needs data.labels; pairs have no classes")
+        return self
 
     @model_validator(mode="after")
     def _signatures_exist(self) -> Recipe:

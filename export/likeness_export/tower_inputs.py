@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from likeness_export.progress import each
 
 log = logging.getLogger(__name__)
 _CHUNK = 64
+_MAP_CHUNK = 32  # small enough that texts of like length meet
 
 
 class TowerInputs:
@@ -67,6 +68,19 @@ class TowerInputs:
             return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
         tensors, _ = self.preprocessor([self.items[row] for row in rows])
         return tuple(torch.from_numpy(tensors[spec.name]) for spec in self.specs)
+
+    def map(self, rows: NDArray[np.intp], encode: Callable[..., Tensor]) -> Tensor:
+        """Encode products, all of which must be present; those of varying length in chunks of like length.
+
+        Args:
+            rows: the products.
+            encode: takes the encoder's tensors of some products and returns FP32 [n, f].
+        """
+        if self._fixed:
+            return encode(*self.batch(rows))
+        order = np.argsort([len(self.items[row] or b"") for row in rows], kind="stable")
+        parts = [encode(*self.batch(rows[order[i : i + _MAP_CHUNK]])) for i in range(0, len(order), _MAP_CHUNK)]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
     @torch.inference_mode()
     def encode(self, encoder: Encoder) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from likeness_client.errors import InputError
 from torch import Tensor, nn
 
-from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.catalogue import Catalogue, read_catalogue, read_named_pairs
+from likeness_export.encoders import Encoder
 from likeness_export.files import write_text, written_aside
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
@@ -42,7 +44,7 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
     if run.weights.is_file():
         log.info("%s is already trained", run.folder)
         return
-    catalogue = read_catalogue(data_root / recipe.data.products).of_splits(recipe.data.train_splits)
+    catalogue = training_catalogue(recipe, data_root)
     torch.manual_seed(recipe.seed)
     trainer = _Trainer(recipe, run, catalogue, data_root)
     trainer.fit()
@@ -55,6 +57,24 @@ def _claim(recipe: Recipe, run: Run) -> None:
         run.write_recipe(recipe)
     elif run.read_recipe().digest() != recipe.digest():
         raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
+
+
+def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
+    """Read the products that a recipe trains on: those of its splits, or those that a pair of its splits names.
+
+    Raises:
+        InputError: the data cannot be used, or nothing is left.
+    """
+    data = recipe.data
+    catalogue = read_catalogue(data_root / data.products).masked(data.masked)
+    if data.pairs is None:
+        return catalogue.of_splits(data.train_splits)
+    named = read_named_pairs(data_root / data.pairs, data.train_splits)
+    wanted = {name for pair in named for name in (pair.left, pair.right)}
+    rows = [row for row, product in enumerate(catalogue.products) if product.product_id in wanted]
+    if not rows:
+        raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")
+    return catalogue.select(rows)
 
 
 def prepare_towers(recipe: Recipe, run: Run, payloads: list[dict[str, bytes]], data_root: Path) -> None:
@@ -80,16 +100,11 @@ class _Trainer:
         self.network = build_network(recipe, run.towers, data_root)
         ids = [product.product_id for product in catalogue.products]
         self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, payloads, ids)
-        self.features = {
-            name: torch.from_numpy(
-                cached_features(self.inputs[name], self.network.tower(name).encoder, tower, run.features)
-            )
-            for name, tower in recipe.towers.items()
-            if tower.freeze
-        }
+        self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
+        self.features = {name: self._features(name) for name in self.frozen}
         self.present = present_modalities(self.network, self.inputs)
         self.positives: Positives = positives_of(recipe, catalogue, data_root, self.present.any(1).numpy())
-        self.objective = Objective(recipe, self.network)
+        self.objective = Objective(recipe, self.network, self.positives.class_counts)
         # Every product's embedding when it was last in a batch; zeros before.
         self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension())
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.training.weight_decay)
@@ -105,19 +120,33 @@ class _Trainer:
         ]
         inside = {id(parameter) for encoder in encoders.values() for parameter in encoder.parameters()}
         rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
-        return [*groups, {"params": rest, "lr": self.recipe.training.learning_rate}]
+        return [
+            *groups,
+            {"params": [*rest, *self.objective.parameters()], "lr": self.recipe.training.learning_rate},
+        ]
+
+    def _features(self, name: str) -> Tensor:
+        """Return what a tower's encoder, as it is now, makes of every product."""
+        encoder, config = self.network.tower(name).encoder, self.recipe.towers[name]
+        return torch.from_numpy(cached_features(self.inputs[name], encoder, config, self.run.features))
 
     def fit(self) -> None:
         """Run all epochs that are left."""
-        epochs = self.recipe.training.epochs
+        head_epochs = self.recipe.training.head_epochs
+        epochs = head_epochs + self.recipe.training.epochs
         # Every epoch draws from its own seed: a resumed training takes the very steps of an uninterrupted one.
         per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.numpy())))
-        schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(epochs * per_epoch))
+        factor = _schedule(head_epochs * per_epoch, self.recipe.training.epochs * per_epoch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         first = self._restore(schedule)
+        if first < head_epochs:
+            self.features |= {name: self._features(name) for name in self.recipe.towers if name not in self.frozen}
         with stages("epochs", "loss") as progress:
             task = progress.add_task("training", total=epochs, completed=first, loss="")
             for epoch in range(first, epochs):
                 started = time.perf_counter()
+                if epoch == head_epochs:
+                    self.features = {name: self.features[name] for name in self.frozen}
                 loss = self._epoch(epoch, schedule)
                 self._log(epoch, loss, time.perf_counter() - started)
                 self._save(epoch, schedule)
@@ -129,10 +158,10 @@ class _Trainer:
         embeddings = self.latest.numpy().copy()  # hard negatives are mined in the last epoch's
         self.network.train()
         for rows in self.positives.batches(np.random.default_rng([self.recipe.seed, epoch]), embeddings):
-            loss, whole = self.objective(self._vectors(rows), self.present[rows], self.positives.alike(rows))
+            loss, whole = self.objective(self._vectors(rows), self.present[rows], self.positives.judge(rows))
             self.latest[rows] = whole.detach()
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimizer.step()
             schedule.step()
@@ -147,25 +176,28 @@ class _Trainer:
             if name in self.features:
                 found = tower.project(self.features[name][rows[there]])
             elif there.any():
-                tensors = tower.encoder.augment(*inputs.batch(rows[there]))
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
-                    features = tower.encoder(*tensors)
-                found = tower.project(features.float())
+                found = tower.project(inputs.map(rows[there], partial(self._encode, tower.encoder)))
             else:
                 found = torch.zeros(0, self.recipe.dimension)
             blank = torch.zeros(len(rows), self.recipe.dimension)
             columns.append(blank.index_put((torch.from_numpy(np.flatnonzero(there)),), found))
         return torch.stack(columns, 1)
 
+    def _encode(self, encoder: Encoder, *tensors: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
+            features: Tensor = encoder(*encoder.augment(*tensors))
+        return features.float()
+
     def _trained_state(self) -> dict[str, Tensor]:
         """Return the parameters that training changes; frozen encoders are reloaded from their source."""
-        frozen = tuple(f"towers.{name}.encoder." for name in self.features)
+        frozen = tuple(f"towers.{name}.encoder." for name in self.frozen)
         return {key: value for key, value in self.network.state_dict().items() if not key.startswith(frozen)}
 
     def _save(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
         state = {
             "epoch": epoch,
             "network": self._trained_state(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "latest": self.latest,
@@ -180,6 +212,7 @@ class _Trainer:
             return 0
         state = torch.load(self.run.checkpoint, weights_only=True)
         self.network.load_state_dict(state["network"], strict=False)
+        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         self.latest = state["latest"]
@@ -200,10 +233,14 @@ def present_modalities(network: ProductNetwork, inputs: dict[str, TowerInputs]) 
     return torch.from_numpy(np.stack(columns, 1))
 
 
-def _schedule(steps: int) -> Callable[[int], float]:
-    warm = max(1, round(_WARM_UP * steps))
+def _schedule(head_steps: int, steps: int) -> Callable[[int], float]:
+    """Return the learning rate's factor per step: constant for the head alone, then falling; each after a rise."""
+    warm_head, warm = max(1, round(_WARM_UP * head_steps)), max(1, round(_WARM_UP * steps))
 
     def factor(step: int) -> float:
+        if step < head_steps:
+            return min(1.0, (step + 1) / warm_head)
+        step -= head_steps
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warm) / max(1, steps - warm)))))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from likeness_export.losses import across, contrastive, decoupled, metric_loss
+from likeness_export.losses import across, contrastive, decoupled, metric_loss, proxy_loss
 from likeness_export.networks.similarity import LearnedMetric
 from torch import Tensor
 
@@ -72,26 +72,42 @@ def metric() -> LearnedMetric:
         pytest.param([0, 1], id="one negative pair"),
     ],
 )
-def test_metric_loss_is_finite_and_teaches_the_metric_only(labels: list[int]) -> None:
+@pytest.mark.parametrize("nothing_judged", [False, True])
+def test_metric_loss_is_finite(labels: list[int], nothing_judged: bool) -> None:
     network, z = metric(), embeddings(len(labels)).requires_grad_()
-    loss = metric_loss(network, z, alike(labels))
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
+    judged = torch.full((len(labels), len(labels)), not nothing_judged)
+    loss = metric_loss(network, z, alike(labels), judged)
     assert loss.isfinite()
-    assert loss > 0
-    assert z.grad is None
-    assert network.scale.grad is not None
-    assert network.scale.grad.isfinite()
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
+        assert z.grad is not None
+        assert z.grad.isfinite().all()
+        assert network.scale.grad is not None
+        assert network.scale.grad.isfinite()
 
 
-def test_metric_loss_takes_as_many_of_the_hardest_negatives_as_there_are_positives() -> None:
+def test_metric_loss_takes_two_of_the_hardest_judged_negatives_per_product() -> None:
     network, z, positives = metric(), embeddings(), alike([0, 0, 1, 1, 2, 2, 3, 3, 3])
     pairs = [(i, j) for i in range(N) for j in range(i + 1, N)]
+    judged = ~torch.zeros(N, N, dtype=torch.bool)
+    judged[0, 2] = judged[2, 0] = False
     same = [(i, j) for i, j in pairs if positives[i, j]]
-    other = sorted((pair for pair in pairs if pair not in same), key=lambda pair: -float(z[pair[0]] @ z[pair[1]]))
+    other = sorted(
+        (pair for pair in pairs if pair not in same and judged[pair]), key=lambda pair: -float(z[pair[0]] @ z[pair[1]])
+    )
     probability = {(i, j): torch.sigmoid(network(z[i], z[j])).item() for i, j in pairs}
     terms = [-math.log(probability[pair]) for pair in same]
-    terms += [-math.log(1 - probability[pair]) for pair in other[: len(same)]]
-    assert metric_loss(network, z, positives).item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+    terms += [-math.log(1 - probability[pair]) for pair in other[: 2 * N]]
+    assert metric_loss(network, z, positives, judged).item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+
+
+def test_proxy_loss_is_the_smoothed_cross_entropy_of_scaled_cosines() -> None:
+    z, proxies = embeddings(3), torch.randn(4, DIMENSION, generator=torch.Generator().manual_seed(2))
+    classes = torch.tensor([1, -1, 3])
+    logits = 16 * z @ F.normalize(proxies, dim=1).T
+    expected = F.cross_entropy(logits[[0, 2]], classes[[0, 2]], label_smoothing=0.1)
+    assert proxy_loss(z, proxies, classes).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert proxy_loss(z, proxies, torch.full((3,), -1)) == 0
 
 
 def test_decoupled_is_the_articles_listing_for_two_views() -> None:

@@ -29,7 +29,7 @@ def batch_of(groups: int, size: int = 2, hard_negatives: float = 0.0) -> Trainin
 
 
 def test_equal_and_known_labels_are_alike() -> None:
-    (mask,) = LabelPositives([LABELS], batch_of(2, 2)).alike(np.array([0, 2, 3, 5, 6, 7]))
+    (mask,) = LabelPositives([LABELS], batch_of(2, 2)).judge(np.array([0, 2, 3, 5, 6, 7])).alike
     expected = torch.zeros(6, 6, dtype=torch.bool)
     expected[0:2, 0:2] = True
     expected[2, 2] = expected[3, 3] = True
@@ -38,7 +38,7 @@ def test_equal_and_known_labels_are_alike() -> None:
 
 def test_several_labels_are_several_notions_in_their_order() -> None:
     coarse = np.array(["x", "x", "x", "x", "x", "y", "y", "y"])
-    masks = LabelPositives([coarse, LABELS], batch_of(2, 2)).alike(np.arange(8))
+    masks = LabelPositives([coarse, LABELS], batch_of(2, 2)).judge(np.arange(8)).alike
     assert [int(mask.sum()) for mask in masks] == [25 + 9, 9 + 4 + 1]
     assert not (masks[1] & ~masks[0]).any()
 
@@ -51,6 +51,13 @@ def test_a_batch_draws_several_of_each_of_its_groups_and_no_product_twice() -> N
     for rows in drawn:
         assert len(set(rows.tolist())) == len(rows) == 12
         assert sorted(np.unique(labels[rows], return_counts=True)[1]) == [3, 3, 3, 3]
+
+
+def test_the_draws_of_a_group_take_turns_over_the_sources() -> None:
+    labels = np.array([f"g{row // 10}" for row in range(40)])
+    source = np.array(["shop" if row % 10 == 0 else "photo" for row in range(40)])  # one of ten
+    for rows in LabelPositives([labels], batch_of(2, 3), source).batches(np.random.default_rng(0), NONE):
+        assert (source[rows] == "shop").sum() == 2
 
 
 def test_a_group_with_one_member_and_products_without_a_label_are_not_drawn() -> None:
@@ -97,27 +104,43 @@ def test_before_the_first_epoch_hard_negatives_are_drawn_at_random() -> None:
 PAIRS = [(0, 1, 1), (2, 3, 1), (1, 2, 1), (0, 3, 0), (4, 5, 0)]
 
 
-def test_pairs_labelled_1_are_alike_in_both_directions() -> None:
-    (mask,) = PairPositives(PAIRS, 6, batch_of(2)).alike(np.arange(6))
-    assert {(i, j) for i, j in mask.nonzero().tolist() if i < j} == {(0, 1), (2, 3), (1, 2)}
+def test_pairs_labelled_1_are_alike_and_those_labelled_0_are_judged_in_both_directions() -> None:
+    judgement = PairPositives(PAIRS, 6, batch_of(2)).judge(np.arange(6))
+    (mask,) = judgement.alike
+    assert pairs_in(mask) == {(0, 1), (2, 3), (1, 2)}
+    assert pairs_in(judgement.judged) == {(0, 1), (2, 3), (1, 2), (0, 3), (4, 5)}
     assert torch.equal(mask, mask.T)
+    assert torch.equal(judgement.judged, judgement.judged.T)
+
+
+def pairs_in(mask: torch.Tensor) -> set[tuple[int, int]]:
+    return {(i, j) for i, j in mask.nonzero().tolist() if i < j}
 
 
 def test_an_epoch_shows_every_pair_once() -> None:
     positives = PairPositives(PAIRS, 6, batch_of(2))
-    drawn = list(positives.batches(np.random.default_rng(0), NONE))
-    assert [len(rows) in (2, 3, 4) for rows in drawn] == [True, True]
-    assert {row for rows in drawn for row in rows.tolist()} == {0, 1, 2, 3}
-    for rows in drawn:
-        assert len(set(rows.tolist())) == len(rows)
+    shown = [rows.tolist() for rows in positives.batches(np.random.default_rng(0), NONE)]
+    assert len(shown) == 2
+    assert all(any({i, j} <= set(rows) for rows in shown) for i, j, _ in PAIRS)
+    assert all(len(set(rows)) == len(rows) for rows in shown)
 
 
-def test_partners_labelled_0_join_the_batch_as_hard_negatives() -> None:
-    drawn = list(PairPositives(PAIRS, 6, batch_of(3, hard_negatives=0.5)).batches(np.random.default_rng(0), NONE))
-    assert {row for rows in drawn for row in rows.tolist()} == {0, 1, 2, 3}  # 0 and 3 reject each other, both are there
-    chain = [*PAIRS, (1, 5, 0)]
-    (rows,) = PairPositives(chain, 6, batch_of(3, hard_negatives=0.5)).batches(np.random.default_rng(0), NONE)
-    assert sorted(rows.tolist()) == [0, 1, 2, 3, 5]
+def test_left_sides_that_share_candidates_come_together() -> None:
+    apart = [(left, 100 + left % 10, int(left < 10)) for left in range(40)]  # ten candidates, each with four left sides
+    for rows in PairPositives(apart, 110, batch_of(4)).batches(np.random.default_rng(5), NONE):
+        assert len(rows) == 5
+
+
+def test_hard_negatives_of_pairs_are_mined_for_products_with_a_known_match_only() -> None:
+    angle = np.arange(6) * 0.1
+    embeddings = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    pairs = [(0, 1, 1), (2, 1, 1)]
+    (rows,) = PairPositives(pairs, 6, batch_of(2, hard_negatives=0.25)).batches(np.random.default_rng(0), embeddings)
+    assert rows.tolist() == [0, 1, 2, 3]  # 3 lies nearest to one of 0 and 2
+    unmatched = [*pairs, (4, 5, 0)]
+    positives = PairPositives(unmatched, 6, batch_of(2, hard_negatives=0.4))
+    drawn = [rows.tolist() for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), embeddings)]
+    assert [4, 5] in drawn  # nothing is mined for 4 alone
 
 
 @pytest.mark.parametrize("pairs", [[], [(0, 1, 1)], [(0, 1, 1), (1, 2, 0)]])
@@ -138,7 +161,7 @@ def test_the_recipe_chooses_labels_or_the_pairs_of_its_training_splits(tiny: Tin
     raw["data"] |= {"labels": [], "pairs": "pairs.csv", "train_splits": ["train", "mine"]}
     positives = positives_of(parse_recipe(raw, "test"), catalogue, tiny.root)
     assert isinstance(positives, PairPositives)
-    assert positives.positive.tolist() == [[0, 1], [3, 4], [6, 7]]
+    assert positives.candidates == {0: [1], 3: [4], 6: [7]}
 
 
 @pytest.mark.parametrize("kind", ["labels", "pairs"])

@@ -23,6 +23,9 @@ class Tower(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projection = nn.Linear(encoder.feature_dim, dimension)
+        # Starts as a rotation, as far as the sizes allow: what a pretrained encoder found alike is alike from the start.
+        nn.init.orthogonal_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
 
     def project(self, features: Tensor) -> Tensor:
         """Turn features FP32 [n, f] into unit vectors FP32 [n, d]."""
