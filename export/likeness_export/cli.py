@@ -13,10 +13,12 @@ from typing import Annotated
 
 import typer
 
+from likeness_export.quality.cli import quality_app
 from likeness_export.uses.cli import uses_app
 
 app = typer.Typer()
 app.add_typer(uses_app)  # related, cluster, match, mine
+app.add_typer(quality_app)
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 DataRoot = Annotated[

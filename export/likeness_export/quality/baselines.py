@@ -1,0 +1,214 @@
+"""What needs no training: TF-IDF of character n-grams, pooled features of a pretrained image network, and their sum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from likeness_client.errors import InputError
+from likeness_client.records import Product
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.files import written_aside
+from likeness_export.metrics import retrieval
+from likeness_export.progress import each
+from likeness_export.quality.lines import Line
+from likeness_export.quality.pair_sets import Rows, Scorer, measure_pair_sets
+from likeness_export.quality.tables import BACKBONES, Incomplete, PairSets, Ranking, Table, Views
+from likeness_export.quality.trained import IMAGE, figures_of, views_of
+
+Features: TypeAlias = Any
+"""Unit vectors, one row per product: a SciPy sparse matrix (TF-IDF) or FP32 [n, d]; zeros where there is nothing."""
+_BATCH = 32
+_PRICES = ("price",)
+
+
+def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
+    """Measure all baselines of a table.
+
+    Args:
+        table: says which, and what to measure.
+        data_root: holds the catalogue and the networks.
+        cache: folder for the features of photos.
+
+    Raises:
+        InputError: the data or a network cannot be read, or there is no such baseline.
+    """
+    catalogue = read_catalogue(data_root / table.products)
+    shown = {"": catalogue.of_splits(table.splits), "masked ": catalogue.masked(table.masked).of_splits(table.splits)}
+    source = _Source(data_root, cache)
+    lines = []
+    for measure in table.measures:
+        for method in table.baselines:
+            prefix = "masked " if method.startswith("masked ") else ""
+            parts = method.removeprefix(prefix).split("+")
+            match measure:
+                case Ranking():
+                    lines += list(_ranking(measure, method, parts, shown[prefix], source))
+                case Views():
+                    if parts[0] in BACKBONES and len(parts) == 1:
+                        lines.append(_views(measure, method, shown[prefix], source))
+                case PairSets():
+                    lines += list(_pair_sets(measure, shown[prefix], data_root))
+                case Incomplete():
+                    pass
+    return lines
+
+
+class _Source:
+    """Features of products; those of photos are kept in files."""
+
+    def __init__(self, data_root: Path, cache: Path) -> None:
+        self.data_root, self.cache = data_root, cache
+
+    def features(self, part: str, products: Sequence[Product]) -> Features:
+        if part == "text":
+            return tfidf([f"{product.title!s} {product.description!s}" for product in products])
+        if part in BACKBONES:
+            return self._photos(self.data_root / BACKBONES[part], products)
+        raise InputError(f"there is no baseline {part!r}; there are: text, {', '.join(BACKBONES)}")
+
+    def _photos(self, network: Path, products: Sequence[Product]) -> NDArray[np.float32]:
+        photos = [product.images[0] if product.images else None for product in products]
+        key = hashlib.sha256(repr((network.name, photos)).encode()).hexdigest()[:16]
+        place = self.cache / f"{network.name}-{key}.npy"
+        if place.is_file():
+            kept: NDArray[np.float32] = np.load(place)
+            return kept
+        found = pooled([photo if isinstance(photo, Path) else None for photo in photos], network)
+        with written_aside(place) as aside, aside.open("wb") as out:
+            np.save(out, found)
+        return found
+
+
+def tfidf(texts: Sequence[str]) -> Features:
+    """Return TF-IDF of character 3-4-grams within words, of lower-cased texts; sparse, rows of unit length.
+
+    Raises:
+        InputError: all texts are empty.
+    """
+    if not any(text.split() for text in texts):
+        raise InputError("the baseline text: the products are without a single word; leave it out of the table")
+    return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True).fit_transform(texts)
+
+
+@torch.inference_mode()
+def pooled(photos: Sequence[Path | None], network: Path) -> NDArray[np.float32]:
+    """Return pooled features of photos, FP32 [n, d], unit length; zeros where there is none.
+
+    Args:
+        photos: files; squashed to the network's square.
+        network: the folder of a Hugging Face vision network with values of (pixel - 128) / 128.
+
+    Raises:
+        InputError: the network is not there.
+    """
+    from transformers import AutoModel
+
+    if not (network / "config.json").is_file():
+        raise InputError(f"no image network at {network}: name the folder that holds weights/ with --data-root")
+    model = AutoModel.from_pretrained(network).eval()
+    size = int(model.config.image_size)
+    rows = [row for row, photo in enumerate(photos) if photo]
+    found = np.zeros((len(photos), 0), np.float32)
+    for start in each(range(0, len(rows), _BATCH), f"encoding with {network.name}"):
+        chunk = rows[start : start + _BATCH]
+        pixels = np.stack([_pixels(photo, size) for row in chunk if (photo := photos[row])])
+        tensor = torch.from_numpy((pixels.astype(np.float32) - 128) / 128).permute(0, 3, 1, 2)
+        output = model(tensor).pooler_output.flatten(1).numpy()
+        if not found.shape[1]:
+            found = np.zeros((len(photos), output.shape[1]), np.float32)
+        found[chunk] = output / np.linalg.norm(output, axis=1, keepdims=True)
+    return found
+
+
+def standardised(similarity: NDArray[Any]) -> NDArray[Any]:
+    """Return a similarity matrix minus its mean, divided by its standard deviation."""
+    centred: NDArray[Any] = (similarity - similarity.mean()) / similarity.std()
+    return centred
+
+
+def _pixels(photo: Path, size: int) -> NDArray[np.uint8]:
+    with Image.open(photo) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _similarity(left: Features, right: Features) -> NDArray[Any]:
+    product = left @ right.T
+    dense: NDArray[Any] = product.toarray() if hasattr(product, "toarray") else product
+    return dense
+
+
+def _ranking(
+    measure: Ranking, method: str, parts: Sequence[str], catalogue: Catalogue, source: _Source
+) -> Iterator[Line]:
+    some = catalogue.of_splits(measure.splits)  # what TF-IDF is fitted on
+    split = np.array([str(record.get("split")) for record in some.records])
+    queries, gallery = (np.flatnonzero(np.isin(split, names)) for names in (measure.queries, measure.gallery))
+    features = [source.features(part, some.products) for part in parts]
+    matrices = [_similarity(found[queries], found[gallery]) for found in features]
+    similarity = matrices[0] if len(matrices) == 1 else sum(standardised(matrix) for matrix in matrices)
+    place = {row: column for column, row in enumerate(gallery)}
+    itself = np.array([place.get(row, -1) for row in queries], dtype=np.intp)
+    for label in measure.labels:
+        labels = some.labels(label)
+        yield _line(measure.name, label, method, np.asarray(similarity), labels[queries], labels[gallery], itself)
+
+
+def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -> Line:
+    last, first = views_of(catalogue.of_splits(measure.splits))
+    similarity = _similarity(*(source.features(method, side.products) for side in (last, first)))
+    names = last.labels("product_id")
+    nowhere = np.full(len(names), -1, dtype=np.intp)
+    return _line(measure.name, "product_id", f"{method} ({IMAGE})", similarity, names, names, nowhere)
+
+
+def _line(
+    task: str,
+    label: str,
+    method: str,
+    similarity: NDArray[Any],
+    query_labels: NDArray[np.str_],
+    gallery_labels: NDArray[np.str_],
+    itself: NDArray[np.intp],
+) -> Line:
+    # Against unit vectors of its own axes, a row of similarities ranks exactly as it stands.
+    axes = np.eye(similarity.shape[1], dtype=np.float32)
+    found = retrieval(similarity.astype(np.float32), axes, query_labels, gallery_labels, itself)
+    return Line(task=task, label=label, what=method, count=found.queries, figures=figures_of(found))
+
+
+def _pair_sets(measure: PairSets, catalogue: Catalogue, data_root: Path) -> Iterator[Line]:
+    """Measure TF-IDF of title, description and attributes but prices, fitted per set."""
+    sets = catalogue.labels(measure.set_field)
+    # Rows of sets are never compared with each other: what each set's features are is all that is needed.
+    features: dict[str, Features] = {}
+    places = np.zeros(len(catalogue), dtype=np.intp)
+    for name in dict.fromkeys(sets.tolist()):
+        rows = np.flatnonzero(sets == name)
+        features[name] = tfidf([_whole_text(catalogue.products[row]) for row in rows])
+        places[rows] = np.arange(len(rows))
+
+    def of(rows: Rows) -> Features:
+        return features[str(sets[rows[0]])][places[rows]]
+
+    def pairs(left: Rows, right: Rows) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.asarray(of(left).multiply(of(right)).sum(1), np.float32)
+        return found.reshape(-1)
+
+    def search(left: Rows, right: Rows) -> NDArray[np.float32]:
+        return _similarity(of(left), of(right))
+
+    yield from measure_pair_sets(measure, {"text": Scorer(pairs=pairs, search=search)}, catalogue, data_root)
+
+
+def _whole_text(product: Product) -> str:
+    facts = [str(value) for key, value in product.attributes.items() if key not in _PRICES]
+    return " ".join([str(product.title), str(product.description), *facts])

@@ -1,0 +1,120 @@
+"""What a run costs: parameters, seconds, memory, and milliseconds per product."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from likeness_export.catalogue import Catalogue
+from likeness_export.files import write_text
+from likeness_export.networks.product import ProductNetwork
+from likeness_export.recipe import Recipe
+from likeness_export.run import Run
+from likeness_export.tower_inputs import read_inputs
+from likeness_export.training import present_modalities, train
+
+_TIMED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one unit took; None: not known, or nothing was trained.
+
+    Attributes:
+        parameters: of the whole network.
+        trained_parameters: those that training changes.
+        preparing_s: reading, fitting and encoding with frozen encoders, before the first epoch.
+        epochs_s: all epochs, those before an interruption among them.
+        peak_mb: largest resident memory of the process that trained.
+        product_ms: reading, preprocessing, encoding and fusing one product, in a batch of up to 64.
+        threads: that torch used.
+        cores: of the machine.
+    """
+
+    parameters: int | None = None
+    trained_parameters: int | None = None
+    preparing_s: float | None = None
+    epochs_s: float | None = None
+    peak_mb: float | None = None
+    product_ms: float | None = None
+    threads: int = 0
+    cores: int = 0
+
+
+def train_measured(recipe: Recipe, run: Run, data_root: Path) -> None:
+    """Train, and keep in ``training.json`` what the end of it took: ``preparing_s`` and ``peak_mb``."""
+    done = run.weights.is_file()
+    before, started = epochs_seconds(run), time.perf_counter()
+    train(recipe, run, data_root)
+    if done:
+        return
+    seconds = time.perf_counter() - started - (epochs_seconds(run) - before)
+    write_text(
+        run.folder / "training.json", json.dumps({"preparing_s": round(seconds, 2), "peak_mb": round(peak_mb(), 1)})
+    )
+
+
+def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, catalogue: Catalogue) -> Cost:
+    """Return what a trained run took.
+
+    Args:
+        recipe: the recipe.
+        network: the trained network.
+        run: the run.
+        catalogue: its first products are embedded once more, against the clock.
+    """
+    place = run.folder / "training.json"
+    training = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    frozen = {f"towers.{name}.encoder." for name, tower in recipe.towers.items() if tower.freeze}
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    return Cost(
+        parameters=sum(sizes.values()),
+        trained_parameters=sum(size for name, size in sizes.items() if not name.startswith(tuple(frozen))),
+        preparing_s=training.get("preparing_s"),
+        epochs_s=round(epochs_seconds(run), 2),
+        peak_mb=training.get("peak_mb"),
+        product_ms=round(_product_ms(recipe, network, run, catalogue), 3),
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count() or 0,
+    )
+
+
+def epochs_seconds(run: Run) -> float:
+    """Return the seconds of all epochs in a run's log; 0 without one."""
+    if not run.log.is_file():
+        return 0.0
+    lines = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
+    return float(sum(line["seconds"] for line in lines))
+
+
+def peak_mb() -> float:
+    """Return the largest resident memory that this process has had, in MB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss would count what the parent had when it started this process
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+@torch.inference_mode()
+def _product_ms(recipe: Recipe, network: ProductNetwork, run: Run, catalogue: Catalogue) -> float:
+    some = catalogue.select(range(min(_TIMED, len(catalogue))))
+    ids = [product.product_id for product in some.products]
+    started = time.perf_counter()
+    payloads = some.payloads(recipe.input_schema(), recipe.modalities())
+    inputs = read_inputs(recipe.towers, run.towers, payloads, ids)
+    towers = [network.tower(name) for name in recipe.towers]
+    encoded = [inputs[name].encode(tower.encoder) for name, tower in zip(inputs, towers, strict=True)]
+    vectors = [tower.project(torch.from_numpy(found)) for tower, found in zip(towers, encoded, strict=True)]
+    present = present_modalities(network, inputs)
+    network.fuse(torch.stack(vectors, 1), present)
+    return 1000 * (time.perf_counter() - started) / len(some)

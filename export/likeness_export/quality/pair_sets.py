@@ -1,0 +1,204 @@
+"""Labelled pairs in several sets: is it the same product, and is it found among all others (T11, T12)?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from likeness_export.catalogue import Catalogue, NamedPair, read_named_pairs
+from likeness_export.networks.product import ProductNetwork
+from likeness_export.quality.lines import Line
+from likeness_export.quality.tables import PairSets
+from likeness_export.uses.match import Scores, best_threshold, figures
+
+Rows: TypeAlias = NDArray[np.intp]
+PairScore: TypeAlias = Callable[[Rows, Rows], Scores]
+"""Scores pairs: rows of the catalogue [p] and [p] -> FP32 [p]."""
+MEAN = "mean of the sets"
+_BLOCK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """One way to compare products of a catalogue.
+
+    Attributes:
+        pairs: scores pairs.
+        search: similarities of some rows to others [q, g]; None: the score is not used to rank.
+    """
+
+    pairs: PairScore
+    search: Callable[[Rows, Rows], NDArray[np.float32]] | None = None
+
+
+def trained_scores(vectors: NDArray[np.float32], network: ProductNetwork) -> dict[str, Scorer]:
+    """Return the scores of a trained network: ``cosine``, and ``learned`` (its metric's logit).
+
+    Args:
+        vectors: embeddings of the catalogue's products, unit length; NaN where a product has none.
+        network: the network.
+    """
+
+    def cosine(left: Rows, right: Rows) -> Scores:
+        scores: Scores = np.einsum("pd,pd->p", vectors[left], vectors[right])
+        return scores
+
+    @torch.inference_mode()
+    def learned(left: Rows, right: Rows) -> Scores:
+        found = np.empty(len(left), np.float32)
+        for start in range(0, len(left), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            sides = (torch.from_numpy(vectors[rows[block]]) for rows in (left, right))
+            found[block] = network.metric(*sides).numpy()
+        return found
+
+    def search(left: Rows, right: Rows) -> NDArray[np.float32]:
+        similarity: NDArray[np.float32] = vectors[left] @ np.nan_to_num(vectors[right], nan=0.0).T
+        return similarity
+
+    return {"cosine": Scorer(pairs=cosine, search=search), "learned": Scorer(pairs=learned)}
+
+
+def measure_pair_sets(
+    measure: PairSets, scorers: Mapping[str, Scorer], catalogue: Catalogue, data_root: Path
+) -> Iterator[Line]:
+    """Measure every set with every score.
+
+    Args:
+        measure: where pairs and sets are.
+        scorers: name -> score.
+        catalogue: the products.
+        data_root: what relative paths start from.
+
+    Returns:
+        Lines of both tasks, those of all sets followed by their means.
+    """
+    lines = list(_every_set(measure, scorers, catalogue, data_root))
+    yield from lines
+    for task, score in dict.fromkeys((line.task, line.what) for line in lines):
+        of_sets = [line for line in lines if (line.task, line.what) == (task, score)]
+        shared = [name for name in of_sets[0].figures if all(name in line.figures for line in of_sets)]
+        means = {name: float(np.mean([line.figures[name] for line in of_sets])) for name in shared}
+        yield Line(task=task, label=MEAN, what=score, count=sum(line.count for line in of_sets), figures=means)
+
+
+def _every_set(
+    measure: PairSets, scorers: Mapping[str, Scorer], catalogue: Catalogue, data_root: Path
+) -> Iterator[Line]:
+    path = data_root / measure.pairs
+    sets = catalogue.labels(measure.set_field)
+    sides = catalogue.labels(measure.side_field)
+    row_of = {product.product_id: row for row, product in enumerate(catalogue.products)}
+    train, val = (_known(read_named_pairs(path, [split]), row_of) for split in ("train", "val"))
+    for name in dict.fromkeys(sets.tolist()):
+        fitted, measured = ([pair for pair in pairs if sets[row_of[pair.left]] == name] for pairs in (train, val))
+        if not fitted or not measured:
+            continue
+        for score, scorer in scorers.items():
+            found, count = decide(fitted, measured, scorer.pairs, row_of)
+            yield Line(task=measure.name, label=name, what=score, count=count, figures=found)
+            if scorer.search:
+                members = np.flatnonzero(sets == name)
+                found, count = find(measured, scorer.search, row_of, members, sides)
+                yield Line(task=measure.search, label=name, what=score, count=count, figures=found)
+
+
+def decide(
+    train: Sequence[NamedPair], measured: Sequence[NamedPair], score: PairScore, row_of: Mapping[str, int]
+) -> tuple[dict[str, float], int]:
+    """Choose a threshold on the train pairs and measure it on others that do not repeat one of them.
+
+    Args:
+        train: the pairs to choose on.
+        measured: the pairs to measure on.
+        score: the score.
+        row_of: product id -> row.
+
+    Returns:
+        F1, precision and recall of all pairs; F1 of the pairs of which ``both``, ``either`` (exactly one) or
+        ``neither`` product occurs in a train pair, where such pairs exist; the ceiling ``F1 best``; F1 of the train
+        pairs; ``F1 repeats``, with the repeated pairs. And how many pairs were measured.
+    """
+    fresh = without_repeats(measured, train)
+    kept = np.array([pair in fresh for pair in measured], dtype=bool)
+    labels, train_labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (measured, train))
+    scores, train_scores = (_scored(pairs, score, row_of) for pairs in (measured, train))
+    threshold = best_threshold(train_scores, train_labels)
+    every = figures(scores[kept], labels[kept], threshold)
+    best = figures(scores[kept], labels[kept], best_threshold(scores[kept], labels[kept]))
+    found = {"F1": every.f1, "precision": every.precision, "recall": every.recall}
+    for name, chosen in familiarity(measured, train).items():
+        found[f"F1 {name}"] = figures(scores[kept & chosen], labels[kept & chosen], threshold).f1
+    found["F1 best"] = best.f1
+    found["F1 train"] = figures(train_scores, train_labels, threshold).f1
+    found["F1 repeats"] = figures(scores, labels, threshold).f1
+    return {name: value for name, value in found.items() if not np.isnan(value)}, int(kept.sum())
+
+
+def without_repeats(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -> list[NamedPair]:
+    """Return the pairs that are no train pair in either order."""
+    known = {frozenset((pair.left, pair.right)) for pair in train}
+    return [pair for pair in measured if frozenset((pair.left, pair.right)) not in known]
+
+
+def familiarity(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -> dict[str, NDArray[np.bool_]]:
+    """Return BOOL [p] per name: which pairs have ``both``, ``either`` or ``neither`` product in a train pair."""
+    known = {name for pair in train for name in (pair.left, pair.right)}
+    counts = np.array([(pair.left in known) + (pair.right in known) for pair in measured])
+    return {"both": counts == 2, "either": counts == 1, "neither": counts == 0}
+
+
+def find(
+    measured: Sequence[NamedPair],
+    search: Callable[[Rows, Rows], NDArray[np.float32]],
+    row_of: Mapping[str, int],
+    members: Rows,
+    sides: NDArray[np.str_],
+) -> tuple[dict[str, float], int]:
+    """Rank the set's right sides, or, where there are no sides, all others of the set, for positive pairs' left sides.
+
+    Args:
+        measured: the pairs.
+        search: gives similarities.
+        row_of: product id -> row.
+        members: the rows of the set.
+        sides: per row of the catalogue its side; empty: none.
+
+    Returns:
+        R@1 and R@10: whether the pair's right side is among the first; and of how many pairs.
+    """
+    positive = [(row_of[pair.left], row_of[pair.right]) for pair in measured if pair.label and pair.left != pair.right]
+    left, right = np.array(positive, dtype=np.intp).reshape(-1, 2).T
+    gallery = members[sides[members] == "right"] if (sides[members] != "").any() else members
+    ranks: list[int] = []
+    for start in range(0, len(left), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        for query, wanted, values in zip(left[block], right[block], search(left[block], gallery), strict=True):
+            others = gallery != query
+            ranks += _rank(values[others], gallery[others] == wanted)
+    reached = np.array(ranks)
+    return {f"R@{k}": float((reached < k).mean()) if ranks else 0.0 for k in (1, 10)}, len(ranks)
+
+
+def _rank(values: NDArray[np.float32], wanted: NDArray[np.bool_]) -> list[int]:
+    """Return how many come before the wanted one, equal ones in their order; nothing if it is not there."""
+    places = np.flatnonzero(wanted)
+    if not len(places):
+        return []
+    mine = values[places[0]]
+    return [int((values > mine).sum() + (values[: places[0]] == mine).sum())]
+
+
+def _known(pairs: Sequence[NamedPair], row_of: Mapping[str, int]) -> list[NamedPair]:
+    return [pair for pair in pairs if pair.left in row_of and pair.right in row_of]
+
+
+def _scored(pairs: Sequence[NamedPair], score: PairScore, row_of: Mapping[str, int]) -> Scores:
+    left = np.array([row_of[pair.left] for pair in pairs], dtype=np.intp)
+    return score(left, np.array([row_of[pair.right] for pair in pairs], dtype=np.intp))

@@ -1,0 +1,218 @@
+"""A table's files: JSON with everything, Markdown for people; written with whatever seeds are finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from likeness_export.files import write_text
+from likeness_export.quality.lines import Line, Spread, SpreadLine, over_seeds, spread
+from likeness_export.quality.tables import Table, Variant
+from likeness_export.quality.units import Finished
+
+UNTRAINED = "untrained"
+MANY_LABELS = 4
+"""A task with so many labels, or more, has one table and one panel for all of them."""
+_NO_CONTEST = ("lost", "F1 best", "F1 train", "F1 repeats")  # more of it is not better, or it is no result
+_COST_COLUMNS = {
+    "parameters": "parameters",
+    "trained_parameters": "trained",
+    "preparing_s": "preparing, s",
+    "epochs_s": "epochs, s",
+    "peak_mb": "peak, MB",
+    "product_ms": "ms per product",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantResult:
+    """What is known of a variant.
+
+    Attributes:
+        variant: the variant.
+        seeds: seed -> its result, of those that are finished.
+        failed: seed -> why it failed.
+    """
+
+    variant: Variant
+    seeds: Mapping[int, Finished]
+    failed: Mapping[int, str]
+
+    def lines(self) -> list[SpreadLine]:
+        """Return mean and spread of every line."""
+        return over_seeds([found.lines for found in self.seeds.values()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableResult:
+    """What is known of a table.
+
+    Attributes:
+        table: the table.
+        seeds: the seeds that were asked for.
+        variants: of every variant.
+        baselines: the baselines' lines.
+        baselines_failed: why there are none; empty: they did not fail.
+    """
+
+    table: Table
+    seeds: Sequence[int]
+    variants: Sequence[VariantResult]
+    baselines: Sequence[Line] = ()
+    baselines_failed: str = ""
+
+
+def write_result(result: TableResult, out: Path) -> None:
+    """Write ``<table>.json`` and ``<table>.md`` into a folder."""
+    write_text(out / f"{result.table.name}.json", json.dumps(plain(result), ensure_ascii=False, indent=1) + "\n")
+    write_text(out / f"{result.table.name}.md", markdown(result))
+
+
+def plain(result: TableResult) -> dict[str, Any]:
+    """Return everything as JSON holds it."""
+    return {
+        "table": result.table.name,
+        "title": result.table.title,
+        "seeds": list(result.seeds),
+        "notes": list(result.table.notes),
+        "baselines": [line.plain() for line in result.baselines],
+        "baselines_failed": result.baselines_failed,
+        "variants": {found.variant.name: _plain_variant(found) for found in result.variants},
+    }
+
+
+def _plain_variant(found: VariantResult) -> dict[str, Any]:
+    recipes = [{**result.recipe, "seed": None} for result in found.seeds.values()]
+    return {
+        "what": found.variant.what,
+        "built_from": found.variant.recipe,
+        "overrides": list(found.variant.overrides),
+        "recipe": recipes[0] if recipes else {},
+        "failed": {str(seed): message for seed, message in found.failed.items()},
+        "over_seeds": [line.plain() for line in found.lines()],
+        "seeds": {
+            str(seed): {
+                "digest": result.digest,
+                "cost": result.cost,
+                "lines": [line.plain() for line in result.lines],
+            }
+            for seed, result in found.seeds.items()
+        },
+    }
+
+
+def markdown(result: TableResult) -> str:
+    """Return the tables as Markdown."""
+    parts = [f"# {result.table.title}", _seeds_line(result)]
+    lines = all_lines(result)
+    for task in dict.fromkeys(line.task for _, line in lines):
+        labels = labels_of(lines, task)
+        if len(labels) < MANY_LABELS:
+            for label in labels:
+                rows = [(name, line) for name, line in lines if (line.task, line.label) == (task, label)]
+                parts += [f"## {task}: `{label}`", _figures_table(rows)]
+        else:
+            parts += [f"## {task}", _joint_table([(name, line) for name, line in lines if line.task == task], labels)]
+    if costs := list(_cost_rows(result)):
+        parts += ["## Cost", _table(["variant", *_COST_COLUMNS.values(), "threads of cores"], costs)]
+    parts += ["## Variants", _table(["variant", "seeds", "what", "recipe"], list(_variant_rows(result)))]
+    failures = [
+        f"- {found.variant.name}, seed {seed}: {' '.join(message.split())}"
+        for found in result.variants
+        for seed, message in found.failed.items()
+    ]
+    if result.baselines_failed:
+        failures.insert(0, f"- untrained baselines: {' '.join(result.baselines_failed.split())}")
+    if failures:
+        parts += ["## Failed", "\n".join(failures)]
+    if result.table.notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in result.table.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def all_lines(result: TableResult) -> list[tuple[str, SpreadLine]]:
+    """Return every line with the name of its variant, those of the baselines (`UNTRAINED`) first."""
+    untrained = [(UNTRAINED, line) for line in over_seeds([list(result.baselines)])]
+    return untrained + [(found.variant.name, line) for found in result.variants for line in found.lines()]
+
+
+def labels_of(lines: Sequence[tuple[str, SpreadLine]], task: str) -> list[str]:
+    """Return the labels of a task, in their order."""
+    return list(dict.fromkeys(line.label for _, line in lines if line.task == task))
+
+
+def _seeds_line(result: TableResult) -> str:
+    wanted = len(result.seeds)
+    counts = [len(found.seeds) for found in result.variants]
+    state = (
+        f"all of {wanted} seeds" if min(counts) == wanted else f"{sum(counts)} of {wanted * len(counts)} runs finished"
+    )
+    return f"Mean ± standard deviation over seeds ({state}); queries and pairs of the split `val`."
+
+
+def _figures_table(rows: Sequence[tuple[str, SpreadLine]]) -> str:
+    """Return a table of one task and label; the best of each column is bold."""
+    names = _figure_names(rows)
+    return _table(["variant", "by", "n", *names], list(_figure_rows(rows, names)))
+
+
+def _joint_table(rows: Sequence[tuple[str, SpreadLine]], labels: Sequence[str]) -> str:
+    """Return one table of all labels of a task; the best of each column and label is bold."""
+    names = _figure_names(rows)
+    cells = [
+        [f"`{label}`", *row]
+        for label in labels
+        for row in _figure_rows([(name, line) for name, line in rows if line.label == label], names)
+    ]
+    return _table(["of", "variant", "by", "n", *names], cells)
+
+
+def _figure_names(rows: Sequence[tuple[str, SpreadLine]]) -> list[str]:
+    return list(dict.fromkeys(name for _, line in rows for name in line.figures))
+
+
+def _figure_rows(rows: Sequence[tuple[str, SpreadLine]], names: Sequence[str]) -> Iterator[list[str]]:
+    best = {
+        name: max((line.figures[name].mean for _, line in rows if name in line.figures), default=0.0)
+        for name in names
+        if name not in _NO_CONTEST
+    }
+    for variant, line in rows:
+        yield [variant, line.what, str(line.count), *(_cell(line.figures.get(name), best.get(name)) for name in names)]
+
+
+def _cell(found: Spread | None, best: float | None) -> str:
+    if found is None:
+        return "-"
+    return f"**{found}**" if found.mean == best else str(found)
+
+
+def _cost_rows(result: TableResult) -> Iterator[list[str]]:
+    for found in result.variants:
+        costs = [finished.cost for finished in found.seeds.values()]
+        if not costs:
+            continue
+        cells = []
+        for name in _COST_COLUMNS:
+            values = [float(cost[name]) for cost in costs if cost.get(name) is not None]
+            cells.append(_number(spread(values).mean) if values else "-")
+        yield [found.variant.name, *cells, f"{costs[0]['threads']} of {costs[0]['cores']}"]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _variant_rows(result: TableResult) -> Iterator[list[str]]:
+    for found in result.variants:
+        variant = found.variant
+        recipe = " ".join([f"`{variant.recipe}`", *(f"`{override}`" for override in variant.overrides)])
+        yield [variant.name, f"{len(found.seeds)} of {len(result.seeds)}", variant.what, recipe]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---"] * len(columns)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ruler, *rows])

@@ -1,0 +1,116 @@
+"""Run tables: train and measure what is missing, and write what there is after every unit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from likeness_export.progress import stages
+from likeness_export.quality.bars import draw_bars
+from likeness_export.quality.report import TableResult, VariantResult, write_result
+from likeness_export.quality.tables import Table
+from likeness_export.quality.units import Unit, read_finished, units_of, work_on
+from likeness_export.quality.workers import Work, side_by_side
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to run.
+
+    Attributes:
+        tables: the tables.
+        seeds: the seeds of every variant.
+        only: names of variants; empty: all of them.
+        data_root: what relative paths start from.
+        work: the folder of all runs.
+        out: the folder of the tables' files.
+        jobs: how many units at a time.
+    """
+
+    tables: Sequence[Table]
+    seeds: Sequence[int]
+    only: Sequence[str] = ()
+    data_root: Path
+    work: Path
+    out: Path
+    jobs: int
+
+
+def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
+    """Run everything that is not finished; write each table's files after each of its units.
+
+    Args:
+        plan: what to run.
+        work: what is done with a unit, in a process of its own.
+
+    Returns:
+        Unit -> why it failed.
+
+    Raises:
+        InputError: an unknown variant.
+    """
+    # A variant may be of one table only: it is looked for in those that are asked for.
+    units = [unit for table in plan.tables for unit in units_of(table, plan.seeds, _only(plan, table), *_places(plan))]
+    missing = [unit for unit in units if not read_finished(unit)]
+    log.info("%d of %d units are already finished", len(units) - len(missing), len(units))
+    failed: dict[str, str] = {}
+    for table in plan.tables:
+        _write(plan, table, failed)
+    with stages("units", "last") as progress:
+        task = progress.add_task("quality", total=len(units), completed=len(units) - len(missing), last="")
+        for unit, error in side_by_side(missing, work, plan.jobs):
+            if error:
+                failed[unit.name] = error
+            log.info("%s: %s", unit.name, error or "finished")
+            _write(plan, unit.table, failed)
+            progress.update(task, advance=1, last=unit.name)
+    return failed
+
+
+def _only(plan: Plan, table: Table) -> tuple[str, ...]:
+    """Return the wanted variants of a table; with several tables, a name need not be in each."""
+    if len(plan.tables) == 1:
+        return tuple(plan.only)
+    return tuple(variant.name for variant in table.variants if variant.name in plan.only)
+
+
+def _places(plan: Plan) -> tuple[Path, Path]:
+    return plan.work, plan.data_root
+
+
+def _write(plan: Plan, table: Table, failed: dict[str, str]) -> None:
+    result = collect(plan, table, failed)
+    write_result(result, plan.out)
+    draw_bars(result, plan.out / f"{table.name}.png")
+
+
+def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
+    """Read what is finished of a table, also of variants that were left out this time.
+
+    Args:
+        plan: the seeds and places.
+        table: the table.
+        failed: unit -> why it failed.
+    """
+    units = units_of(table, plan.seeds, (), *_places(plan))
+    done = {unit.name: found for unit in units if (found := read_finished(unit))}
+    variants = [
+        VariantResult(
+            variant=variant,
+            seeds={unit.seed: done[unit.name] for unit in units if unit.variant == variant and unit.name in done},
+            failed={unit.seed: failed[unit.name] for unit in units if unit.variant == variant and unit.name in failed},
+        )
+        for variant in table.variants
+    ]
+    untrained = [unit.name for unit in units if unit.variant is None]
+    return TableResult(
+        table=table,
+        seeds=plan.seeds,
+        variants=variants,
+        baselines=[line for name in untrained if name in done for line in done[name].lines],
+        baselines_failed=next((failed[name] for name in untrained if name in failed), ""),
+    )

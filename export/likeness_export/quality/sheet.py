@@ -1,0 +1,65 @@
+"""A contact sheet of a run: queries and their nearest neighbours, some where that goes well and some where it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likeness_export.catalogue import Catalogue
+from likeness_export.demo.picture import Card, draw_rows
+from likeness_export.evaluation import Task
+
+_NEIGHBOURS = 5
+_ROWS = 5
+
+
+def draw_sheet(
+    vectors: NDArray[np.float32], catalogue: Catalogue, task: Task, path: Path, rows: int = _ROWS, seed: int = 0
+) -> None:
+    """Draw queries with their first neighbours: first those whose nearest is right, then those where it is wrong.
+
+    Args:
+        vectors: unit vectors [n, d] of the catalogue; NaN where a product has none.
+        catalogue: the products.
+        task: what is ranked against what; its first label says what is right.
+        path: the picture to write, PNG.
+        rows: how many of each kind at most.
+        seed: of the choice of queries.
+    """
+    labels = catalogue.labels(task.labels[0])
+    split = np.array([str(record.get("split")) for record in catalogue.records])
+    usable = ~np.isnan(vectors).any(1)
+    gallery = np.flatnonzero(usable & np.isin(split, task.gallery))
+    good: list[list[Card]] = []
+    bad: list[list[Card]] = []
+    for query in np.random.default_rng(seed).permutation(np.flatnonzero(usable & np.isin(split, task.queries))):
+        others = gallery[gallery != query]
+        if not labels[query] or not (labels[others] == labels[query]).any():
+            continue
+        cosines = vectors[others] @ vectors[query]
+        first = np.argsort(-cosines, kind="stable")[:_NEIGHBOURS]
+        kind = good if labels[others[first[0]]] == labels[query] else bad
+        if len(kind) < rows:
+            found = [
+                _card(catalogue, int(others[place]), f"{cosines[place]:.3f}  ", labels, labels[query])
+                for place in first
+            ]
+            kind.append([_card(catalogue, int(query), "", labels, None), *found])
+        if len(good) == len(bad) == rows:
+            break
+    if good or bad:
+        draw_rows([*good, *bad], path)
+
+
+def _card(catalogue: Catalogue, row: int, before: str, labels: NDArray[np.str_], wanted: str | None) -> Card:
+    product = catalogue.products[row]
+    photo = product.images[0] if product.images else None
+    title = product.title.decode("utf-8", "replace") if isinstance(product.title, bytes) else product.title
+    return Card(
+        photo=photo if isinstance(photo, Path) else None,
+        title=title or product.product_id,
+        caption=f"{before}{labels[row]}",
+        right=None if wanted is None else bool(labels[row] == wanted),
+    )

@@ -1,0 +1,280 @@
+"""The quality tables, declared: which recipes are trained, and what is measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from likeness_client.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        name: as it stands in the table; also the name of its folder.
+        recipe: a built-in recipe, or the path of one.
+        overrides: ``dotted.key=value`` on top of the recipe; see `load_recipe`.
+        what: one line for readers.
+    """
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    what: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """A ranking of some splits for the products of others, once per set of modalities.
+
+    Attributes:
+        name: of the task.
+        labels: fields whose equality makes two products alike; figures are given for each.
+        queries: splits that the queries come from.
+        gallery: splits that are ranked.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    queries: tuple[str, ...] = ("val",)
+    gallery: tuple[str, ...] = ("val",)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are needed."""
+        return tuple(dict.fromkeys((*self.queries, *self.gallery)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incomplete:
+    """The same ranking by queries that lack some modalities, while the gallery is complete.
+
+    Attributes:
+        name: of the task.
+        labels: see `Ranking`.
+        splits: the splits that both sides come from.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    splits: tuple[str, ...] = ("val",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Find a product by its last photo among the first photos of all products that have at least two.
+
+    Attributes:
+        name: of the task.
+        splits: the splits that both sides come from.
+    """
+
+    name: str
+    splits: tuple[str, ...] = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSets:
+    """Pairs of products that are the same or not, in several sets.
+
+    Attributes:
+        name: of the task that decides pairs (F1).
+        search: of the task that ranks the set's products for the left sides of positive pairs.
+        pairs: CSV of left_id, right_id, label, split, relative to the data root.
+        set_field: the field that names a product's set.
+        side_field: the field that says on which side of the pairs a product stands; empty where there are no sides.
+        splits: the splits of the products that are needed.
+    """
+
+    name: str
+    search: str
+    pairs: str
+    set_field: str = "coarse_label"
+    side_field: str = "extra.side"
+    splits: tuple[str, ...] = ("train", "val")
+
+
+Measure: TypeAlias = Ranking | Incomplete | Views | PairSets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: of its command and its files.
+        title: its headline.
+        products: the catalogue, relative to the data root.
+        variants: what is trained.
+        measures: what is measured of each.
+        baselines: untrained methods that are measured too: ``text`` (TF-IDF), the names of `backbones`, several joined
+            with ``+`` (the sum of their similarities), ``masked text`` (without the words of ``masked``).
+        masked: the fields whose words ``masked text`` does without.
+        sheet: the measure that a run's contact sheet is drawn for; by its first label.
+        notes: what a reader has to know, published figures among it.
+    """
+
+    name: str
+    title: str
+    products: str
+    variants: tuple[Variant, ...]
+    measures: tuple[Measure, ...]
+    baselines: tuple[str, ...] = ()
+    masked: tuple[str, ...] = ()
+    sheet: Ranking | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of the catalogue that the measures need."""
+        return tuple(dict.fromkeys(split for measure in self.measures for split in measure.splits))
+
+    def variant(self, name: str) -> Variant:
+        """Return a variant by name.
+
+        Raises:
+            InputError: there is none; names those that there are.
+        """
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        known = ", ".join(variant.name for variant in self.variants)
+        raise InputError(f"table {self.name} has no variant {name!r}; there are: {known}")
+
+
+BACKBONES = {
+    "v2": "weights/mobilenet_v2_1.0_224",
+    "v1": "weights/mobilenet_v1_1.0_224",
+    "v1-small": "weights/mobilenet_v1_0.25_128",
+}
+"""Untrained image networks: name -> folder below the data root."""
+
+_GALLERY_81 = Ranking(name="T1 photo to catalogue", labels=("group", "coarse_label"), gallery=("catalog",))
+_KIND_COLOUR_GENDER = "fine_label+attributes.baseColour+attributes.gender"
+_FASHION = Ranking(name="T3", labels=("fine_label", _KIND_COLOUR_GENDER))
+_FLIPKART = Ranking(name="T5", labels=("fine_label", "extra.mid_label"), gallery=("train", "val"))
+_LUMA = Ranking(name="T7", labels=("group",), gallery=("train", "val"))
+
+TABLES = (
+    Table(
+        name="grocery",
+        title="Groceries: photos from a smartphone against the shop's catalogue",
+        products="grocery/products.jsonl",
+        variants=(
+            Variant(name="finetuned", recipe="grocery", what="the recipe: the image network is fine-tuned"),
+            Variant(
+                name="frozen",
+                recipe="grocery",
+                overrides=("towers.image.freeze=true",),
+                what="only the projection is trained",
+            ),
+        ),
+        measures=(
+            _GALLERY_81,
+            Ranking(name="T2 photo to photos", labels=("fine_label", "coarse_label"), gallery=("train",)),
+        ),
+        baselines=("v2", "v1", "v1-small"),
+        sheet=_GALLERY_81,
+        notes=("For orientation: fine-tuned classifiers of these photos are published with 86.0 and 92.0 % accuracy.",),
+    ),
+    Table(
+        name="fashion",
+        title="Fashion: one product space of text, photo and attributes",
+        products="fashion/products.jsonl",
+        variants=(
+            Variant(
+                name="attention",
+                recipe="fashion",
+                overrides=('fusion={kind="attention", score="mlp"}',),
+                what="attention over the modalities, scored by a small network; titles without the labels' words",
+            ),
+            Variant(
+                name="attention-linear",
+                recipe="fashion",
+                overrides=('fusion={kind="attention", score="linear"}',),
+                what="attention, scored linearly",
+            ),
+            Variant(
+                name="concatenation",
+                recipe="fashion",
+                overrides=('fusion={kind="concatenation"}',),
+                what="early fusion: the towers' vectors side by side, projected",
+            ),
+            Variant(
+                name="late",
+                recipe="fashion",
+                overrides=('fusion={kind="late"}',),
+                what="late fusion: similarities per modality, with learned weights",
+            ),
+            Variant(
+                name="attention-unmasked",
+                recipe="fashion",
+                overrides=('fusion={kind="attention", score="mlp"}', "data.masked=[]"),
+                what="attention, with the titles as they are; they nearly state the labels",
+            ),
+        ),
+        measures=(_FASHION, Incomplete(name="T3, incomplete queries", labels=_FASHION.labels)),
+        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2", "masked text+v2"),
+        masked=("fine_label", "attributes.baseColour", "attributes.gender"),
+        sheet=Ranking(name="sheet", labels=(_KIND_COLOUR_GENDER,)),
+    ),
+    Table(
+        name="flipkart",
+        title="Flipkart: categories and families of a mixed shop",
+        products="flipkart/products.jsonl",
+        variants=(Variant(name="recipe", recipe="flipkart", what="the recipe as it is"),),
+        measures=(_FLIPKART, Ranking(name="T6", labels=("group",), gallery=("train", "val"))),
+        baselines=("text", "v2", "v1", "v1-small", "text+v2"),
+        sheet=_FLIPKART,
+        notes=("146 to 208 queries: differences below about 0.05 are noise.",),
+    ),
+    Table(
+        name="luma",
+        title="Luma: families, categories, colours and views of a small shop",
+        products="luma/products.jsonl",
+        variants=(Variant(name="recipe", recipe="luma", what="the recipe as it is"),),
+        measures=(
+            _LUMA,
+            Ranking(name="T8", labels=("fine_label+coarse_label",), gallery=("train", "val")),
+            Ranking(name="T9", labels=("attributes.color",), gallery=("train", "val")),
+            Views(name="T10 last view to main view"),
+        ),
+        baselines=("text", "v2", "v1", "v1-small", "text+v2"),
+        sheet=_LUMA,
+        notes=(
+            "42 to 49 queries: differences below about 0.10 are noise.",
+            "T10 asks with products of training too.",
+        ),
+    ),
+    Table(
+        name="matching",
+        title="Matching: the same product in two shops, by text",
+        products="em-text/products.jsonl",
+        variants=(Variant(name="joint", recipe="matching", what="one network for all sets"),),
+        measures=(PairSets(name="T11", search="T12", pairs="em-text/pairs.csv"),),
+        baselines=("text",),
+        notes=(
+            "The threshold of a set is chosen on its train pairs alone. `F1 best` is what the best threshold for the "
+            "measured pairs themselves would give: a ceiling, not a result.",
+            "`either`, `both`, `neither`: how many products of a pair occur in train pairs.",
+            "Published F1 on the test pairs (here: the val pairs) of abt-buy, amazon-google, walmart-amazon: "
+            "DeepMatcher 62.8, 69.3, 66.9; Ditto 89.3, 75.6, 86.8.",
+        ),
+    ),
+)
+ALL = "all"
+
+
+def tables_named(names: Sequence[str]) -> tuple[Table, ...]:
+    """Return tables by name, ``all`` for all of them.
+
+    Raises:
+        InputError: there is no such table; names those that there are.
+    """
+    known = {table.name: table for table in TABLES}
+    if unknown := [name for name in names if name not in known and name != ALL]:
+        raise InputError(f"there is no table {', '.join(unknown)}; there are: {', '.join(known)}, {ALL}")
+    return TABLES if ALL in names else tuple(known[name] for name in dict.fromkeys(names))

@@ -1,0 +1,145 @@
+"""Train a recipe, and take the measures of a table on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from likeness_client.contract import all_signatures, modalities_of
+from numpy.typing import NDArray
+
+from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate
+from likeness_export.metrics import Retrieval, retrieval
+from likeness_export.quality.costs import Cost, cost_of, train_measured
+from likeness_export.quality.lines import Line
+from likeness_export.quality.pair_sets import measure_pair_sets, trained_scores
+from likeness_export.quality.sheet import draw_sheet
+from likeness_export.quality.tables import Incomplete, Measure, PairSets, Ranking, Table, Views
+from likeness_export.recipe import Recipe
+from likeness_export.run import Run
+
+IMAGE = "image"
+
+
+def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Path) -> tuple[list[Line], Cost]:
+    """Train a recipe, or go on where that was interrupted, then measure it and draw its contact sheet.
+
+    Args:
+        table: says what to measure.
+        recipe: the recipe.
+        folder: the run's folder.
+        data_root: what relative paths start from.
+
+    Returns:
+        The figures, and what they cost.
+
+    Raises:
+        InputError: the folder holds a run of another recipe, or the data cannot be used.
+    """
+    run = Run(folder)
+    train_measured(recipe, run, data_root)
+    catalogue = read_catalogue(data_root / table.products).masked(recipe.data.masked).of_splits(table.splits)
+    embedder = OfflineEmbedder(run, catalogue)
+    lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root)]
+    if table.sheet:
+        task = Task(labels=table.sheet.labels[:1], queries=table.sheet.queries, gallery=table.sheet.gallery)
+        draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, folder / "sheet.png")
+    return lines, cost_of(recipe, embedder.network, run, catalogue)
+
+
+def take(
+    measure: Measure, run: Run, embedder: OfflineEmbedder, catalogue: Catalogue, data_root: Path
+) -> Iterator[Line]:
+    """Take one measure.
+
+    Args:
+        measure: the measure.
+        run: the trained run.
+        embedder: embeds ``catalogue``.
+        catalogue: the products of all splits that the measure needs.
+        data_root: what relative paths start from.
+    """
+    match measure:
+        case Ranking():
+            yield from _ranking(measure, embedder, catalogue)
+        case Incomplete():
+            yield from _incomplete(measure, embedder, catalogue)
+        case Views():
+            yield _views(measure, run, catalogue)
+        case PairSets():
+            vectors = embedder.embed(embedder.recipe.modalities())
+            yield from measure_pair_sets(measure, trained_scores(vectors, embedder.network), catalogue, data_root)
+
+
+def figures_of(found: Retrieval) -> dict[str, float]:
+    """Return the figures of a ranking under the names of the tables."""
+    hits = {f"hit@{k}": value for k, value in found.recall_at.items()}
+    return {**hits, "mAP": found.mean_average_precision, "nDCG@10": found.ndcg_at_10}
+
+
+def views_of(catalogue: Catalogue) -> tuple[Catalogue, Catalogue]:
+    """Return the products with at least two photos, once with the last alone and once with the first alone."""
+    rows = [row for row, product in enumerate(catalogue.products) if len(product.images) > 1]
+    some = catalogue.select(rows)
+    last, first = (
+        replace(some, products=tuple(replace(product, images=(product.images[place],)) for product in some.products))
+        for place in (-1, 0)
+    )
+    return last, first
+
+
+def _ranking(measure: Ranking, embedder: OfflineEmbedder, catalogue: Catalogue) -> Iterator[Line]:
+    task = Task(labels=measure.labels, queries=measure.queries, gallery=measure.gallery)
+    for row in evaluate(embedder, catalogue, embedder.recipe.modalities(), task):
+        yield _line(measure.name, row)
+
+
+def _line(task: str, row: Row) -> Line:
+    figures = row.figures
+    return Line(task=task, label=row.label, what=row.signature, count=figures.queries, figures=figures_of(figures))
+
+
+def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catalogue) -> Iterator[Line]:
+    """Rank complete products for queries that are reduced to fewer modalities.
+
+    ``lost`` is the share of fusion's gain over the best single modality (on both sides) that such queries lose; it is
+    left out where fusing gains nothing.
+    """
+    modalities = embedder.recipe.modalities()
+    rows = np.flatnonzero(embedder.present.all(1) & np.isin(_splits(catalogue), measure.splits))
+    itself = np.arange(len(rows), dtype=np.intp)
+    vectors = {name: embedder.embed(modalities_of(name))[rows] for name in all_signatures(modalities)}
+    whole = vectors[max(vectors, key=lambda name: len(modalities_of(name)))]
+    for label in measure.labels:
+        labels = catalogue.labels(label)[rows]
+
+        def rank(
+            queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: NDArray[np.str_] = labels
+        ) -> Retrieval:
+            return retrieval(queries, gallery, labels, labels, itself)
+
+        best = rank(whole, whole).recall_at[1]
+        single = max(rank(vectors[name], vectors[name]).recall_at[1] for name in modalities)
+        for name, reduced in vectors.items():
+            found = rank(reduced, whole)
+            lost = {"lost": (best - found.recall_at[1]) / (best - single)} if best > single else {}
+            yield Line(
+                task=measure.name, label=label, what=name, count=found.queries, figures={**figures_of(found), **lost}
+            )
+
+
+def _views(measure: Views, run: Run, catalogue: Catalogue) -> Line:
+    last, first = views_of(catalogue.of_splits(measure.splits))
+    queries, gallery = (OfflineEmbedder(run, side).embed([IMAGE]) for side in (last, first))
+    usable = ~np.isnan(queries).any(1) & ~np.isnan(gallery).any(1)
+    names = last.labels("product_id")[usable]
+    nowhere = np.full(len(names), -1, dtype=np.intp)  # the answer is the product itself
+    found = retrieval(queries[usable], gallery[usable], names, names, nowhere)
+    return Line(task=measure.name, label="product_id", what=IMAGE, count=found.queries, figures=figures_of(found))
+
+
+def _splits(catalogue: Catalogue) -> NDArray[np.str_]:
+    return np.array([str(record.get("split")) for record in catalogue.records])

@@ -1,0 +1,178 @@
+"""One unit of a table: a variant with one seed, trained and measured, or the baselines; kept in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from likeness_client.errors import InputError
+
+from likeness_export.files import write_text
+from likeness_export.quality.lines import Line
+from likeness_export.quality.tables import Table, Variant
+from likeness_export.recipe import Recipe, load_recipe
+
+FORMAT = 1
+"""Raised when the same declaration is measured in another way, so that kept figures are not taken for the new ones."""
+BASELINES = "baselines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What one process works on.
+
+    Attributes:
+        table: the table.
+        variant: what is trained; None: nothing, the baselines are measured.
+        seed: the recipe's seed.
+        work: the folder of all tables' runs.
+        data_root: what the recipe's relative paths start from.
+    """
+
+    table: Table
+    variant: Variant | None
+    seed: int = 0
+    work: Path
+    data_root: Path
+
+    @property
+    def name(self) -> str:
+        """How it is reported."""
+        if self.variant is None:
+            return f"{self.table.name}/{BASELINES}"
+        return f"{self.table.name}/{self.variant.name}/seed-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.work / self.name
+
+    def recipe(self) -> Recipe | None:
+        """Return the recipe with this seed; None for baselines.
+
+        Raises:
+            RecipeError: see `load_recipe`.
+        """
+        if self.variant is None:
+            return None
+        return load_recipe(Path(self.variant.recipe), [*self.variant.overrides, f"seed={self.seed}"])
+
+    def key(self) -> str:
+        """Return a SHA-256 of everything that shapes the figures: recipe, catalogue, what is measured."""
+        recipe, table = self.recipe(), self.table
+        methods = () if recipe else (table.baselines, table.masked)
+        content = (FORMAT, recipe and recipe.digest(), table.products, [repr(m) for m in table.measures], methods)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The result of a unit.
+
+    Attributes:
+        lines: what was measured.
+        cost: what it took; see `work_on`.
+        recipe: the whole recipe as JSON holds it; empty for baselines.
+        digest: the recipe's.
+    """
+
+    lines: tuple[Line, ...]
+    cost: dict[str, Any]
+    recipe: dict[str, Any]
+    digest: str
+
+
+def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path, data_root: Path) -> list[Unit]:
+    """Return the units of a table, the baselines first, then the first seed of all variants before the second.
+
+    Args:
+        table: the table.
+        seeds: the seeds.
+        only: names of variants; empty: all of them.
+        work: see `Unit`.
+        data_root: see `Unit`.
+
+    Raises:
+        InputError: an unknown variant.
+    """
+    chosen = [table.variant(name) for name in only] or table.variants
+    units = [Unit(table=table, variant=None, work=work, data_root=data_root)] if table.baselines else []
+    return units + [
+        Unit(table=table, variant=variant, seed=seed, work=work, data_root=data_root)
+        for seed in seeds
+        for variant in chosen
+    ]
+
+
+def read_finished(unit: Unit) -> Finished | None:
+    """Return the kept result of a unit; None if there is none, or if it is one of another recipe or other measures."""
+    place = unit.folder / "figures.json"
+    try:
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        key = unit.key()
+    except (FileNotFoundError, InputError):
+        return None
+    except ValueError as error:
+        raise InputError(f"{place} is damaged: remove it and measure again ({error})") from error
+    if kept.get("key") != key:
+        return None
+    lines = tuple(Line(**line) for line in kept["lines"])
+    return Finished(lines=lines, cost=kept["cost"], recipe=kept["recipe"], digest=kept["digest"])
+
+
+def work_on(unit: Unit) -> None:
+    """Train and measure, or go on where that was interrupted; what is already there is left as it is.
+
+    The folder of the run then holds, beside what training writes, ``figures.json``, ``sheet.png`` and ``unit.log``.
+
+    Raises:
+        InputError: the recipe or the data cannot be used.
+    """
+    if read_finished(unit):
+        return
+    with _logged(unit.folder / "unit.log"):
+        from likeness_export.quality.baselines import measure_baselines
+        from likeness_export.quality.costs import Cost
+        from likeness_export.quality.trained import train_and_measure
+
+        recipe = unit.recipe()
+        if recipe is None:
+            lines, cost = measure_baselines(unit.table, unit.data_root, unit.folder), Cost()
+        else:
+            lines, cost = train_and_measure(unit.table, recipe, unit.folder, unit.data_root)
+    kept = {
+        "key": unit.key(),
+        "digest": recipe.digest() if recipe else "",
+        "recipe": recipe.model_dump(mode="json") if recipe else {},
+        "lines": [line.plain() for line in lines],
+        "cost": asdict(cost),
+    }
+    write_text(unit.folder / "figures.json", json.dumps(kept, indent=1))
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Write this project's messages, everything on standard error and any error into a file."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    package = logging.getLogger("likeness_export")
+    with path.open("a", encoding="utf-8") as out, contextlib.redirect_stderr(out):
+        handler = logging.StreamHandler(out)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        try:
+            yield
+        except Exception:
+            package.exception("failed")
+            raise
+        finally:
+            package.removeHandler(handler)

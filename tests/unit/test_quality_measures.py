@@ -1,0 +1,284 @@
+"""What is measured of a trained run, and of untrained baselines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from likeness_client import InputError, Product
+from likeness_export.catalogue import Catalogue, NamedPair, read_catalogue
+from likeness_export.cli import app
+from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder
+from likeness_export.quality.baselines import measure_baselines, standardised
+from likeness_export.quality.pair_sets import (
+    MEAN,
+    Rows,
+    Scorer,
+    decide,
+    familiarity,
+    find,
+    measure_pair_sets,
+    trained_scores,
+    without_repeats,
+)
+from likeness_export.quality.tables import TABLES, Incomplete, PairSets, Ranking, Table, Variant, Views
+from likeness_export.quality.trained import take, train_and_measure, views_of
+from likeness_export.quality.units import read_finished, units_of, work_on
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Exported, Tiny
+
+
+DATA = Path(os.environ.get("LIKENESS_DATA") or Path(__file__).parents[3] / "shared" / "data")
+RANKING = Ranking(name="T", labels=("group",), queries=("train",), gallery=("train",))
+
+
+def pair(left: str, right: str, label: int = 1) -> NamedPair:
+    return NamedPair(left=left, right=right, label=label)
+
+
+# Pairs
+
+
+def test_rows_that_repeat_a_train_pair_are_left_out_in_either_order() -> None:
+    train = [pair("a", "b"), pair("c", "d", 0)]
+    measured = [pair("b", "a"), pair("c", "d"), pair("a", "c"), pair("x", "y")]
+    assert without_repeats(measured, train) == measured[2:]
+
+
+def test_pairs_are_told_apart_by_what_training_has_seen() -> None:
+    found = familiarity(
+        [pair("a", "c"), pair("a", "x"), pair("y", "b"), pair("x", "y")], [pair("a", "b"), pair("c", "c")]
+    )
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "both": [True, False, False, False],
+        "either": [False, True, True, False],
+        "neither": [False, False, False, True],
+    }
+
+
+def test_the_threshold_is_chosen_on_train_pairs_alone() -> None:
+    """On the measured pairs another threshold would be better: that one is only the ceiling."""
+    place = {name: row for row, name in enumerate("abcdefgh")}
+    scores = {("a", "b"): 0.9, ("a", "c"): 0.5, ("e", "f"): 0.8, ("e", "g"): 0.6, ("a", "h"): 0.95}
+    by_row = {(place[left], place[right]): score for (left, right), score in scores.items()}
+
+    def score(left: Rows, right: Rows) -> NDArray[np.float32]:
+        return np.array([by_row[pair] for pair in zip(left.tolist(), right.tolist(), strict=True)], np.float32)
+
+    train = [pair("a", "b"), pair("a", "c", 0)]  # threshold 0.7
+    measured = [pair("a", "b"), pair("e", "f"), pair("e", "g"), pair("a", "h", 0)]
+    found, count = decide(train, measured, score, place)
+    assert count == 3  # a-b repeats a train pair
+    assert found["F1"] == pytest.approx(0.5)
+    assert found["F1 best"] == pytest.approx(0.8)
+    assert found["F1 neither"] == pytest.approx(2 / 3)
+    assert found["F1 repeats"] == pytest.approx(2 / 3)
+    assert found["F1 train"] == 1.0
+    assert "F1 both" not in found
+
+
+def test_searching_ranks_the_right_sides_or_all_others() -> None:
+    vectors = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], np.float32)
+    row_of = {name: row for row, name in enumerate("abcd")}
+
+    def search(left: Rows, right: Rows) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = vectors[left] @ vectors[right].T
+        return found
+
+    members = np.arange(4)
+    measured = [pair("a", "c"), pair("a", "d", 0), pair("a", "a")]
+    none = np.array(["", "", "", ""])
+    assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
+    sides = np.array(["left", "left", "right", "right"])
+    assert find(measured, search, row_of, members, sides) == ({"R@1": 1.0, "R@10": 1.0}, 1)
+
+
+def test_sets_are_measured_one_by_one_and_averaged(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text(
+        "left_id,right_id,label,split\na,b,1,train\na,c,0,train\nc,d,1,val\nd,a,0,val\n"
+        "e,f,1,train\ne,g,0,train\ng,h,1,val\nnowhere,h,1,val\n",
+        encoding="utf-8",
+    )
+    products = tuple(Product(product_id=name) for name in "abcdefgh")
+    records = tuple({"product_id": name, "coarse_label": "one" if name < "e" else "two"} for name in "abcdefgh")
+    catalogue = Catalogue(products=products, records=records)
+    twins = np.arange(8) // 2
+
+    def alike(left: Rows, right: Rows) -> NDArray[np.float32]:
+        same: NDArray[np.bool_] = twins[left] == twins[right]
+        return same.astype(np.float32)
+
+    scorer = Scorer(pairs=alike, search=lambda left, right: (twins[left][:, None] == twins[right]).astype(np.float32))
+    measure = PairSets(name="T11", search="T12", pairs="pairs.csv")
+    lines = list(measure_pair_sets(measure, {"twins": scorer}, catalogue, tmp_path))
+    assert [(line.task, line.label, line.count) for line in lines] == [
+        *(("T11", "one", 2), ("T12", "one", 1), ("T11", "two", 1), ("T12", "two", 1)),
+        *(("T11", MEAN, 3), ("T12", MEAN, 2)),
+    ]
+    assert all(line.figures.get("F1", line.figures.get("R@1")) == 1.0 for line in lines)
+
+
+def test_the_learned_metric_scores_pairs(exported: Exported) -> None:
+    _, network = exported.run.read_network()
+    vectors = np.eye(4, 16, dtype=np.float32)
+    scorers = trained_scores(vectors, network)
+    left, right = np.array([0, 0]), np.array([0, 1])
+    np.testing.assert_allclose(scorers["cosine"].pairs(left, right), [1, 0])
+    learned = scorers["learned"].pairs(left, right)
+    assert learned[0] > learned[1]
+
+
+# Rankings
+
+
+def test_views_are_the_last_and_the_first_photo() -> None:
+    photos = [Path(f"{place}.png") for place in range(3)]
+    products = (Product(product_id="a", images=tuple(photos)), Product(product_id="b", images=(photos[0],)))
+    catalogue = Catalogue(products=products, records=({"product_id": "a"}, {"product_id": "b"}))
+    last, first = views_of(catalogue)
+    assert [product.images for product in last.products] == [(photos[2],)]
+    assert [product.images for product in first.products] == [(photos[0],)]
+
+
+def test_complete_products_are_searched_with_less(exported: Exported) -> None:
+    root = exported.run.folder.parent / "data"
+    catalogue = read_catalogue(root / "products.jsonl")
+    embedder = OfflineEmbedder(exported.run, catalogue)
+    measure = Incomplete(name="T", labels=("group",), splits=("train",))
+    lines = {line.what: line for line in take(measure, exported.run, embedder, catalogue, root)}
+    assert list(lines) == ["image", "attributes", "image_attributes"]
+    plain = {line.what: line for line in take(RANKING, exported.run, embedder, catalogue, root)}
+    assert list(plain) == ["image", "attributes", "image_attributes", AS_THEY_ARE]
+    both = lines["image_attributes"].figures
+    assert {name: both[name] for name in plain["image_attributes"].figures} == plain["image_attributes"].figures
+    assert both.get("lost", 0.0) == 0.0
+
+
+# Whole units
+
+
+@pytest.fixture
+def table(tiny: Tiny, tmp_path: Path) -> Table:
+    """A table of the tiny catalogue; its recipe is a file."""
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        'name = "tiny"\ndimension = 16\n[data]\nproducts = "products.jsonl"\nlabels = ["group"]\n'
+        '[towers.image]\nencoder = "small_cnn"\nimage_px = 32\nwidth = 8\n'
+        '[towers.attributes]\nencoder = "one_hot"\nkeys = ["kind", "colour"]\n'
+        "[training]\nepochs = 2\ngroups_per_batch = 6\ngroup_size = 2\n",
+        encoding="utf-8",
+    )
+    assert tiny.products.is_file()
+    return Table(
+        name="tiny",
+        title="Tiny",
+        products="products.jsonl",
+        variants=(Variant(name="one", recipe=str(recipe)),),
+        measures=(RANKING,),
+        sheet=RANKING,
+    )
+
+
+def test_a_unit_is_trained_measured_and_kept(
+    table: Table, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (unit,) = units_of(table, [3], [], tmp_path / "work", tiny.root)
+    assert read_finished(unit) is None
+    work_on(unit)
+    found = read_finished(unit)
+    assert found is not None
+    assert [line.what for line in found.lines] == ["image", "attributes", "image_attributes", AS_THEY_ARE]
+    assert found.recipe["seed"] == 3
+    assert found.cost["parameters"] == found.cost["trained_parameters"] > 0
+    assert min(found.cost[name] for name in ("preparing_s", "epochs_s", "peak_mb", "product_ms", "threads")) > 0
+    with Image.open(unit.folder / "sheet.png") as sheet:
+        assert sheet.size[0] > 1000
+    # Nothing is trained or measured twice; lost figures are measured again without training.
+    monkeypatch.setattr("likeness_export.quality.trained.take", lambda *_: pytest.fail("measured again"))
+    work_on(unit)
+    monkeypatch.undo()
+    (unit.folder / "figures.json").unlink()
+    monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained again"))
+    work_on(unit)
+    assert read_finished(unit) is not None
+
+
+def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_path: Path) -> None:
+    train_and_measure(table, tiny.recipe, tmp_path / "run", tiny.root)
+    other = tiny.recipe.model_copy(update={"seed": 8})
+    with pytest.raises(InputError, match="holds a run of another recipe"):
+        train_and_measure(table, other, tmp_path / "run", tiny.root)
+
+
+# Commands
+
+
+def test_an_unknown_table_names_the_known_ones() -> None:
+    answer = CliRunner().invoke(app, ["quality", "run", "shoes"])
+    assert isinstance(answer.exception, InputError)
+    assert "there is no table shoes; there are: grocery, fashion, flipkart, luma, matching, all" in str(
+        answer.exception
+    )
+
+
+def test_a_sheet_of_a_run(exported: Exported, tmp_path: Path) -> None:
+    root = str(exported.run.folder.parent / "data")
+    command = ["quality", "sheet", str(exported.run.folder), "--data-root", root, "--split", "train", "--rows", "1"]
+    out = tmp_path / "sheet.png"
+    answer = CliRunner().invoke(app, [*command, "--label", "group", "--out", str(out)])
+    assert answer.exit_code == 0, answer.exception
+    assert answer.output == f"drawn: {out}\n"
+    with Image.open(out) as sheet:
+        assert sheet.size[1] <= 2 * 260
+    answer = CliRunner().invoke(app, [*command, "--signature", "text"])
+    assert "has no signature text; there are: image, attributes, image_attributes" in str(answer.exception)
+
+
+# Baselines
+
+
+def test_similarities_are_standardised() -> None:
+    found = standardised(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    assert found.mean() == pytest.approx(0)
+    assert found.std() == pytest.approx(1)
+
+
+def test_text_baseline_ranks_by_shared_characters(tmp_path: Path) -> None:
+    (tmp_path / "products.jsonl").write_text(
+        "".join(
+            f'{{"product_id": "{place}", "split": "val", "group": "{group}", "title": "{title}"}}\n'
+            for place, (group, title) in enumerate(
+                [("a", "red shirt"), ("b", "blue trousers"), ("a", "dark red shirts"), ("b", "trouser in blue")]
+            )
+        ),
+        encoding="utf-8",
+    )
+    table = Table(
+        name="t",
+        title="T",
+        products="products.jsonl",
+        variants=(),
+        measures=(Ranking(name="T", labels=("group",)), Views(name="views", splits=("val",))),
+        baselines=("text", "masked text"),
+        masked=("title",),
+    )
+    with pytest.raises(InputError, match="without a single word"):
+        measure_baselines(table, tmp_path, tmp_path)
+    (line,) = measure_baselines(Table(**{**vars(table), "baselines": ("text",)}), tmp_path, tmp_path)
+    assert (line.what, line.count, line.figures["hit@1"]) == ("text", 4, 1.0)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no product data at {DATA}: set LIKENESS_DATA to its folder")
+def test_the_text_baseline_of_real_pairs_is_the_published_one(tmp_path: Path) -> None:
+    table = next(table for table in TABLES if table.name == "matching")
+    found = {(line.task, line.label): line.figures for line in measure_baselines(table, DATA, tmp_path)}
+    assert found["T11", "abt-buy"]["F1"] == pytest.approx(0.710, abs=0.005)
+    assert found["T12", "wdc-cameras"]["R@1"] == pytest.approx(0.182, abs=0.005)

@@ -1,0 +1,223 @@
+"""Declaration, aggregation and writing of quality tables, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from likeness_client.errors import InputError
+from likeness_export.files import write_text
+from likeness_export.quality import running
+from likeness_export.quality.bars import draw_bars, panels_of
+from likeness_export.quality.lines import Line, over_seeds, spread
+from likeness_export.quality.report import TableResult, VariantResult, markdown, plain
+from likeness_export.quality.running import Plan, run_tables
+from likeness_export.quality.tables import TABLES, Ranking, Table, Variant, tables_named
+from likeness_export.quality.units import Finished, Unit, read_finished, units_of
+from likeness_export.quality.workers import Work
+from likeness_export.recipe import BUILT_IN, load_recipe
+from PIL import Image
+
+TABLE = Table(
+    name="small",
+    title="A small table",
+    products="products.jsonl",
+    variants=(Variant(name="one", recipe="demo", what="as it is"), Variant(name="two", recipe="demo")),
+    measures=(Ranking(name="T", labels=("group",)),),
+    notes=("A note.",),
+)
+
+
+def line(hit: float, what: str = "text", task: str = "T", label: str = "group") -> Line:
+    return Line(task=task, label=label, what=what, count=10, figures={"hit@1": hit})
+
+
+def finished(*lines: Line) -> Finished:
+    cost = {"parameters": 2_000_000, "epochs_s": 12.34, "peak_mb": None, "threads": 1, "cores": 2}
+    return Finished(lines=lines, cost=cost, recipe={"name": "demo", "seed": 1}, digest="d")
+
+
+def result(**changes: Any) -> TableResult:
+    one, two = TABLE.variants
+    variants = (
+        VariantResult(variant=one, seeds={1: finished(line(0.5)), 2: finished(line(0.7))}, failed={}),
+        VariantResult(variant=two, seeds={1: finished(line(0.4))}, failed={2: "went\nwrong"}),
+    )
+    return replace(TableResult(table=TABLE, seeds=(1, 2), variants=variants, baselines=(line(0.25, "v2"),)), **changes)
+
+
+# Declarations
+
+
+def test_every_declared_recipe_and_override_can_be_read() -> None:
+    for table in TABLES:
+        for variant in table.variants:
+            if (BUILT_IN / f"{variant.recipe}.toml").is_file():
+                recipe = load_recipe(Path(variant.recipe), variant.overrides)
+                assert recipe.data.products == table.products
+
+
+def test_names_are_unique_and_can_be_folders() -> None:
+    for table in TABLES:
+        names = [table.name, *(variant.name for variant in table.variants)]
+        assert len(set(names)) == len(names)
+        assert all(name.replace("-", "").isalnum() for name in names)
+
+
+def test_tables_are_found_by_name() -> None:
+    assert [table.name for table in tables_named(["luma", "grocery", "luma"])] == ["luma", "grocery"]
+    assert tables_named(["luma", "all"]) == TABLES
+    with pytest.raises(InputError, match=r"there is no table shoes; there are: grocery, fashion, .*, all"):
+        tables_named(["luma", "shoes"])
+
+
+def test_an_unknown_variant_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="table small has no variant 'three'; there are: one, two"):
+        units_of(TABLE, [1], ["three"], tmp_path, tmp_path)
+
+
+# Aggregation
+
+
+def test_mean_and_sample_deviation() -> None:
+    found = spread([0.5, 0.7])
+    assert (round(found.mean, 6), round(found.deviation or 0, 6), found.seeds) == (0.6, 0.141421, 2)
+    assert str(found) == "0.600 ± 0.141"
+    assert str(spread([0.25])) == "0.250"
+
+
+def test_seeds_are_joined_line_by_line() -> None:
+    extra = replace(line(0.7), figures={"hit@1": 0.7, "lost": 0.1})
+    joined = over_seeds([[line(0.5), line(0.1, "image")], [line(0.3, "image"), extra]])
+    assert [(found.what, str(found.figures["hit@1"])) for found in joined] == [
+        ("text", "0.600 ± 0.141"),
+        ("image", "0.200 ± 0.141"),
+    ]
+    assert (joined[0].figures["lost"].mean, joined[0].figures["lost"].seeds) == (0.1, 1)
+
+
+# Files
+
+GOLDEN = """\
+# A small table
+
+Mean ± standard deviation over seeds (3 of 4 runs finished); queries and pairs of the split `val`.
+
+## T: `group`
+
+| variant | by | n | hit@1 |
+| --- | --- | --- | --- |
+| untrained | v2 | 10 | 0.250 |
+| one | text | 10 | **0.600 ± 0.141** |
+| two | text | 10 | 0.400 |
+
+## Cost
+
+| variant | parameters | trained | preparing, s | epochs, s | peak, MB | ms per product | threads of cores |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| one | 2,000,000 | - | - | 12.3 | - | - | 1 of 2 |
+| two | 2,000,000 | - | - | 12.3 | - | - | 1 of 2 |
+
+## Variants
+
+| variant | seeds | what | recipe |
+| --- | --- | --- | --- |
+| one | 2 of 2 | as it is | `demo` |
+| two | 1 of 2 |  | `demo` |
+
+## Failed
+
+- two, seed 2: went wrong
+
+## Notes
+
+- A note.
+"""
+
+
+def test_markdown() -> None:
+    assert markdown(result()) == GOLDEN
+
+
+def test_many_labels_share_a_table_and_a_panel() -> None:
+    lines = tuple(line(0.1 * place, label=f"set {place}") for place in range(1, 5))
+    found = result(baselines=lines, variants=())
+    assert "## T\n" in markdown(replace(found, variants=result().variants[:1]))
+    assert "| of | variant |" in markdown(replace(found, variants=result().variants[:1]))
+    assert list(panels_of(found)) == [("T", "hit@1")]
+
+
+def test_json_holds_every_seed() -> None:
+    found = json.loads(json.dumps(plain(result())))
+    two = found["variants"]["two"]
+    assert (two["failed"], list(two["seeds"]), two["recipe"]["seed"]) == ({"2": "went\nwrong"}, ["1"], None)
+    assert found["variants"]["one"]["seeds"]["2"]["lines"][0]["figures"] == {"hit@1": 0.7}
+    assert found["baselines"][0]["what"] == "v2"
+
+
+def test_bars(tmp_path: Path) -> None:
+    assert draw_bars(result(), tmp_path / "bars.png")
+    with Image.open(tmp_path / "bars.png") as picture:
+        assert picture.size[0] > 1000
+    assert not draw_bars(result(variants=(), baselines=()), tmp_path / "none.png")
+    assert [(bar.place, bar.series) for bar in panels_of(result())["T: group", "hit@1"]] == [
+        ("untrained\nv2", "untrained"),
+        ("text", "one"),
+        ("text", "two"),
+    ]
+
+
+# Resumption
+
+
+def pretend(unit: Unit) -> None:
+    """Stand in for a training: counts its calls, and fails for the second variant's second seed."""
+    write_text(unit.folder / f"call-{len(list(unit.folder.glob('call-*')))}", "")
+    if unit.variant == TABLE.variants[1] and unit.seed == 2:
+        raise InputError("no luck")
+    recipe = unit.recipe()
+    kept = {"key": unit.key(), "digest": "d", "recipe": {}, "lines": [line(0.5).plain()], "cost": finished().cost}
+    assert recipe is not None
+    write_text(unit.folder / "figures.json", json.dumps(kept))
+
+
+def one_by_one(units: list[Unit], work: Work[Unit], jobs: int) -> Iterator[tuple[Unit, str]]:
+    """Stand in for the processes, which take their time to start."""
+    assert jobs == 2
+    for unit in units:
+        try:
+            work(unit)
+            yield unit, ""
+        except InputError as error:
+            yield unit, str(error)
+
+
+def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    for _ in range(2):
+        assert run_tables(plan, pretend) == {"small/two/seed-2": "no luck"}
+    calls = {str(path.parent.relative_to(plan.work)) + path.name[-2:] for path in plan.work.rglob("call-*")}
+    assert calls == {
+        "small/one/seed-1-0",
+        "small/one/seed-2-0",
+        "small/two/seed-1-0",
+        *("small/two/seed-2-0", "small/two/seed-2-1"),
+    }
+    text = (plan.out / "small.md").read_text(encoding="utf-8")
+    assert "3 of 4 runs finished" in text
+    assert "- two, seed 2: no luck" in text
+    assert (plan.out / "small.png").is_file()
+    # Of other seeds and of another recipe nothing is shown.
+    assert run_tables(replace(plan, seeds=[1], only=["one"]), pretend) == {}
+    unit = units_of(TABLE, [1], ["one"], plan.work, plan.data_root)[0]
+    assert read_finished(unit)
+    assert unit.variant is not None
+    assert read_finished(replace(unit, variant=replace(unit.variant, overrides=("training.epochs=2",)))) is None
+    write_text(unit.folder / "figures.json", "{")
+    with pytest.raises(InputError, match=r"figures\.json is damaged"):
+        read_finished(unit)
