@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+TIMM_VENV ?= .venv-timm
 
-.PHONY: demo test lint format reference clean
+.PHONY: demo test test-timm lint format reference clean
 
 demo: $(VENV)/.installed ## the main job: render, train, export, serve, query
 	$(BIN)/likeness demo
@@ -29,5 +30,15 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch==2.13.0 --editable ".[dev]"
 	touch $@
 
+test-timm: $(TIMM_VENV)/.installed ## the tests of timm's networks, in an environment with the standard build of torch
+	$(TIMM_VENV)/bin/pytest tests/unit/test_image_local.py -k timm
+
+# timm's torchvision is resolved first: it brings the build of torch that it fits (about 6 GB with its CUDA libraries).
+$(TIMM_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TIMM_VENV)
+	$(TIMM_VENV)/bin/pip install --quiet torchvision timm
+	$(TIMM_VENV)/bin/pip install --quiet --editable ".[export,timm]" hypothesis pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TIMM_VENV) runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -68,6 +68,28 @@ def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> No
         products.of_splits(["test", "dev"])
 
 
+@pytest.mark.parametrize(
+    ("title", "left"),
+    [
+        ("Fjord Men's Navy Blue T-shirt, XL", "Fjord , XL"),
+        ("FJORD WOMEN blue-tooth shirts", "FJORD -tooth"),
+        ("Menswear in redwood", "Menswear in redwood"),
+        ("Tshirt \u00c9t\u00e9 6", "\u00c9t\u00e9 6"),
+        ("", ""),
+    ],
+)
+def test_masking_cuts_the_words_of_all_labels(tmp_path: Path, title: str, left: str) -> None:
+    labelled = [
+        {"product_id": "a", "fine_label": "Tshirts", "attributes": {"colour": "Navy Blue", "gender": "Men"}},
+        {"product_id": "b", "fine_label": "Shirts", "attributes": {"gender": "Women"}},
+    ]
+    whole = read_catalogue(write(tmp_path, *labelled, {"product_id": "c", "title": title, "description": title}))
+    masked = whole.masked(["fine_label", "attributes.colour", "attributes.gender"])
+    assert (masked.products[2].title, masked.products[2].description) == (left, left)
+    assert masked.labels("fine_label").tolist() == ["Tshirts", "Shirts", ""]
+    assert whole.masked([]) is whole
+
+
 def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = catalogue(tmp_path).payloads(InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes"))
     assert found == [

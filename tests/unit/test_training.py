@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from likeness_client.errors import InputError
@@ -12,7 +13,8 @@ from likeness_export import training
 from likeness_export.networks.product import build_network
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.training import train
+from likeness_export.tower_inputs import TowerInputs
+from likeness_export.training import train, training_catalogue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,23 +60,25 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training._Trainer, "_epoch", interrupted)
 
 
+@pytest.mark.parametrize("settings", [{}, {"head_epochs": 2, "proxies": 1.0, "epochs": 2}])
 def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
+    recipe = changed(tiny.recipe, training=settings)
     straight, resumed = Run(tmp_path / "straight"), Run(tmp_path / "resumed")
-    train(tiny.recipe, straight, tiny.root)
-    for epochs in (0, 2):  # before there is a checkpoint, and with one
+    train(recipe, straight, tiny.root)
+    for epochs in (0, 1, 1):  # before there is a checkpoint, and with one; with head epochs: in both parts
         with monkeypatch.context() as patch:
             stop_after(epochs, patch)
             with pytest.raises(MachineStopsError):
-                train(tiny.recipe, resumed, tiny.root)
+                train(recipe, resumed, tiny.root)
         assert not resumed.weights.exists()
         assert resumed.checkpoint.exists() == (epochs > 0)
     torch.manual_seed(99)  # what happened in the process before does not matter
-    train(tiny.recipe, resumed, tiny.root)
+    train(recipe, resumed, tiny.root)
     assert_same(weights(resumed), weights(straight))
     assert losses(resumed) == losses(straight)
-    assert len(losses(straight)) == tiny.recipe.training.epochs
+    assert len(losses(straight)) == recipe.training.head_epochs + recipe.training.epochs
     assert not resumed.checkpoint.exists()
 
 
@@ -191,3 +195,52 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(tiny: Ti
     same = {name for name, tensor in weights(run).items() if torch.equal(tensor, untrained[name])}
     assert {name for name in untrained if name.startswith("towers.image.encoder.")} <= same
     assert "towers.image.projection.weight" not in same
+
+
+def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, run = changed(tiny.recipe, training={"head_epochs": 2, "epochs": 1}), Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(MachineStopsError):
+            train(recipe, run, tiny.root)
+    torch.manual_seed(recipe.seed)
+    untrained = build_network(recipe, run.towers, tiny.root).state_dict()
+    state = torch.load(run.checkpoint, weights_only=True)["network"]
+    encoder = {name for name in untrained if name.startswith("towers.image.encoder.")}
+    assert all(torch.equal(state[name], untrained[name]) for name in encoder)
+    assert not torch.equal(state["towers.image.projection.weight"], untrained["towers.image.projection.weight"])
+    train(recipe, run, tiny.root)
+    assert any(not torch.equal(weights(run)[name], untrained[name]) for name in encoder)
+
+
+def test_training_on_pairs_reads_the_products_that_they_name(tiny: Tiny, tmp_path: Path) -> None:
+    lines = [f"{group}-0,{group}-1,1,train\n{group}-0,{(group + 1) % 12}-2,0,train" for group in range(6)]
+    (tiny.root / "pairs.csv").write_text("\n".join(["left_id,right_id,label,split", *lines]), encoding="utf-8")
+    raw = tiny.recipe.model_dump(mode="json")
+    raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
+    raw["similarity"]["joint"] = True
+    recipe = parse_recipe(raw, "test")
+    assert len(training_catalogue(recipe, tiny.root)) == 6 * 3
+    run = Run(tmp_path / "run")
+    train(recipe, run, tiny.root)
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+    missing = parse_recipe(raw | {"data": raw["data"] | {"train_splits": ["other"]}}, "test")
+    with pytest.raises(InputError, match="no pair of split other names a product"):
+        training_catalogue(missing, tiny.root)
+
+
+def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> None:
+    inputs = TowerInputs.__new__(TowerInputs)
+    inputs._fixed = {}
+    inputs.items = [b"x" * (1 + row * 37 % 101) for row in range(100)]
+    inputs.batch = lambda rows: (torch.tensor([[len(inputs.items[row] or b"")] for row in rows]),)  # type: ignore[method-assign]
+    shapes = []
+
+    def encode(lengths: torch.Tensor) -> torch.Tensor:
+        shapes.append(len(lengths))
+        return lengths.float()
+
+    rows = np.arange(99, -1, -1)
+    found = inputs.map(rows, encode).flatten().tolist()
+    assert found == [float(len(inputs.items[row] or b"")) for row in rows]
+    assert shapes == [32, 32, 32, 4]
