@@ -21,6 +21,7 @@ ELSEWHERE = (
     "likeness export",
     "likeness evaluate runs/mine",
     "likeness evaluate runs/fashion",
+    "likeness quality",
 )
 """Commands that tests of their own cover, or that need data which is not there."""
 ON_FILES = {"related", "cluster", "mine"}

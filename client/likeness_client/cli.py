@@ -24,6 +24,7 @@ from likeness_client.results import Comparison, Embeddings
 COMMAND_GROUP = "likeness.commands"
 """Entry points that add commands; each is a ``typer.Typer``."""
 EXTRA_OF = {
+    "matplotlib": "export",
     "onnx": "export",
     "onnxscript": "export",
     "pydantic": "export",

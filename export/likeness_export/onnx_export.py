@@ -18,6 +18,7 @@ from likeness_client.errors import LikenessError
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from likeness_export.encoders import Encoder
 from likeness_export.files import written_aside
 from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.networks.similarity import Similarity
@@ -170,6 +171,8 @@ def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple
     """Draw valid random inputs."""
     if isinstance(module, Tower):
         return module.encoder.sample(spec.inputs, batch, length)
+    if isinstance(module, Encoder):
+        return module.sample(spec.inputs, batch, length)
     shapes = [(batch, *(length if size == -1 else size for size in tensor.dims)) for tensor in spec.inputs]
     return tuple(F.normalize(torch.randn(shape), dim=-1) for shape in shapes)
 

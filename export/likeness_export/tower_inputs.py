@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,9 +19,14 @@ from torch import Tensor
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
 from likeness_export.files import written_aside
+from likeness_export.onnx_export import ExportError, export_network
+from likeness_export.pipeline import StepSpec
 from likeness_export.progress import each
+from likeness_export.tensors import TensorSpec
 
 log = logging.getLogger(__name__)
+_Encode: TypeAlias = Callable[[tuple[Tensor, ...]], NDArray[np.float32]]
+_WORTH_TRACING = 1000  # products; tracing and verifying an encoder takes some twenty seconds
 _CHUNK = 64
 _MAP_CHUNK = 32  # small enough that texts of like length meet
 
@@ -82,17 +91,47 @@ class TowerInputs:
         parts = [encode(*self.batch(rows[order[i : i + _MAP_CHUNK]])) for i in range(0, len(order), _MAP_CHUNK)]
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
-    @torch.inference_mode()
     def encode(self, encoder: Encoder) -> NDArray[np.float32]:
         """Return features FP32 [n, f]; zeros where a product is absent."""
         encoder.eval()
         features = np.zeros((len(self.items), encoder.feature_dim), np.float32)
         # Neighbours of equal length waste no padding.
         rows = sorted(np.flatnonzero(self.present), key=lambda row: len(self.items[row] or b""))
+        run = self._traced(encoder) if len(rows) >= _WORTH_TRACING else partial(_eager, encoder)
         for start in each(range(0, len(rows), _CHUNK), f"encoding {self.name}"):
             chunk = np.array(rows[start : start + _CHUNK])
-            features[chunk] = encoder(*self.batch(chunk)).numpy()
+            features[chunk] = run(self.batch(chunk))
         return features
+
+    def _traced(self, encoder: Encoder) -> _Encode:
+        """Return the encoder as onnxruntime runs it: on CPUs up to five times as fast as eager torch."""
+        if not any(True for _ in encoder.parameters()):
+            return partial(_eager, encoder)  # nothing in it that could be slow
+        output = TensorSpec("features", "FP32", (encoder.feature_dim,))
+        spec = StepSpec(name=f"encoder of {self.name}", inputs=self.specs, outputs=(output,))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "encoder.onnx"
+            try:
+                export_network(encoder, spec, path, _CHUNK)
+            except ExportError as error:
+                log.warning("%s; encoding in eager torch, which is slower", error)
+                return partial(_eager, encoder)
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def run(tensors: tuple[Tensor, ...]) -> NDArray[np.float32]:
+            feed = {spec.name: tensor.numpy() for spec, tensor in zip(self.specs, tensors, strict=True)}
+            found: NDArray[np.float32] = session.run(None, feed)[0]
+            return found
+
+        return run
+
+
+@torch.inference_mode()
+def _eager(encoder: Encoder, tensors: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = encoder(*tensors).numpy()
+    return found
 
 
 def read_inputs(
@@ -124,7 +163,7 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
         config: its configuration, a part of the cache's key.
         cache: folder of the cache.
     """
-    key = hashlib.sha256(config.model_dump_json().encode())
+    key = hashlib.sha256(config.model_dump_json(exclude={"freeze", "learning_rate"}).encode())
     for tensor in encoder.state_dict().values():
         key.update(tensor.numpy().tobytes())
     for item in inputs.items:

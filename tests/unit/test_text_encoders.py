@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, BertConfig, PretrainedConfig, XLNetConfig
+from transformers import AutoModel, BertConfig, PretrainedConfig, RobertaConfig, XLNetConfig
 
 FloatArray = NDArray[np.float32]
 TEXTS = [
@@ -552,9 +552,13 @@ def test_weights_fit_the_bare_architecture(transformer: Prepared) -> None:
             BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=32),
             r"towers\.text\.max_tokens: .*source reads at most 32 tokens",
         ),
+        (
+            RobertaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=65),
+            r"towers\.text\.max_tokens: .*source reads at most 63 tokens",  # two positions belong to padding
+        ),
         (XLNetConfig(d_model=8, n_layer=1, n_head=1, attn_type="uni"), r"towers\.text\.source: of XLNet, only"),
     ],
-    ids=["too long", "uni"],
+    ids=["too long", "too long behind padding", "uni"],
 )
 def test_what_cannot_be_served_is_refused_before_training(tmp_path: Path, config: PretrainedConfig, said: str) -> None:
     config.save_pretrained(tmp_path / "source")

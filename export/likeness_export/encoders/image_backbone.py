@@ -87,7 +87,8 @@ class ImageBackbone(Encoder):
     ) -> None:
         super().__init__()
         self.train_px = train_px
-        self.backbone = backbone.to(memory_format=torch.channels_last)  # as the pixels come: convolutions run faster
+        # As the pixels come; convolutions run up to twice as fast. The annotations of `Module.to` forget the argument.
+        self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalise = Normalise(mean, std)
         size = int(getattr(self.backbone.config, "image_size", 224))
         # Not every architecture names its width in the configuration; one look at an output does.

@@ -21,6 +21,9 @@ from likeness_export.preprocessing import text
 from likeness_export.sources import locate
 from likeness_export.tensors import TensorSpec
 
+# RoBERTa and its kin number positions from behind the id of padding; those before are never used.
+_POSITIONS_BEHIND_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
+
 
 class TextTransformerConfig(EncoderConfig):
     """``encoder = "transformer"``."""
@@ -64,6 +67,8 @@ class TextTransformerConfig(EncoderConfig):
 
     def _check(self, config: PretrainedConfig, name: str) -> None:
         longest = int(getattr(config, "max_position_embeddings", None) or -1)  # none: positions are relative
+        if config.model_type in _POSITIONS_BEHIND_PADDING:
+            longest -= int(config.pad_token_id) + 1
         if 0 < longest < self.max_tokens:
             raise InputError(f"towers.{name}.max_tokens: {self.source} reads at most {longest} tokens")
         if config.model_type == "xlnet" and (config.attn_type != "bi" or config.bi_data):

@@ -23,7 +23,7 @@ class Tower(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projection = nn.Linear(encoder.feature_dim, dimension)
-        # Starts as a rotation, as far as the sizes allow: what a pretrained encoder found alike is alike from the start.
+        # Starts as a rotation, as far as the sizes allow: what a pretrained encoder finds alike is alike at once.
         nn.init.orthogonal_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from likeness_client.errors import InputError
 from likeness_client.records import Product
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.encoders.image_backbone import ImageBackboneConfig
 from likeness_export.files import written_aside
 from likeness_export.metrics import retrieval
-from likeness_export.progress import each
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Rows, Scorer, measure_pair_sets
 from likeness_export.quality.tables import BACKBONES, Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.trained import IMAGE, figures_of, views_of
+from likeness_export.tower_inputs import TowerInputs
 
 Features: TypeAlias = Any
 """Unit vectors, one row per product: a SciPy sparse matrix (TF-IDF) or FP32 [n, d]; zeros where there is nothing."""
-_BATCH = 32
 _PRICES = ("price",)
 
 
@@ -99,45 +98,37 @@ def tfidf(texts: Sequence[str]) -> Features:
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True).fit_transform(texts)
 
 
-@torch.inference_mode()
 def pooled(photos: Sequence[Path | None], network: Path) -> NDArray[np.float32]:
     """Return pooled features of photos, FP32 [n, d], unit length; zeros where there is none.
 
     Args:
         photos: files; squashed to the network's square.
-        network: the folder of a Hugging Face vision network with values of (pixel - 128) / 128.
+        network: the folder of a Hugging Face vision network.
 
     Raises:
         InputError: the network is not there.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig
 
     if not (network / "config.json").is_file():
         raise InputError(f"no image network at {network}: name the folder that holds weights/ with --data-root")
-    model = AutoModel.from_pretrained(network).eval()
-    size = int(model.config.image_size)
-    rows = [row for row, photo in enumerate(photos) if photo]
-    found = np.zeros((len(photos), 0), np.float32)
-    for start in each(range(0, len(rows), _BATCH), f"encoding with {network.name}"):
-        chunk = rows[start : start + _BATCH]
-        pixels = np.stack([_pixels(photo, size) for row in chunk if (photo := photos[row])])
-        tensor = torch.from_numpy((pixels.astype(np.float32) - 128) / 128).permute(0, 3, 1, 2)
-        output = model(tensor).pooler_output.flatten(1).numpy()
-        if not found.shape[1]:
-            found = np.zeros((len(photos), output.shape[1]), np.float32)
-        found[chunk] = output / np.linalg.norm(output, axis=1, keepdims=True)
-    return found
+    size = int(AutoConfig.from_pretrained(network).image_size)
+    config = ImageBackboneConfig(encoder="vision", source=str(network.resolve()), image_px=size)
+    items = [photo.read_bytes() if photo else None for photo in photos]
+    with tempfile.TemporaryDirectory() as folder:
+        tower = Path(folder)
+        config.prepare([], tower, network)
+        inputs = TowerInputs(network.name, config, tower, items, [str(photo) for photo in photos])
+        features = inputs.encode(config.build(tower, network))
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = features / np.maximum(lengths, 1e-12)
+    return unit
 
 
 def standardised(similarity: NDArray[Any]) -> NDArray[Any]:
     """Return a similarity matrix minus its mean, divided by its standard deviation."""
     centred: NDArray[Any] = (similarity - similarity.mean()) / similarity.std()
     return centred
-
-
-def _pixels(photo: Path, size: int) -> NDArray[np.uint8]:
-    with Image.open(photo) as image:
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _similarity(left: Features, right: Features) -> NDArray[Any]:
