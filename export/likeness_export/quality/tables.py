@@ -155,6 +155,7 @@ BACKBONES = {
 _GALLERY_81 = Ranking(name="T1 photo to catalogue", labels=("group", "coarse_label"), gallery=("catalog",))
 _KIND_COLOUR_GENDER = "fine_label+attributes.baseColour+attributes.gender"
 _FASHION = Ranking(name="T3", labels=("fine_label", _KIND_COLOUR_GENDER))
+_FROZEN = ("towers.look.freeze=true", "training.head_epochs=0", "training.epochs=15")
 _FLIPKART = Ranking(name="T5", labels=("fine_label", "extra.mid_label"), gallery=("train", "val"))
 _LUMA = Ranking(name="T7", labels=("group",), gallery=("train", "val"))
 
@@ -186,34 +187,28 @@ TABLES = (
         products="fashion/products.jsonl",
         variants=(
             Variant(
-                name="attention",
+                name="finetuned",
                 recipe="fashion",
-                overrides=('fusion={kind="attention", score="mlp"}',),
-                what="attention over the modalities, scored by a small network; titles without the labels' words",
+                what="the recipe: attention, scored by a small network; the small photo network is fine-tuned",
+            ),
+            *(
+                Variant(name=name, recipe="fashion", overrides=(f"fusion={fusion}", *_FROZEN), what=what)
+                for name, fusion, what in (
+                    ("attention", '{kind="attention", score="mlp"}', "the same with all encoders frozen"),
+                    ("attention-linear", '{kind="attention"}', "frozen; attention is scored linearly"),
+                    (
+                        "concatenation",
+                        '{kind="concatenation"}',
+                        "frozen; early fusion: the vectors joined and projected",
+                    ),
+                    ("late", '{kind="late"}', "frozen; late fusion: similarities per tower, learned weights"),
+                )
             ),
             Variant(
-                name="attention-linear",
+                name="unmasked",
                 recipe="fashion",
-                overrides=('fusion={kind="attention", score="linear"}',),
-                what="attention, scored linearly",
-            ),
-            Variant(
-                name="concatenation",
-                recipe="fashion",
-                overrides=('fusion={kind="concatenation"}',),
-                what="early fusion: the towers' vectors side by side, projected",
-            ),
-            Variant(
-                name="late",
-                recipe="fashion",
-                overrides=('fusion={kind="late"}',),
-                what="late fusion: similarities per modality, with learned weights",
-            ),
-            Variant(
-                name="attention-unmasked",
-                recipe="fashion",
-                overrides=('fusion={kind="attention", score="mlp"}', "data.masked=[]"),
-                what="attention, with the titles as they are; they nearly state the labels",
+                overrides=("data.masked=[]", *_FROZEN),
+                what="frozen; titles as they are, which nearly state the labels",
             ),
         ),
         measures=(_FASHION, Incomplete(name="T3, incomplete queries", labels=_FASHION.labels)),
@@ -235,7 +230,15 @@ TABLES = (
         name="luma",
         title="Luma: families, categories, colours and views of a small shop",
         products="luma/products.jsonl",
-        variants=(Variant(name="recipe", recipe="luma", what="the recipe as it is"),),
+        variants=(
+            Variant(name="family", recipe="luma", what="the recipe as it is: alike are families and categories"),
+            Variant(
+                name="colour",
+                recipe="luma",
+                overrides=('data.labels=["attributes.color"]',),
+                what="alike is what has the same colour, whatever it is",
+            ),
+        ),
         measures=(
             _LUMA,
             Ranking(name="T8", labels=("fine_label+coarse_label",), gallery=("train", "val")),
