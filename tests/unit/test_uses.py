@@ -77,6 +77,16 @@ def test_products_and_embeddings_meet_by_id(tmp_path: Path, caplog: pytest.LogCa
     ]
 
 
+def test_only_products_of_the_named_splits_are_read(tmp_path: Path) -> None:
+    products = write(
+        tmp_path / "p.jsonl", [{"product_id": name, "split": split} for name, split in zip("abc", "xyx", strict=True)]
+    )
+    embeddings = save(tmp_path / "e.npz", ["a", "b", "c"], unit(np.eye(3)))
+    assert read_embedded(products, embeddings, ["x"]).ids == ["a", "c"]
+    with pytest.raises(InputError, match="no product has split z; there are: x, y"):
+        read_embedded(products, embeddings, ["z"])
+
+
 @pytest.mark.parametrize(("ids", "rows"), [([], np.empty((0, 2))), (["z"], [[1.0, 0.0]]), (["a"], [[np.nan] * 2])])
 def test_files_that_do_not_meet_are_refused(tmp_path: Path, ids: list[str], rows: Any) -> None:
     products = write(tmp_path / "p.jsonl", [{"product_id": "a"}])

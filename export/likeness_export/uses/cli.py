@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from likeness_export.catalogue import NamedPair
     from likeness_export.uses.inputs import Embedded
 
@@ -21,6 +23,7 @@ Vectors = Annotated[
     Path, typer.Argument(metavar="EMBEDDINGS", help="What `likeness embed` made of them.", exists=True, dir_okay=False)
 ]
 Lines = Annotated[Path, typer.Option(help="Where to write, JSON lines.", dir_okay=False)]
+Splits = Annotated[list[str] | None, typer.Option(help="Only products of this split; default: all. Repeatable.")]
 
 
 @uses_app.command()
@@ -59,10 +62,11 @@ def cluster(
         str, typer.Option(help="Mean cosine within a cluster, or auto: the one with the best silhouette.")
     ] = "auto",
     label: Annotated[str, typer.Option(help="Field to compare the clusters with; a+b means both.")] = "",
+    split: Splits = None,
 ) -> None:
     """Divide a catalogue into clusters of products that are alike."""
     cut = None if threshold == "auto" else _number(threshold)
-    held = _read(file, embeddings)
+    held = _read(file, embeddings, split or ())
     from likeness_export.uses.cluster import agreement
     from likeness_export.uses.cluster import cluster as run_clustering
     from likeness_export.uses.tables import cluster_table, write_lines
@@ -130,9 +134,10 @@ def mine(
     keys: Annotated[list[str] | None, typer.Argument(help="Attributes; default: all.", show_default=False)] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours vote.")] = 10,
     min_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the votes that a value needs.")] = 0.6,
+    split: Splits = None,
 ) -> None:
     """Propose values for missing attributes from a product's neighbours, and measure how good such proposals are."""
-    held = _read(file, embeddings)
+    held = _read(file, embeddings, split or ())
     from likeness_export.uses.mine import check_keys
     from likeness_export.uses.mine import mine as run_mining
     from likeness_export.uses.related import nearest
@@ -156,13 +161,13 @@ def mine(
     typer.echo(f"{len(proposals)} proposals: {out}")
 
 
-def _read(file: Path, embeddings: Path) -> Embedded:
+def _read(file: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
     """Start as every command does, and read the two files."""
     from likeness_export.cli import _start
     from likeness_export.uses.inputs import read_embedded
 
     _start()
-    return read_embedded(file, embeddings)
+    return read_embedded(file, embeddings, splits)
 
 
 def _pairs(held: Embedded, path: Path | None, label: str, split: str) -> list[NamedPair]:

@@ -40,16 +40,23 @@ class Embedded:
         return [product.product_id for product in self.catalogue.products]
 
 
-def read_embedded(products: Path, embeddings: Path) -> Embedded:
+def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
     """Read a product file and the embeddings that ``likeness embed`` made of it.
 
     Products without an id, repeats of an earlier id, and products whose embedding is missing or failed (a row of NaN)
     are left out, and counted in the log.
 
+    Args:
+        products: JSON lines.
+        embeddings: see `Embeddings.load`.
+        splits: only the products of these splits; empty: all of them.
+
     Raises:
         InputError: a file cannot be read, or no product has an embedding.
     """
     catalogue, found = read_catalogue(products), Embeddings.load(embeddings)
+    if splits:
+        catalogue = catalogue.of_splits(splits)
     ids = [product.product_id for product in catalogue.products]
     places, row_of = _first_of_each(ids), _first_of_each(found.product_ids)
     failed = np.isnan(found.vectors).any(1)
