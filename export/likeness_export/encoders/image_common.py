@@ -54,18 +54,18 @@ def augment_pixels(pixels: Tensor, size: int | None = None) -> Tensor:
         UINT8 [n, h or size, w or size, 3], each photo changed by its own random draw.
     """
     images = pixels.permute(0, 3, 1, 2).float()
-    if size:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    return vary(images).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return vary(images, size).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def vary(images: Tensor) -> Tensor:
+def vary(images: Tensor, size: int | None = None) -> Tensor:
     """Vary images like `augment_pixels`; the frames of one clip, stacked as channels, all alike.
 
     Args:
         images: FP32 [n, 3 k, h, w] in 0..255, k RGB frames.
+        size: side of the result; None: as it is. Sampled from the whole resolution in one move, so that a part of a
+            photo is as sharp as the photo.
     """
-    n = len(images)
+    n, height, width = len(images), size or images.shape[2], size or images.shape[3]
     angle = (torch.rand(n) * 2 - 1) * math.radians(15)
     zoom = 0.75 + 0.35 * torch.rand(n)
     mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
@@ -74,7 +74,7 @@ def vary(images: Tensor) -> Tensor:
     theta = torch.stack(
         [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
     )  # (n, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    grid = F.affine_grid(theta, [n, images.shape[1], height, width], align_corners=False)
     turned = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     brightness = 0.8 + 0.4 * torch.rand(n, 1, 1, 1)
     cast = (0.92 + 0.16 * torch.rand(n, 3, 1, 1)).repeat(1, images.shape[1] // 3, 1, 1)

@@ -40,6 +40,7 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
         InputError: the folder holds a run of another recipe, or the data cannot be used.
     """
     run = Run(folder)
+    _share_features(run)
     train_measured(recipe, run, data_root)
     catalogue = read_catalogue(data_root / table.products).masked(recipe.data.masked).of_splits(table.splits)
     embedder = OfflineEmbedder(run, catalogue)
@@ -48,6 +49,15 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
         task = Task(labels=table.sheet.labels[:1], queries=table.sheet.queries, gallery=table.sheet.gallery)
         draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, folder / "sheet.png")
     return lines, cost_of(recipe, embedder.network, run, catalogue)
+
+
+def _share_features(run: Run) -> None:
+    """Let all runs of a table keep frozen encoders' features in one place: most are the same, and named by content."""
+    shared = run.folder.parent.parent / "features"
+    shared.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.features.exists():
+        run.features.symlink_to(Path("..", "..", "features"))
 
 
 def take(
