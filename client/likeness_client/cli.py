@@ -38,6 +38,7 @@ EXTRA_OF = {
     "onnxruntime": "serve",
     "pytriton": "serve",
     "tokenizers": "serve",
+    "psutil": "bench",
     "pyarrow": "parquet",
 }
 """Optional package -> the extra that brings it."""

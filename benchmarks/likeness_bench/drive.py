@@ -1,0 +1,263 @@
+"""Sending the load from one event loop, and noting what became of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from likeness_client import (
+    AsyncClient,
+    DeadlineExceededError,
+    InputError,
+    LikenessError,
+    ServerUnavailableError,
+)
+
+from likeness_bench.arrivals import Arrivals, arrival_times
+from likeness_bench.workload import OperationKind, Request, WorkloadConfig
+
+REFUSED_PAUSE_S = 0.1
+"""A closed loop waits so long after a refused call; a dead server would be asked as fast as it can refuse."""
+NOT_SENT = "NotSent"
+"""Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
+_UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How a load is made. Either ``rate`` (open loop) or ``concurrency`` (closed loop) is given.
+
+    Attributes:
+        address: the server's gRPC endpoint.
+        rate: requests per second, sent by schedule whether or not answers have come.
+        arrivals: how the requests of a rate are spread.
+        concurrency: callers who each send their next request when the answer to the last one has come.
+        duration_s: how long is measured, after the warm-up.
+        warm_up_s: how long before that load is made and not counted.
+        timeout_s: the deadline of every request, from its start.
+        workload: what is asked.
+    """
+
+    address: str
+    rate: float | None = None
+    arrivals: Arrivals = Arrivals.POISSON
+    concurrency: int | None = None
+    duration_s: float = 30.0
+    warm_up_s: float = 5.0
+    timeout_s: float = 10.0
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+
+    def __post_init__(self) -> None:
+        if (self.rate is None) == (self.concurrency is None):
+            raise InputError("a load has either a rate (open loop) or a concurrency (closed loop): give one of them")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise InputError(f"concurrency {self.concurrency} sends nothing: give at least 1")
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise InputError(f"a rate of {self.rate} requests/s cannot be sent: give a number above 0")
+        if not (self.duration_s > 0 and self.timeout_s > 0 and self.warm_up_s >= 0):
+            raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0")
+
+    @property
+    def length_s(self) -> float:
+        """Warm-up and measured time together, in seconds."""
+        return self.warm_up_s + self.duration_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What became of one request; times in seconds from the start of the run.
+
+    Attributes:
+        scheduled_s: when it should have been sent; in a closed loop, when it was.
+        started_s: when it was sent.
+        finished_s: when its answer or its error was there.
+        products: how many products it sent.
+        repeated: whether it sent only products that had been sent before.
+        worn: whether it did so without being drawn as a repeat: the products have run out.
+        signature: the part of the mix that it is of.
+        error: kind of the error; empty when it was answered.
+        message: what the error said.
+    """
+
+    scheduled_s: float
+    started_s: float
+    finished_s: float
+    products: int
+    repeated: bool
+    worn: bool
+    signature: str
+    error: str = ""
+    message: str = ""
+
+
+@dataclass
+class Drive:
+    """One run of a load. Its records grow while it runs.
+
+    Attributes:
+        client: what sends; its own limits must not stand in the way, see `open_client`.
+        config: the load.
+        requests: what to send, without end.
+        stop: set it to end the run early.
+        records: every request that has ended.
+        failed: how many of them failed.
+        in_flight: how many are on their way.
+        unfinished: how many were on their way when the run was stopped.
+        elapsed_s: how long requests were sent.
+    """
+
+    client: AsyncClient
+    config: LoadConfig
+    requests: Iterator[Request]
+    stop: asyncio.Event
+    records: list[Record] = field(default_factory=list)
+    failed: int = 0
+    in_flight: int = 0
+    unfinished: int = 0
+    elapsed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._seen: set[int] = set()
+        self._tasks: set[asyncio.Task[Record]] = set()
+        self._closing = False
+        self.started = time.perf_counter()
+
+    def now_s(self) -> float:
+        """Return the seconds since the start of the run."""
+        return time.perf_counter() - self.started
+
+    async def run(self) -> None:
+        """Send until the time is up or `stop` is set, then wait for what is still on its way."""
+        self.started = time.perf_counter()
+        await self._unless_stopped(self._open_loop() if self.config.rate is not None else self._closed_loop())
+        self.elapsed_s = min(self.now_s(), self.config.length_s)
+        await self._unless_stopped(self._drain())  # ends: every request has a deadline
+        self.unfinished, self._closing = len(self._tasks), True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _open_loop(self) -> None:
+        config = self.config
+        assert config.rate is not None
+        for at_s in arrival_times(config.arrivals, config.rate, config.length_s, config.workload.seed).tolist():
+            # Also when it is late, the loop gets a turn: answers must be taken in meanwhile.
+            await asyncio.sleep(max(0.0, at_s - self.now_s()))
+            if self.now_s() - at_s <= config.timeout_s:
+                self._start(self._send(next(self.requests), at_s))
+            else:  # the run must end, and what was due must not be forgotten
+                self._note(
+                    next(self.requests), at_s, self.now_s(), NOT_SENT, "the harness could not keep up: send less"
+                )
+        await asyncio.sleep(max(0.0, config.length_s - self.now_s()))
+
+    async def _closed_loop(self) -> None:
+        async def caller() -> None:
+            while self.now_s() < self.config.length_s:
+                task = self._start(self._send(next(self.requests), self.now_s()))
+                await asyncio.wait([task])  # unlike `await task`, this leaves the task alone when it is cancelled
+                if task.result().error == ServerUnavailableError.__name__:
+                    await asyncio.sleep(REFUSED_PAUSE_S)
+
+        await asyncio.gather(*(caller() for _ in range(self.config.concurrency or 0)))
+
+    async def _drain(self) -> None:
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=self.config.timeout_s + 1.0)
+
+    async def _unless_stopped(self, work: Awaitable[None]) -> None:
+        """Do something until it is done or `stop` is set."""
+        running, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if running.done():
+            running.result()  # a mistake of the harness is not an error row
+        running.cancel()
+        await asyncio.gather(running, stopping, return_exceptions=True)
+
+    def _start(self, sending: Coroutine[Any, Any, Record]) -> asyncio.Task[Record]:
+        task = asyncio.create_task(sending)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _send(self, request: Request, scheduled_s: float) -> Record:
+        """Send one request and note what became of it."""
+        started_s, error, message = self.now_s(), "", ""
+        self.in_flight += 1
+        try:
+            async with asyncio.timeout(self.config.timeout_s):
+                await ask(self.client, request, self.config.workload)
+        except TimeoutError:
+            error, message = DeadlineExceededError.__name__, f"no answer within {self.config.timeout_s:g} s"
+        except LikenessError as failure:
+            error, message = type(failure).__name__, str(failure)
+        except Exception as failure:  # not by design, but a report that names it is worth more than no report
+            error, message = type(failure).__name__, repr(failure)
+        finally:
+            self.in_flight -= 1
+        return self._note(request, scheduled_s, started_s, error, message)
+
+    def _note(self, request: Request, scheduled_s: float, started_s: float, error: str, message: str) -> Record:
+        repeated = self._repeats(request)
+        record = Record(
+            scheduled_s=scheduled_s,
+            started_s=started_s,
+            finished_s=self.now_s(),
+            products=request.products,
+            repeated=repeated,
+            worn=repeated and not request.again,
+            signature=request.signature,
+            error=error,
+            message=message,
+        )
+        if not self._closing:  # a cancelled call may come back as an error of the server
+            self.records.append(record)
+            self.failed += bool(error)
+        return record
+
+    def _repeats(self, request: Request) -> bool:
+        """Say whether all of a request was sent before; the workload keeps its products, so their ids stay theirs."""
+        sent = {id(product) for product in (*request.left, *request.right)}
+        repeated = sent <= self._seen
+        self._seen |= sent
+        return repeated
+
+
+def open_client(config: LoadConfig) -> AsyncClient:
+    """Return a client that neither retries nor holds calls back: both would hide what the server does.
+
+    Raises:
+        InputError: the address is not host:port.
+    """
+    return AsyncClient(config.address, timeout_s=config.timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1)
+
+
+async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -> None:
+    """Send one request and wait for its answer.
+
+    Raises:
+        LikenessError: it failed as a whole or in part.
+    """
+    if workload.operation is OperationKind.EMBED:
+        await client.embed(request.left)
+    elif workload.operation is OperationKind.SIMILARITY:
+        await client.similarity(request.left, request.right, metric=workload.metric)
+    else:
+        await client.similarity_matrix(request.left, request.right, metric=workload.metric)
+
+
+async def ticking(lags_s: list[float], every_s: float = 0.01) -> None:
+    """Note how late the event loop wakes from a timer, until cancelled: the harness's own share of any delay.
+
+    Args:
+        lags_s: takes the delays, in seconds.
+        every_s: the timer.
+    """
+    while True:
+        due = time.perf_counter() + every_s
+        await asyncio.sleep(every_s)
+        lags_s.append(time.perf_counter() - due)

@@ -1,0 +1,212 @@
+"""From what became of each request to the figures of a report. Everything here is plain data that JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from likeness_bench.drive import Record
+from likeness_bench.processes import GpuFigures, ProcessFigures
+from likeness_bench.steps import StepTime
+
+FORMAT = "likeness-load-1"
+DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11)))
+"""Where the distribution of the latency is kept, for plots."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentiles:
+    """Of ``count`` durations, in milliseconds."""
+
+    count: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    p99_9_ms: float
+    max_ms: float
+
+    @classmethod
+    def of(cls, durations_s: Sequence[float]) -> Percentiles | None:
+        """Summarise durations in seconds; None without any."""
+        if not len(durations_s):
+            return None
+        values = 1000 * np.asarray(durations_s, dtype=np.float64)
+        p50, p90, p95, p99, p99_9 = np.percentile(values, (50, 90, 95, 99, 99.9)).tolist()
+        return cls(
+            count=len(values),
+            mean_ms=float(values.mean()),
+            p50_ms=p50,
+            p90_ms=p90,
+            p95_ms=p95,
+            p99_ms=p99,
+            p99_9_ms=p99_9,
+            max_ms=float(values.max()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorRow:
+    """One kind of failure.
+
+    Attributes:
+        kind: name of the error's class.
+        count: how many requests failed so.
+        first_s: when the first one had failed, in seconds of the measured time.
+        example: what it said.
+    """
+
+    kind: str
+    count: int
+    first_s: float
+    example: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second:
+    """One second of the measured time, by when requests were due.
+
+    Attributes:
+        second: from 0.
+        requests: how many were due in it and have ended.
+        errors: how many of them failed.
+        p50_ms: of the answered ones; None without any.
+        p99_ms: the same.
+    """
+
+    second: int
+    requests: int
+    errors: int
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What one load did to a server. Times count after the warm-up.
+
+    Attributes:
+        format: of this report.
+        made_at: when the run began, ISO 8601 in UTC.
+        load: the `LoadConfig`, as plain data.
+        space: fingerprint of the server's embedding space.
+        ended: ``duration``, or ``interrupted`` by the user.
+        measured_s: how long was measured.
+        requests: those that were due in this time and have ended, well or not.
+        offered_per_s: requests due per second.
+        requests_per_s: requests answered in this time, per second.
+        products_per_s: products answered in this time, per second.
+        repeated_share: of the requests, how many sent only what had been sent before.
+        worn_share: of the requests, how many did so because the products had run out.
+        unfinished: requests that were still on their way when the run was interrupted; they count nowhere else.
+        latency: of the answered requests from when they were due; in a closed loop, from when they were sent.
+        p99_with_failures_ms: of all requests, a failed one being later than any answer; None: infinite, or no requests.
+        by_signature: the same latency for each part of the mix.
+        harness_lag: how late the harness was: requests behind their schedule, in a closed loop a timer behind its time.
+        harness_cpu_s: CPU time of this process; as much as a core has means that the harness was the limit.
+        outside_server_ms: mean time of a request outside Triton: client, network, gRPC. None where it cannot be told:
+            without statistics, where requests became several calls, or for other operations than embed.
+        steps: where the time went in the server.
+        server: what its processes used; None where they cannot be seen.
+        gpus: what the GPUs of this machine did.
+        errors: failures by kind, the most frequent first.
+        timeline: second by second.
+        distribution_ms: pairs of percent and latency, for plots.
+        notes: what to know before these figures are believed.
+    """
+
+    format: str = FORMAT
+    made_at: str
+    load: Mapping[str, Any]
+    space: str
+    ended: str
+    measured_s: float
+    requests: int
+    offered_per_s: float
+    requests_per_s: float
+    products_per_s: float
+    repeated_share: float
+    worn_share: float
+    unfinished: int
+    latency: Percentiles | None
+    p99_with_failures_ms: float | None
+    by_signature: Mapping[str, Percentiles]
+    harness_lag: Percentiles | None
+    harness_cpu_s: float
+    outside_server_ms: float | None
+    steps: tuple[StepTime, ...]
+    server: ProcessFigures | None
+    gpus: tuple[GpuFigures, ...]
+    errors: tuple[ErrorRow, ...]
+    timeline: tuple[Second, ...]
+    distribution_ms: tuple[tuple[float, float], ...]
+    notes: tuple[str, ...]
+
+
+def latency_s(record: Record) -> float:
+    """Return how long a request took, from when it was due: a late start is latency."""
+    return record.finished_s - record.scheduled_s
+
+
+def p99_with_failures_ms(records: Sequence[Record]) -> float | None:
+    """Return the 99th percentile over all requests, failed ones being infinitely late; None if that is infinite."""
+    if not records:
+        return None
+    values = [float("inf") if record.error else 1000 * latency_s(record) for record in records]
+    found = float(np.percentile(values, 99, method="higher"))  # between two values there is none with infinity
+    return found if np.isfinite(found) else None
+
+
+def error_rows(records: Sequence[Record], warm_up_s: float) -> tuple[ErrorRow, ...]:
+    """Count failures by kind, the most frequent first."""
+    kinds: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.finished_s):
+        if record.error:
+            kinds.setdefault(record.error, []).append(record)
+    rows = [
+        ErrorRow(
+            kind=kind, count=len(failed), first_s=failed[0].finished_s - warm_up_s, example=failed[0].message[:300]
+        )
+        for kind, failed in kinds.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.count))
+
+
+def timeline(records: Sequence[Record], warm_up_s: float) -> tuple[Second, ...]:
+    """Summarise requests second by second of when they were due."""
+    seconds: dict[int, list[Record]] = {}
+    for record in records:
+        seconds.setdefault(int(record.scheduled_s - warm_up_s), []).append(record)
+    rows = []
+    for second, members in sorted(seconds.items()):
+        answered = Percentiles.of([latency_s(record) for record in members if not record.error])
+        row = Second(
+            second=second,
+            requests=len(members),
+            errors=sum(bool(record.error) for record in members),
+            p50_ms=answered.p50_ms if answered else None,
+            p99_ms=answered.p99_ms if answered else None,
+        )
+        rows.append(row)
+    return tuple(rows)
+
+
+def distribution_ms(durations_s: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Return the percentiles of `DISTRIBUTION_PERCENT` in milliseconds; empty without durations."""
+    if not len(durations_s):
+        return ()
+    values = np.percentile(1000 * np.asarray(durations_s), DISTRIBUTION_PERCENT)
+    return tuple(zip(map(float, DISTRIBUTION_PERCENT), values.tolist(), strict=True))
+
+
+def by_signature(records: Sequence[Record]) -> dict[str, Percentiles]:
+    """Summarise the latency of the answered requests for each part of the mix."""
+    parts: dict[str, list[float]] = {}
+    for record in records:
+        if not record.error:
+            parts.setdefault(record.signature, []).append(latency_s(record))
+    return {name: found for name, values in sorted(parts.items()) if (found := Percentiles.of(values))}

@@ -1,0 +1,75 @@
+"""Reports on disk: written aside, then renamed, so that nobody reads half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from likeness_client import InputError, MissingExtraError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): give another path") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON in one step; NaN and infinity are refused.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def read_report(path: Path, formats: tuple[str, ...]) -> dict[str, Any]:
+    """Read a report of one of these formats as plain data.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} as a report ({error}): give what `--out` wrote") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    if found not in formats:
+        raise InputError(f"{path} is no report ({found!r} is not one of {', '.join(formats)}): give what `--out` wrote")
+    assert isinstance(data, dict)
+    return data
+
+
+def check_out(path: Path | None) -> None:
+    """Refuse a place for a report, or plots that cannot be drawn, before time is spent on them.
+
+    Raises:
+        InputError: its name does not end in ``.json``, or its folder cannot be made or written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if path is None:
+        return
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("bench", "`matplotlib`")
+    if path.suffix != ".json":
+        raise InputError(f"{path} must end in .json; Markdown and HTML are written beside it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {path.parent} ({error.strerror}): give another path") from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write to {path.parent}: give another path")

@@ -1,0 +1,226 @@
+"""One run of a load: make it, look at the server meanwhile, and put the report together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+
+from likeness_client import LikenessError, Product, ServerInfo
+
+from likeness_bench import figures
+from likeness_bench.drive import Drive, LoadConfig, Record, open_client, ticking
+from likeness_bench.figures import LoadReport, Percentiles
+from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
+from likeness_bench.steps import ModelCounters, StepTime, is_ensemble, read_counters, step_times
+from likeness_bench.workload import OperationKind, Workload
+
+LAG_LIMIT_MS = 5.0
+"""From this 99th percentile of its own lateness on, the harness warns that it is part of what it measures."""
+_SAMPLE_S = 1.0  # looking takes some milliseconds from the harness
+_PROGRESS_S = 0.25
+Progress = Callable[[Drive], None]
+"""Is shown the run several times a second."""
+
+
+async def prepare(products: Sequence[Product], config: LoadConfig) -> tuple[Workload, ServerInfo]:
+    """Ask the server what it offers, and read everything that will be sent.
+
+    Raises:
+        LikenessError: the server cannot be reached, or cannot be asked this.
+    """
+    async with open_client(config) as client:
+        info = await client.info()
+    return await asyncio.to_thread(Workload, products, info, config.workload), info
+
+
+async def run_load(
+    workload: Workload,
+    info: ServerInfo,
+    config: LoadConfig,
+    *,
+    stop: asyncio.Event,
+    progress: Progress = lambda _: None,
+) -> LoadReport:
+    """Run a load to its end, or until ``stop`` is set, and report.
+
+    A server that fails, hangs or dies meanwhile makes error rows; the run still ends by its duration, plus at most the
+    deadline of one request.
+
+    Args:
+        workload: what is sent; from `prepare`.
+        info: what the server offers; from `prepare`.
+        config: the load; its workload is the one that ``workload`` was made for.
+        stop: set it to get the report so far.
+        progress: is shown the run while it runs.
+    """
+    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    async with open_client(config) as client:
+        with suppress(LikenessError):  # then every request says so
+            await client.info()
+        drive = Drive(client=client, config=config, requests=workload.requests(config.workload.seed), stop=stop)
+        watch = _Watch(config=config)
+        watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, progress))
+        try:
+            await drive.run()
+            await watching
+        finally:
+            watching.cancel()
+            showing.cancel()
+            await asyncio.gather(watching, showing, return_exceptions=True)
+        progress(drive)
+    return _report(drive, watch, info, made_at)
+
+
+@dataclass
+class _Watch:
+    """What is seen of the server and of the harness during the measured time."""
+
+    config: LoadConfig
+    before: dict[str, ModelCounters] | None = None
+    after: dict[str, ModelCounters] | None = None
+    processes: ProcessWatch | None = None
+    gpus: GpuWatch | None = None
+    cut_short: bool = False
+    ticks_s: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+
+    async def run(self, drive: Drive) -> None:
+        """Wait for the warm-up, then look until the measured time ends."""
+        server = await asyncio.to_thread(find_server, self.config.address)
+        if await _stopped(drive, self.config.warm_up_s - drive.now_s()):
+            return
+        self.before = await self._counters()
+        self.processes = ProcessWatch(server=server) if server else None
+        self.gpus = GpuWatch() if GpuWatch.there_is_one() else None
+        cpu_before_s = time.process_time()
+        ticks = asyncio.create_task(ticking(self.ticks_s))
+        while (left_s := self.config.length_s - drive.now_s()) > 0:
+            await self._look()
+            if await _stopped(drive, min(_SAMPLE_S, left_s)):
+                break
+        ticks.cancel()
+        self.cpu_s = time.process_time() - cpu_before_s
+        await self._look()
+
+    def steps(self) -> tuple[StepTime, ...]:
+        """Return where the time went in the server; empty without its statistics."""
+        return () if self.before is None or self.after is None else step_times(self.before, self.after)
+
+    async def _look(self) -> None:
+        """Look at the processes, and keep Triton's counters: a server that dies leaves the last ones behind."""
+        for watch in (self.processes, self.gpus):
+            if watch:
+                await asyncio.to_thread(watch.sample)
+        counters = await self._counters()
+        self.cut_short = counters is None
+        self.after = counters or self.after
+
+    async def _counters(self) -> dict[str, ModelCounters] | None:
+        try:
+            return await read_counters(self.config.address)
+        except LikenessError:
+            return None
+
+
+async def _stopped(drive: Drive, wait_s: float) -> bool:
+    """Wait so long; return at once, and true, when the run is stopped."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(drive.stop.wait(), max(0.0, wait_s))
+    return drive.stop.is_set()
+
+
+async def _show(drive: Drive, progress: Progress) -> None:
+    while True:
+        progress(drive)
+        await asyncio.sleep(_PROGRESS_S)
+
+
+def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> LoadReport:
+    config = drive.config
+    measured = [record for record in drive.records if record.scheduled_s >= config.warm_up_s]
+    measured_s = max(0.0, drive.elapsed_s - config.warm_up_s)
+    in_time = [
+        record
+        for record in drive.records
+        if not record.error and config.warm_up_s <= record.finished_s <= drive.elapsed_s
+    ]
+    latencies_s = [figures.latency_s(record) for record in measured if not record.error]
+    open_loop = config.rate is not None
+    lags_s = [record.started_s - record.scheduled_s for record in measured] if open_loop else watch.ticks_s
+    steps = watch.steps()
+    per_second = 1 / measured_s if measured_s else 0.0
+    report = LoadReport(
+        made_at=made_at,
+        load=asdict(config),
+        space=info.space,
+        ended="interrupted" if drive.stop.is_set() else "duration",
+        measured_s=measured_s,
+        requests=len(measured),
+        offered_per_s=per_second * (len(measured) + drive.unfinished),
+        requests_per_s=per_second * len(in_time),
+        products_per_s=per_second * sum(record.products for record in in_time),
+        repeated_share=sum(record.repeated for record in measured) / max(1, len(measured)),
+        worn_share=sum(record.worn for record in measured) / max(1, len(measured)),
+        unfinished=drive.unfinished,
+        latency=Percentiles.of(latencies_s),
+        p99_with_failures_ms=figures.p99_with_failures_ms(measured),
+        by_signature=figures.by_signature(measured),
+        harness_lag=Percentiles.of(lags_s),
+        harness_cpu_s=watch.cpu_s,
+        outside_server_ms=_outside_server_ms(measured, steps, config),
+        steps=steps,
+        server=watch.processes.figures() if watch.processes else None,
+        gpus=watch.gpus.figures() if watch.gpus else (),
+        errors=figures.error_rows(measured, config.warm_up_s),
+        timeline=figures.timeline(measured, config.warm_up_s),
+        distribution_ms=figures.distribution_ms(latencies_s),
+        notes=(),
+    )
+    return replace(report, notes=tuple(_notes(report, watch)))
+
+
+def _outside_server_ms(records: Sequence[Record], steps: Sequence[StepTime], config: LoadConfig) -> float | None:
+    """Return the mean time of a request outside Triton, where one request is one call of one ensemble."""
+    if config.workload.operation is not OperationKind.EMBED:
+        return None  # pairs of two signatures take several calls, in turn and side by side
+    answered = [record.finished_s - record.started_s for record in records if not record.error]
+    entries = [step for step in steps if is_ensemble(step.model)]
+    calls = sum(step.requests for step in entries)
+    # A few requests lie on the borders of the measured time; more of a difference means another kind of traffic.
+    if not answered or not 0.9 <= calls / len(answered) <= 1.1:
+        return None
+    inside_ms = sum(step.total_ms * step.requests for step in entries) / calls
+    return 1000 * sum(answered) / len(answered) - inside_ms
+
+
+def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:
+    """Say what stands in the way of believing a report."""
+    seconds, lag = report.measured_s, report.harness_lag
+    if report.ended == "interrupted":
+        missing = f": {report.unfinished} requests were on their way and count nowhere, the slowest maybe among them"
+        yield f"interrupted after {seconds:.1f} s" + (missing if report.unfinished else "")
+    if lag and lag.p99_ms > LAG_LIMIT_MS:
+        yield (
+            f"the harness itself was late (p99 {lag.p99_ms:.1f} ms): these latencies are partly its own; "
+            "send less, or run it on another machine"
+        )
+    if seconds and report.harness_cpu_s > 0.9 * seconds:
+        yield "the harness used a whole core: it may be the limit, not the server"
+    if report.load["rate"] and report.requests and report.requests_per_s < 0.95 * report.offered_per_s:
+        yield (
+            f"answered {report.requests_per_s:.1f} of {report.offered_per_s:.1f} requests/s: the server does not keep "
+            "up, or failed; at such a rate latency only says how long the run was"
+        )
+    if report.worn_share > 0:
+        yield (
+            f"the products ran out: {100 * report.worn_share:.0f} % of the requests repeated earlier ones for that; "
+            "give more products where a cache would matter"
+        )
+    if 0 < report.requests < 1000:
+        yield f"{report.requests} requests: p99.9 is little more than the maximum"
+    if seconds and watch.cut_short:
+        yield "Triton did not answer at the end: its statistics stop before, if there are any"

@@ -1,0 +1,96 @@
+"""The tables of a load report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from likeness_bench.figures import LoadReport, Percentiles
+from likeness_bench.tables import NOTHING, Table, number
+
+_PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p99.9", "max")
+
+
+def load_name(load: Mapping[str, Any]) -> str:
+    """Return a load in words, from its config as plain data."""
+    work = load["workload"]
+    how = (
+        f"{load['rate']:g} requests/s, {load['arrivals']} arrivals"
+        if load["rate"] is not None
+        else f"closed loop, {load['concurrency']} callers"
+    )
+    mix = ", ".join(f"{name} {share:g}" for name, share in work["signatures"].items()) or "products as they are"
+    return f"{work['operation']} x {work['batch_size']}, {mix}; {how}"
+
+
+def load_tables(report: LoadReport) -> list[Table]:
+    """Return all tables that a report has something for."""
+    tables = [_summary(report), _latency(report)]
+    if report.errors:
+        rows = tuple((row.kind, str(row.count), number(row.first_s), row.example) for row in report.errors)
+        tables.append(Table(title="Errors", header=("kind", "requests", "first after s", "example"), rows=rows))
+    if report.steps:
+        tables.append(_steps(report))
+    if report.gpus:
+        rows = tuple(
+            (gpu.name, number(gpu.utilisation_percent), number(gpu.peak_memory_mb, 0), number(gpu.power_w))
+            for gpu in report.gpus
+        )
+        tables.append(Table(title="GPUs", header=("name", "busy %", "peak MiB", "W"), rows=rows))
+    return tables
+
+
+def _summary(report: LoadReport) -> Table:
+    server, failed = report.server, sum(row.count for row in report.errors)
+    rows = [
+        ("products/s answered", number(report.products_per_s)),
+        ("requests/s answered", number(report.requests_per_s)),
+        ("requests/s due", number(report.offered_per_s)),
+        ("requests, of them failed", f"{report.requests}, {failed}"),
+        ("measured s", number(report.measured_s)),
+        ("repeats of earlier requests %", number(100 * report.repeated_share, 0)),
+        ("mean ms outside the server", number(report.outside_server_ms, 2)),
+        ("harness: cores used", number(report.harness_cpu_s / report.measured_s if report.measured_s else None, 2)),
+    ]
+    if server:
+        rows += [
+            ("server: CPU seconds, cores used", f"{server.cpu_s:,.1f}, {server.cores:.2f}"),
+            ("server: processes, peak RSS MB", f"{server.processes}, {server.peak_rss_mb:,.0f}"),
+        ]
+    else:
+        rows.append(("server: CPU and memory", "not visible from here"))
+    return Table(title=load_name(report.load), header=("", "value"), rows=tuple(rows))
+
+
+def _latency(report: LoadReport) -> Table:
+    since = "when they were due" if report.load["rate"] is not None else "sending"
+    rows = [_percentiles("all", report.latency)]
+    if len(report.by_signature) > 1:
+        rows += [_percentiles(name, found) for name, found in report.by_signature.items()]
+    rows.append(_percentiles("harness late by", report.harness_lag))
+    return Table(title=f"Latency of answers in ms, from {since}", header=("", "count", *_PERCENTILES), rows=tuple(rows))
+
+
+def _percentiles(name: str, found: Percentiles | None) -> tuple[str, ...]:
+    if found is None:
+        return (name, "0", *(NOTHING for _ in _PERCENTILES))
+    values = (found.mean_ms, found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms, found.p99_9_ms, found.max_ms)
+    return (name, str(found.count), *(number(value) for value in values))
+
+
+def _steps(report: LoadReport) -> Table:
+    rows = tuple(
+        (
+            step.model,
+            str(step.requests),
+            number(step.total_ms, 2),
+            number(step.queue_ms, 2),
+            number(step.compute_input_ms, 2),
+            number(step.compute_infer_ms, 2),
+            number(step.compute_output_ms, 2),
+            number(step.mean_batch, 2),
+        )
+        for step in report.steps
+    )
+    header = ("model", "requests", "total", "queue", "input", "infer", "output", "batch")
+    return Table(title="Inside the server, mean ms per request", header=header, rows=rows)

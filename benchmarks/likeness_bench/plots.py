@@ -1,0 +1,132 @@
+"""Plots as SVG, to stand inside a page. Nothing asks for a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from likeness_bench.figures import LoadReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+SIZE_IN = (7.0, 3.2)
+MEDIAN_COLOUR, TAIL_COLOUR, FAILED_COLOUR = "#4477aa", "#ee6677", "#cc3311"  # Tol's bright: told apart by everyone
+_PARTS = {
+    "queue_ms": ("queue", "#bbbbbb"),
+    "compute_input_ms": ("input", "#ccbb44"),
+    "compute_infer_ms": ("infer", "#4477aa"),
+    "compute_output_ms": ("output", "#228833"),
+}
+
+
+def load_plots(report: LoadReport) -> list[str]:
+    """Return the plots of a load report: distribution, course over time, steps inside the server."""
+    plots = []
+    if report.distribution_ms:
+        plots.append(_distribution(report))
+    if report.timeline:
+        plots.append(_timeline(report))
+    if any(step.mean_batch is not None for step in report.steps):
+        plots.append(_steps(report))
+    return plots
+
+
+def sweep_plot(
+    products_per_s: Sequence[float],
+    p50_ms: Sequence[float],
+    p99_ms: Sequence[float],
+    kept: Sequence[bool],
+    target: float,
+) -> str:
+    """Return throughput against latency.
+
+    Args:
+        products_per_s: of each run.
+        p50_ms: its median latency.
+        p99_ms: its 99th percentile.
+        kept: whether it kept the target.
+        target: the highest 99th percentile that was asked for, in ms.
+    """
+    figure, axes = _axes()
+    axes.plot(products_per_s, p50_ms, "o", color=MEDIAN_COLOUR, label="p50")
+    for state, marker, label in ((True, "o", "p99, target kept"), (False, "x", "p99, target missed")):
+        chosen = [number for number, found in enumerate(kept) if found is state]
+        if chosen:
+            xs, ys = [products_per_s[number] for number in chosen], [p99_ms[number] for number in chosen]
+            axes.plot(xs, ys, marker, color=TAIL_COLOUR, label=label)
+    axes.axhline(target, color="grey", linestyle="--", linewidth=1, label=f"target {target:g} ms")
+    axes.set(xlabel="products/s answered", ylabel="latency, ms", yscale="log", title="Throughput and latency")
+    axes.set_xlim(left=0)
+    _plain_numbers(axes.yaxis)
+    axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def _distribution(report: LoadReport) -> str:
+    figure, axes = _axes()
+    percent, values = zip(*report.distribution_ms, strict=True)
+    axes.plot(values, percent, color=MEDIAN_COLOUR)
+    if report.latency:
+        axes.axvline(report.latency.p99_ms, color=TAIL_COLOUR, linestyle="--", linewidth=1, label="p99")
+        axes.legend(fontsize="small")
+    axes.set(xlabel="latency, ms", ylabel="% answered within", xscale="log", title="Distribution of the latency")
+    _plain_numbers(axes.xaxis)
+    return _svg(figure)
+
+
+def _timeline(report: LoadReport) -> str:
+    figure, axes = _axes()
+    seconds = [row.second for row in report.timeline]
+    for name, colour in (("p50_ms", MEDIAN_COLOUR), ("p99_ms", TAIL_COLOUR)):
+        values = [getattr(row, name) for row in report.timeline]
+        shown = [float("nan") if value is None else value for value in values]
+        axes.plot(seconds, shown, ".-", color=colour, label=name.removesuffix("_ms"))
+    if failed := [row.second for row in report.timeline if row.errors]:
+        axes.plot(failed, [0.0] * len(failed), "x", color=FAILED_COLOUR, label="failures", clip_on=False)
+    axes.set(xlabel="second in which requests were due", ylabel="latency, ms", title="Course over time")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def _steps(report: LoadReport) -> str:
+    steps = [step for step in report.steps if step.mean_batch is not None][::-1]
+    figure, axes = _axes(height=1.2 + 0.28 * len(steps))
+    left = [0.0] * len(steps)
+    for part, (label, colour) in _PARTS.items():
+        widths = [float(getattr(step, part)) for step in steps]
+        axes.barh([step.model for step in steps], widths, left=left, label=label, color=colour)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set(xlabel="mean ms per request", title="Inside the server")
+    axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def _axes(height: float = SIZE_IN[1]) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(SIZE_IN[0], height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Write 20 and 100 on a logarithmic axis, not powers of ten."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+
+
+def _svg(figure: Figure) -> str:
+    """Return the ``<svg>`` element, without the XML head that may stand only at the top of a file."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]

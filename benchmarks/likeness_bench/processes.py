@@ -1,0 +1,166 @@
+"""What a server's processes and the GPUs of this machine do while a load runs, where the server is on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import psutil  # type: ignore[import-untyped]  # ships no type information
+
+_NVIDIA_SMI = "nvidia-smi"
+_GPU_FIELDS = "name,utilization.gpu,memory.used,power.draw"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessFigures:
+    """What a server and its children used.
+
+    Attributes:
+        processes: the most at a time.
+        cpu_s: seconds of CPU time, user and system.
+        cores: CPU seconds per second.
+        peak_rss_mb: the largest sum of resident memory seen, in 10^6 bytes; pages that are shared count several times.
+    """
+
+    processes: int
+    cpu_s: float
+    cores: float
+    peak_rss_mb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuFigures:
+    """What one GPU of this machine did, whoever used it.
+
+    Attributes:
+        name: its product name.
+        utilisation_percent: mean share of the time in which it did anything.
+        peak_memory_mb: the most memory in use, in 2^20 bytes as nvidia-smi has it.
+        power_w: mean power; None where it does not say.
+    """
+
+    name: str
+    utilisation_percent: float
+    peak_memory_mb: float
+    power_w: float | None
+
+
+def find_server(address: str) -> psutil.Process | None:
+    """Return the process that listens on an address of this machine; None if there is none that this user may see."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdigit() or not _is_here(host.strip("[]")):
+        return None
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port) and connection.pid:
+                return psutil.Process(connection.pid)
+    except psutil.Error:
+        return None
+    return None
+
+
+def _is_here(host: str) -> bool:
+    """Say whether a host name means this machine."""
+    try:
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host or "localhost", None)}
+    except OSError:
+        return False
+    own = {address.address for interface in psutil.net_if_addrs().values() for address in interface}
+    return bool(addresses & own) or any(str(address).startswith("127.") for address in addresses)
+
+
+@dataclass
+class ProcessWatch:
+    """Samples a server and its children. What a process used before it ended is kept from its last sample."""
+
+    server: psutil.Process
+    peak_rss: int = 0
+    most: int = 0
+    first_cpu_s: dict[int, float] = field(default_factory=dict)
+    last_cpu_s: dict[int, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+    ended: float = field(default_factory=time.perf_counter)
+
+    def sample(self) -> None:
+        """Look once."""
+        rss, seen = 0, 0
+        beginning = not self.last_cpu_s
+        try:
+            processes = [self.server, *self.server.children(recursive=True)]
+        except psutil.Error:
+            return  # it is gone
+        for process in processes:
+            try:
+                with process.oneshot():
+                    cpu, rss_here = process.cpu_times(), process.memory_info().rss
+            except psutil.Error:
+                continue
+            # One that appears later has used nothing of what was measured before.
+            self.first_cpu_s.setdefault(process.pid, cpu.user + cpu.system if beginning else 0.0)
+            self.last_cpu_s[process.pid] = cpu.user + cpu.system
+            rss += rss_here
+            seen += 1
+        self.peak_rss, self.most = max(self.peak_rss, rss), max(self.most, seen)
+        self.ended = time.perf_counter()
+
+    def figures(self) -> ProcessFigures | None:
+        """Return what was used between the first and the last sample; None without any."""
+        if not self.last_cpu_s:
+            return None
+        cpu_s = sum(late - self.first_cpu_s[pid] for pid, late in self.last_cpu_s.items())
+        passed_s = self.ended - self.started
+        return ProcessFigures(
+            processes=self.most,
+            cpu_s=cpu_s,
+            cores=cpu_s / passed_s if passed_s > 0 else 0.0,
+            peak_rss_mb=self.peak_rss / 1e6,
+        )
+
+
+@dataclass
+class GpuWatch:
+    """Samples all GPUs of this machine by nvidia-smi."""
+
+    samples: list[list[tuple[str, ...]]] = field(default_factory=list)
+
+    @staticmethod
+    def there_is_one() -> bool:
+        """Say whether nvidia-smi is installed."""
+        return shutil.which(_NVIDIA_SMI) is not None
+
+    def sample(self) -> None:
+        """Look once; what nvidia-smi does not say within 5 s is left out."""
+        command = [_NVIDIA_SMI, f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5.0)
+        except (OSError, subprocess.SubprocessError):
+            return
+        rows = [tuple(cell.strip() for cell in line.split(",")) for line in done.stdout.splitlines()]
+        self.samples.append([row for row in rows if len(row) == len(_GPU_FIELDS.split(","))])
+
+    def figures(self) -> tuple[GpuFigures, ...]:
+        """Return one entry per GPU that every sample has seen."""
+        return tuple(_gpu_figures(list(rows)) for rows in zip(*self.samples, strict=False))
+
+
+def _gpu_figures(rows: list[tuple[str, ...]]) -> GpuFigures:
+    numbers: Mapping[int, list[float]] = {
+        column: [value for row in rows if (value := _number(row[column])) is not None] for column in (1, 2, 3)
+    }
+    return GpuFigures(
+        name=rows[0][0],
+        utilisation_percent=sum(numbers[1]) / max(1, len(numbers[1])),
+        peak_memory_mb=max(numbers[2], default=0.0),
+        power_w=sum(numbers[3]) / len(numbers[3]) if numbers[3] else None,
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # "[N/A]"
+        return None

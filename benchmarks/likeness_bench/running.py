@@ -1,0 +1,80 @@
+"""Running something asynchronous from a command: live progress on stderr, and Ctrl-C that ends it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from likeness_bench.drive import Drive, LoadConfig
+
+T = TypeVar("T")
+
+
+def run_until_interrupted(work: Callable[[asyncio.Event], Awaitable[T]]) -> T:
+    """Run something that is told to stop by an event: the first Ctrl-C sets it, the second one interrupts.
+
+    Args:
+        work: makes the coroutine, given the event.
+    """
+
+    async def run() -> T:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def interrupted() -> None:
+            stop.set()
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one
+
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+        try:
+            return await work(stop)
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+    return asyncio.run(run())
+
+
+class LiveView:
+    """A line that says how far a run is; nothing where stderr is no terminal."""
+
+    def __init__(self, progress: Progress, text: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(text, total=None, counts="")
+
+    def step(self, load: LoadConfig, repeat: int) -> None:
+        """Say which load of a sweep begins."""
+        self._progress.update(self._task, description=f"{load.rate:.4g} requests/s, repeat {repeat}")
+
+    def show(self, drive: Drive) -> None:
+        """Show a run as it is now."""
+        config = drive.config
+        failed = drive.failed
+        counts = f"{len(drive.records) - failed} answered, {failed} failed, {drive.in_flight} on their way"
+        passed_s = min(drive.now_s(), config.length_s)
+        if passed_s < config.warm_up_s:
+            counts = f"warm-up: {counts}"
+        self._progress.update(self._task, total=config.length_s, completed=passed_s, counts=counts)
+
+
+@contextmanager
+def live_view(text: str) -> Iterator[LiveView]:
+    """Show a line of progress for the length of a block."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[counts]}", markup=False),
+    )
+    # Drawn from a thread, twice a second: drawing takes time from the harness.
+    with Progress(
+        *columns, console=console, refresh_per_second=2, transient=True, disable=not console.is_terminal
+    ) as progress:
+        yield LiveView(progress, text)

@@ -1,0 +1,84 @@
+"""Finding the highest rate that keeps a target: doubling until one is missed, then halving the gap. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from likeness_client import InputError
+
+SETTLED = 0.10
+"""Two repeats in a row that differ by less than this, relative to the smaller, have settled."""
+CLEARLY = 3.0
+"""A first repeat this many times over the target is not repeated: no repeat would bring it back."""
+
+
+@dataclass
+class RateSearch:
+    """The state of a search. Ask `next_rate`, try it, `tell` what became of it, until there is none.
+
+    Attributes:
+        rate: where to begin, in requests/s.
+        lowest: not below this rate.
+        highest: not above this rate.
+        precision: the search ends when the gap is this share of the rate that was kept.
+        kept: the highest rate that kept the target; None so far.
+        missed: the lowest rate that missed it; None so far.
+    """
+
+    rate: float
+    lowest: float = 0.1
+    highest: float = 100_000.0
+    precision: float = 0.05
+    kept: float | None = None
+    missed: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest <= self.rate <= self.highest < float("inf"):
+            raise InputError(
+                f"a search cannot begin at {self.rate} requests/s: give a rate from {self.lowest} to {self.highest}"
+            )
+        if not 0 < self.precision < 1:
+            raise InputError(f"precision {self.precision} is no share of the rate: give a number between 0 and 1")
+
+    def next_rate(self) -> float | None:
+        """Return the rate to try next, or None when the answer is there."""
+        if self.kept is None and self.missed is None:
+            return self.rate
+        if self.missed is None:
+            assert self.kept is not None
+            return None if self.kept >= self.highest else min(2 * self.kept, self.highest)
+        if self.kept is None:
+            return None if self.missed <= self.lowest else max(self.missed / 2, self.lowest)
+        gap = self.missed - self.kept
+        return None if gap <= self.precision * self.kept else self.kept + gap / 2
+
+    def tell(self, rate: float, *, kept: bool) -> None:
+        """Take in what became of a rate."""
+        if kept:
+            self.kept = rate if self.kept is None else max(rate, self.kept)
+        else:
+            self.missed = rate if self.missed is None else min(rate, self.missed)
+
+
+def settled(p99_ms: Sequence[float | None], target_ms: float) -> bool:
+    """Say whether the repeats of one rate agree.
+
+    Args:
+        p99_ms: the 99th percentile of each repeat so far; None: infinite, because of failures.
+        target_ms: the target.
+    """
+    if len(p99_ms) == 1 and (p99_ms[0] is None or p99_ms[0] > CLEARLY * target_ms):
+        return True
+    if len(p99_ms) < 2:
+        return False
+    one, other = p99_ms[-2:]
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) < SETTLED * min(one, other)
+
+
+def typical(p99_ms: Sequence[float | None]) -> float:
+    """Return the median of the repeats; an infinite one (None) stays one."""
+    return median(float("inf") if value is None else value for value in p99_ms)

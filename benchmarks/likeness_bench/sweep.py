@@ -1,0 +1,213 @@
+"""The highest rate that a server answers within a latency target."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from likeness_client import InputError, ServerInfo
+
+from likeness_bench.drive import LoadConfig
+from likeness_bench.figures import LoadReport
+from likeness_bench.load import Progress, run_load
+from likeness_bench.search import RateSearch, settled, typical
+from likeness_bench.workload import Workload
+
+FORMAT = "likeness-sweep-1"
+PAUSE_S = 1.0
+"""Between two runs, so that a server can finish what it was left with."""
+StepStarts = Callable[[LoadConfig, int], None]
+"""Is told each load before it runs, and the number of its repeat from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What to find.
+
+    Attributes:
+        load: how each rate is tried; its rate is where the search begins.
+        target_ms: the 99th percentile that must be kept, failures counting as infinitely late.
+        budget_s: when to stop searching; no run is begun that would end later.
+        max_repeats: of one rate, while its figures do not settle.
+        precision: the search ends when the gap between kept and missed is this share of the rate.
+    """
+
+    load: LoadConfig
+    target_ms: float = 100.0
+    budget_s: float = 600.0
+    max_repeats: int = 4
+    precision: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.load.rate is None:
+            raise InputError("a sweep is an open loop: give the rate to begin with")
+        if not self.target_ms > 0 or self.max_repeats < 1:
+            raise InputError("target_ms must be above 0, max_repeats at least 1")
+        if self.budget_s < self.load.length_s:
+            raise InputError(
+                f"budget_s {self.budget_s:g} does not hold one run of {self.load.length_s:g} s: "
+                "give more, or shorten the run"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateStep:
+    """One rate that was tried.
+
+    Attributes:
+        rate: requests per second.
+        kept: whether the median of its repeats kept the target.
+        settled: whether its repeats agreed.
+        p99_ms: of the repeats, the median; failures count as infinitely late; None: infinite.
+        repeats: the report of each.
+    """
+
+    rate: float
+    kept: bool
+    settled: bool
+    p99_ms: float | None
+    repeats: tuple[LoadReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport:
+    """What a sweep found.
+
+    Attributes:
+        format: of this report.
+        made_at: when the sweep began, ISO 8601 in UTC.
+        target_ms: the target.
+        best_rate: the highest rate that kept it, in requests/s; None if none did.
+        ended: why the search ended, in words.
+        complete: whether it ended because the answer was there, and not before.
+        steps: the rates, as they were tried.
+    """
+
+    format: str = FORMAT
+    made_at: str
+    target_ms: float
+    best_rate: float | None
+    ended: str
+    complete: bool
+    steps: tuple[RateStep, ...]
+
+    @property
+    def best(self) -> LoadReport | None:
+        """The last repeat of the best rate."""
+        return next((step.repeats[-1] for step in self.steps if step.kept and step.rate == self.best_rate), None)
+
+
+async def run_sweep(
+    workload: Workload,
+    info: ServerInfo,
+    config: SweepConfig,
+    *,
+    stop: asyncio.Event,
+    starts: StepStarts = lambda _load, _repeat: None,
+    progress: Progress = lambda _: None,
+) -> SweepReport:
+    """Search until the answer is there, the time is up, or ``stop`` is set.
+
+    Args:
+        workload: what is sent; see `likeness_bench.load.prepare`.
+        info: what the server offers; from the same call.
+        config: what to find.
+        stop: set it to get what was found so far; a run that it cuts short decides nothing.
+        starts: is told each run before it begins.
+        progress: is shown the run while it runs.
+    """
+    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    assert config.load.rate is not None
+    search = RateSearch(rate=config.load.rate, precision=config.precision, lowest=min(0.1, config.load.rate))
+    attempt = _Attempts(workload=workload, info=info, config=config, stop=stop, starts=starts, progress=progress)
+    steps: list[RateStep] = []
+    while not attempt.over and (rate := search.next_rate()) is not None:
+        if step := await attempt.at(rate):
+            steps.append(step)
+            search.tell(rate, kept=step.kept)
+    return SweepReport(
+        made_at=made_at,
+        target_ms=config.target_ms,
+        best_rate=search.kept,
+        ended=f"{attempt.over}: {_known(search)}" if attempt.over else _conclusion(search, steps),
+        complete=not attempt.over,
+        steps=tuple(steps),
+    )
+
+
+@dataclass
+class _Attempts:
+    """Tries rates. ``over`` says why there can be no more, once there cannot."""
+
+    workload: Workload
+    info: ServerInfo
+    config: SweepConfig
+    stop: asyncio.Event
+    starts: StepStarts
+    progress: Progress
+    over: str = ""
+
+    def __post_init__(self) -> None:
+        self.deadline = time.perf_counter() + self.config.budget_s
+        self.runs = 0
+
+    async def at(self, rate: float) -> RateStep | None:
+        """Repeat one rate until its figures settle; None if not even one repeat was finished."""
+        repeats: list[LoadReport] = []
+        found: list[float | None] = []
+        while len(repeats) < self.config.max_repeats and not settled(found, self.config.target_ms):
+            report = await self._run(rate, len(repeats) + 1)
+            if report is None:
+                break
+            repeats.append(report)
+            found.append(report.p99_with_failures_ms)
+        if not repeats:
+            return None
+        p99_ms = typical(found)
+        return RateStep(
+            rate=rate,
+            kept=p99_ms <= self.config.target_ms,
+            settled=settled(found, self.config.target_ms),
+            p99_ms=p99_ms if p99_ms < float("inf") else None,
+            repeats=tuple(repeats),
+        )
+
+    async def _run(self, rate: float, repeat: int) -> LoadReport | None:
+        load = self.config.load
+        if self.runs and time.perf_counter() + PAUSE_S + load.length_s > self.deadline:
+            self.over = f"the time is up ({self.config.budget_s:g} s)"
+            return None
+        if self.runs:
+            await asyncio.sleep(PAUSE_S)
+        self.runs += 1
+        # Every repeat has arrivals and products of its own, or an unlucky schedule would be taken for the server.
+        load = replace(load, rate=rate, workload=replace(load.workload, seed=load.workload.seed + self.runs))
+        self.starts(load, repeat)
+        report = await run_load(self.workload, self.info, load, stop=self.stop, progress=self.progress)
+        if self.stop.is_set():
+            self.over = "interrupted"
+        elif not report.requests:
+            self.over = f"at {rate:.3g} requests/s no request fell into {load.duration_s:g} s; use longer runs"
+        return None if self.over else report
+
+
+def _known(search: RateSearch) -> str:
+    """Say what is known of an answer that was not reached."""
+    kept = "none" if search.kept is None else f"{search.kept:.3g}"
+    missed = "none" if search.missed is None else f"{search.missed:.3g}"
+    return (
+        f"of the rates that were tried, the highest that kept the target is {kept}, the lowest that missed it {missed}"
+    )
+
+
+def _conclusion(search: RateSearch, steps: list[RateStep]) -> str:
+    if search.kept is None:
+        return f"not even {search.missed:g} requests/s kept the target"
+    if search.missed is None:
+        return f"even {search.kept:g} requests/s kept the target; it was not tried further"
+    unsettled = sum(not step.settled for step in steps)
+    doubt = f"; the figures of {unsettled} rates did not settle" if unsettled else ""
+    return f"found between {search.kept:.3g} (kept) and {search.missed:.3g} (missed) requests/s{doubt}"

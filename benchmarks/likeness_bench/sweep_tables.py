@@ -1,0 +1,67 @@
+"""The tables, notes and plot of a sweep."""
+
+from __future__ import annotations
+
+from likeness_bench.load_tables import load_name
+from likeness_bench.plots import sweep_plot
+from likeness_bench.sweep import RateStep, SweepReport
+from likeness_bench.tables import Table, number
+
+_ENOUGH = 100  # requests, for one of them to lie beyond the 99th percentile
+
+
+def sweep_name(report: SweepReport) -> str:
+    """Return a sweep in words."""
+    if not report.steps:
+        return f"p99 <= {report.target_ms:g} ms: nothing was measured"
+    return f"p99 <= {report.target_ms:g} ms: {load_name(report.steps[0].repeats[0].load).rpartition(';')[0]}"
+
+
+def sweep_tables(report: SweepReport) -> list[Table]:
+    """Return what was tried, by rate."""
+    header = ("requests/s due", "kept", "settled", "repeats", "p99 ms with failures", "products/s", "p50 ms", "failed")
+    rows = tuple(_row(step) for step in sorted(report.steps, key=lambda step: step.rate))
+    best = "no rate kept it" if report.best_rate is None else f"best {report.best_rate:.4g} requests/s"
+    return [Table(title=f"{sweep_name(report)}; {best}", header=header, rows=rows)]
+
+
+def sweep_notes(report: SweepReport) -> list[str]:
+    """Return why the search ended, how far to believe it, and the notes of the best run."""
+    notes = [report.ended]
+    notes += [
+        f"the figures of the best rate, {step.rate:.4g} requests/s, did not settle in {len(step.repeats)} repeats"
+        for step in report.steps
+        if step.rate == report.best_rate and not step.settled
+    ]
+    fewest = min((run.requests for step in report.steps for run in step.repeats), default=_ENOUGH)
+    if fewest < _ENOUGH:
+        notes.append(f"the shortest run had {fewest} requests: below {_ENOUGH}, p99 is the maximum; use longer runs")
+    return [*notes, *(report.best.notes if report.best else ())]
+
+
+def sweep_plots(report: SweepReport) -> list[str]:
+    """Return throughput against latency, every repeat one point; empty when nothing was answered."""
+    points = [
+        (run.products_per_s, run.latency.p50_ms, run.latency.p99_ms, step.kept)
+        for step in report.steps
+        for run in step.repeats
+        if run.latency
+    ]
+    if not points:
+        return []
+    products_per_s, p50_ms, p99_ms, kept = zip(*points, strict=True)
+    return [sweep_plot(products_per_s, p50_ms, p99_ms, kept, report.target_ms)]
+
+
+def _row(step: RateStep) -> tuple[str, ...]:
+    last = step.repeats[-1]
+    return (
+        f"{step.rate:.4g}",
+        "yes" if step.kept else "no",
+        "yes" if step.settled else "no",
+        str(len(step.repeats)),
+        "infinite" if step.p99_ms is None else number(step.p99_ms),
+        number(last.products_per_s),
+        number(last.latency.p50_ms if last.latency else None),
+        str(sum(row.count for run in step.repeats for row in run.errors)),
+    )

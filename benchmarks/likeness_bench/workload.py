@@ -1,0 +1,177 @@
+"""What is asked: requests drawn from real products, with a mix of signatures and a share of repeats."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from likeness_client import InputError, Metric, Product, ProductError, ServerInfo
+from likeness_client.contract import modalities_of, signature_of
+from likeness_client.payloads import payloads
+
+AS_THEY_ARE = "as they are"
+"""Name of the mix in which every product keeps all that it has."""
+
+
+class OperationKind(StrEnum):
+    """What a request asks for."""
+
+    EMBED = "embed"  # the embeddings of a batch
+    SIMILARITY = "similarity"  # the scores of a batch of pairs: twice as many products
+    SIMILARITY_MATRIX = "similarity_matrix"  # a batch with another one, all with all: twice as many products
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadConfig:
+    """What to ask.
+
+    Attributes:
+        operation: what every request asks for.
+        batch_size: products per request, or per side of it where two sides are compared.
+        signatures: signature -> its share of the requests; shares need not sum to 1. Empty: products as they are, each
+            with all that it has.
+        repeat_share: of the requests, how many send the products of an earlier request again, 0 to 1.
+        metric: the measure of the similarities.
+        seed: of the draws; the same seed gives the same requests.
+    """
+
+    operation: OperationKind = OperationKind.EMBED
+    batch_size: int = 1
+    signatures: Mapping[str, float] = field(default_factory=dict)
+    repeat_share: float = 0.0
+    metric: Metric = Metric.COSINE
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size {self.batch_size} asks for nothing: give at least 1")
+        if not 0 <= self.repeat_share <= 1:
+            raise InputError(f"repeat_share {self.repeat_share} is no share: give a number from 0 to 1")
+        for name, share in self.signatures.items():
+            if not 0 < share < float("inf"):
+                raise InputError(f"signature '{name}' has the share {share}: give a number above 0, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request.
+
+    Attributes:
+        signature: the part of the mix that it is of.
+        left: the products, or those of the left side.
+        right: the products of the right side; empty when products are embedded.
+        again: whether it was drawn as a repeat of an earlier one.
+    """
+
+    signature: str
+    left: tuple[Product, ...]
+    right: tuple[Product, ...] = ()
+    again: bool = False
+
+    @property
+    def products(self) -> int:
+        """How many products it sends."""
+        return len(self.left) + len(self.right)
+
+
+class Workload:
+    """The requests that can be drawn. Files are read once, here, so that no disk stands in the way of the load.
+
+    Args:
+        products: what requests are made of. Those that the server cannot embed are left out.
+        info: what the server offers.
+        config: what to ask.
+
+    Raises:
+        InputError: a signature is unknown to the server, or no product has what it needs.
+    """
+
+    def __init__(self, products: Sequence[Product], info: ServerInfo, config: WorkloadConfig) -> None:
+        self.config = config
+        held = [_held(product) for product in products]
+        names = config.signatures or {AS_THEY_ARE: 1.0}
+        self.pools = {name: _pool(held, name, info) for name in names}
+        self._shares = list(names.values())
+
+    def requests(self, seed: int) -> Iterator[Request]:
+        """Draw requests without end; the same seed draws the same ones.
+
+        New requests walk through the products of their signature in random order, and begin again when all were sent.
+        """
+        draw = random.Random(seed)
+        walks = {name: _walk(pool, draw) for name, pool in self.pools.items()}
+        earlier: list[Request] = []
+        while True:
+            if earlier and draw.random() < self.config.repeat_share:
+                yield replace(draw.choice(earlier), again=True)
+                continue
+            (name,) = draw.choices(list(self.pools), self._shares)
+            sides = 1 if self.config.operation is OperationKind.EMBED else 2
+            batches = [tuple(next(walks[name]) for _ in range(self.config.batch_size)) for _ in range(sides)]
+            request = Request(signature=name, left=batches[0], right=batches[1] if sides == 2 else ())
+            if len(earlier) < _REMEMBERED:
+                earlier.append(request)
+            else:
+                earlier[draw.randrange(_REMEMBERED)] = request
+            yield request
+
+
+_REMEMBERED = 10_000  # requests that may be repeated; bounds the memory of long runs
+
+
+def _walk(pool: Sequence[Product], draw: random.Random) -> Iterator[Product]:
+    while True:
+        yield from draw.sample(pool, len(pool))
+
+
+def _held(product: Product) -> Product:
+    """Return a product whose files are in memory."""
+    try:
+        images = tuple(source.read_bytes() if isinstance(source, Path) else source for source in product.images[:1])
+        video = product.video.read_bytes() if isinstance(product.video, Path) else product.video
+    except OSError as error:
+        raise InputError(
+            f"product '{product.product_id}': cannot read {error.filename} ({error.strerror}); "
+            "paths are relative to the product file"
+        ) from error
+    return replace(product, images=images, video=video)
+
+
+def _pool(products: Sequence[Product], signature: str, info: ServerInfo) -> list[Product]:
+    """Return the products that travel with this signature once they are reduced to it."""
+    if signature != AS_THEY_ARE and signature not in info.signatures:
+        raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
+    found = []
+    for product in products:
+        reduced = product if signature == AS_THEY_ARE else reduce_to(product, modalities_of(signature))
+        travels = _signature(reduced, info)
+        if travels == signature or (signature == AS_THEY_ARE and travels in info.signatures):
+            found.append(reduced)
+    if not found:
+        raise InputError(f"none of {len(products)} products can be sent as '{signature}': give other products")
+    return found
+
+
+def _signature(product: Product, info: ServerInfo) -> str:
+    """Return what a product travels as; empty when it cannot."""
+    try:
+        return signature_of(payloads(product, info.schema, info.modalities))
+    except ProductError:
+        return ""
+
+
+def reduce_to(product: Product, modalities: Sequence[str]) -> Product:
+    """Return a product without the fields that belong to other modalities."""
+    nothing = Product()
+    fields = {
+        "text": ("title", "description"),
+        "image": ("images",),
+        "attributes": ("attributes",),
+        "video": ("video",),
+        "interactions": ("interactions",),
+    }
+    lost = {field: getattr(nothing, field) for name in fields if name not in modalities for field in fields[name]}
+    return replace(product, **lost)

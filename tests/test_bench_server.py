@@ -1,0 +1,158 @@
+"""The harness on a real server: what it counts and how it ends, never how fast it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from likeness_bench.drive import LoadConfig
+from likeness_bench.figures import LoadReport
+from likeness_bench.load import prepare, run_load
+from likeness_bench.output import deliver_load
+from likeness_bench.steps import read_counters
+from likeness_bench.sweep import SweepConfig, run_sweep
+from likeness_bench.workload import OperationKind, WorkloadConfig
+from likeness_client import Metric, Product
+from likeness_export.server import ServeConfig, serving
+
+pytestmark = pytest.mark.server
+
+PROGRAM = Path(sys.executable).parent / "likeness"
+
+
+def loaded(config: LoadConfig, products: list[Product], kill_after: tuple[float, int] | None = None) -> LoadReport:
+    async def run() -> LoadReport:
+        workload, info = await prepare(products, config)
+        if kill_after:
+            asyncio.get_running_loop().call_later(kill_after[0], os.kill, kill_after[1], signal.SIGKILL)
+        return await asyncio.wait_for(run_load(workload, info, config, stop=asyncio.Event()), 60)
+
+    return asyncio.run(run())
+
+
+def test_an_open_loop(address: str, complete: list[Product], tmp_path: Path) -> None:
+    work = WorkloadConfig(signatures={"text": 0.5, "text_image": 0.5}, repeat_share=0.3, batch_size=2)
+    config = LoadConfig(address=address, rate=20.0, duration_s=2.0, warm_up_s=0.5, workload=work)
+    report = loaded(config, complete[:40])
+    assert report.ended == "duration"
+    assert report.errors == ()
+    assert report.latency is not None
+    assert report.latency.count == report.requests == sum(row.requests for row in report.timeline) > 0
+    assert set(report.by_signature) == {"text", "text_image"}
+    assert report.latency.p50_ms <= report.latency.p99_ms <= report.latency.max_ms
+    assert report.harness_lag is not None
+    assert report.harness_lag.count == report.requests
+    assert 0 < report.repeated_share < 1
+    models = {step.model for step in report.steps}
+    assert {"embed_text", "embed_text_image", "text_encoder", "image_encoder"} <= models
+    assert not models & {"embed_image", "similarity"}
+    assert report.server is not None
+    assert report.server.processes > 5  # the server, and one for each model in Python
+    assert report.server.peak_rss_mb > 50
+
+    deliver_load(report, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["requests"] == report.requests
+    assert "text_encoder" in (tmp_path / "a.md").read_text()
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("<svg") == 3
+    assert "<script" not in page
+    ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.json", "a.md"]
+
+
+@pytest.mark.parametrize("operation", list(OperationKind))
+def test_a_closed_loop_of_every_operation(address: str, products: list[Product], operation: OperationKind) -> None:
+    work = WorkloadConfig(operation=operation, batch_size=3, metric=Metric.LEARNED)
+    config = LoadConfig(address=address, concurrency=3, duration_s=1.0, warm_up_s=0.2, workload=work)
+    report = loaded(config, products)
+    assert report.errors == ()
+    assert report.latency is not None
+    assert report.latency.count == report.requests > 0
+    learned = {OperationKind.SIMILARITY_MATRIX: {"similarity_matrix"}, OperationKind.SIMILARITY: {"similarity"}}
+    assert learned.get(operation, set()) <= {step.model for step in report.steps}
+
+
+def test_broken_products_are_error_rows(address: str, complete: list[Product]) -> None:
+    broken = [Product(product_id="p", images=(b"no photo",)), *complete[:1]]
+    config = LoadConfig(address=address, concurrency=1, duration_s=1.0, warm_up_s=0.0)
+    report = loaded(config, broken)
+    (row,) = report.errors
+    assert row.kind == "BatchError"
+    assert "'p'" in row.example
+    assert report.latency is not None
+    assert report.requests == row.count + report.latency.count
+
+
+def test_a_server_that_dies(repository: Path, complete: list[Product], ports: list[int], tmp_path: Path) -> None:
+    grpc_port, http_port, metrics_port = ports
+    serve = ServeConfig(
+        repository=repository,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        log_file=tmp_path / "log",
+    )
+    with serving(serve) as process:
+        config = LoadConfig(address=f"127.0.0.1:{grpc_port}", rate=20.0, duration_s=3.0, warm_up_s=0.0, timeout_s=2.0)
+        report = loaded(config, complete, kill_after=(1.5, process.pid))
+    assert report.ended == "duration"
+    assert report.errors
+    assert {row.kind for row in report.errors} <= {"ServerUnavailableError", "DeadlineExceededError", "ServerError"}
+    assert report.latency is not None
+    assert report.requests == report.latency.count + sum(row.count for row in report.errors)
+    assert report.steps  # up to the last reading
+    assert any("did not answer at the end" in note for note in report.notes)
+
+
+def test_a_sweep(address: str, complete: list[Product]) -> None:
+    load = LoadConfig(address=address, rate=4.0, duration_s=0.5, warm_up_s=0.1)
+    config = SweepConfig(load=load, target_ms=60_000.0, budget_s=6.0, max_repeats=2)
+
+    async def run() -> Any:
+        workload, info = await prepare(complete, load)
+        return await run_sweep(workload, info, config, stop=asyncio.Event())
+
+    report = asyncio.run(run())
+    assert not report.complete
+    assert "time is up" in report.ended
+    assert [step.rate for step in report.steps] == [4.0 * 2**number for number in range(len(report.steps))]
+    assert all(step.kept and 1 <= len(step.repeats) <= 2 for step in report.steps)
+    assert report.best_rate == report.steps[-1].rate
+    assert report.best is report.steps[-1].repeats[-1]
+
+
+def answered(address: str) -> int:
+    """How many requests the server has answered so far."""
+    counters = asyncio.run(read_counters(address))
+    return sum(model.count["success"] for model in counters.values())
+
+
+def test_ctrl_c_gives_the_report_so_far(address: str, demo_catalogue: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    words = f"bench load {demo_catalogue} --server {address} --concurrency 2 --warm-up-s 0 --duration-s 300 --out {out}"
+    before = answered(address)
+    process = subprocess.Popen([PROGRAM, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            deadline = time.monotonic() + 60
+            while answered(address) < before + 50 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            shown, complaint = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, complaint
+    report = json.loads(out.read_text())
+    assert report["ended"] == "interrupted"
+    assert 0 < report["measured_s"] < 300
+    assert report["latency"]["count"] > 0
+    assert "interrupted after" in shown

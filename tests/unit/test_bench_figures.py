@@ -1,0 +1,178 @@
+"""From records and counters to figures, and the search over rates."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]  # ships no type information
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from likeness_bench import figures
+from likeness_bench.drive import Record
+from likeness_bench.figures import Percentiles
+from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
+from likeness_bench.search import RateSearch, settled, typical
+from likeness_bench.steps import ModelCounters, step_times
+from likeness_client import InputError
+
+OK = Record(scheduled_s=1.0, started_s=1.5, finished_s=2.0, products=1, repeated=False, worn=False, signature="text")
+FAILED = replace(OK, error="ServerError", message="no")
+COUNTED = {"success": 2, "queue": 2, "compute_input": 2, "compute_infer": 2, "compute_output": 2}
+
+
+def counters(times: int, millions: int, failures: int = 0) -> ModelCounters:
+    return ModelCounters(
+        inferences=4 * times,
+        executions=times,
+        failures=failures,
+        count={name: count * times for name, count in COUNTED.items()},
+        ns={name: count * millions * 1_000_000 for name, count in COUNTED.items()},
+    )
+
+
+def test_percentiles_are_those_of_numpy_in_milliseconds() -> None:
+    seconds = np.random.default_rng(0).exponential(0.1, 5000).tolist()
+    found = Percentiles.of(seconds)
+    assert found is not None
+    values = (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms, found.p99_9_ms)
+    assert values == pytest.approx(1000 * np.percentile(seconds, (50, 90, 95, 99, 99.9)))
+    assert found.count == 5000
+    assert found.max_ms == pytest.approx(1000 * max(seconds))
+    assert Percentiles.of([]) is None
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    assert figures.latency_s(OK) == 1.0
+
+
+def test_failures_are_later_than_any_answer() -> None:
+    assert figures.p99_with_failures_ms([OK] * 999 + [FAILED]) == 1000.0
+    assert figures.p99_with_failures_ms([OK] * 98 + [FAILED] * 2) is None
+    assert figures.p99_with_failures_ms([]) is None
+
+
+def test_errors_are_counted_by_kind() -> None:
+    early = replace(FAILED, finished_s=1.75, message="first")
+    rows = figures.error_rows([OK, FAILED, early, replace(FAILED, error="Other"), OK], warm_up_s=1.0)
+    assert [(row.kind, row.count, row.first_s, row.example) for row in rows] == [
+        ("ServerError", 2, 0.75, "first"),
+        ("Other", 1, 1.0, "no"),
+    ]
+
+
+def test_the_timeline_goes_by_when_requests_were_due() -> None:
+    rows = figures.timeline([OK, replace(OK, scheduled_s=3.2, finished_s=9.0), FAILED], warm_up_s=1.0)
+    assert [(row.second, row.requests, row.errors) for row in rows] == [(0, 2, 1), (2, 1, 0)]
+    assert rows[0].p50_ms == rows[0].p99_ms == 1000.0
+
+
+def test_each_signature_has_its_own_latency() -> None:
+    found = figures.by_signature([OK, replace(OK, signature="image", finished_s=5.0), FAILED])
+    assert {name: (part.count, part.p50_ms) for name, part in found.items()} == {
+        "image": (1, 4000.0),
+        "text": (1, 1000.0),
+    }
+
+
+def test_the_distribution_ascends() -> None:
+    pairs = figures.distribution_ms([0.3, 0.1, 0.2])
+    assert [percent for percent, _ in pairs] == sorted(percent for percent, _ in pairs)
+    assert [value for _, value in pairs] == sorted(value for _, value in pairs)
+    assert pairs[0] == pytest.approx((0.0, 100.0))
+    assert pairs[-1] == pytest.approx((100.0, 300.0))
+
+
+def test_step_times_are_means_between_two_readings() -> None:
+    before = {"text_encoder": counters(1, 1), "idle": counters(3, 3)}
+    after = {"text_encoder": counters(3, 9, failures=1), "idle": counters(3, 3), "embed_text": counters(2, 2)}
+    ensemble, encoder = step_times(before, after)
+    assert (ensemble.model, ensemble.requests, ensemble.total_ms) == ("embed_text", 4, 1.0)
+    assert ensemble.mean_batch is ensemble.queue_ms is ensemble.compute_infer_ms is None
+    assert (encoder.model, encoder.requests, encoder.failures, encoder.mean_batch) == ("text_encoder", 4, 1, 4.0)
+    assert (encoder.total_ms, encoder.queue_ms, encoder.compute_output_ms) == (4.0, 4.0, 4.0)
+
+
+def test_a_server_that_was_started_again_in_between_gives_no_step_times() -> None:
+    assert step_times({"text_encoder": counters(3, 3)}, {"text_encoder": counters(1, 1)}) == ()
+
+
+@given(capacity=st.floats(0.2, 50_000), start=st.floats(0.1, 1000))
+def test_the_search_closes_in_on_the_capacity(capacity: float, start: float) -> None:
+    search = RateSearch(rate=start)
+    tried = 0
+    while (rate := search.next_rate()) is not None:
+        search.tell(rate, kept=rate <= capacity)
+        tried += 1
+        assert tried < 60
+    assert search.kept is not None
+    assert search.missed is not None
+    assert search.kept <= capacity < search.missed <= 1.05 * search.kept + 1e-9
+
+
+@pytest.mark.parametrize(("kept", "end"), [(True, (64.0, None)), (False, (None, 0.5))])
+def test_the_search_ends_at_its_limits(kept: bool, end: tuple[float | None, float | None]) -> None:
+    search = RateSearch(rate=4.0, lowest=0.5, highest=64.0)
+    while (rate := search.next_rate()) is not None:
+        search.tell(rate, kept=kept)
+    assert (search.kept, search.missed) == end
+
+
+def test_a_search_cannot_begin_outside_its_limits() -> None:
+    with pytest.raises(InputError, match="cannot begin"):
+        RateSearch(rate=0.0)
+
+
+@pytest.mark.parametrize(
+    ("p99_ms", "agree"),
+    [
+        ([], False),
+        ([50.0], False),
+        ([301.0], True),
+        ([None], True),
+        ([50.0, 54.0], True),
+        ([50.0, 56.0], False),
+        ([90.0, 50.0, 54.0], True),
+        ([50.0, None], False),
+        ([50.0, None, None], True),
+    ],
+)
+def test_repeats_settle(p99_ms: list[float | None], agree: bool) -> None:
+    assert settled(p99_ms, target_ms=100.0) is agree
+
+
+def test_the_typical_repeat_is_the_median() -> None:
+    assert typical([1.0, 5.0, 2.0]) == 2.0
+    assert typical([1.0, None, None]) == float("inf")
+
+
+def test_a_process_is_found_by_its_port_and_watched() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        found = find_server(f"localhost:{listening.getsockname()[1]}")
+    assert found == psutil.Process(os.getpid())
+    watch = ProcessWatch(server=found)
+    assert watch.figures() is None
+    watch.sample()
+    watch.sample()
+    figures_ = watch.figures()
+    assert figures_ is not None
+    assert figures_.processes >= 1
+    assert figures_.cpu_s >= 0
+    assert figures_.peak_rss_mb > 1
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "unix:/tmp/socket", "192.0.2.1:8001", "no port"])
+def test_a_server_elsewhere_is_not_watched(address: str) -> None:
+    assert find_server(address) is None
+
+
+def test_gpu_samples_are_summarised() -> None:
+    watch = GpuWatch(samples=[[("A", "10", "100", "70.5")], [("A", "30", "300", "[N/A]")]])
+    (gpu,) = watch.figures()
+    assert (gpu.name, gpu.utilisation_percent, gpu.peak_memory_mb, gpu.power_w) == ("A", 20.0, 300.0, 70.5)
+    assert GpuWatch().figures() == ()

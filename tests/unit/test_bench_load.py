@@ -1,0 +1,210 @@
+"""Schedule, workload and drive, against clients that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from likeness_bench.arrivals import Arrivals, arrival_times
+from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
+from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError
+
+INFO = ServerInfo(
+    space="s",
+    modalities=("text", "image", "attributes"),
+    signatures=("text", "image", "attributes", "text_image", "text_attributes", "image_attributes"),
+    dimension=4,
+    max_batch_size=8,
+    schema=InputSchema(attribute_keys=("kind",)),
+    error_outputs={},
+)
+PRODUCTS = [Product(product_id=f"p{number}", title=f"vase {number}", images=(b"photo",)) for number in range(20)]
+
+
+class Fake:
+    """Takes the place of the client: waits, and fails from some call on."""
+
+    def __init__(self, wait_s: float = 0.0, fails_from: int = 1_000_000, block_s: float = 0.0) -> None:
+        self.wait_s, self.fails_from, self.block_s, self.calls = wait_s, fails_from, block_s, 0
+
+    async def embed(self, products: Sequence[Product]) -> None:  # noqa: ARG002 (a client's method)
+        self.calls += 1
+        if self.calls > self.fails_from:
+            raise ServerUnavailableError("gone", "here", code="UNAVAILABLE")
+        time.sleep(self.block_s)  # the harness itself is held up
+        await asyncio.sleep(self.wait_s)
+
+
+def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Drive:
+    async def run() -> Drive:
+        config = LoadConfig(address="here:1", **load)
+        stop = asyncio.Event()
+        requests = Workload(PRODUCTS, INFO, config.workload).requests(seed=1)
+        drive = Drive(client=client, config=config, requests=requests, stop=stop)  # type: ignore[arg-type]
+        if stop_after_s is not None:
+            asyncio.get_running_loop().call_later(stop_after_s, stop.set)
+        await asyncio.wait_for(drive.run(), 20)
+        return drive
+
+    return asyncio.run(run())
+
+
+def test_constant_arrivals_have_equal_gaps() -> None:
+    np.testing.assert_allclose(arrival_times(Arrivals.CONSTANT, 4.0, 1.1, 0), [0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+def test_poisson_arrivals_are_seeded_and_exponential() -> None:
+    times = arrival_times(Arrivals.POISSON, 100.0, 100.0, 3)
+    np.testing.assert_array_equal(times, arrival_times(Arrivals.POISSON, 100.0, 100.0, 3))
+    assert not np.array_equal(times[:100], arrival_times(Arrivals.POISSON, 100.0, 100.0, 4)[:100])
+    gaps = np.diff(times)
+    assert (gaps >= 0).all()
+    assert times[0] >= 0
+    assert times[-1] < 100
+    assert len(times) == pytest.approx(10_000, rel=0.05)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as of an exponential distribution
+
+
+@pytest.mark.parametrize(("rate", "length_s"), [(0.0, 1.0), (float("nan"), 1.0), (1.0, 0.0), (1.0, float("inf"))])
+def test_schedules_that_cannot_be(rate: float, length_s: float) -> None:
+    with pytest.raises(InputError, match="cannot be scheduled"):
+        arrival_times(Arrivals.POISSON, rate, length_s, 0)
+
+
+def test_requests_follow_the_mix_and_the_seed() -> None:
+    config = WorkloadConfig(signatures={"text": 3.0, "image": 1.0}, batch_size=2)
+    workload = Workload(PRODUCTS, INFO, config)
+    drawn = list(islice(workload.requests(1), 400))
+    assert drawn == list(islice(workload.requests(1), 400))
+    assert drawn != list(islice(workload.requests(2), 400))
+    assert sum(request.signature == "text" for request in drawn) == pytest.approx(300, abs=50)
+    for request in drawn:
+        assert len(request.left) == request.products == 2
+        assert all(bool(product.title) == (request.signature == "text") for product in request.left)
+        assert all(bool(product.images) == (request.signature == "image") for product in request.left)
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.5, 150, 250), (1.0, 399, 399)])
+def test_requests_repeat_as_often_as_asked(share: float, least: int, most: int) -> None:
+    drawn = list(islice(Workload(PRODUCTS, INFO, WorkloadConfig(repeat_share=share)).requests(1), 400))
+    assert least <= sum(request.again for request in drawn) <= most
+
+
+def test_a_walk_sends_every_product_before_one_comes_again() -> None:
+    drawn = islice(Workload(PRODUCTS, INFO, WorkloadConfig()).requests(1), len(PRODUCTS))
+    assert {request.left[0].product_id for request in drawn} == {product.product_id for product in PRODUCTS}
+
+
+@pytest.mark.parametrize("operation", [OperationKind.SIMILARITY, OperationKind.SIMILARITY_MATRIX])
+def test_comparisons_have_two_sides(operation: OperationKind) -> None:
+    workload = Workload(PRODUCTS, INFO, WorkloadConfig(operation=operation, batch_size=3))
+    request = next(workload.requests(1))
+    assert (len(request.left), len(request.right), request.products) == (3, 3, 6)
+
+
+def test_products_that_cannot_be_sent_are_left_out() -> None:
+    given = [*PRODUCTS, Product(product_id="nothing"), Product(title="x", images=(b"y",), attributes={"kind": "z"})]
+    (pool,) = Workload(given, INFO, WorkloadConfig()).pools.values()
+    assert [product.product_id for product in pool] == [product.product_id for product in PRODUCTS]
+
+
+@pytest.mark.parametrize(("signature", "reason"), [("video", "does not embed"), ("attributes", "none of 20 products")])
+def test_a_mix_that_cannot_be_sent(signature: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Workload(PRODUCTS, INFO, WorkloadConfig(signatures={signature: 1.0}))
+
+
+def test_a_missing_file_is_named(tmp_path: Any) -> None:
+    with pytest.raises(InputError, match=r"'lost'.*none\.jpg.*relative to the product file"):
+        Workload([Product(product_id="lost", images=(tmp_path / "none.jpg",))], INFO, WorkloadConfig())
+
+
+def test_reducing_keeps_what_belongs_to_no_other_modality() -> None:
+    product = Product(product_id="p", title="t", description="d", images=(b"i",), attributes={"kind": "k"})
+    assert reduce_to(product, ("text",)) == Product(product_id="p", title="t", description="d")
+    assert reduce_to(product, ("image", "attributes")) == Product(
+        product_id="p", images=(b"i",), attributes={"kind": "k"}
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"repeat_share": 1.5}, {"signatures": {"text": 0.0}}])
+def test_workloads_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        WorkloadConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"rate": 1.0, "concurrency": 1}, {"rate": -1.0}, {"concurrency": 0}, {"rate": 1.0, "timeout_s": 0.0}]
+)
+def test_loads_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        LoadConfig(address="here:1", **wrong)
+
+
+def test_an_open_loop_keeps_its_schedule_whatever_the_answers_do() -> None:
+    load: dict[str, Any] = {"rate": 50.0, "arrivals": Arrivals.CONSTANT, "duration_s": 0.4, "warm_up_s": 0.1}
+    drive = driven(Fake(wait_s=0.6), **load)
+    due = arrival_times(Arrivals.CONSTANT, 50.0, 0.5, 7).tolist()
+    assert sorted(record.scheduled_s for record in drive.records) == due
+    assert {record.signature for record in drive.records} == {AS_THEY_ARE}
+    assert drive.failed == drive.unfinished == drive.in_flight == 0
+
+
+def test_a_late_start_counts_as_latency() -> None:
+    """Each request holds the loop up for longer than the gap between two: the lateness adds up, and is not omitted."""
+    drive = driven(Fake(block_s=0.03), rate=100.0, arrivals=Arrivals.CONSTANT, duration_s=0.2, warm_up_s=0.0)
+    late = [record.started_s - record.scheduled_s for record in drive.records]
+    assert len(drive.records) == 20
+    assert all(
+        record.finished_s - record.scheduled_s >= delay for record, delay in zip(drive.records, late, strict=True)
+    )
+    assert max(late) >= 19 * (0.03 - 0.01) - 0.02
+
+
+def test_a_harness_that_cannot_keep_up_ends_and_forgets_nothing() -> None:
+    load: dict[str, Any] = {"rate": 200.0, "arrivals": Arrivals.CONSTANT, "duration_s": 0.5, "warm_up_s": 0.0}
+    drive = driven(Fake(block_s=0.05), timeout_s=0.2, **load)
+    assert len(drive.records) == 100
+    assert "NotSent" in {record.error for record in drive.records}
+
+
+def test_a_server_that_hangs_makes_error_rows_and_the_run_ends() -> None:
+    drive = driven(Fake(wait_s=3600), rate=50.0, duration_s=0.2, warm_up_s=0.0, timeout_s=0.2)
+    assert drive.failed == len(drive.records) > 0
+    assert {record.error for record in drive.records} == {"DeadlineExceededError"}
+    assert drive.unfinished == 0
+
+
+def test_a_server_that_dies_makes_error_rows_and_is_not_hammered() -> None:
+    drive = driven(Fake(wait_s=0.01, fails_from=5), concurrency=2, duration_s=0.5, warm_up_s=0.0)
+    assert len(drive.records) - drive.failed == 5
+    assert {record.error for record in drive.records if record.error} == {"ServerUnavailableError"}
+    assert 0 < drive.failed <= 2 * (0.5 / 0.1 + 1)
+
+
+def test_a_closed_loop_has_as_many_on_their_way_as_it_has_callers() -> None:
+    drive = driven(Fake(wait_s=0.02), concurrency=3, duration_s=0.3, warm_up_s=0.0)
+    spans = [(record.started_s, record.finished_s) for record in drive.records]
+    at_once = [sum(start <= moment < end for start, end in spans) for moment, _ in spans]
+    assert len(spans) > 3
+    assert max(at_once) == 3
+
+
+def test_stopping_ends_the_run_and_counts_what_was_on_its_way() -> None:
+    drive = driven(Fake(wait_s=3600), stop_after_s=0.2, concurrency=4, duration_s=30.0, timeout_s=30.0)
+    assert not drive.records
+    assert drive.unfinished == 4
+    assert drive.elapsed_s < 15
+
+
+def test_repeats_are_told_from_worn_products() -> None:
+    workload = WorkloadConfig(batch_size=len(PRODUCTS))  # every request sends all there is
+    drive = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=workload)
+    assert [record.worn for record in drive.records] == [False, *(True for _ in drive.records[1:])]
+    assert [record.repeated for record in drive.records] == [record.worn for record in drive.records]

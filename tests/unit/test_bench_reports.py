@@ -1,0 +1,275 @@
+"""Reports in all their forms, from made-up figures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from likeness_bench import cli
+from likeness_bench import sweep as sweep_module
+from likeness_bench.compare import compare_reports
+from likeness_bench.drive import Drive, LoadConfig, Record
+from likeness_bench.figures import LoadReport
+from likeness_bench.files import check_out, write_json
+from likeness_bench.load import _report, _Watch
+from likeness_bench.output import deliver_load, deliver_sweep
+from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
+from likeness_bench.sweep_tables import sweep_notes
+from likeness_bench.tables import Table, html, markdown
+from likeness_client import InputError, InputSchema, ServerInfo
+from typer.testing import CliRunner
+
+INFO = ServerInfo(
+    space="s",
+    modalities=("text",),
+    signatures=("text",),
+    dimension=4,
+    max_batch_size=8,
+    schema=InputSchema(),
+    error_outputs={},
+)
+
+
+def report_of(records: list[Record], stopped: bool = False, **load: Any) -> LoadReport:
+    """A report of these records, on a server that nothing else is known of."""
+
+    config = LoadConfig(address="here:1", **{"rate": 10.0, "duration_s": 10.0, "warm_up_s": 2.0, **load})
+    stop = asyncio.Event()
+    if stopped:
+        stop.set()
+    drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
+    drive.records, drive.elapsed_s = records, config.length_s
+    return _report(drive, _Watch(config=config), INFO, "2026-01-01T00:00:00+00:00")
+
+
+def record(due_s: float, took_s: float, error: str = "") -> Record:
+    return Record(
+        scheduled_s=due_s,
+        started_s=due_s,
+        finished_s=due_s + took_s,
+        products=2,
+        repeated=False,
+        worn=False,
+        signature="text",
+        error=error,
+        message=error and "a | bar\nand a line",
+    )
+
+
+@pytest.fixture
+def report() -> LoadReport:
+    """100 requests on time, and one that failed."""
+    return report_of([*(record(2 + number / 10, 0.05) for number in range(99)), record(11.95, 0.01, "ServerError")])
+
+
+def test_the_warm_up_is_dropped_and_throughput_counts_what_was_answered_in_time() -> None:
+    found = report_of([record(0.5, 0.1), record(1.9, 0.2), record(5.0, 0.1), record(11.9, 3.0), record(6.0, 0.1, "E")])
+    assert found.requests == 3  # those that were due in the measured time
+    assert found.latency is not None
+    assert found.latency.count == 2
+    assert found.latency.max_ms == pytest.approx(3000)  # the late one is not lost
+    assert found.requests_per_s == pytest.approx(2 / 10)  # answered in it, whenever they were due
+    assert found.products_per_s == pytest.approx(4 / 10)
+    assert [row.kind for row in found.errors] == ["E"]
+
+
+def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:
+    deliver_load(report_of([record(3.0, 0.1, "ServerUnavailableError")]), tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["latency"] is None
+
+
+def test_notes_say_what_stands_in_the_way() -> None:
+    slow = [replace(record(2 + number / 100, 0.1), started_s=3 + number / 100) for number in range(200)]
+    notes = " ".join(report_of(slow, stopped=True).notes)
+    assert "interrupted after 10.0 s" in notes
+    assert "the harness itself was late" in notes
+    assert "200 requests" in notes
+
+
+def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
+    deliver_load(report, tmp_path / "deep" / "r.json")
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["r.html", "r.json", "r.md"]
+    assert json.loads((tmp_path / "deep" / "r.json").read_text())["errors"][0]["kind"] == "ServerError"
+    assert r"a \| bar and a line" in (tmp_path / "deep" / "r.md").read_text()
+    check_page((tmp_path / "deep" / "r.html").read_text(), plots=2)
+
+
+def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
+    steps = (
+        RateStep(rate=8.0, kept=True, settled=True, p99_ms=50.0, repeats=(report, report)),
+        RateStep(rate=16.0, kept=False, settled=True, p99_ms=None, repeats=(report,)),
+    )
+    sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+    deliver_sweep(sweep, tmp_path / "s.json")
+    assert "infinite" in (tmp_path / "s.md").read_text()
+    check_page((tmp_path / "s.html").read_text(), plots=3)
+    table, _ = compare_reports(tmp_path / "s.json", tmp_path / "s.json")
+    assert table.rows[0] == ("best requests/s", "8.00", "8.00", "1.000")
+
+
+def test_a_sweep_without_a_single_step(tmp_path: Path) -> None:
+    sweep = SweepReport(made_at="now", target_ms=1.0, best_rate=None, ended="interrupted", complete=False, steps=())
+    deliver_sweep(sweep, tmp_path / "s.json")
+    assert "interrupted" in (tmp_path / "s.html").read_text()
+
+
+def check_page(page: str, plots: int) -> None:
+    """A page must stand alone and hold well-formed plots."""
+    assert page.count("<svg") == plots
+    assert "<script" not in page
+    assert "src=" not in page
+    assert not re.search(r"\$\w", page)
+    for part in page.split("<svg")[1:]:
+        ElementTree.fromstring("<svg" + part[: part.index("</svg>") + 6])
+
+
+def test_comparing_gives_ratios_and_says_what_else_differs(report: LoadReport, tmp_path: Path) -> None:
+    assert report.latency is not None
+    other = replace(report, space="t", products_per_s=2 * report.products_per_s, notes=("slept",))
+    other = replace(other, latency=replace(report.latency, p99_ms=3 * report.latency.p99_ms))
+    for name, found in (("a", report), ("b", other)):
+        write_json(tmp_path / f"{name}.json", asdict(found))
+    table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    ratios = {row[0]: row[3] for row in table.rows}
+    assert (ratios["products/s"], ratios["p99 ms"], ratios["p50 ms"]) == ("2.000", "3.000", "1.000")
+    assert "server CPU s" not in ratios  # known of neither
+    assert any("different embedding spaces" in note for note in notes)
+    assert "second: slept" in notes
+    shown = CliRunner().invoke(cli.app, ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert shown.exit_code == 0
+    assert "3.000" in shown.stdout
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", '{"format": "other"}'])
+def test_comparing_refuses_other_files(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=r"a\.json.*give what `--out` wrote"):
+        compare_reports(tmp_path / "a.json", tmp_path / "a.json")
+
+
+def test_comparing_refuses_two_kinds(report: LoadReport, tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", asdict(report))
+    write_json(tmp_path / "b.json", {"format": "likeness-sweep-1"})
+    with pytest.raises(InputError, match="two kinds"):
+        compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+
+
+def test_tables_escape_what_stands_in_them() -> None:
+    table = Table(title="<t>", header=("a", "b"), rows=(("<b>", "x|y"),))
+    assert "&lt;b&gt;" in html(table)
+    assert "| <b> | x\\|y |" in markdown("t", [table], ["note"])
+
+
+def test_places_for_reports_are_checked_first(tmp_path: Path) -> None:
+    check_out(None)
+    check_out(tmp_path / "new" / "r.json")
+    with pytest.raises(InputError, match=r"must end in \.json"):
+        check_out(tmp_path / "r.html")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        check_out(tmp_path / "file" / "r.json")
+
+
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "r.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "mix"), [([], {}), (["text=0.5", "image=1.5"], {"text": 0.5, "image": 1.5}), (["text"], {"text": 1.0})]
+)
+def test_mixes_are_read(given: list[str], mix: Mapping[str, float]) -> None:
+    assert cli.parse_mix(given) == mix
+
+
+@pytest.mark.parametrize("given", [["text=much"], ["text=1", "text=2"]])
+def test_mixes_that_cannot_be_read(given: list[str]) -> None:
+    with pytest.raises(InputError, match=r"--signature text"):
+        cli.parse_mix(given)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"target_ms": 0.0}, {"max_repeats": 0}, {"budget_s": 1.0}, {"load": LoadConfig(address="a:1", concurrency=1)}],
+)
+def test_sweeps_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        SweepConfig(**{"load": LoadConfig(address="a:1", rate=1.0), **wrong})
+
+
+def swept(
+    monkeypatch: pytest.MonkeyPatch, p99_ms: Callable[[float, int], float | None], requests: int = 200, **config: Any
+) -> SweepReport:
+    """Sweep over a server whose p99 is a function of the rate and of the number of the run."""
+    runs = 0
+
+    async def run_load(*given: Any, stop: asyncio.Event, **_: Any) -> LoadReport:
+        nonlocal runs
+        runs += 1
+        load: LoadConfig = given[2]
+        assert load.rate is not None
+        if runs == config.get("stop_at"):
+            stop.set()
+        return replace(
+            report_of([record(2.5, 0.01)], rate=load.rate),
+            requests=requests,
+            p99_with_failures_ms=p99_ms(load.rate, runs),
+        )
+
+    monkeypatch.setattr(sweep_module, "run_load", run_load)
+    monkeypatch.setattr(sweep_module, "PAUSE_S", 0.0)
+    load = LoadConfig(address="here:1", rate=10.0, duration_s=0.1, warm_up_s=0.0)
+    chosen = {name: value for name, value in config.items() if name != "stop_at"}
+
+    async def run() -> SweepReport:
+        nothing: Any = None
+        sweep = SweepConfig(load=load, **{"target_ms": 100.0, "budget_s": 60.0, **chosen})
+        return await run_sweep(nothing, INFO, sweep, stop=asyncio.Event())
+
+    return asyncio.run(run())
+
+
+def test_a_sweep_finds_the_rate_and_says_that_it_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda rate, _: 50.0 if rate <= 57 else None)
+    assert found.complete
+    assert found.best_rate is not None
+    assert 57 / 1.05 <= found.best_rate <= 57
+    assert found.best is not None
+    assert found.best.load["rate"] == found.best_rate
+    assert all(step.settled and len(step.repeats) == (2 if step.kept else 1) for step in found.steps)
+    assert "found between" in found.ended
+    assert "not settle" not in found.ended
+
+
+def test_figures_that_never_settle_are_repeated_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda rate, run: (20.0 + 30 * (run % 2)) if rate < 30 else None, max_repeats=3)
+    assert {len(step.repeats) for step in found.steps if step.kept} == {3}
+    assert "did not settle" in found.ended
+    assert any("the best rate" in note for note in sweep_notes(found))
+
+
+def test_a_sweep_that_no_rate_satisfies(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda _rate, _run: None)
+    assert (found.complete, found.best_rate, found.best) == (True, None, None)
+    assert "not even 0.1 requests/s" in found.ended
+
+
+def test_an_interrupted_sweep_gives_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda _rate, _run: 50.0, stop_at=4)
+    assert not found.complete
+    assert "interrupted" in found.ended
+    assert [(step.rate, len(step.repeats)) for step in found.steps] == [(10.0, 2), (20.0, 1)]
+
+
+def test_runs_too_short_for_a_single_request_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda _rate, _run: None, requests=0)
+    assert (found.steps, found.complete) == ((), False)
+    assert "use longer runs" in found.ended
