@@ -46,6 +46,11 @@ class Run:
         return self.folder / "weights.pt"
 
     @property
+    def lock(self) -> Path:
+        """Held while a process trains."""
+        return self.folder / "lock"
+
+    @property
     def log(self) -> Path:
         """One JSON line per epoch."""
         return self.folder / "log.jsonl"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -38,18 +40,19 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
         data_root: what the recipe's relative paths start from.
 
     Raises:
-        InputError: the folder holds a run of another recipe, or the data cannot be used.
+        InputError: the folder holds a run of another recipe, another process trains there, or the data cannot be used.
     """
     _claim(recipe, run)
     if run.weights.is_file():
         log.info("%s is already trained", run.folder)
         return
-    catalogue = training_catalogue(recipe, data_root)
-    torch.manual_seed(recipe.seed)
-    trainer = _Trainer(recipe, run, catalogue, data_root)
-    trainer.fit()
-    run.write_weights(trainer.network)
-    run.checkpoint.unlink(missing_ok=True)
+    with _alone(run):
+        catalogue = training_catalogue(recipe, data_root)
+        torch.manual_seed(recipe.seed)
+        trainer = _Trainer(recipe, run, catalogue, data_root)
+        trainer.fit()
+        run.write_weights(trainer.network)
+        run.checkpoint.unlink(missing_ok=True)
 
 
 def _claim(recipe: Recipe, run: Run) -> None:
@@ -57,6 +60,17 @@ def _claim(recipe: Recipe, run: Run) -> None:
         run.write_recipe(recipe)
     elif run.read_recipe().digest() != recipe.digest():
         raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keep other processes from training into the same folder; the lock ends with the process, however it ends."""
+    with run.lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{run.folder} is being trained by another process: wait for it, or stop it") from error
+        yield
 
 
 def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:

@@ -109,6 +109,15 @@ def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> No
     assert [path.name for path in run.folder.iterdir()] == ["recipe.json"]
 
 
+def test_two_processes_do_not_train_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.write_recipe(tiny.recipe)
+    with training._alone(run), pytest.raises(InputError, match="is being trained by another process"):
+        train(tiny.recipe, run, tiny.root)
+    train(tiny.recipe, run, tiny.root)
+    assert run.weights.exists()
+
+
 def test_a_run_that_is_not_finished_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a run: it has no recipe\.json"):
         Run(tmp_path).read_network()
