@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class Catalogue:
     def select(self, rows: Sequence[int] | NDArray[np.intp]) -> Catalogue:
         """Return some of the products."""
         return Catalogue(products=tuple(self.products[r] for r in rows), records=tuple(self.records[r] for r in rows))
+
+    def only(self, values: Mapping[str, Sequence[str]]) -> Catalogue:
+        """Return the products that have one of the given values in each of these fields."""
+        if not values:
+            return self
+        kept = np.logical_and.reduce([np.isin(self.labels(field), allowed) for field, allowed in values.items()])
+        return self.select(np.flatnonzero(kept))
 
     def masked(self, fields: Sequence[str]) -> Catalogue:
         """Return the products without the words, in title and description, that any product has in these fields.
@@ -133,28 +141,22 @@ class NamedPair:
     label: int
 
 
-def read_pairs(path: Path, splits: Sequence[str], ids: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Read labelled pairs as rows of a catalogue.
+def hold_out(pairs: Sequence[NamedPair], share: float) -> tuple[list[NamedPair], list[NamedPair]]:
+    """Divide pairs into those that are trained on and those that are held out.
+
+    A hash of the two ids decides, so that everyone who knows the share divides alike, whatever the order of the pairs,
+    and that a pair and its mirror image stay together.
 
     Args:
-        path: see `read_named_pairs`.
-        splits: the splits to read.
-        ids: product ids; pairs that name another product are left out and counted in the log.
-
-    Returns:
-        (row of left, row of right, label) per pair.
-
-    Raises:
-        InputError: see `read_named_pairs`.
+        pairs: the pairs.
+        share: how many are held out, 0 to 1, on average.
     """
-    rows = {product_id: row for row, product_id in enumerate(ids)}
-    named = read_named_pairs(path, splits)
-    pairs = [
-        (rows[pair.left], rows[pair.right], pair.label) for pair in named if {pair.left, pair.right} <= rows.keys()
-    ]
-    if unknown := len(named) - len(pairs):
-        log.warning("%s: %d pairs name a product that is not in the catalogue", path, unknown)
-    return pairs
+    parts: tuple[list[NamedPair], list[NamedPair]] = ([], [])
+    for pair in pairs:
+        name = "\0".join(sorted((pair.left, pair.right)))
+        chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+        parts[chance < share].append(pair)
+    return parts
 
 
 def read_named_pairs(path: Path, splits: Sequence[str]) -> list[NamedPair]:

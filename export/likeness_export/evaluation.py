@@ -128,7 +128,8 @@ class Task:
 def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
     """Read the products that a task needs."""
     data = run.read_recipe().data
-    return read_catalogue(data_root / data.products).masked(data.masked).of_splits([*task.queries, *task.gallery])
+    catalogue = read_catalogue(data_root / data.products).only(data.only).masked(data.masked)
+    return catalogue.of_splits([*task.queries, *task.gallery])
 
 
 def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from likeness_client.errors import InputError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from likeness_export.catalogue import Catalogue, read_pairs
-from likeness_export.recipe import Recipe, TrainingSection
+from likeness_export.catalogue import Catalogue, NamedPair, hold_out, read_named_pairs
+from likeness_export.recipe import DataSection, Recipe, TrainingSection
 
+log = logging.getLogger(__name__)
 Rows = NDArray[np.intp]
 Vectors = NDArray[np.float32]
 
@@ -209,6 +211,17 @@ def _nearest_others(centres: Vectors, drawn: Rows, count: int, random: np.random
     return nearest
 
 
+def training_pairs(data: DataSection, data_root: Path) -> list[NamedPair]:
+    """Read the pairs that a recipe trains on; those that it holds out are not among them.
+
+    Raises:
+        InputError: see `read_named_pairs`.
+    """
+    if data.pairs is None:
+        return []
+    return hold_out(read_named_pairs(data_root / data.pairs, data.train_splits), data.held_out)[0]
+
+
 def positives_of(
     recipe: Recipe, catalogue: Catalogue, data_root: Path, usable: NDArray[np.bool_] | None = None
 ) -> Positives:
@@ -227,9 +240,10 @@ def positives_of(
     if usable is None:
         usable = np.ones(len(catalogue), dtype=bool)
     if recipe.data.pairs:
-        ids = [product.product_id for product in catalogue.products]
-        pairs = read_pairs(data_root / recipe.data.pairs, recipe.data.train_splits, ids)
-        pairs = [pair for pair in pairs if usable[pair[0]] and usable[pair[1]]]
+        row_of = {product.product_id: row for row, product in enumerate(catalogue.products) if usable[row]}
+        named = training_pairs(recipe.data, data_root)
+        pairs = [(row_of[p.left], row_of[p.right], p.label) for p in named if p.left in row_of and p.right in row_of]
+        log.info("%d of %d training pairs are between usable products of the catalogue", len(pairs), len(named))
         return PairPositives(pairs, len(catalogue), training)
     labels = [np.where(usable, catalogue.labels(field), "") for field in recipe.data.labels]
     source = catalogue.labels(recipe.data.source) if recipe.data.source else None

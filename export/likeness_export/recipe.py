@@ -33,6 +33,9 @@ class DataSection(_Section):
 
     products: str = Field(description="JSON lines, relative to the data root")
     train_splits: tuple[str, ...] = ("train",)
+    only: dict[str, tuple[str, ...]] = Field(
+        default={}, description="field -> the values that a product may have in it; default: all products"
+    )
     text_fields: tuple[str, ...] = ("title", "description")
     labels: tuple[str, ...] = Field(
         default=(),
@@ -42,6 +45,9 @@ class DataSection(_Section):
         default=(), description="how much each label counts in the loss; default: all the same"
     )
     pairs: str | None = Field(default=None, description="CSV of left_id, right_id, label, split, instead of labels")
+    held_out: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the pairs that is kept from training, to choose thresholds on"
+    )
     source: str | None = Field(
         default=None, description="field that says where a product comes from; the draws of a label take turns over it"
     )
@@ -56,6 +62,8 @@ class DataSection(_Section):
             raise ValueError("give either labels or pairs")
         if self.label_weights and len(self.label_weights) != len(self.labels):
             raise ValueError(f"{len(self.label_weights)} label_weights for {len(self.labels)} labels")
+        if self.held_out and not self.pairs:
+            raise ValueError("held_out belongs to pairs; labels have splits")
         if self.pairs and self.source:
             raise ValueError("source belongs to labels; pairs are drawn as they are")
         return self

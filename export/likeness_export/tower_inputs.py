@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _Encode: TypeAlias = Callable[[tuple[Tensor, ...]], NDArray[np.float32]]
 _WORTH_TRACING = 1000  # products; tracing and verifying an encoder takes some twenty seconds
 _CHUNK = 64
+_ONLY_TRAINING = {"freeze", "learning_rate", "token_dropout"}  # keys that change no feature
 _MAP_CHUNK = 32  # small enough that texts of like length meet
 
 
@@ -163,7 +164,7 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
         config: its configuration, a part of the cache's key.
         cache: folder of the cache.
     """
-    key = hashlib.sha256(config.model_dump_json(exclude={"freeze", "learning_rate"}).encode())
+    key = hashlib.sha256(config.model_dump_json(exclude=_ONLY_TRAINING).encode())
     for tensor in encoder.state_dict().values():
         key.update(tensor.numpy().tobytes())
     for item in inputs.items:

@@ -16,12 +16,12 @@ import torch
 from likeness_client.errors import InputError
 from torch import Tensor, nn
 
-from likeness_export.catalogue import Catalogue, read_catalogue, read_named_pairs
+from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.files import write_text, written_aside
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
-from likeness_export.positives import Positives, Rows, positives_of
+from likeness_export.positives import Positives, Rows, positives_of, training_pairs
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
@@ -80,11 +80,10 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
         InputError: the data cannot be used, or nothing is left.
     """
     data = recipe.data
-    catalogue = read_catalogue(data_root / data.products).masked(data.masked)
+    catalogue = read_catalogue(data_root / data.products).only(data.only).masked(data.masked)
     if data.pairs is None:
         return catalogue.of_splits(data.train_splits)
-    named = read_named_pairs(data_root / data.pairs, data.train_splits)
-    wanted = {name for pair in named for name in (pair.left, pair.right)}
+    wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}
     rows = [row for row, product in enumerate(catalogue.products) if product.product_id in wanted]
     if not rows:
         raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
-from likeness_export.catalogue import Catalogue, read_catalogue, read_pairs
+from likeness_client.records import Product
+from likeness_export.catalogue import Catalogue, NamedPair, hold_out, read_catalogue, read_named_pairs
 
 HEADER = "left_id,right_id,label,split\n"
 
@@ -101,17 +102,40 @@ def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: py
     assert "missing.png" in caplog.text
 
 
-def test_pairs_of_the_splits_become_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    place = write_pairs(tmp_path, HEADER + "a,b,1,train\nc,a,0,train\nb,c,1,val\na,x,1,train\ny,z,0,val\n")
-    assert read_pairs(place, ["train"], ["a", "b", "c"]) == [(0, 1, 1), (2, 0, 0)]
-    assert "1 pairs name a product that is not in the catalogue" in caplog.text
-    assert read_pairs(place, ["train", "val"], ["a", "b", "c"]) == [(0, 1, 1), (2, 0, 0), (1, 2, 1)]
-    assert read_pairs(place, ["test"], ["a", "b", "c"]) == []
+def test_pairs_are_read_by_split(tmp_path: Path) -> None:
+    place = write_pairs(tmp_path, HEADER + "a,b,1,train\nc,a,0,train\nb,c,1,val\n")
+    ab, ca, bc = (NamedPair(left=left, right=right, label=int(left != "c")) for left, right in ("ab", "ca", "bc"))
+    assert read_named_pairs(place, ["train"]) == [ab, ca]
+    assert read_named_pairs(place, ["train", "val"]) == [ab, ca, bc]
+    assert read_named_pairs(place, ["test"]) == []
+
+
+def test_held_out_pairs_do_not_depend_on_order_and_take_their_mirror_images_along() -> None:
+    pairs = [NamedPair(left=f"l{place % 40}", right=f"r{place}", label=0) for place in range(400)]
+    mirrored = [NamedPair(left=pair.right, right=pair.left, label=1) for pair in pairs]
+    kept, held = hold_out(pairs, 0.2)
+    assert 50 < len(held) < 110
+    assert sorted(kept + held, key=pairs.index) == pairs
+    assert [pair.right for pair in hold_out(mirrored[::-1], 0.2)[1]] == [pair.left for pair in held[::-1]]
+    assert hold_out(pairs, 0.0) == (pairs, [])
+    assert set(map(id, hold_out(pairs, 0.3)[1])) > set(map(id, held))  # a larger share holds the smaller one
+
+
+def test_only_products_with_the_given_values_stay() -> None:
+    names = ("a/red", "b/red", "c/blue", "d/")
+    catalogue = Catalogue(
+        products=tuple(Product(product_id=name) for name in names),
+        records=tuple({"product_id": name, "coarse_label": name.partition("/")[2]} for name in names),
+    )
+    assert catalogue.only({}) is catalogue
+    kept = catalogue.only({"coarse_label": ["red", "green"]})
+    assert [product.product_id for product in kept.products] == ["a/red", "b/red"]
+    assert len(catalogue.only({"coarse_label": ["red"], "product_id": ["b/red", "c/blue"]})) == 1
 
 
 def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
     place = write_pairs(tmp_path, b"\xef\xbb\xbf" + (HEADER + 'a,"b",1,train\n').replace("\n", "\r\n").encode())
-    assert read_pairs(place, ["train"], ["a", "b"]) == [(0, 1, 1)]
+    assert read_named_pairs(place, ["train"]) == [NamedPair(left="a", right="b", label=1)]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +151,10 @@ def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
 )
 def test_a_file_that_holds_no_pairs_says_why(tmp_path: Path, content: str | bytes, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
-        read_pairs(write_pairs(tmp_path, content), ["train"], ["a", "b"])
+        read_named_pairs(write_pairs(tmp_path, content), ["train"])
     assert "pairs.csv" in str(caught.value)
 
 
 def test_a_missing_file_of_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pairs\.csv cannot be read"):
-        read_pairs(tmp_path / "pairs.csv", ["train"], [])
+        read_named_pairs(tmp_path / "pairs.csv", ["train"])

@@ -207,6 +207,19 @@ def test_tfidf_exports(term_tower: Prepared, tmp_path: Path) -> None:
     exported(term_tower, tmp_path / "model.onnx")
 
 
+def test_random_projection_keeps_the_cosines(tmp_path: Path) -> None:
+    whole = prepared(tmp_path / "whole", TfidfConfig(encoder="tfidf", min_count=1))
+    short = prepared(tmp_path / "short", TfidfConfig(encoder="tfidf", min_count=1, components=2048))
+    assert short.features(TEXTS).shape == (len(TEXTS), 2048)
+    every, kept = (tower.features(TEXTS) for tower in (whole, short))
+    kept /= np.linalg.norm(kept, axis=1, keepdims=True)
+    np.testing.assert_allclose(kept @ kept.T, every @ every.T, atol=0.1)
+    exported(short, tmp_path / "text_encoder.onnx")
+    assert_padding_is_not_seen(short)
+    again = short.config.build(tmp_path / "short", Path())
+    torch.testing.assert_close(again.state_dict(), short.encoder.state_dict(), rtol=0, atol=0)
+
+
 def test_tfidf_has_nothing_to_learn(term_tower: Prepared) -> None:
     assert list(term_tower.encoder.state_dict()) == []
     assert {path.suffix for path in term_tower.folder.rglob("*") if path.is_file()} == {".json"}  # no pickles
@@ -483,6 +496,20 @@ def transformer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     write_backbone(root / "source", *BACKBONES[request.param])
     config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
     return prepared(root / "text", config, root=root)
+
+
+def test_fine_tuning_hides_some_tokens_but_never_the_first() -> None:
+    config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    backbone = AutoModel.from_config(config)
+    ids, mask = torch.ones(200, 30, dtype=torch.int64), torch.ones(200, 30, dtype=torch.int64)
+    mask[:, 20:] = 0
+    torch.manual_seed(3)
+    same, hidden = TextTransformer(backbone, 0.25).augment(ids, mask)
+    assert same is ids
+    assert hidden[:, 0].all()
+    assert not hidden[:, 20:].any()
+    assert 0.70 < hidden[:, 1:20].float().mean() < 0.80
+    torch.testing.assert_close(TextTransformer(backbone).augment(ids, mask)[1], mask)
 
 
 def test_a_transformer_exports_with_any_batch_and_length(transformer: Prepared, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ class TfidfConfig(EncoderConfig):
     """``encoder = "tfidf"``.
 
     A frozen encoder's features are cached: 4 bytes for every product and term. For catalogues where that is too much,
-    ``freeze = false`` computes them again in every step; the encoder has nothing to learn either way.
+    ``freeze = false`` computes them again in every step (the encoder has nothing to learn either way), or
+    ``components`` makes them shorter; then the tower's own projection also has less to learn by heart.
     """
 
     modality: ClassVar[str] = "text"
@@ -38,6 +39,12 @@ class TfidfConfig(EncoderConfig):
     ngram_range: tuple[int, int] = Field(default=(1, 2), description="the shortest and the longest run that is a term")
     max_features: int = Field(default=20_000, ge=1, le=1_000_000, description="the most frequent terms are kept")
     min_count: int = Field(default=2, ge=1, description="terms in fewer training texts are left out")
+    components: int | None = Field(
+        default=None,
+        ge=8,
+        le=8192,
+        description="random projection to so many numbers, which keeps cosines nearly as they are; default: all terms",
+    )
     sublinear: bool = Field(default=True, description="a term that is said tf times counts 1 + ln tf")
 
     @field_validator("ngram_range")
@@ -88,7 +95,8 @@ class TfidfConfig(EncoderConfig):
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
         """Build it for the fitted vocabulary."""
         vocabulary = json.loads((tower / ASSETS / tfidf.VOCABULARY_FILE).read_text(encoding="utf-8"))
-        return Tfidf(len(vocabulary["terms"]))
+        terms = len(vocabulary["terms"])
+        return Tfidf(terms) if self.components is None else ProjectedTfidf(terms, self.components)
 
 
 class Tfidf(Encoder):
@@ -96,7 +104,7 @@ class Tfidf(Encoder):
 
     def __init__(self, terms: int) -> None:
         super().__init__()
-        self.feature_dim = terms
+        self.terms = self.feature_dim = terms
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``term_ids``, INT64 [n, length], and ``term_weights``, FP32 [n, length]."""
@@ -108,5 +116,25 @@ class Tfidf(Encoder):
     def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002 (both have one shape)
         """Draw terms, with padding of different length in every row."""
         there = torch.arange(length) < torch.randint(1, length + 1, (batch, 1))
-        term_ids = torch.randint(0, self.feature_dim, (batch, length)) * there
+        term_ids = torch.randint(0, self.terms, (batch, length)) * there
         return term_ids, torch.rand(batch, length) * there
+
+
+class ProjectedTfidf(Tfidf):
+    """The same through a fixed random matrix, whose rows are summed up by the terms' weights; no dense vector is built.
+
+    Gaussian entries keep all cosines up to about 1 / sqrt(components) (Johnson and Lindenstrauss 1984).
+    """
+
+    def __init__(self, terms: int, components: int) -> None:
+        super().__init__(terms)
+        draw = torch.Generator().manual_seed(0)
+        self.register_buffer("projection", torch.randn(terms, components, generator=draw) / components**0.5)
+        self.projection: Tensor
+        self.feature_dim = components
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """See `Tfidf.forward`."""
+        term_ids, term_weights = tensors
+        weights = F.normalize(term_weights, dim=1).unsqueeze(1)  # (n, 1, length)
+        return (weights @ F.embedding(term_ids, self.projection)).squeeze(1)  # (n, c)

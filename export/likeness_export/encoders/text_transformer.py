@@ -34,6 +34,9 @@ class TextTransformerConfig(EncoderConfig):
     encoder: Literal["transformer"]
     source: str = Field(description="directory, package or hub name of a Hugging Face encoder")
     max_tokens: int = Field(default=128, ge=8, le=8192, description="longer texts are cut")
+    token_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the tokens that fine-tuning hides, drawn anew each time"
+    )
 
     def length_buckets(self) -> list[int]:
         """Return the padded lengths: powers of two from 16, up to ``max_tokens``."""
@@ -78,15 +81,18 @@ class TextTransformerConfig(EncoderConfig):
         """Load the pretrained transformer, or its bare architecture."""
         if source_root is None:
             config = AutoConfig.from_pretrained(tower / BACKBONE)
-            return TextTransformer(AutoModel.from_config(config))  # type: ignore[no-untyped-call]  # transformers' own gap
-        return TextTransformer(AutoModel.from_pretrained(locate(self.source, source_root)))
+            backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
+        else:
+            backbone = AutoModel.from_pretrained(locate(self.source, source_root))
+        return TextTransformer(backbone, self.token_dropout)
 
 
 class TextTransformer(Encoder):
     """The mean of the last layer's vectors over the text's tokens."""
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, token_dropout: float = 0.0) -> None:
         super().__init__()
+        self.token_dropout = token_dropout
         self.backbone = backbone
         self.feature_dim = int(backbone.config.hidden_size)
 
@@ -96,6 +102,13 @@ class TextTransformer(Encoder):
         hidden: Tensor = self.backbone(input_ids=input_ids, **self._hiding(attention_mask)).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, length, 1)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)  # (n, f)
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Hide some tokens, so that a product cannot be known by heart; never the first, or nothing might be left."""
+        input_ids, attention_mask = tensors
+        kept = torch.rand(attention_mask.shape) >= self.token_dropout
+        kept[:, 0] = True
+        return input_ids, attention_mask * kept
 
     def _hiding(self, attention_mask: Tensor) -> dict[str, Tensor]:
         """Return the argument by which the network is told what is padding."""

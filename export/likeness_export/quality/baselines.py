@@ -19,10 +19,11 @@ from likeness_export.encoders.image_backbone import ImageBackboneConfig
 from likeness_export.files import written_aside
 from likeness_export.metrics import retrieval
 from likeness_export.quality.lines import Line
-from likeness_export.quality.pair_sets import Rows, Scorer, measure_pair_sets
+from likeness_export.quality.pair_sets import Scorer, measure_pair_sets
 from likeness_export.quality.tables import BACKBONES, Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.trained import IMAGE, figures_of, views_of
 from likeness_export.tower_inputs import TowerInputs
+from likeness_export.uses.neighbourhood import Rows
 
 Features: TypeAlias = Any
 """Unit vectors, one row per product: a SciPy sparse matrix (TF-IDF) or FP32 [n, d]; zeros where there is nothing."""

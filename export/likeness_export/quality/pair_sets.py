@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, NamedPair, read_named_pairs
+from likeness_export.catalogue import Catalogue, NamedPair, hold_out, read_named_pairs
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import PairSets
 from likeness_export.uses.match import Scores, best_threshold, figures
+from likeness_export.uses.neighbourhood import NEIGHBOURS, PairScore, Rows, Search, scaled, surroundings
 
-Rows: TypeAlias = NDArray[np.intp]
-PairScore: TypeAlias = Callable[[Rows, Rows], Scores]
-"""Scores pairs: rows of the catalogue [p] and [p] -> FP32 [p]."""
-MEAN = "mean of the sets"
+AMONG_NEIGHBOURS = ", among neighbours"
 _BLOCK = 512
 
 
@@ -30,11 +27,13 @@ class Scorer:
 
     Attributes:
         pairs: scores pairs.
-        search: similarities of some rows to others [q, g]; None: the score is not used to rank.
+        search: similarities of some rows to others; finds neighbours.
+        ranks: whether the search is also measured for its own sake.
     """
 
     pairs: PairScore
-    search: Callable[[Rows, Rows], NDArray[np.float32]] | None = None
+    search: Search
+    ranks: bool = True
 
 
 def trained_scores(vectors: NDArray[np.float32], network: ProductNetwork) -> dict[str, Scorer]:
@@ -62,81 +61,109 @@ def trained_scores(vectors: NDArray[np.float32], network: ProductNetwork) -> dic
         similarity: NDArray[np.float32] = vectors[left] @ np.nan_to_num(vectors[right], nan=0.0).T
         return similarity
 
-    return {"cosine": Scorer(pairs=cosine, search=search), "learned": Scorer(pairs=learned)}
+    return {"cosine": Scorer(pairs=cosine, search=search), "learned": Scorer(pairs=learned, search=search, ranks=False)}
 
 
 def measure_pair_sets(
-    measure: PairSets, scorers: Mapping[str, Scorer], catalogue: Catalogue, data_root: Path
+    measure: PairSets, scorers: Mapping[str, Scorer], catalogue: Catalogue, data_root: Path, held_out: float = 0.0
 ) -> Iterator[Line]:
-    """Measure every set with every score.
+    """Measure every set with every score, of the pair alone and among its neighbours.
 
     Args:
         measure: where pairs and sets are.
         scorers: name -> score.
         catalogue: the products.
         data_root: what relative paths start from.
+        held_out: share of the train pairs that was not trained on; thresholds are chosen on those. 0: on all.
 
     Returns:
-        Lines of both tasks, those of all sets followed by their means.
+        Lines of both tasks.
     """
-    lines = list(_every_set(measure, scorers, catalogue, data_root))
-    yield from lines
-    for task, score in dict.fromkeys((line.task, line.what) for line in lines):
-        of_sets = [line for line in lines if (line.task, line.what) == (task, score)]
-        shared = [name for name in of_sets[0].figures if all(name in line.figures for line in of_sets)]
-        means = {name: float(np.mean([line.figures[name] for line in of_sets])) for name in shared}
-        yield Line(task=task, label=MEAN, what=score, count=sum(line.count for line in of_sets), figures=means)
-
-
-def _every_set(
-    measure: PairSets, scorers: Mapping[str, Scorer], catalogue: Catalogue, data_root: Path
-) -> Iterator[Line]:
     path = data_root / measure.pairs
     sets = catalogue.labels(measure.set_field)
     sides = catalogue.labels(measure.side_field)
     row_of = {product.product_id: row for row, product in enumerate(catalogue.products)}
     train, val = (_known(read_named_pairs(path, [split]), row_of) for split in ("train", "val"))
     for name in dict.fromkeys(sets.tolist()):
-        fitted, measured = ([pair for pair in pairs if sets[row_of[pair.left]] == name] for pairs in (train, val))
+        known, measured = ([pair for pair in pairs if sets[row_of[pair.left]] == name] for pairs in (train, val))
+        fitted = hold_out(known, held_out)[1] if held_out else known
         if not fitted or not measured:
             continue
+        members = np.flatnonzero(sets == name)
         for score, scorer in scorers.items():
-            found, count = decide(fitted, measured, scorer.pairs, row_of)
-            yield Line(task=measure.name, label=name, what=score, count=count, figures=found)
-            if scorer.search:
-                members = np.flatnonzero(sets == name)
+            among = among_neighbours(scorer, members, sides[members], fitted, row_of)
+            for what, pairs in ((score, scorer.pairs), (score + AMONG_NEIGHBOURS, among)):
+                found, count = decide(known, fitted, measured, pairs, row_of)
+                yield Line(task=measure.name, label=name, what=what, count=count, figures=found)
+            if scorer.ranks:
                 found, count = find(measured, scorer.search, row_of, members, sides)
                 yield Line(task=measure.search, label=name, what=score, count=count, figures=found)
 
 
-def decide(
-    train: Sequence[NamedPair], measured: Sequence[NamedPair], score: PairScore, row_of: Mapping[str, int]
-) -> tuple[dict[str, float], int]:
-    """Choose a threshold on the train pairs and measure it on others that do not repeat one of them.
+def among_neighbours(
+    scorer: Scorer, members: Rows, sides: NDArray[np.str_], fitted: Sequence[NamedPair], row_of: Mapping[str, int]
+) -> PairScore:
+    """Return a score from which the products' surroundings are taken off; see `neighbourhood`.
 
     Args:
-        train: the pairs to choose on.
+        scorer: the score.
+        members: the rows of the set.
+        sides: their sides.
+        fitted: the pairs that choose the number of neighbours: the one with the best F1.
+        row_of: product id -> row.
+    """
+    local = surroundings(members, sides, scorer.search, scorer.pairs)
+    place_of = np.zeros(max(row_of.values()) + 1, np.intp)
+    place_of[members] = np.arange(len(members))
+
+    def with_neighbours(number: int) -> PairScore:
+        def score(left: Rows, right: Rows) -> Scores:
+            return scaled(scorer.pairs(left, right), local[number][place_of[left]], local[number][place_of[right]])
+
+        return score
+
+    labels = np.array([pair.label for pair in fitted], dtype=np.intp)
+
+    def fit(number: int) -> float:
+        scores = _scored(fitted, with_neighbours(number), row_of)
+        return figures(scores, labels, best_threshold(scores, labels)).f1
+
+    return with_neighbours(max(range(len(NEIGHBOURS)), key=fit))
+
+
+def decide(
+    train: Sequence[NamedPair],
+    fitted: Sequence[NamedPair],
+    measured: Sequence[NamedPair],
+    score: PairScore,
+    row_of: Mapping[str, int],
+) -> tuple[dict[str, float], int]:
+    """Choose a threshold on some pairs and measure it on others that do not repeat a train pair.
+
+    Args:
+        train: all train pairs.
+        fitted: those of them to choose on.
         measured: the pairs to measure on.
         score: the score.
         row_of: product id -> row.
 
     Returns:
         F1, precision and recall of all pairs; F1 of the pairs of which ``both``, ``either`` (exactly one) or
-        ``neither`` product occurs in a train pair, where such pairs exist; the ceiling ``F1 best``; F1 of the train
+        ``neither`` product occurs in a train pair, where such pairs exist; the ceiling ``F1 best``; F1 of the fitted
         pairs; ``F1 repeats``, with the repeated pairs. And how many pairs were measured.
     """
     fresh = without_repeats(measured, train)
     kept = np.array([pair in fresh for pair in measured], dtype=bool)
-    labels, train_labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (measured, train))
-    scores, train_scores = (_scored(pairs, score, row_of) for pairs in (measured, train))
-    threshold = best_threshold(train_scores, train_labels)
+    labels, fitted_labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (measured, fitted))
+    scores, fitted_scores = (_scored(pairs, score, row_of) for pairs in (measured, fitted))
+    threshold = best_threshold(fitted_scores, fitted_labels)
     every = figures(scores[kept], labels[kept], threshold)
     best = figures(scores[kept], labels[kept], best_threshold(scores[kept], labels[kept]))
     found = {"F1": every.f1, "precision": every.precision, "recall": every.recall}
     for name, chosen in familiarity(measured, train).items():
         found[f"F1 {name}"] = figures(scores[kept & chosen], labels[kept & chosen], threshold).f1
     found["F1 best"] = best.f1
-    found["F1 train"] = figures(train_scores, train_labels, threshold).f1
+    found["F1 fitted"] = figures(fitted_scores, fitted_labels, threshold).f1
     found["F1 repeats"] = figures(scores, labels, threshold).f1
     return {name: value for name, value in found.items() if not np.isnan(value)}, int(kept.sum())
 
@@ -156,7 +183,7 @@ def familiarity(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -> di
 
 def find(
     measured: Sequence[NamedPair],
-    search: Callable[[Rows, Rows], NDArray[np.float32]],
+    search: Search,
     row_of: Mapping[str, int],
     members: Rows,
     sides: NDArray[np.str_],

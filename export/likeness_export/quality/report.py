@@ -16,7 +16,7 @@ from likeness_export.quality.units import Finished
 UNTRAINED = "untrained"
 MANY_LABELS = 4
 """A task with so many labels, or more, has one table and one panel for all of them."""
-_NO_CONTEST = ("lost", "F1 best", "F1 train", "F1 repeats")  # more of it is not better, or it is no result
+_NO_CONTEST = ("lost", "F1 best", "F1 fitted", "F1 repeats")  # more of it is not better, or it is no result
 _COST_COLUMNS = {
     "parameters": "parameters",
     "trained_parameters": "trained",

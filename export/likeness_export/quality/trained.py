@@ -42,7 +42,8 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
     run = Run(folder)
     _share_features(run)
     train_measured(recipe, run, data_root)
-    catalogue = read_catalogue(data_root / table.products).masked(recipe.data.masked).of_splits(table.splits)
+    catalogue = read_catalogue(data_root / table.products).only(recipe.data.only).masked(recipe.data.masked)
+    catalogue = catalogue.of_splits(table.splits)
     embedder = OfflineEmbedder(run, catalogue)
     lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root)]
     if table.sheet:
@@ -81,7 +82,8 @@ def take(
             yield _views(measure, run, catalogue)
         case PairSets():
             vectors = embedder.embed(embedder.recipe.modalities())
-            yield from measure_pair_sets(measure, trained_scores(vectors, embedder.network), catalogue, data_root)
+            scores = trained_scores(vectors, embedder.network)
+            yield from measure_pair_sets(measure, scores, catalogue, data_root, embedder.recipe.data.held_out)
 
 
 def figures_of(found: Retrieval) -> dict[str, float]:

@@ -96,6 +96,9 @@ def match(
     ] = "",
     train_split: Annotated[str, typer.Option(help="Split that the threshold is chosen on.")] = "train",
     split: Annotated[str, typer.Option(help="Split that is measured.")] = "val",
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Choose on the pairs that a recipe with this data.held_out kept aside.")
+    ] = 0.0,
     server: Annotated[str, typer.Option(help="Measure this server's learned metric too (host:port).")] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
@@ -109,12 +112,18 @@ def match(
     if split == train_split:
         raise InputError(f"the threshold is chosen on split {split!r}: measure on another, --split or --train-split")
     held = _read(file, embeddings)
-    from likeness_export.uses.match import cosine, learned
+    from likeness_export.catalogue import hold_out
+    from likeness_export.uses.match import cosine, learned, local_cosines
     from likeness_export.uses.match import match as run_matching
     from likeness_export.uses.tables import matching_table, write_matching
 
     train, measured = (_pairs(held, pairs, label, name) for name in (train_split, split))
-    matchings = {"cosine": run_matching(held.ids, held.vectors, train, measured, cosine)}
+    local = local_cosines(held.ids, held.vectors, [*train, *measured])
+    train = hold_out(train, held_out)[1] if held_out else train
+    matchings = {
+        "cosine": run_matching(held.ids, held.vectors, train, measured, cosine),
+        "cosine, among neighbours": run_matching(held.ids, held.vectors, train, measured, cosine, local),
+    }
     if server:
         with Client(server) as client:
             score = learned(client, held.space)

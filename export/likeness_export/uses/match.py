@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from likeness_export.catalogue import NamedPair
 from likeness_export.progress import each
 from likeness_export.uses.inputs import Vectors
+from likeness_export.uses.neighbourhood import Rows, scaled, surroundings
 
 Scores = NDArray[np.float32]
 Score = Callable[[Vectors, Vectors], Scores]
@@ -69,7 +70,12 @@ class Matching:
 
 
 def match(
-    ids: Sequence[str], vectors: Vectors, train: list[NamedPair], measured: list[NamedPair], score: Score
+    ids: Sequence[str],
+    vectors: Vectors,
+    train: list[NamedPair],
+    measured: list[NamedPair],
+    score: Score,
+    local: Scores | None = None,
 ) -> Matching:
     """Choose the threshold on the train pairs, then measure it on others.
 
@@ -79,6 +85,8 @@ def match(
         train: the pairs to choose on.
         measured: the pairs to measure on.
         score: the measure, e.g. `cosine`.
+        local: FP32 [l, n], to score among neighbours: each product's `surroundings`, for several numbers of neighbours;
+            the number with the best F1 on the train pairs is taken. None: pairs are scored by themselves.
 
     Raises:
         InputError: nothing to choose on, or nothing to measure on.
@@ -88,6 +96,11 @@ def match(
     row_of = {name: row for row, name in enumerate(ids)}
     train_scores, scores = (_scores_of(pairs, row_of, vectors, score) for pairs in (train, measured))
     train_labels, labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (train, measured))
+    if local is not None:
+        candidates = [_scaled(train, row_of, train_scores, of_number) for of_number in local]
+        fit = [figures(found, train_labels, best_threshold(found, train_labels)).f1 for found in candidates]
+        best = int(np.argmax(fit))
+        train_scores, scores = candidates[best], _scaled(measured, row_of, scores, local[best])
     threshold = best_threshold(train_scores, train_labels)
     known = {name for pair in train for name in (pair.left, pair.right)}
     seen = np.array([pair.left in known and pair.right in known for pair in measured], dtype=bool)
@@ -171,6 +184,31 @@ def learned(client: Client, space: str) -> Score:
     return score
 
 
+def local_cosines(ids: Sequence[str], vectors: Vectors, pairs: Sequence[NamedPair]) -> Scores:
+    """Return every product's `surroundings` by cosine, for `match`.
+
+    Where no product stands on the left of one pair and on the right of another, the two sides are two catalogues, and
+    neighbours are looked for on the other side.
+
+    Args:
+        ids: n product ids.
+        vectors: FP32 [n, d], unit length.
+        pairs: all pairs that are known, whatever their labels.
+    """
+    left, right = {pair.left for pair in pairs}, {pair.right for pair in pairs}
+    two = not left & right
+    sides = np.array([("left" if name in left else "right" if name in right else name) if two else "" for name in ids])
+
+    def search(queries: Rows, others: Rows) -> Scores:
+        found: Scores = vectors[queries] @ vectors[others].T
+        return found
+
+    def score(queries: Rows, others: Rows) -> Scores:
+        return cosine(vectors[queries], vectors[others])
+
+    return surroundings(np.arange(len(ids)), sides, search, score)
+
+
 def label_pairs(ids: Sequence[str], vectors: Vectors, labels: NDArray[np.str_]) -> list[NamedPair]:
     """Make pairs of labelled products: all with equal labels, and as many of the hardest others.
 
@@ -229,6 +267,13 @@ def _scores_of(pairs: Sequence[NamedPair], row_of: dict[str, int], vectors: Vect
         left = vectors[[row_of[pairs[place].left] for place in live]]
         scores[live] = score(left, vectors[[row_of[pairs[place].right] for place in live]])
     return scores
+
+
+def _scaled(pairs: Sequence[NamedPair], row_of: dict[str, int], scores: Scores, local: Scores) -> Scores:
+    """Take each product's surroundings off the scores of its pairs; scores that are NaN stay so."""
+    left = np.array([row_of.get(pair.left, 0) for pair in pairs], dtype=np.intp)
+    right = np.array([row_of.get(pair.right, 0) for pair in pairs], dtype=np.intp)
+    return scaled(scores, local[left], local[right])
 
 
 def _held(vectors: Vectors, space: str) -> Embeddings:

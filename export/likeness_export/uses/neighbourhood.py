@@ -1,0 +1,76 @@
+"""Scores among neighbours: are two products nearer to each other than to the rest of their surroundings?
+
+One threshold cannot fit all products: of a plain cable there are dozens nearly alike, of a rare camera none.
+Cross-domain
+similarity local scaling (Conneau et al. 2018, word translation without parallel data) measures each product's
+surroundings and takes them off::
+
+    score'(x, y) = 2 score(x, y) - r(x) - r(y),   r(x) = mean score of x and its k nearest on the other side
+
+It needs the catalogues, not the pairs: no label enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from likeness_export.progress import each
+
+Rows: TypeAlias = NDArray[np.intp]
+Values: TypeAlias = NDArray[np.float32]
+Search: TypeAlias = Callable[[Rows, Rows], Values]
+"""Similarities of some rows with others, [q] and [g] -> FP32 [q, g]."""
+PairScore: TypeAlias = Callable[[Rows, Rows], Values]
+"""Scores of pairs, rows [p] and [p] -> FP32 [p]."""
+NEIGHBOURS = (1, 2, 3, 5, 10)
+"""The numbers of neighbours that are tried."""
+_BLOCK = 256
+
+
+def surroundings(members: Rows, sides: NDArray[np.str_], search: Search, score: PairScore) -> Values:
+    """Return r(x) for every number of neighbours.
+
+    Args:
+        members: the rows that are neighbours of each other, e.g. two shops' products.
+        sides: [m], per member its side; neighbours stand on the other sides, or, where all sides are equal, anywhere.
+        search: finds the neighbours.
+        score: scores a product with each of them.
+
+    Returns:
+        FP32 [len(NEIGHBOURS), m]; a product with fewer neighbours has the mean of those, one without any zero.
+    """
+    count = min(max(NEIGHBOURS), len(members) - 1)
+    found = np.zeros((len(NEIGHBOURS), len(members)), np.float32)
+    one_side = len(np.unique(sides)) < 2
+    for start in each(range(0, len(members) if count else 0, _BLOCK), "neighbours"):
+        here = np.arange(start, min(start + _BLOCK, len(members)))
+        values = search(members[here], members).astype(np.float32)
+        values[np.arange(len(here)), here] = -np.inf
+        if not one_side:
+            values[sides[here, None] == sides[None, :]] = -np.inf
+        nearest = np.argpartition(-values, count - 1, axis=1)[:, :count]
+        usable = np.isfinite(np.take_along_axis(values, nearest, 1))
+        query, place = np.nonzero(usable)
+        scores = np.full(nearest.shape, -np.inf, np.float32)
+        scores[query, place] = score(members[here[query]], members[nearest[query, place]])
+        found[:, here] = _means(-np.sort(-scores, 1))
+    return found
+
+
+def _means(falling: Values) -> Values:
+    """Return the mean of the first k of each row, for all k of `NEIGHBOURS`; infinite ones are not there."""
+    there = np.isfinite(falling)
+    sums, counts = np.where(there, falling, 0.0).cumsum(1), there.cumsum(1)
+    places = [min(k, falling.shape[1]) - 1 for k in NEIGHBOURS]
+    means: Values = (sums[:, places] / np.maximum(counts[:, places], 1)).T.astype(np.float32)
+    return means
+
+
+def scaled(scores: Values, left: Values, right: Values) -> Values:
+    """Return ``2 score - r(x) - r(y)``; see the module."""
+    result: Values = 2 * scores - left - right
+    return result

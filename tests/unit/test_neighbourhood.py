@@ -1,0 +1,67 @@
+"""Scores among neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from likeness_export.catalogue import NamedPair
+from likeness_export.uses.match import cosine, local_cosines, match
+from likeness_export.uses.neighbourhood import NEIGHBOURS, Rows, Values, scaled, surroundings
+
+
+def by_table(table: Values) -> tuple[object, object]:
+    def search(left: Rows, right: Rows) -> Values:
+        found: Values = table[left][:, right]
+        return found
+
+    def score(left: Rows, right: Rows) -> Values:
+        found: Values = table[left, right]
+        return found
+
+    return search, score
+
+
+@pytest.mark.parametrize("two_sides", [True, False])
+@pytest.mark.parametrize("count", [2, 3, 7, 600])
+def test_surroundings_are_the_mean_of_the_nearest(count: int, two_sides: bool) -> None:
+    random = np.random.default_rng(count)
+    table = random.random((count, count), np.float32)
+    sides = np.where(random.random(count) < 0.5, "left", "right") if two_sides else np.full(count, "")
+    found = surroundings(np.arange(count), sides, *by_table(table))  # type: ignore[arg-type]
+    for row in range(count):
+        others = np.arange(count) != row
+        if len(np.unique(sides)) == 2:
+            others &= sides != sides[row]
+        nearest = -np.sort(-table[row, others])
+        expected = [nearest[:k].mean() if len(nearest) else 0.0 for k in NEIGHBOURS]
+        np.testing.assert_allclose(found[:, row], expected, rtol=1e-5)
+
+
+def test_one_product_has_no_surroundings() -> None:
+    search, score = by_table(np.ones((1, 1), np.float32))
+    assert not surroundings(np.arange(1), np.array([""]), search, score).any()  # type: ignore[arg-type]
+
+
+def test_what_is_alike_with_everything_needs_more_to_match() -> None:
+    """Cables: all at cosine 0.9 of each other. Cameras: the match has 0.8, the rest nothing. No one threshold fits."""
+    random = np.random.default_rng(3)
+    cables, cameras = random.normal(size=(2, 40, 64))
+    left, right = [], []
+    for own, common in ((cables, 3.0), (cameras, 0.0)):
+        shared = common * np.ones(64) + own
+        left.append(shared)
+        right.append(shared + 0.6 * random.normal(size=(40, 64)))
+    vectors = np.concatenate([*left, *right]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = [f"{side}{place}" for side in "lr" for place in range(80)]
+    pairs = [NamedPair(left=f"l{i}", right=f"r{i}", label=1) for i in range(80)]
+    pairs += [NamedPair(left=f"l{i}", right=f"r{(i + 1) % 80}", label=0) for i in range(80)]
+    train, measured = pairs[::2], pairs[1::2]
+    alone = match(ids, vectors, train, measured, cosine)
+    among = match(ids, vectors, train, measured, cosine, local_cosines(ids, vectors, pairs))
+    assert alone.every.f1 < 0.9
+    assert among.every.f1 > 0.97
+
+
+def test_scaling_takes_both_surroundings_off() -> None:
+    np.testing.assert_allclose(scaled(np.float32([0.9]), np.float32([0.5]), np.float32([0.7])), [0.6], rtol=1e-6)  # type: ignore[arg-type]
