@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from likeness_client import InputError, Metric, MissingExtraError, Product, read_products
+from likeness_client import Metric, Product
 
+from likeness_bench import options
 from likeness_bench.arrivals import Arrivals
 from likeness_bench.drive import LoadConfig
-from likeness_bench.workload import OperationKind, WorkloadConfig
+from likeness_bench.options import needs_extra, parse_cases, parse_mix, parse_sizes, source_of
+from likeness_bench.sources import SourceConfig, read_sources, varied
+from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
 
 if TYPE_CHECKING:
+    from likeness_bench.ceiling_report import CeilingReport
     from likeness_bench.figures import LoadReport
     from likeness_bench.sweep import SweepReport
 
 app = typer.Typer()
 _bench = typer.Typer(help="Load a running server and report what it did.", no_args_is_help=True)
 app.add_typer(_bench, name="bench")
-
-File = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
-Server = Annotated[str, typer.Option(help="The gRPC endpoint, host:port.")]
-Products = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
-DurationS = Annotated[float, typer.Option(min=0.1, help="Measured time of a run, after its warm-up.")]
-WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before that, which is not counted.")]
-TimeoutS = Annotated[float, typer.Option(min=0.01, help="Deadline of every request.")]
-Spread = Annotated[Arrivals, typer.Option(help="How the requests of a rate are spread.")]
-Operation = Annotated[OperationKind, typer.Option(help="What every request asks for.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Products per request, or per side of it.")]
-Mix = Annotated[
-    list[str] | None,
-    typer.Option(help="NAME=SHARE of the requests, repeatable, e.g. text_image=0.5. Default: products as they are."),
-]
-RepeatShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Requests that send an earlier one again.")]
-OfMetric = Annotated[Metric, typer.Option(help="Of the similarities.")]
-Seed = Annotated[int, typer.Option(help="Of the schedule and of the requests.")]
-Out = Annotated[Path | None, typer.Option(help="Report as .json; .md and .html are written beside it.")]
 
 
 @_bench.callback()
@@ -50,28 +33,31 @@ def _main() -> None:
 
 @_bench.command()
 def load(
-    file: File,
-    server: Server = "localhost:8001",
+    file: options.AnyFile = None,
+    server: options.Server = "localhost:8001",
     rate: Annotated[float | None, typer.Option(help="Open loop: requests/s, sent by schedule.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: callers that await answers.")] = None,
-    arrivals: Spread = Arrivals.POISSON,
-    duration_s: DurationS = 30.0,
-    warm_up_s: WarmUpS = 5.0,
-    timeout_s: TimeoutS = 10.0,
-    operation: Operation = OperationKind.EMBED,
-    batch_size: BatchSize = 1,
-    signature: Mix = None,
-    repeat_share: RepeatShare = 0.0,
-    metric: OfMetric = Metric.COSINE,
-    seed: Seed = 7,
-    products: Products = 1000,
-    out: Out = None,
+    arrivals: options.Spread = Arrivals.POISSON,
+    duration_s: options.DurationS = 30.0,
+    warm_up_s: options.WarmUpS = 5.0,
+    timeout_s: options.TimeoutS = 10.0,
+    operation: options.Operation = OperationKind.EMBED,
+    batch_size: options.BatchSize = None,
+    signature: options.Mix = None,
+    repeat_share: options.RepeatShare = 0.0,
+    metric: options.OfMetric = Metric.COSINE,
+    seed: options.Seed = 7,
+    products: options.Products = 1000,
+    rendered: options.Rendered = 0,
+    text_words: options.TextWords = "",
+    image_px: options.ImagePx = "",
+    out: options.Out = None,
 ) -> None:
     """Make a load for some time; report throughput, latency, errors, and where the time went in the server.
 
     Failed requests are part of the report; only when none was answered does it exit with 1.
     """
-    with _needs_extra():
+    with needs_extra():
         from likeness_bench.files import check_out
         from likeness_bench.load import prepare, run_load
         from likeness_bench.output import deliver_load
@@ -86,15 +72,16 @@ def load(
         timeout_s=timeout_s,
         workload=WorkloadConfig(
             operation=operation,
-            batch_size=batch_size,
+            batch_size=parse_sizes(batch_size),
             signatures=parse_mix(signature or ()),
             repeat_share=repeat_share,
             metric=metric,
             seed=seed,
         ),
     )
+    source = source_of(file, products, rendered, text_words, image_px, seed)
     check_out(out)
-    chosen = _read(file, products)
+    chosen = _read(source)
     with live_view("load") as view:
 
         async def work(stop: asyncio.Event) -> LoadReport:
@@ -102,7 +89,7 @@ def load(
             return await run_load(workload, info, config, stop=stop, progress=view.show)
 
         report = run_until_interrupted(work)
-    with _needs_extra():
+    with needs_extra():
         deliver_load(report, out)
     if report.latency is None:
         raise typer.Exit(1)
@@ -110,28 +97,31 @@ def load(
 
 @_bench.command()
 def sweep(
-    file: File,
-    server: Server = "localhost:8001",
+    file: options.AnyFile = None,
+    server: options.Server = "localhost:8001",
     target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
     rate: Annotated[float, typer.Option(help="Where the search begins, in requests/s.")] = 8.0,
     budget_s: Annotated[float, typer.Option(help="No run begins that would end later.")] = 600.0,
     max_repeats: Annotated[int, typer.Option(min=1, help="Of one rate, while its figures do not settle.")] = 4,
     precision: Annotated[float, typer.Option(help="How close to the answer, as a share of the rate.")] = 0.05,
-    arrivals: Spread = Arrivals.POISSON,
-    duration_s: DurationS = 10.0,
-    warm_up_s: WarmUpS = 2.0,
-    timeout_s: TimeoutS = 5.0,
-    operation: Operation = OperationKind.EMBED,
-    batch_size: BatchSize = 1,
-    signature: Mix = None,
-    repeat_share: RepeatShare = 0.0,
-    metric: OfMetric = Metric.COSINE,
-    seed: Seed = 7,
-    products: Products = 1000,
-    out: Out = None,
+    arrivals: options.Spread = Arrivals.POISSON,
+    duration_s: options.DurationS = 10.0,
+    warm_up_s: options.WarmUpS = 2.0,
+    timeout_s: options.TimeoutS = 5.0,
+    operation: options.Operation = OperationKind.EMBED,
+    batch_size: options.BatchSize = None,
+    signature: options.Mix = None,
+    repeat_share: options.RepeatShare = 0.0,
+    metric: options.OfMetric = Metric.COSINE,
+    seed: options.Seed = 7,
+    products: options.Products = 1000,
+    rendered: options.Rendered = 0,
+    text_words: options.TextWords = "",
+    image_px: options.ImagePx = "",
+    out: options.Out = None,
 ) -> None:
     """Find the highest rate whose p99 keeps a target, and say whether the figures settled or the time was up."""
-    with _needs_extra():
+    with needs_extra():
         from likeness_bench.files import check_out
         from likeness_bench.load import prepare
         from likeness_bench.output import deliver_sweep
@@ -146,7 +136,7 @@ def sweep(
         timeout_s=timeout_s,
         workload=WorkloadConfig(
             operation=operation,
-            batch_size=batch_size,
+            batch_size=parse_sizes(batch_size),
             signatures=parse_mix(signature or ()),
             repeat_share=repeat_share,
             metric=metric,
@@ -156,8 +146,9 @@ def sweep(
     config = SweepConfig(
         load=load, target_ms=target_ms, budget_s=budget_s, max_repeats=max_repeats, precision=precision
     )
+    source = source_of(file, products, rendered, text_words, image_px, seed)
     check_out(out)
-    chosen = _read(file, products)
+    chosen = _read(source)
     with live_view("sweep") as view:
 
         async def work(stop: asyncio.Event) -> SweepReport:
@@ -165,9 +156,77 @@ def sweep(
             return await run_sweep(workload, info, config, stop=stop, starts=view.step, progress=view.show)
 
         report = run_until_interrupted(work)
-    with _needs_extra():
+    with needs_extra():
         deliver_sweep(report, out)
     if report.best_rate is None:
+        raise typer.Exit(1)
+
+
+@_bench.command()
+def ceiling(
+    repository: Annotated[
+        Path, typer.Option(help="The model repository that is served.", exists=True, file_okay=False)
+    ],
+    file: options.AnyFile = None,
+    server: options.Server = "localhost:8001",
+    signature: Annotated[
+        list[str] | None,
+        typer.Option(help="Measured by itself, repeatable; NAME=SHARE,NAME=SHARE: a mix. Default: as they are."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Callers that saturate the server.")] = 16,
+    batch_size: options.BatchSize = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Alternations of both, per signature.")] = 5,
+    round_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has five.")] = 5.0,
+    warm_up_s: options.WarmUpS = 1.0,
+    trial_s: Annotated[float, typer.Option(min=0.05, help="Of each batch size in the search for the ceiling.")] = 1.0,
+    timeout_s: options.TimeoutS = 10.0,
+    label: Annotated[
+        str, typer.Option(help="Also recall@1: the field whose equality makes two alike; a+b: both.")
+    ] = "",
+    split: Annotated[str, typer.Option(help="The products that recall ranks; empty: all.")] = "val",
+    seed: options.Seed = 7,
+    products: options.Products = 1000,
+    rendered: options.Rendered = 0,
+    text_words: options.TextWords = "",
+    image_px: options.ImagePx = "",
+    out: options.Out = None,
+) -> None:
+    """Compare a server with its ceiling: the same networks in one process, without a server, in alternation."""
+    with needs_extra():
+        from likeness_bench.ceiling import CeilingConfig, run_ceiling
+        from likeness_bench.files import check_out
+        from likeness_bench.output import deliver_ceiling
+        from likeness_bench.recall import LabelConfig, labelled
+        from likeness_bench.running import live_view, run_until_interrupted
+    config = CeilingConfig(
+        load=LoadConfig(
+            address=server,
+            concurrency=concurrency,
+            duration_s=round_s,
+            warm_up_s=warm_up_s,
+            timeout_s=timeout_s,
+            workload=WorkloadConfig(batch_size=parse_sizes(batch_size), seed=seed),
+        ),
+        repository=repository,
+        cases=parse_cases(signature or ()) or {AS_THEY_ARE: {}},
+        rounds=rounds,
+        trial_s=trial_s,
+        label=LabelConfig(field=label, split=split) if label else None,
+    )
+    source = source_of(file, products, rendered, text_words, image_px, seed)
+    check_out(out)
+    rows = read_sources(source, everything=bool(label))
+    labels = labelled(rows, config.label) if config.label else []
+    chosen = varied((product for product, _ in rows[: source.count]), source)
+    with live_view("ceiling") as view:
+
+        async def work(stop: asyncio.Event) -> CeilingReport:
+            return await run_ceiling(chosen, config, stop=stop, labels=labels, says=view.say, progress=view.show)
+
+        report = run_until_interrupted(work)
+    with needs_extra():
+        deliver_ceiling(report, out)
+    if not report.cases:
         raise typer.Exit(1)
 
 
@@ -177,7 +236,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another one of the same kind.", exists=True, dir_okay=False)],
 ) -> None:
     """Compare two reports: the figures of both, and the second divided by the first."""
-    with _needs_extra():
+    with needs_extra():
         from likeness_bench.compare import compare_reports
         from likeness_bench.tables import print_tables
 
@@ -187,21 +246,23 @@ def compare(
 
 @_bench.command()
 def soak(
-    file: File,
-    server: Server = "localhost:8001",
+    file: options.File,
+    server: options.Server = "localhost:8001",
     clients: Annotated[int, typer.Option(min=1, help="Connections at once.")] = 16,
     seconds: Annotated[float, typer.Option(min=0.1)] = 30.0,
     products: Annotated[int, typer.Option(min=1, help="How many products of the file to use.")] = 200,
 ) -> None:
     """Many clients at once with mixed signatures; every answer is compared with the one that the product got alone."""
-    with _needs_extra():
+    with needs_extra():
         from rich.console import Console
         from rich.table import Table
 
     from likeness_bench.soak import SoakConfig
     from likeness_bench.soak import soak as run_soak
 
-    report = run_soak(_read(file, products), SoakConfig(address=server, clients=clients, seconds=seconds))
+    report = run_soak(
+        _read(SourceConfig(file=file, count=products)), SoakConfig(address=server, clients=clients, seconds=seconds)
+    )
     table = Table(title=f"{clients} clients, closed loop, {report.seconds:.1f} s", show_header=False)
     table.add_row("requests", f"{len(report.latency_ms)}")
     table.add_row("products", f"{report.products}  ({report.products / report.seconds:.1f}/s)")
@@ -215,44 +276,6 @@ def soak(
         raise typer.Exit(1)
 
 
-def parse_mix(given: Iterable[str]) -> dict[str, float]:
-    """Read ``NAME=SHARE`` options; a name alone has the share 1.
-
-    Raises:
-        InputError: a share is no number, or a name is given twice.
-    """
-    mix: dict[str, float] = {}
-    for text in given:
-        name, equals, share = text.partition("=")
-        try:
-            value = float(share) if equals else 1.0
-        except ValueError as error:
-            raise InputError(f"--signature {text}: '{share}' is no number; give NAME=SHARE") from error
-        if name in mix:
-            raise InputError(f"--signature {text}: '{name}' is given twice; add its shares up")
-        mix[name] = value
-    return mix
-
-
-def _read(file: Path, count: int) -> list[Product]:
-    """Read the first products of a file.
-
-    Raises:
-        InputError: it holds none, or cannot be read.
-    """
-    products = [product for product, _ in islice(read_products(file), count)]
-    if not products:
-        raise InputError(f"{file} holds no products: give a file with one JSON object per line")
-    return products
-
-
-@contextmanager
-def _needs_extra() -> Iterator[None]:
-    """Name the extra that brings a package that is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in {"matplotlib", "psutil", "rich"}:
-            raise
-        raise MissingExtraError("bench", f"`{package}`") from error
+def _read(config: SourceConfig) -> list[Product]:
+    """Return the products that are sent."""
+    return varied((product for product, _ in read_sources(config)), config)

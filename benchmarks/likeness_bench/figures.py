@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from likeness_bench.drive import Record
 from likeness_bench.processes import GpuFigures, ProcessFigures
 from likeness_bench.steps import StepTime
 
+K = TypeVar("K", int, str)
 FORMAT = "likeness-load-1"
 DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11)))
 """Where the distribution of the latency is kept, for plots."""
@@ -106,6 +107,7 @@ class LoadReport:
         latency: of the answered requests from when they were due; in a closed loop, from when they were sent.
         p99_with_failures_ms: of all requests, a failed one being later than any answer; None: infinite, or no requests.
         by_signature: the same latency for each part of the mix.
+        by_products: the same for each number of products that a request sent.
         harness_lag: how late the harness was: requests behind their schedule, in a closed loop a timer behind its time.
         harness_cpu_s: CPU time of this process; as much as a core has means that the harness was the limit.
         outside_server_ms: mean time of a request outside Triton: client, network, gRPC. None where it cannot be told:
@@ -135,6 +137,7 @@ class LoadReport:
     latency: Percentiles | None
     p99_with_failures_ms: float | None
     by_signature: Mapping[str, Percentiles]
+    by_products: Mapping[int, Percentiles]
     harness_lag: Percentiles | None
     harness_cpu_s: float
     outside_server_ms: float | None
@@ -203,10 +206,10 @@ def distribution_ms(durations_s: Sequence[float]) -> tuple[tuple[float, float], 
     return tuple(zip(map(float, DISTRIBUTION_PERCENT), values.tolist(), strict=True))
 
 
-def by_signature(records: Sequence[Record]) -> dict[str, Percentiles]:
-    """Summarise the latency of the answered requests for each part of the mix."""
-    parts: dict[str, list[float]] = {}
+def by_part(records: Sequence[Record], part: Callable[[Record], K]) -> dict[K, Percentiles]:
+    """Summarise the latency of the answered requests for each part of them, e.g. by their signatures."""
+    parts: dict[K, list[float]] = {}
     for record in records:
         if not record.error:
-            parts.setdefault(record.signature, []).append(latency_s(record))
-    return {name: found for name, values in sorted(parts.items()) if (found := Percentiles.of(values))}
+            parts.setdefault(part(record), []).append(latency_s(record))
+    return {name: found for name in sorted(parts) if (found := Percentiles.of(parts[name]))}

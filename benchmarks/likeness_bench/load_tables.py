@@ -20,7 +20,16 @@ def load_name(load: Mapping[str, Any]) -> str:
         else f"closed loop, {load['concurrency']} callers"
     )
     mix = ", ".join(f"{name} {share:g}" for name, share in work["signatures"].items()) or "products as they are"
-    return f"{work['operation']} x {work['batch_size']}, {mix}; {how}"
+    return f"{work['operation']} x {size_name(work['batch_size'])}, {mix}; {how}"
+
+
+def size_name(batch_size: int | Mapping[Any, float]) -> str:
+    """Return a batch size, or a mix of them, in words."""
+    if isinstance(batch_size, int):
+        return str(batch_size)
+    shares = sum(batch_size.values())
+    parts = (f"{size} ({100 * share / shares:.0f} %)" for size, share in batch_size.items())
+    return str(next(iter(batch_size))) if len(batch_size) == 1 else " and ".join(parts)
 
 
 def load_tables(report: LoadReport) -> list[Table]:
@@ -67,6 +76,10 @@ def _latency(report: LoadReport) -> Table:
     rows = [_percentiles("all", report.latency)]
     if len(report.by_signature) > 1:
         rows += [_percentiles(name, found) for name, found in report.by_signature.items()]
+    if len(report.by_products) > 1:
+        rows += [
+            _percentiles(f"{count} product{'s' * (count > 1)}", found) for count, found in report.by_products.items()
+        ]
     rows.append(_percentiles("harness late by", report.harness_lag))
     return Table(title=f"Latency of answers in ms, from {since}", header=("", "count", *_PERCENTILES), rows=tuple(rows))
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from likeness_bench.ceiling_report import Case
 from likeness_bench.figures import LoadReport
 
 if TYPE_CHECKING:
@@ -62,6 +63,19 @@ def sweep_plot(
     axes.set(xlabel="products/s answered", ylabel="latency, ms", yscale="log", title="Throughput and latency")
     axes.set_xlim(left=0)
     _plain_numbers(axes.yaxis)
+    axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def rounds_plot(case: Case) -> str:
+    """Return the throughput of the server and of its ceiling, round by round."""
+    figure, axes = _axes()
+    numbers = range(1, len(case.rounds) + 1)
+    series = (("ceiling_products_per_s", "ceiling", MEDIAN_COLOUR), ("served_products_per_s", "served", TAIL_COLOUR))
+    for name, label, colour in series:
+        axes.plot(numbers, [getattr(round_, name) for round_ in case.rounds], "o-", color=colour, label=label)
+    axes.set(xlabel="round", ylabel="products/s", title=case.name, xticks=list(numbers))
+    axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     return _svg(figure)
 

@@ -52,6 +52,10 @@ class LiveView:
         """Say which load of a sweep begins."""
         self._progress.update(self._task, description=f"{load.rate:.4g} requests/s, repeat {repeat}")
 
+    def say(self, text: str) -> None:
+        """Say what happens next, where no load is made or more than one follows."""
+        self._progress.update(self._task, description=text, total=None, completed=0, counts="")
+
     def show(self, drive: Drive) -> None:
         """Show a run as it is now."""
         config = drive.config

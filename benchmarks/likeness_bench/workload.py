@@ -30,7 +30,8 @@ class WorkloadConfig:
 
     Attributes:
         operation: what every request asks for.
-        batch_size: products per request, or per side of it where two sides are compared.
+        batch_size: products per request, or per side of it where two sides are compared; or several sizes, each with
+            its share of the requests, which need not sum to 1.
         signatures: signature -> its share of the requests; shares need not sum to 1. Empty: products as they are, each
             with all that it has.
         repeat_share: of the requests, how many send the products of an earlier request again, 0 to 1.
@@ -39,20 +40,30 @@ class WorkloadConfig:
     """
 
     operation: OperationKind = OperationKind.EMBED
-    batch_size: int = 1
+    batch_size: int | Mapping[int, float] = 1
     signatures: Mapping[str, float] = field(default_factory=dict)
     repeat_share: float = 0.0
     metric: Metric = Metric.COSINE
     seed: int = 7
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size {self.batch_size} asks for nothing: give at least 1")
+        for size, share in self.batch_sizes.items():
+            if size < 1:
+                raise InputError(f"batch_size {size} asks for nothing: give at least 1")
+            if not 0 < share < float("inf"):
+                raise InputError(f"batch_size {size} has the share {share}: give a number above 0, or leave it out")
+        if not self.batch_sizes:
+            raise InputError("batch_size holds no size: give one")
         if not 0 <= self.repeat_share <= 1:
             raise InputError(f"repeat_share {self.repeat_share} is no share: give a number from 0 to 1")
         for name, share in self.signatures.items():
             if not 0 < share < float("inf"):
                 raise InputError(f"signature '{name}' has the share {share}: give a number above 0, or leave it out")
+
+    @property
+    def batch_sizes(self) -> Mapping[int, float]:
+        """Batch size -> its share of the requests."""
+        return {self.batch_size: 1.0} if isinstance(self.batch_size, int) else self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +102,9 @@ class Workload:
 
     def __init__(self, products: Sequence[Product], info: ServerInfo, config: WorkloadConfig) -> None:
         self.config = config
-        held = [_held(product) for product in products]
+        loaded = [held(product) for product in products]
         names = config.signatures or {AS_THEY_ARE: 1.0}
-        self.pools = {name: _pool(held, name, info) for name in names}
+        self.pools = {name: _pool(loaded, name, info) for name in names}
         self._shares = list(names.values())
 
     def requests(self, seed: int) -> Iterator[Request]:
@@ -103,14 +114,15 @@ class Workload:
         """
         draw = random.Random(seed)
         walks = {name: _walk(pool, draw) for name, pool in self.pools.items()}
-        earlier: list[Request] = []
+        sizes, earlier = self.config.batch_sizes, list[Request]()
         while True:
             if earlier and draw.random() < self.config.repeat_share:
                 yield replace(draw.choice(earlier), again=True)
                 continue
             (name,) = draw.choices(list(self.pools), self._shares)
             sides = 1 if self.config.operation is OperationKind.EMBED else 2
-            batches = [tuple(next(walks[name]) for _ in range(self.config.batch_size)) for _ in range(sides)]
+            (size,) = draw.choices(list(sizes), list(sizes.values()))
+            batches = [tuple(next(walks[name]) for _ in range(size)) for _ in range(sides)]
             request = Request(signature=name, left=batches[0], right=batches[1] if sides == 2 else ())
             if len(earlier) < _REMEMBERED:
                 earlier.append(request)
@@ -127,8 +139,12 @@ def _walk(pool: Sequence[Product], draw: random.Random) -> Iterator[Product]:
         yield from draw.sample(pool, len(pool))
 
 
-def _held(product: Product) -> Product:
-    """Return a product whose files are in memory."""
+def held(product: Product) -> Product:
+    """Return a product whose files are in memory: its main view and its clip.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     try:
         images = tuple(source.read_bytes() if isinstance(source, Path) else source for source in product.images[:1])
         video = product.video.read_bytes() if isinstance(product.video, Path) else product.video

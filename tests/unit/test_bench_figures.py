@@ -71,7 +71,9 @@ def test_the_timeline_goes_by_when_requests_were_due() -> None:
 
 
 def test_each_signature_has_its_own_latency() -> None:
-    found = figures.by_signature([OK, replace(OK, signature="image", finished_s=5.0), FAILED])
+    found = figures.by_part(
+        [OK, replace(OK, signature="image", finished_s=5.0), FAILED], lambda record: record.signature
+    )
     assert {name: (part.count, part.p50_ms) for name, part in found.items()} == {
         "image": (1, 4000.0),
         "text": (1, 1000.0),

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from likeness_bench import cli
+from likeness_bench import cli, options
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
 from likeness_bench.drive import Drive, LoadConfig, Record
@@ -187,13 +187,13 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     ("given", "mix"), [([], {}), (["text=0.5", "image=1.5"], {"text": 0.5, "image": 1.5}), (["text"], {"text": 1.0})]
 )
 def test_mixes_are_read(given: list[str], mix: Mapping[str, float]) -> None:
-    assert cli.parse_mix(given) == mix
+    assert options.parse_mix(given) == mix
 
 
 @pytest.mark.parametrize("given", [["text=much"], ["text=1", "text=2"]])
 def test_mixes_that_cannot_be_read(given: list[str]) -> None:
     with pytest.raises(InputError, match=r"--signature text"):
-        cli.parse_mix(given)
+        options.parse_mix(given)
 
 
 @pytest.mark.parametrize(

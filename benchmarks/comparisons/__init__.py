@@ -1,0 +1,1 @@
+"""Comparisons with other ways to serve, made to be repeated: ``python -m comparisons --help``."""

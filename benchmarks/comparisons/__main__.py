@@ -1,0 +1,178 @@
+"""The command ``python -m comparisons``: one subcommand per comparison. Reports are JSON, with Markdown beside it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from likeness_bench.files import check_out
+from likeness_client import LikenessError
+
+from comparisons.environments import ENVIRONMENTS
+from comparisons.rounds import RoundsConfig
+
+app = typer.Typer(
+    help="Compare with other ways to serve: A, B, A, B ... in one run, medians of the ratios.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals hold whole images
+)
+
+SPEED = Path("runs/speed")
+Products = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
+Count = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
+RunFolder = Annotated[Path, typer.Option(help="The trained run.")]
+Repository = Annotated[Path, typer.Option(help="The model repository that was exported from the run.")]
+Repositories = Annotated[
+    list[Path] | None, typer.Option("--repository", help=f"Ours; repeatable, e.g. fp32 and int8. [{SPEED}/repository]")
+]
+Environments = Annotated[Path, typer.Option(help="Where the other servers are installed; logs, too.")]
+Clients = Annotated[int, typer.Option(min=1, help="Callers that each wait for their answer.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Turns of every contender.")]
+RoundS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
+WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before that, which is not counted.")]
+Out = Annotated[Path | None, typer.Option(help="Report as .json; .md is written beside it.")]
+
+
+@app.callback()
+def _start() -> None:
+    """Compare with other ways to serve: A, B, A, B ... in one run, medians of the ratios."""
+    # SIGTERM ends the blocks that hold servers just as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+@app.command()
+def infinity(
+    products: Products,
+    repository: Repositories = None,
+    environments: Environments = ENVIRONMENTS,
+    count: Count = 1000,
+    rounds: Rounds = 5,
+    round_s: RoundS = 20.0,
+    warm_up_s: WarmUpS = 3.0,
+    out: Out = None,
+) -> None:
+    """Texts: the `text` signature against infinity-emb on the same weights, 16 clients x 1 and 4 clients x 32."""
+    from comparisons.infinity import InfinityConfig, compare_infinity
+    from comparisons.report import deliver
+
+    check_out(out)
+    config = InfinityConfig(
+        products=products,
+        count=count,
+        repositories=tuple(repository or [SPEED / "repository"]),
+        environments=environments,
+        rounds=RoundsConfig(rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+    )
+    deliver(compare_infinity(config), out)
+
+
+@app.command()
+def eager(
+    products: Products,
+    run: RunFolder = SPEED,
+    repository: Repository = SPEED / "repository",
+    environments: Environments = ENVIRONMENTS,
+    count: Count = 1000,
+    clients: Clients = 16,
+    rounds: Rounds = 5,
+    round_s: RoundS = 20.0,
+    warm_up_s: WarmUpS = 3.0,
+    out: Out = None,
+) -> None:
+    """The full pipeline: Triton against a FastAPI service with eager torch, one product per request."""
+    from comparisons.eager import EagerConfig, compare_eager
+    from comparisons.report import deliver
+
+    check_out(out)
+    config = EagerConfig(
+        products=products,
+        count=count,
+        run=run,
+        repository=repository,
+        environments=environments,
+        rounds=RoundsConfig(clients=clients, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+    )
+    deliver(compare_eager(config), out)
+
+
+@app.command()
+def mixed(
+    products: Products,
+    run: RunFolder = SPEED,
+    repository: Repository = SPEED / "repository",
+    environments: Environments = ENVIRONMENTS,
+    count: Count = 1000,
+    clients: Clients = 16,
+    router_instances: Annotated[int, typer.Option(min=1, help="Processes of the BLS router.")] = 4,
+    rounds: Rounds = 5,
+    round_s: RoundS = 20.0,
+    warm_up_s: WarmUpS = 3.0,
+    out: Out = None,
+) -> None:
+    """Half full, a quarter text, a quarter image: signature ensembles, one ensemble with a mask, a BLS router."""
+    from comparisons.mixed_traffic.comparison import MixedConfig, compare_mixed
+    from comparisons.report import deliver
+
+    check_out(out)
+    config = MixedConfig(
+        products=products,
+        count=count,
+        run=run,
+        repository=repository,
+        environments=environments,
+        router_instances=router_instances,
+        rounds=RoundsConfig(clients=clients, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+    )
+    deliver(compare_mixed(config), out)
+
+
+@app.command()
+def perf_analyzer(
+    products: Products,
+    signature: Annotated[str, typer.Option(help="The ensemble to load: embed_<signature>.")] = "text",
+    repository: Repository = SPEED / "repository",
+    environments: Environments = ENVIRONMENTS,
+    count: Count = 1000,
+    clients: Clients = 16,
+    rounds: Rounds = 5,
+    round_s: RoundS = 20.0,
+    warm_up_s: WarmUpS = 3.0,
+    libb64: Annotated[Path | None, typer.Option(help="libb64.so.0d, where `apt-get download` is not there.")] = None,
+    out: Out = None,
+) -> None:
+    """The load harness itself: `likeness bench load --concurrency` against NVIDIA's perf_analyzer."""
+    from comparisons.perf_analyzer import PerfConfig, compare_perf_analyzer
+    from comparisons.report import deliver
+
+    check_out(out)
+    config = PerfConfig(
+        products=products,
+        count=count,
+        signature=signature,
+        repository=repository,
+        environments=environments,
+        libb64=libb64,
+        rounds=RoundsConfig(clients=clients, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+    )
+    deliver(compare_perf_analyzer(config), out)
+
+
+def main() -> None:
+    """Run the command; every error of this project becomes one line on stderr and exit code 1."""
+    try:
+        app()
+    except LikenessError as error:
+        typer.echo(str(error), err=True)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

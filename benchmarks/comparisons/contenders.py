@@ -1,0 +1,143 @@
+"""How each kind of server is asked, as its callers would: the body is made and the answer is read in every request."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from likeness_bench.workload import Workload, WorkloadConfig
+from likeness_client import AsyncClient, InputError, Product, ServerInfo, read_products
+from likeness_client.contract import InputSchema
+from likeness_client.payloads import payloads
+from numpy.typing import NDArray
+
+from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig
+
+_UNBOUNDED = 100_000  # calls in flight: the load decides how many there are
+
+
+@asynccontextmanager
+async def open_likeness(name: str, address: str, timeout_s: float) -> AsyncIterator[tuple[Contender, ServerInfo]]:
+    """Ask a Likeness server through its gRPC client, without retries."""
+    async with AsyncClient(address, timeout_s=timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1) as client:
+
+        async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
+            vectors: NDArray[np.float32] = (await client.embed(products)).vectors
+            return vectors
+
+        yield Contender(name=name, embed=embed), await client.info()
+
+
+@asynccontextmanager
+async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a pool of HTTP connections that are kept alive, as many as there are callers."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+def infinity_contender(name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema) -> Contender:
+    """Ask infinity-emb for the texts of products; vectors come back as base64, the cheaper of its two ways."""
+
+    async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
+        texts = [payloads(product, schema, ["text"])["text"].decode() for product in products]
+        answer = await _post(session, f"{url}/embeddings", {"model": name, "input": texts, "encoding_format": "base64"})
+        rows = [base64.b64decode(entry["embedding"]) for entry in answer["data"]]
+        return np.stack([np.frombuffer(row, dtype=np.float32) for row in rows])
+
+    return Contender(name=name, embed=embed)
+
+
+def json_contender(
+    name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema, modalities: Sequence[str]
+) -> Contender:
+    """Ask the FastAPI service, one product per request."""
+
+    async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
+        answers = [
+            await _post(session, f"{url}/embed", json_body(payloads(product, schema, modalities)))
+            for product in products
+        ]
+        return np.array([answer["embedding"] for answer in answers], dtype=np.float32)
+
+    return Contender(name=name, embed=embed)
+
+
+def json_body(parts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Turn the bytes of a product's modalities into what a JSON service takes: pictures as base64."""
+    body: dict[str, Any] = {}
+    for modality, data in parts.items():
+        if modality == "text":
+            body[modality] = data.decode()
+        elif modality == "attributes":
+            body[modality] = json.loads(data)
+        else:
+            body[modality] = base64.b64encode(data).decode()
+    return body
+
+
+async def _post(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> Any:
+    try:
+        async with session.post(url, json=body) as response:
+            if response.status != 200:
+                raise ComparisonError(f"{url} answered {response.status}: {(await response.text())[:300]}")
+            return await response.json()
+    except aiohttp.ClientError as error:
+        raise ComparisonError(f"{url} does not answer: {error}") from error
+
+
+def read_some(file: Path, count: int) -> list[Product]:
+    """Read the first products of a file.
+
+    Raises:
+        InputError: it cannot be read, or holds none.
+    """
+    products = [product for product, _ in islice(read_products(file), count)]
+    if not products:
+        raise InputError(f"{file} holds no products: give a file with one JSON object per line")
+    return products
+
+
+def distinct(products: Sequence[Product], schema: InputSchema, modality: str) -> list[Product]:
+    """Keep one product of those whose bytes of a modality are equal: a client that sends those once would gain by it.
+
+    Raises:
+        InputError: no product has this modality.
+    """
+    found: dict[bytes, Product] = {}
+    for product in products:
+        try:
+            found.setdefault(payloads(product, schema, [modality])[modality], product)
+        except InputError:
+            continue  # it lacks the modality
+    if not found:
+        raise InputError(f"none of {len(products)} products has {modality}: give other products")
+    return list(found.values())
+
+
+def drawn(
+    products: Sequence[Product], info: ServerInfo, signatures: Mapping[str, float], config: RoundsConfig
+) -> RequestsOf:
+    """Return requests drawn from products, another draw in every round, the same one for every contender.
+
+    Args:
+        products: what requests are made of; files are read here, once.
+        info: what the Likeness server offers.
+        signatures: signature -> its share of the requests; products are reduced to it.
+        config: how many products a request has.
+
+    Raises:
+        InputError: the server does not have a signature, or no product has what it needs.
+    """
+    workload = Workload(products, info, WorkloadConfig(batch_size=config.batch_size, signatures=signatures))
+
+    def requests_of(number: int) -> Iterator[Sequence[Product]]:
+        return (request.left for request in workload.requests(number))
+
+    return requests_of

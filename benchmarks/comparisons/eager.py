@@ -1,0 +1,115 @@
+"""The full pipeline on Triton against a FastAPI service with eager torch, on the same trained run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from likeness_client import Product
+from likeness_client.contract import signature_of
+from likeness_export.run import Run
+from likeness_export.server import unused_ports
+
+from comparisons.contenders import drawn, json_contender, open_likeness, open_session, read_some
+from comparisons.environments import extra_packages
+from comparisons.report import Comparison, Setting, announced, machine
+from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate
+from comparisons.servers import http_server, likeness_server
+
+OURS, THEIRS = "likeness", "FastAPI + torch"
+SUPPORTED = {"text", "image", "attributes"}
+"""The modalities that the other service takes."""
+TOLERANCE = 1e-4
+CHECKED = 20
+"""How many answers are compared before anything is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagerConfig:
+    """What to compare.
+
+    Attributes:
+        products: file with products.
+        count: how many of them to use.
+        run: the trained run, for the other service.
+        repository: what was exported from it.
+        environments: where the other service's packages go; logs, too.
+        rounds: how it is measured.
+    """
+
+    products: Path
+    count: int
+    run: Path
+    repository: Path
+    environments: Path
+    rounds: RoundsConfig
+
+
+def compare_eager(config: EagerConfig) -> Comparison:
+    """Measure; see the module.
+
+    Raises:
+        LikenessError: something that is needed is missing, a server fails, or the answers differ.
+    """
+    modalities = Run(config.run).read_recipe().modalities()
+    if unknown := set(modalities) - SUPPORTED:
+        raise ComparisonError(f"{config.run} has {', '.join(sorted(unknown))}; the service takes only {SUPPORTED}")
+    if config.rounds.batch_size != 1:
+        raise ComparisonError("the service takes one product per request: leave the batch size at 1")
+    products = read_some(config.products, config.count)
+    packages = extra_packages("fastapi", config.environments)
+    (port,) = unused_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "comparisons.eager_service", str(config.run), f"--port={port}"]
+    paths = {"PYTHONPATH": f"{packages}:{Path(__file__).parents[1]}"}
+    facts = machine()
+    with (
+        likeness_server(config.repository, config.environments / "likeness.log") as address,
+        http_server(THEIRS, command, f"{url}/health", config.environments / "fastapi.log", paths),
+    ):
+        setting, difference = asyncio.run(_measure(config, products, modalities, address, url))
+    facts |= {
+        "run": str(config.run),
+        OURS: f"{config.repository}, cpu profile, gRPC",
+        THEIRS: "eager torch, inference mode, one uvicorn worker, requests in its pool of threads, JSON with base64",
+        "largest difference of the answers": f"{difference:.1e}",
+    }
+    said = ("both servers are up during all rounds; only the one that has its turn is asked",)
+    return Comparison(title="likeness and FastAPI with eager torch", settings=(setting,), facts=facts, notes=said)
+
+
+async def _measure(
+    config: EagerConfig, products: Sequence[Product], modalities: Sequence[str], address: str, url: str
+) -> tuple[Setting, float]:
+    rounds = config.rounds
+    async with open_likeness(OURS, address, rounds.timeout_s) as (ours, info), open_session() as session:
+        theirs = json_contender(THEIRS, session, url, info.schema, modalities)
+        signature = signature_of(modalities)
+        requests_of = drawn(products, info, {signature: 1.0}, rounds)
+        difference = await largest_difference(ours, theirs, requests_of)
+        found = await alternate([ours, theirs], requests_of, rounds, announced(rounds.rounds))
+    title = f"{rounds.clients} clients x {rounds.batch_size} product, {' + '.join(modalities)}"
+    return Setting(title=title, config=rounds, rounds=found, pairs=((OURS, THEIRS),)), difference
+
+
+async def largest_difference(ours: Contender, other: Contender, requests_of: RequestsOf) -> float:
+    """Send some requests to both, and compare their answers.
+
+    Raises:
+        ComparisonError: they differ by more than `TOLERANCE`.
+    """
+    worst = 0.0
+    for number, products in enumerate(islice(requests_of(0), CHECKED)):
+        mine, theirs = await ours.embed(products), await other.embed(products)
+        worst = float(np.maximum(worst, np.abs(mine - theirs).max())) if mine.shape == theirs.shape else float("inf")
+        if not worst <= TOLERANCE:  # also when it is no number
+            raise ComparisonError(
+                f"{other.name} answers request {number} differently from {ours.name}, by {worst:.1e}: "
+                "are run and repository of one training? Export the run again"
+            )
+    return worst

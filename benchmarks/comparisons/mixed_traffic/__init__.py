@@ -1,0 +1,1 @@
+"""Products of which each has other modalities: three ways to serve them on one Triton."""

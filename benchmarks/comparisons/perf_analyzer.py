@@ -1,0 +1,206 @@
+"""Our own load harness against NVIDIA's perf_analyzer, in alternation, on the same ensemble with the same products."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from likeness_client import Client, InputError, Product
+from likeness_client.contract import embed_model, modalities_of
+from likeness_client.payloads import payloads
+
+from comparisons.contenders import read_some
+from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
+from comparisons.report import Comparison, Setting, announced, machine
+from comparisons.rounds import ComparisonError, Round, RoundsConfig
+from comparisons.servers import likeness_server
+
+OURS, THEIRS = "likeness bench load", "perf_analyzer"
+AGREES = 0.10
+"""The two should differ by no more than this share."""
+_WINDOWS = 3  # perf_analyzer reports over three windows in a row
+_SLACK_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerfConfig:
+    """What to compare.
+
+    Attributes:
+        products: file with products; those that have all of the signature are sent, one per request.
+        count: how many of the file to use.
+        signature: the ensemble is ``embed_<signature>``.
+        repository: the model repository.
+        environments: where the program goes; logs, too.
+        libb64: a library that it needs, where ``apt-get download`` is not there.
+        rounds: how it is measured.
+    """
+
+    products: Path
+    count: int
+    signature: str
+    repository: Path
+    environments: Path
+    libb64: Path | None
+    rounds: RoundsConfig
+
+
+def compare_perf_analyzer(config: PerfConfig) -> Comparison:
+    """Measure; see the module.
+
+    Raises:
+        LikenessError: something that is needed is missing, or one of the programs fails.
+    """
+    products = read_some(config.products, config.count)
+    program = perf_binary(config.environments / "perf_analyzer", config.libb64)
+    facts = machine()
+    log = config.environments / "likeness.log"
+    with tempfile.TemporaryDirectory() as name, likeness_server(config.repository, log) as address:
+        folder = Path(name)
+        data = input_data(products, config.signature, address)
+        (folder / "input.json").write_text(json.dumps(data), encoding="utf-8")
+        turns: dict[str, Callable[[], Round]] = {
+            OURS: lambda: _ours(config, address, folder),
+            THEIRS: lambda: _theirs(config, program, address, folder),
+        }
+        rounds = _alternate(turns, config.rounds)
+    title = f"{config.rounds.clients} clients x 1 product, {embed_model(config.signature)}"
+    setting = Setting(title=title, config=config.rounds, rounds=rounds, pairs=((OURS, THEIRS),))
+    (found,) = setting.ratios
+    verdict = "agree" if abs(found.median - 1) <= AGREES else "do not agree"
+    facts |= {
+        "repository": f"{config.repository}, cpu profile, gRPC",
+        "products": f"{len(data['data'])} with {config.signature}",
+        THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.rounds)} ms",
+        "verdict": f"the two {verdict} within {100 * AGREES:.0f} % (median ratio {found.median:.2f})",
+    }
+    said = (f"where both share their cores with the server, {OURS} (Python) takes more of them than {THEIRS} (C++)",)
+    return Comparison(title="The load harness and perf_analyzer", settings=(setting,), facts=facts, notes=said)
+
+
+def input_data(products: Sequence[Product], signature: str, address: str) -> dict[str, Any]:
+    """Make what perf_analyzer's ``--input-data`` takes, for the products that have all of a signature.
+
+    Raises:
+        InputError: the server does not have the signature, or no product has what it needs.
+    """
+    with Client(address) as client:
+        info = client.info()
+    if signature not in info.signatures:
+        raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
+    entries = []
+    for product in products:
+        found = payloads(product, info.schema, info.modalities)
+        if set(modalities_of(signature)) <= set(found):
+            entries.append(entry({name: found[name] for name in modalities_of(signature)}))
+    if not entries:
+        raise InputError(f"none of {len(products)} products has {signature}: give other products")
+    return {"data": entries}
+
+
+def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the tensors of one request, as they lie on the wire: the length in 4 bytes, then the bytes; in base64."""
+    found = {}
+    for name, data in parts.items():
+        content = base64.b64encode(struct.pack("<I", len(data)) + data).decode()
+        found[name] = {"content": {"b64": content}, "shape": [1]}
+    return found
+
+
+def _alternate(turns: Mapping[str, Callable[[], Round]], config: RoundsConfig) -> tuple[Round, ...]:
+    """As `comparisons.rounds.alternate`, for programs that make their own load."""
+    tell, rounds = announced(config.rounds), []
+    for number in range(1, config.rounds + 1):
+        for turn in turns.values():
+            rounds.append(replace(turn(), number=number))
+            tell(rounds[-1])
+    return tuple(rounds)
+
+
+def _ours(config: PerfConfig, address: str, folder: Path) -> Round:
+    out, rounds = folder / "ours.json", config.rounds
+    command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
+    command += [f"--server={address}", f"--concurrency={rounds.clients}", f"--signature={config.signature}"]
+    command += [f"--duration-s={rounds.round_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
+    _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, rounds)
+    report = json.loads(out.read_text(encoding="utf-8"))
+    latency = report["latency"] or {}
+    errors = report["errors"]
+    return Round(
+        contender=OURS,
+        number=0,
+        products_per_s=report["products_per_s"],
+        requests=report["requests"],
+        failures=sum(error["count"] for error in errors),
+        p50_ms=latency.get("p50_ms"),
+        p99_ms=latency.get("p99_ms"),
+        harness_cores=report["harness_cpu_s"] / max(report["measured_s"], 1e-9),
+        example=errors[0]["example"] if errors else "",
+    )
+
+
+def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path) -> Round:
+    out, rounds = folder / "theirs.csv", config.rounds
+    out.unlink(missing_ok=True)
+    command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc", "-b", "1"]
+    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.clients)]
+    # Any three windows count as stable: the length of a turn is given, as it is for the other side.
+    command += ["--measurement-interval", str(_window_ms(rounds)), "--stability-percentage", "999"]
+    cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, rounds)
+    if not out.is_file():
+        raise ComparisonError(f"{THEIRS} wrote no figures: run `{' '.join(command)}` to see why")
+    return replace(read_csv(out.read_text(encoding="utf-8"), rounds), harness_cores=cores)
+
+
+def read_csv(text: str, config: RoundsConfig) -> Round:
+    """Read perf_analyzer's figures of one concurrency.
+
+    Raises:
+        ComparisonError: they are not there.
+    """
+    row = next(csv.DictReader(text.splitlines()), {})
+    try:
+        return Round(
+            contender=THEIRS,
+            number=0,
+            products_per_s=float(row["Inferences/Second"]),
+            requests=round(float(row["Inferences/Second"]) * config.round_s),
+            p50_ms=float(row["p50 latency"]) / 1000,
+            p99_ms=float(row["p99 latency"]) / 1000,
+        )
+    except (KeyError, ValueError) as error:
+        raise ComparisonError(f"{THEIRS} wrote figures of another form ({error!r}): {text[:300]}") from error
+
+
+def _window_ms(config: RoundsConfig) -> int:
+    return max(1, round(1000 * config.round_s / _WINDOWS))
+
+
+def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, config: RoundsConfig) -> float:
+    """Run a program to its end; return how much of a core it used."""
+    before_s, began = _children_s(), time.monotonic()
+    limit_s = config.warm_up_s + 4 * config.round_s + config.timeout_s + _SLACK_S
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ComparisonError(f"{name} cannot be run, or did not end: {error}") from error
+    if done.returncode:
+        raise ComparisonError(f"{name} ended with code {done.returncode}: {(done.stderr or done.stdout)[-1500:]}")
+    return (_children_s() - before_s) / (time.monotonic() - began)
+
+
+def _children_s() -> float:
+    """Return the CPU time of all processes that were started here and have ended; the server has not."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

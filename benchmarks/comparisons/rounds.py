@@ -1,0 +1,210 @@
+"""Closed loops in alternation: every contender gets the same requests in turn, round after round, in one run.
+
+The speed of a machine drifts, so only contenders that were measured one after the other, several times, are compared:
+by the ratio within each round, and the median of these ratios.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+from likeness_bench.figures import Percentiles
+from likeness_client import InputError, LikenessError, Product
+from numpy.typing import NDArray
+
+REFUSED_PAUSE_S = 0.1
+"""A caller waits so long after a failure; a dead server would be asked as fast as it can refuse."""
+Embed = Callable[[Sequence[Product]], Awaitable[NDArray[np.float32]]]
+"""Turns products into one vector each, FP32 [n, d]; raises a `LikenessError` when it cannot."""
+
+
+class ComparisonError(LikenessError):
+    """A comparison cannot be made, or would compare what is not comparable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to serve.
+
+    Attributes:
+        name: as it is read in tables.
+        embed: sends one request and waits for its answer.
+    """
+
+    name: str
+    embed: Embed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig:
+    """How contenders are measured.
+
+    Attributes:
+        clients: callers that each send their next request when the answer to the last one has come.
+        batch_size: products per request.
+        rounds: how often each contender has its turn.
+        round_s: measured time of a turn.
+        warm_up_s: load before that, which is not counted.
+        timeout_s: the deadline of every request.
+    """
+
+    clients: int = 16
+    batch_size: int = 1
+    rounds: int = 5
+    round_s: float = 20.0
+    warm_up_s: float = 3.0
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.clients < 1 or self.batch_size < 1 or self.rounds < 1:
+            raise InputError("clients, batch_size and rounds must be at least 1")
+        if not (self.round_s > 0 and self.timeout_s > 0 and self.warm_up_s >= 0):
+            raise InputError("round_s and timeout_s must be above 0, warm_up_s at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What one turn of one contender gave.
+
+    Attributes:
+        contender: its name.
+        number: of the round, from 1.
+        products_per_s: products answered within the measured time.
+        requests: how many were sent in that time and answered.
+        failures: how many requests failed, the warm-up included.
+        p50_ms: median latency of the answered requests; None without any.
+        p99_ms: the 99th percentile.
+        harness_cores: CPU time of the measuring process per second; it is taken from servers of the same machine.
+        example: what the first failure said.
+    """
+
+    contender: str
+    number: int
+    products_per_s: float
+    requests: int
+    failures: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    harness_cores: float | None = None
+    example: str = ""
+
+
+RequestsOf = Callable[[int], Iterator[Sequence[Product]]]
+"""Makes the endless requests of a round from its number: the same ones for every contender of that round."""
+Progress = Callable[[Round], None]
+"""Is told each turn when it is over."""
+
+
+async def alternate(
+    contenders: Sequence[Contender],
+    requests_of: RequestsOf,
+    config: RoundsConfig,
+    progress: Progress = lambda _: None,
+) -> tuple[Round, ...]:
+    """Measure all contenders in turn, round after round: A, B, A, B, ...
+
+    Raises:
+        ComparisonError: a contender answered nothing at all in one of its turns.
+    """
+    rounds = []
+    for number in range(1, config.rounds + 1):
+        for contender in contenders:
+            found = await _Turn(contender=contender, requests=requests_of(number), config=config).run(number)
+            progress(found)
+            if not found.requests:
+                reason = found.example or f"no answer within {config.round_s:g} s; give a longer --round-s"
+                raise ComparisonError(f"{contender.name} answered nothing in round {number}: {reason}")
+            rounds.append(found)
+    return tuple(rounds)
+
+
+@dataclass(kw_only=True)
+class _Turn:
+    """One contender under load for the length of one turn."""
+
+    contender: Contender
+    requests: Iterator[Sequence[Product]]
+    config: RoundsConfig
+    answered: list[tuple[float, float, int]] = field(default_factory=list)  # sent, received, products
+    failures: int = 0
+    example: str = ""
+
+    async def run(self, number: int) -> Round:
+        begins = time.perf_counter() + self.config.warm_up_s
+        ends = begins + self.config.round_s
+        cpu_before_s, began = time.process_time(), time.perf_counter()
+        await asyncio.gather(*(self._caller(ends) for _ in range(self.config.clients)))
+        cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
+        latency = Percentiles.of([received - sent for sent, received, _ in self.answered if sent >= begins])
+        in_time = [products for _, received, products in self.answered if begins <= received <= ends]
+        return Round(
+            contender=self.contender.name,
+            number=number,
+            products_per_s=sum(in_time) / self.config.round_s,
+            requests=len(in_time),
+            failures=self.failures,
+            p50_ms=latency.p50_ms if latency else None,
+            p99_ms=latency.p99_ms if latency else None,
+            harness_cores=cores,
+            example=self.example,
+        )
+
+    async def _caller(self, ends: float) -> None:
+        while (sent := time.perf_counter()) < ends:
+            products = next(self.requests)
+            try:
+                async with asyncio.timeout(self.config.timeout_s):
+                    await self.contender.embed(products)
+            except TimeoutError:
+                await self._failed(f"no answer within {self.config.timeout_s:g} s")
+            except LikenessError as error:
+                await self._failed(str(error))
+            else:
+                self.answered.append((sent, time.perf_counter(), len(products)))
+
+    async def _failed(self, reason: str) -> None:
+        self.failures += 1
+        self.example = self.example or reason
+        await asyncio.sleep(REFUSED_PAUSE_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How many times the products/s of one contender another one has.
+
+    Attributes:
+        ours: the contender above the line.
+        theirs: the contender below it.
+        median: of the ratios of the rounds.
+        lowest: the least favourable round.
+        highest: the most favourable one.
+        rounds: how many ratios there are.
+    """
+
+    ours: str
+    theirs: str
+    median: float
+    lowest: float
+    highest: float
+    rounds: int
+
+
+def ratio(rounds: Sequence[Round], ours: str, theirs: str) -> Ratio:
+    """Compare two contenders round by round.
+
+    Raises:
+        ComparisonError: they have no round in common in which both answered.
+    """
+    speed = {(found.contender, found.number): found.products_per_s for found in rounds}
+    numbers = sorted({number for name, number in speed if name == ours and speed.get((theirs, number))})
+    found = [speed[ours, number] / speed[theirs, number] for number in numbers]
+    if not found:
+        raise ComparisonError(f"{ours} and {theirs} have no round in common: measure both in one run")
+    return Ratio(
+        ours=ours, theirs=theirs, median=median(found), lowest=min(found), highest=max(found), rounds=len(found)
+    )

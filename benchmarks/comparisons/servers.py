@@ -1,0 +1,107 @@
+"""Servers for the length of a block; none is left behind, however the block ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import typer
+from likeness_export.server import ServeConfig, serving, unused_ports
+
+from comparisons.rounds import ComparisonError
+
+READY_TIMEOUT_S = 300.0
+_STOP_S = 20.0
+
+
+@contextmanager
+def likeness_server(repository: Path, log: Path) -> Iterator[str]:
+    """Serve a model repository with the ``cpu`` profile on free ports of the loopback interface.
+
+    Args:
+        repository: the model repository.
+        log: where the server's log goes.
+
+    Yields:
+        The gRPC endpoint, host:port.
+
+    Raises:
+        InputError: the repository cannot be served.
+        ServeError: the server did not become ready.
+    """
+    grpc_port, http_port, metrics_port = unused_ports(3)
+    config = ServeConfig(
+        repository=repository,
+        profile="cpu",
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        ready_timeout_s=READY_TIMEOUT_S,
+        log_file=log,
+    )
+    typer.echo(f"starting tritonserver on {repository}, log in {log}", err=True)
+    with serving(config):
+        yield f"127.0.0.1:{grpc_port}"
+
+
+@contextmanager
+def http_server(
+    name: str, command: Sequence[str], url: str, log: Path, environment: Mapping[str, str]
+) -> Iterator[None]:
+    """Run an HTTP server.
+
+    Args:
+        name: for messages.
+        command: starts it.
+        url: answers with 200 when it is ready.
+        log: where its output goes.
+        environment: variables on top of this process's own.
+
+    Raises:
+        ComparisonError: it cannot be started, or did not become ready.
+    """
+    typer.echo(f"starting {name}, log in {log}", err=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        try:
+            # A process group of its own: Ctrl-C reaches this process only, which then stops the group.
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=out, stderr=out, start_new_session=True
+            )
+        except OSError as error:
+            raise ComparisonError(f"{name} cannot be started ({error.strerror}): {command[0]}") from error
+        try:
+            _wait_until_ready(process, name, url, log)
+            yield
+        finally:
+            _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], name: str, url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ComparisonError(f"{name} ended with code {process.returncode} before it was ready: see {log}")
+        with suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=2.0):
+            return
+        time.sleep(0.2)
+    raise ComparisonError(f"{name} was not ready after {READY_TIMEOUT_S:.0f} s: see {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    try:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers that outlived it, if any
+        process.wait()

@@ -1,0 +1,301 @@
+"""A server beside its ceiling: the same networks in one process, in alternation with the load, within one run.
+
+The speed of a machine drifts, so only turns that followed each other are compared: by their ratio within each round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from likeness_client import InputError, Product, ServerInfo, SpaceMismatchError
+from likeness_client.contract import modalities_of, signature_of
+from likeness_client.payloads import payloads
+
+from likeness_bench.ceiling_process import CeilingProcess, Item, Measured
+from likeness_bench.ceiling_report import Case, CeilingReport, Round, Trial, medians
+from likeness_bench.drive import LoadConfig, open_client
+from likeness_bench.figures import LoadReport
+from likeness_bench.in_process import Threads, cpu_threads_of, space_of, uses_of
+from likeness_bench.load import LAG_LIMIT_MS, Progress, run_load
+from likeness_bench.recall import LabelConfig, Recall, served_recall
+from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, held
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+TOLERANCE = 1e-4
+"""Embeddings of the server and of the one process differ by less than this; or something else is compared."""
+_FINALISTS = 3  # ways that are tried twice
+_CHECKED = 8  # products whose embeddings are compared first
+_ENOUGH = 100  # requests, for one of them to lie beyond the 99th percentile
+Says = Callable[[str], None]
+"""Is told what happens next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CeilingConfig:
+    """What to compare.
+
+    Attributes:
+        load: the load at saturation, a closed loop; its length is the length of every turn. The signatures of its
+            workload do not count.
+        repository: the model repository that the server serves.
+        cases: name -> the mix of signatures; an empty mix: products as they are.
+        rounds: alternations per case.
+        trial_s: how long each batch size and each use of the cores is tried.
+        label: what recall is measured on; None: it is not.
+    """
+
+    load: LoadConfig
+    repository: Path
+    cases: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: {AS_THEY_ARE: {}})
+    rounds: int = 5
+    trial_s: float = 1.0
+    label: LabelConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.load.concurrency is None or self.load.workload.operation is not OperationKind.EMBED:
+            raise InputError("the ceiling is compared with a closed loop that embeds: give a concurrency")
+        if self.rounds < 1 or not self.trial_s > 0 or not self.cases:
+            raise InputError("rounds must be at least 1, trial_s above 0, and there must be a case")
+
+
+async def run_ceiling(
+    products: Sequence[Product],
+    config: CeilingConfig,
+    *,
+    stop: asyncio.Event,
+    labels: Sequence[tuple[Product, str]] = (),
+    says: Says = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> CeilingReport:
+    """Measure all cases, or until ``stop`` is set; a round that it cuts short does not count.
+
+    Args:
+        products: what is sent.
+        config: what to compare.
+        stop: set it to get what was found so far.
+        labels: the products that recall is measured on, with their labels.
+        says: is told what happens next.
+        progress: is shown each load while it runs.
+
+    Raises:
+        SpaceMismatchError: the server serves another repository.
+        LikenessError: the server cannot be reached or cannot be asked this, or the networks cannot be run here.
+    """
+    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    async with open_client(config.load) as client:
+        info = await client.info()
+    if (space := space_of(config.repository)) != info.space:
+        raise SpaceMismatchError(
+            f"{config.load.address} serves the space {info.space}, {config.repository} holds {space}: "
+            "give the repository that is served"
+        )
+    loaded = await asyncio.to_thread(lambda: [held(product) for product in products])
+    cases: list[Case] = []
+    async with CeilingProcess(config.repository) as process:
+        for name, mix in config.cases.items():
+            work = replace(config.load.workload, signatures=mix)
+            compared = _Comparison(
+                name=name,
+                config=replace(config, load=replace(config.load, workload=work)),
+                info=info,
+                process=process,
+                workload=Workload(loaded, info, work),
+                single=Workload(loaded, info, replace(work, batch_size=1)),
+                stop=stop,
+                says=says,
+                progress=progress,
+            )
+            if case := await compared.run(labels):
+                cases.append(case)
+    return CeilingReport(
+        made_at=made_at,
+        load=asdict(config.load),
+        repository=str(config.repository),
+        space=info.space,
+        cores=_cores(),
+        cpu_threads=cpu_threads_of(config.repository),
+        label=f"{config.label.field}, split {config.label.split or 'any'}" if config.label else "",
+        ended="interrupted" if stop.is_set() else "complete",
+        cases=tuple(cases),
+        medians=medians(cases),
+        notes=tuple(_notes(cases, stopped=stop.is_set())),
+    )
+
+
+@dataclass(kw_only=True)
+class _Comparison:
+    """One case."""
+
+    name: str
+    config: CeilingConfig
+    info: ServerInfo
+    process: CeilingProcess
+    workload: Workload
+    single: Workload
+    stop: asyncio.Event
+    says: Says
+    progress: Progress
+
+    async def run(self, labels: Sequence[tuple[Product, str]]) -> Case | None:
+        """Check, try, alternate; None when it was stopped before the first round was finished."""
+        items = await asyncio.to_thread(drawn_items, self.workload, self.info)
+        await self.process.take(items)
+        difference = await self._difference()
+        recall = await self._recall(labels)
+        tried = await self._try_all()
+        if self.stop.is_set():
+            return None
+        best = max(tried, key=lambda trial: trial.products_per_s)
+        alone = min((trial for trial in tried if _is_alone(trial)), key=lambda trial: trial.p50_ms)
+        rounds: list[Round] = []
+        while len(rounds) < self.config.rounds and (found := await self._round(len(rounds) + 1, best, alone)):
+            rounds.append(found)
+        if not rounds:
+            return None
+        return Case(
+            name=self.name,
+            tried=tuple(tried),
+            best=best,
+            alone=alone,
+            largest_difference=difference,
+            recall=recall,
+            rounds=tuple(rounds),
+        )
+
+    async def _difference(self) -> float:
+        """Return how far the two answers for the same products lie apart."""
+        self.says(f"{self.name}: the same embeddings?")
+        products = [product for pool in self.single.pools.values() for product in pool[:_CHECKED]]
+        async with open_client(self.config.load) as client:
+            served = await client.embed(products, on_error="return")
+        alone = await self.process.embed([item_of(product, self.info) for product in products])
+        return float(np.nanmax(np.abs(served.vectors - alone), initial=0.0))
+
+    async def _recall(self, labels: Sequence[tuple[Product, str]]) -> Recall | None:
+        mix = self.config.load.workload.signatures
+        if not labels or len(mix) > 1:
+            return None
+        self.says(f"{self.name}: recall of {len(labels)} products")
+        signature = next(iter(mix), AS_THEY_ARE)
+        return await asyncio.to_thread(served_recall, self.config.load.address, labels, signature)
+
+    async def _try_all(self) -> list[Trial]:
+        """Try every use of the cores with every batch size, and the fastest of them once more."""
+        ways = [
+            (threads, size)
+            for threads in uses_of(_cores(), cpu_threads_of(self.config.repository))
+            for size in BATCH_SIZES
+        ]
+        tried = [await self._try(threads, size) for threads, size in ways if not self.stop.is_set()]
+        tried.sort(key=lambda trial: -trial.products_per_s)
+        for place, first in enumerate(tried[:_FINALISTS]):  # a lucky moment must not decide
+            if not self.stop.is_set():
+                again = await self._try(first.threads, first.batch_size)
+                mean = (first.products_per_s + again.products_per_s) / 2
+                tried[place] = replace(again, products_per_s=mean)
+        return tried
+
+    async def _try(self, threads: Threads, batch_size: int) -> Trial:
+        self.says(f"{self.name}: in one process, {threads.name}, batches of {batch_size}")
+        found = await self.process.measure(threads, batch_size, self.config.trial_s / 4, self.config.trial_s)
+        return Trial(threads=threads, batch_size=batch_size, products_per_s=found.products_per_s, p50_ms=_p50_ms(found))
+
+    async def _round(self, number: int, best: Trial, alone: Trial) -> Round | None:
+        """Alternate once: the server idles while the one process works, and the other way round."""
+        load, where = self.config.load, f"{self.name}, round {number} of {self.config.rounds}"
+        # Every round has requests and arrivals of its own.
+        load = replace(load, workload=replace(load.workload, seed=load.workload.seed + number))
+        ceiling = await self._turn(f"{where}: the ceiling", best)
+        full = await self._load(f"{where}: load", self.workload, load)
+        single = replace(load, concurrency=1, workload=replace(load.workload, batch_size=1))
+        apart = await self._turn(f"{where}: one at a time", alone)
+        one = await self._load(f"{where}: one caller", self.single, single)
+        if not (ceiling and full and apart and one):
+            return None
+        half = None
+        if rate := full.requests_per_s / 2:
+            half = await self._load(f"{where}: half load", self.workload, replace(load, concurrency=None, rate=rate))
+        return None if self.stop.is_set() else Round.of(ceiling.products_per_s, _p50_ms(apart), full, one, half)
+
+    async def _turn(self, what: str, trial: Trial) -> Measured | None:
+        if self.stop.is_set():
+            return None
+        self.says(what)
+        load = self.config.load
+        return await self.process.measure(trial.threads, trial.batch_size, load.warm_up_s, load.duration_s)
+
+    async def _load(self, what: str, workload: Workload, load: LoadConfig) -> LoadReport | None:
+        if self.stop.is_set():
+            return None
+        self.says(what)
+        report = await run_load(workload, self.info, load, stop=self.stop, progress=self.progress)
+        return None if self.stop.is_set() else report
+
+
+def drawn_items(workload: Workload, info: ServerInfo) -> list[Item]:
+    """Return the products of a load's first requests as the server gets them: as many as it has different ones."""
+    count = sum(len(pool) for pool in workload.pools.values())
+    requests = workload.requests(workload.config.seed)
+    products = chain.from_iterable(request.left for request in requests)
+    return [item_of(product, info) for product, _ in zip(products, range(count), strict=False)]
+
+
+def item_of(product: Product, info: ServerInfo) -> Item:
+    """Return a product as the server gets it.
+
+    Raises:
+        ProductError: it has nothing that the server embeds, or a part cannot be read.
+    """
+    found = payloads(product, info.schema, info.modalities)
+    signature = signature_of(found)
+    return Item(signature, tuple(found[name] for name in modalities_of(signature)))
+
+
+def _is_alone(trial: Trial) -> bool:
+    return trial.batch_size == 1 and trial.threads.workers == 1
+
+
+def _p50_ms(measured: Measured) -> float:
+    return 1000 * float(np.median(measured.batch_s))
+
+
+def _cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _notes(cases: Sequence[Case], *, stopped: bool) -> Iterator[str]:
+    """Say what stands in the way of believing a report."""
+    if stopped:
+        yield "interrupted: only rounds that were finished count"
+    for case in cases:
+        if not case.largest_difference <= TOLERANCE:
+            yield (
+                f"{case.name}: the server's embeddings differ by {case.largest_difference:.1e} from those of the same "
+                "networks in one process: the two do not do the same work"
+            )
+        if failed := sum(round_.failed for round_ in case.rounds):
+            yield f"{case.name}: {failed} requests failed; they count as not answered"
+        if (ratio := case.spread("throughput_ratio")) and ratio.median > 1:
+            yield (
+                f"{case.name}: the server did more than one process: its steps run side by side, in one process those "
+                "of a batch run one after the other"
+            )
+        late_ms = max(round_.harness_late_ms for round_ in case.rounds)
+        if late_ms > LAG_LIMIT_MS:
+            yield (
+                f"{case.name}: the harness itself was late (p99 {late_ms:.1f} ms in its worst turn): "
+                "the served latencies are partly its own"
+            )
+        if (fewest := min(round_.half_requests for round_ in case.rounds)) < _ENOUGH:
+            yield (
+                f"{case.name}: a turn at half load had {fewest} requests: below {_ENOUGH}, p99 is the maximum; "
+                "use longer turns"
+            )

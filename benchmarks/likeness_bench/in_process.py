@@ -1,0 +1,193 @@
+"""The served pipeline without a server: the networks and the preprocessing of a model repository, in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from google.protobuf import text_format
+from likeness_client import InputError
+from likeness_client.contract import EMBEDDING, ERROR_SUFFIX, SPACE_PARAMETER, embed_model, modalities_of
+from numpy.typing import NDArray
+from tritonclient.grpc import model_config_pb2
+
+Tensors: TypeAlias = Mapping[str, NDArray[Any]]
+Step: TypeAlias = Callable[[Tensors], Tensors]
+"""One model of an ensemble: its inputs by name to its outputs by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threads:
+    """How a process uses the cores.
+
+    Attributes:
+        workers: how many batches it has in work at a time, each in a thread of its own.
+        intra_op: threads of onnxruntime within one network; they are shared by the workers.
+        spinning: whether those threads spin while they wait, as is onnxruntime's default. The server's do not.
+    """
+
+    workers: int = 1
+    intra_op: int = 1
+    spinning: bool = False
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        plural = "s" * (self.workers > 1), "s" * (self.intra_op > 1)
+        return f"{self.workers} worker{plural[0]} x {self.intra_op} thread{plural[1]}" + ", spinning" * self.spinning
+
+
+def uses_of(cores: int, cpu_threads: int) -> list[Threads]:
+    """Return the uses of the cores that are worth trying: one batch at a time on all of them, or a batch on each.
+
+    Args:
+        cores: of this machine.
+        cpu_threads: what the server gives to one network; tried too.
+    """
+    uses = [
+        Threads(intra_op=intra_op, spinning=spinning)
+        for intra_op in sorted({cores, cpu_threads})
+        for spinning in ((False, True) if intra_op > 1 else (False,))
+    ]
+    return [*uses, Threads(workers=cores)] if cores > 1 else uses
+
+
+class Embedded(NamedTuple):
+    """A batch of answers: unit vectors FP32 [n, d], and per item why it could not be read (empty when it could)."""
+
+    vectors: NDArray[np.float32]
+    errors: list[str]
+
+
+class Pipeline:
+    """Embeds batches as the ensembles of a repository do, step by step; steps are loaded when they are first needed.
+
+    Args:
+        repository: a model repository as `likeness export` writes it; its ``preprocessing.py`` files are executed.
+        threads: how the networks use the cores.
+
+    Raises:
+        InputError: it is not such a repository.
+    """
+
+    def __init__(self, repository: Path, threads: Threads) -> None:
+        self.repository, self.threads = repository, threads
+        self._steps: dict[str, Step] = {}
+
+    def embed(self, signature: str, items: Sequence[Sequence[bytes]]) -> Embedded:
+        """Embed one batch.
+
+        Args:
+            signature: the modalities that every item has.
+            items: the bytes of each of them, in the order of the signature.
+
+        Raises:
+            InputError: the repository does not embed this signature, or one of its models cannot be run here.
+        """
+        ensemble = read_config(self.repository, embed_model(signature))
+        tensors: dict[str, NDArray[Any]] = {}
+        for place, name in enumerate(modalities_of(signature)):
+            tensors[name] = np.empty((len(items), 1), dtype=np.object_)
+            tensors[name][:, 0] = [item[place] for item in items]
+        for step in ensemble.ensemble_scheduling.step:
+            model = self._step(step.model_name, step.model_version)
+            outputs = model({name: tensors[tensor] for name, tensor in step.input_map.items()})
+            tensors |= {tensor: outputs[name] for name, tensor in step.output_map.items()}
+        reasons = [tensors[name][:, 0] for name in tensors if name.endswith(ERROR_SUFFIX)]
+        return Embedded(tensors[EMBEDDING], [next(filter(None, row), "") for row in zip(*reasons, strict=True)])
+
+    def _step(self, name: str, version: int) -> Step:
+        if name not in self._steps:
+            folder, config = self.repository / name / str(version), read_config(self.repository, name)
+            if (folder / "preprocessing.py").is_file():
+                self._steps[name] = _preprocessing(folder, config)
+            elif (folder / "model.onnx").is_file():
+                self._steps[name] = _network(folder / "model.onnx", config, self.threads)
+            else:
+                raise InputError(f"{folder} has neither preprocessing.py nor model.onnx: export the repository again")
+        return self._steps[name]
+
+
+@cache
+def read_config(repository: Path, model: str, profile: str = "") -> Any:
+    """Return a model's ``ModelConfig``, or the one of a profile; read once.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = repository / model / (f"configs/{profile}.pbtxt" if profile else "config.pbtxt")
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise InputError(f"cannot read {path} ({error}): give the repository that `likeness export` wrote") from error
+
+
+def space_of(repository: Path) -> str:
+    """Return the fingerprint of the embedding space of a repository.
+
+    Raises:
+        InputError: it holds no models that embed.
+    """
+    for path in sorted(repository.glob(f"{embed_model('*')}/config.pbtxt")):
+        return str(read_config(repository, path.parent.name).parameters[SPACE_PARAMETER].string_value)
+    raise InputError(f"{repository} has no {embed_model('*')}: give the repository that `likeness export` wrote")
+
+
+def cpu_threads_of(repository: Path) -> int:
+    """Return how many threads the server gives to one network, the most of any."""
+    profiles = (path.parents[1].name for path in repository.glob("*/configs/cpu.pbtxt"))
+    found = (read_config(repository, name, "cpu").parameters for name in profiles)
+    return max((int(parameters["cpu_threads"].string_value or 1) for parameters in found), default=1)
+
+
+def _network(path: Path, config: Any, threads: Threads) -> Step:
+    import onnxruntime as ort  # here: the harness itself only reads configurations
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads.intra_op
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    wanted = [output.name for output in config.output]
+
+    def run(inputs: Tensors) -> Tensors:
+        return dict(zip(wanted, session.run(wanted, dict(inputs)), strict=True))
+
+    return run
+
+
+def _preprocessing(folder: Path, config: Any) -> Step:
+    """Load the code that lies in the repository, as the server does, so that both run the same one."""
+    spec = importlib.util.spec_from_file_location(f"preprocessing_of_{config.name}", folder / "preprocessing.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    preprocessor = module.Preprocessor(folder / "assets")
+    (raw,) = (tensor.name for tensor in config.input)
+    (error_output,) = (tensor.name for tensor in config.output if tensor.name.endswith(ERROR_SUFFIX))
+    varying = [tensor.name for tensor in config.output if list(tensor.dims[:1]) == [-1]]
+
+    def run(inputs: Tensors) -> Tensors:
+        tensors, errors = preprocessor(list(inputs[raw].ravel()))
+        cut = without_padding({name: tensors[name] for name in varying})
+        return {**tensors, **cut, error_output: np.array(errors, dtype=np.object_).reshape(-1, 1)}
+
+    return run
+
+
+def without_padding(tensors: Tensors) -> Tensors:
+    """Cut off the columns that hold nothing in any row: padding on the right, which networks do not see.
+
+    Args:
+        tensors: [n, length, ...] each, of the same length.
+    """
+    longest = 1
+    for tensor in tensors.values():
+        columns = np.nonzero(tensor)[1]
+        longest = max(longest, 1 + int(columns.max(initial=0)))
+    return {name: tensor[:, :longest] for name, tensor in tensors.items()}

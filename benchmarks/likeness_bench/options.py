@@ -1,0 +1,117 @@
+"""What the commands of ``bench`` share: their options, and how those are read. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from likeness_client import InputError, Metric, MissingExtraError
+
+from likeness_bench.arrivals import Arrivals
+from likeness_bench.sources import SourceConfig, Span
+from likeness_bench.workload import OperationKind
+
+File = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
+AnyFile = Annotated[
+    Path | None,
+    typer.Argument(help="Products, one JSON object per line; or give --rendered.", exists=True, dir_okay=False),
+]
+Server = Annotated[str, typer.Option(help="The gRPC endpoint, host:port.")]
+Products = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
+Rendered = Annotated[int, typer.Option(min=0, help="Products of the demo catalogue to render, instead of a file.")]
+TextWords = Annotated[
+    str, typer.Option(help="MIN:MAX; title and description are cut or repeated to a drawn number of words.")
+]
+ImagePx = Annotated[str, typer.Option(help="MIN:MAX; photos are scaled to a drawn long side and encoded as JPEG.")]
+DurationS = Annotated[float, typer.Option(min=0.1, help="Measured time of a run, after its warm-up.")]
+WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before that, which is not counted.")]
+TimeoutS = Annotated[float, typer.Option(min=0.01, help="Deadline of every request.")]
+Spread = Annotated[Arrivals, typer.Option(help="How the requests of a rate are spread.")]
+Operation = Annotated[OperationKind, typer.Option(help="What every request asks for.")]
+BatchSize = Annotated[
+    list[str] | None,
+    typer.Option(help="Products per request, or per side of it; repeatable, also as SIZE=SHARE. Default: 1."),
+]
+Mix = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=SHARE of the requests, repeatable, e.g. text_image=0.5. Default: products as they are."),
+]
+RepeatShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Requests that send an earlier one again.")]
+OfMetric = Annotated[Metric, typer.Option(help="Of the similarities.")]
+Seed = Annotated[int, typer.Option(help="Of the schedule, the requests, and what is rendered.")]
+Out = Annotated[Path | None, typer.Option(help="Report as .json; .md and .html are written beside it.")]
+
+
+def parse_mix(given: Iterable[str], option: str = "--signature") -> dict[str, float]:
+    """Read ``NAME=SHARE`` options; a name alone has the share 1.
+
+    Raises:
+        InputError: a share is no number, or a name is given twice.
+    """
+    mix: dict[str, float] = {}
+    for text in given:
+        name, equals, share = text.partition("=")
+        try:
+            value = float(share) if equals else 1.0
+        except ValueError as error:
+            raise InputError(f"{option} {text}: '{share}' is no number; give NAME=SHARE") from error
+        if name in mix:
+            raise InputError(f"{option} {text}: '{name}' is given twice; add its shares up")
+        mix[name] = value
+    return mix
+
+
+def parse_sizes(given: Iterable[str] | None) -> int | dict[int, float]:
+    """Read ``SIZE=SHARE`` options; a size alone has the share 1, and nothing means batches of 1.
+
+    Raises:
+        InputError: a size or a share is no number, or a size is given twice.
+    """
+    sizes: dict[int, float] = {}
+    for text, share in parse_mix(given or ("1",), "--batch-size").items():
+        if not text.isdecimal():
+            raise InputError(f"--batch-size {text}: give a whole number, or SIZE=SHARE")
+        sizes[int(text)] = share
+    return next(iter(sizes)) if len(sizes) == 1 else sizes
+
+
+def parse_cases(given: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Read signatures that are measured one after the other; ``a=0.5,b=0.5`` is a mix that is measured as one.
+
+    Raises:
+        InputError: a share is no number, or a name is given twice in a mix.
+    """
+    return {text: parse_mix(text.split(",")) for text in given}
+
+
+def source_of(
+    file: Path | None, products: int, rendered: int, text_words: str, image_px: str, seed: int
+) -> SourceConfig:
+    """Put the options together that say which products are sent.
+
+    Raises:
+        InputError: a range cannot be read, or there is a file and products are to be rendered, or neither.
+    """
+    return SourceConfig(
+        file=file,
+        rendered=rendered,
+        count=rendered or products,
+        text_words=Span.parse(text_words) if text_words else None,
+        image_px=Span.parse(image_px) if image_px else None,
+        seed=seed,
+    )
+
+
+@contextmanager
+def needs_extra() -> Iterator[None]:
+    """Name the extra that brings a package that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in {"matplotlib", "psutil", "rich"}:
+            raise
+        raise MissingExtraError("bench", f"`{package}`") from error

@@ -1,0 +1,116 @@
+"""How good the served embeddings are: recall@1 on labelled products, beside how fast they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from likeness_client import Client, InputError, Product, ProductError, ServerInfo
+from likeness_client.contract import modalities_of
+from likeness_client.payloads import payloads
+from likeness_client.records import Record, field_value
+from numpy.typing import NDArray
+
+from likeness_bench.workload import AS_THEY_ARE
+
+_TIMEOUT_S = 60.0  # of a call; recall is no race
+_BLOCK = 1024  # queries at a time; bounds the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """What recall is measured on.
+
+    Attributes:
+        field: products with the same value of it are alike; ``a+b`` means both, ``a.b`` one inside another.
+        split: the products that are ranked against each other, by their field ``split``; empty: all.
+    """
+
+    field: str
+    split: str = "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Of one signature.
+
+    Attributes:
+        at_1: share of the queries whose nearest neighbour is alike.
+        queries: products with at least one other that is alike.
+        gallery: products that were ranked.
+    """
+
+    at_1: float
+    queries: int
+    gallery: int
+
+
+def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> list[tuple[Product, str]]:
+    """Return the products of the split, each with its label (empty where it has none).
+
+    Raises:
+        InputError: there are none, or none has a label.
+    """
+    chosen = [
+        (product, field_value(record, config.field))
+        for product, record in rows
+        if not config.split or record.get("split") == config.split
+    ]
+    if not any(label for _, label in chosen):
+        split = f" in split '{config.split}'" if config.split else ""
+        raise InputError(f"none of {len(rows)} products has the label '{config.field}'{split}: give another field")
+    return chosen
+
+
+def served_recall(address: str, products: Sequence[tuple[Product, str]], signature: str) -> Recall:
+    """Embed labelled products on a server and rank them by cosine, each against all others.
+
+    As `likeness evaluate` does it: a signature is measured on the products that have all modalities of the server, each
+    reduced to the signature; `AS_THEY_ARE` on all products with what they have.
+
+    Args:
+        address: the server's gRPC endpoint.
+        products: with their labels.
+        signature: what to reduce them to, or `AS_THEY_ARE`.
+
+    Raises:
+        LikenessError: the server does not answer.
+    """
+    with Client(address, timeout_s=_TIMEOUT_S) as client:
+        info = client.info()
+        whole = [signature == AS_THEY_ARE or _is_complete(product, info) for product, _ in products]
+        usable = [pair for pair, wanted in zip(products, whole, strict=True) if wanted]
+        if not usable:
+            return Recall(at_1=0.0, queries=0, gallery=0)
+        modalities = None if signature == AS_THEY_ARE else modalities_of(signature)
+        found = client.embed([product for product, _ in usable], modalities=modalities, on_error="return")
+    vectors: NDArray[np.float32] = found.vectors
+    return recall_at_1(vectors, np.array([label for _, label in usable], dtype=np.str_))
+
+
+def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recall:
+    """Rank every product against all others.
+
+    Args:
+        vectors: unit vectors [n, d]; rows of NaN are left out.
+        labels: one per product; those with an empty one are ranked, but are no queries.
+    """
+    usable = ~np.isnan(vectors).any(axis=1)
+    vectors, labels = vectors[usable], labels[usable]
+    names, number, count = np.unique(labels, return_inverse=True, return_counts=True)
+    queries = np.flatnonzero((names[number] != "") & (count[number] > 1))
+    hits = 0
+    for start in range(0, len(queries), _BLOCK):
+        rows = queries[start : start + _BLOCK]
+        scores = vectors[rows] @ vectors.T
+        scores[np.arange(len(rows)), rows] = -np.inf  # not itself
+        hits += int((number[scores.argmax(axis=1)] == number[rows]).sum())
+    return Recall(at_1=hits / max(1, len(queries)), queries=len(queries), gallery=len(vectors))
+
+
+def _is_complete(product: Product, info: ServerInfo) -> bool:
+    try:
+        return len(payloads(product, info.schema, info.modalities)) == len(info.modalities)
+    except ProductError:
+        return False

@@ -1,0 +1,174 @@
+"""The same networks without the server: the same answers; and the comparison of the two, never how fast they were."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from likeness_bench.ceiling import CeilingConfig, drawn_items, item_of, run_ceiling
+from likeness_bench.ceiling_process import CeilingProcess, Item
+from likeness_bench.drive import LoadConfig
+from likeness_bench.in_process import Threads, cpu_threads_of, space_of
+from likeness_bench.load import prepare, run_load
+from likeness_bench.recall import LabelConfig, labelled, served_recall
+from likeness_bench.workload import AS_THEY_ARE, Workload, WorkloadConfig, reduce_to
+from likeness_client import Client, Product, SpaceMismatchError, read_products
+from likeness_client.contract import all_signatures, modalities_of
+from likeness_export.evaluation import Row, ServedEmbedder, Task, evaluate, read_task_catalogue
+from likeness_export.run import Run
+from numpy.typing import NDArray
+
+pytestmark = pytest.mark.server
+
+PROGRAM = Path(sys.executable).parent / "likeness"
+
+
+@pytest.mark.parametrize("signature", all_signatures(("text", "image", "attributes")))
+def test_one_process_answers_what_the_server_answers(
+    client: Client, repository: Path, complete: list[Product], signature: str
+) -> None:
+    products = [reduce_to(product, modalities_of(signature)) for product in complete[:20]]
+    items = [item_of(product, client.info()) for product in products]
+    served = client.embed(products).vectors
+
+    async def run() -> None:
+        async with CeilingProcess(repository) as process:
+            await process.take(items)
+            for threads, size in ((Threads(workers=2), 4), (Threads(intra_op=2, spinning=True), 32)):
+                measured = await process.measure(threads, size, 0.0, 0.01)
+                assert measured.products_per_s > 0
+                assert len(measured.batch_s) >= threads.workers
+                np.testing.assert_allclose(await process.embed(items), served, rtol=0, atol=1e-4)
+
+    asyncio.run(asyncio.wait_for(run(), 120))
+
+
+def test_the_ceiling_has_the_products_of_the_load(client: Client, complete: list[Product]) -> None:
+    workload = Workload(complete[:20], client.info(), WorkloadConfig(batch_size=3))
+    items = drawn_items(workload, client.info())
+    first = next(workload.requests(workload.config.seed)).left
+    assert items[:3] == [item_of(product, client.info()) for product in first]
+    assert set(items) == {item_of(product, client.info()) for product in complete[:20]}
+
+
+def test_what_cannot_be_read_has_no_embedding(repository: Path) -> None:
+    async def run() -> NDArray[np.float32]:
+        async with CeilingProcess(repository) as process:
+            return await process.embed([Item("image", (b"no photo",)), Item("text", (b"a vase",))])
+
+    assert np.isnan(asyncio.run(asyncio.wait_for(run(), 60))).all(axis=1).tolist() == [True, False]
+
+
+def test_recall_is_that_of_the_evaluation(client: Client, address: str, trained_run: Run, demo_catalogue: Path) -> None:
+    task = Task(labels=("group",))
+    catalogue = read_task_catalogue(trained_run, demo_catalogue.parent, task)
+    modalities = trained_run.read_recipe().modalities()
+    rows: list[Row] = list(evaluate(ServedEmbedder(client, catalogue), catalogue, modalities, task))
+    products = labelled(list(read_products(demo_catalogue)), LabelConfig(field="group"))
+    assert {row.signature for row in rows} >= {"text", AS_THEY_ARE}
+    for row in rows:
+        found = served_recall(address, products, row.signature)
+        assert found.queries == row.figures.queries
+        assert found.at_1 == pytest.approx(row.figures.recall_at[1])
+
+
+def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: list[Product]) -> None:
+    work = WorkloadConfig(batch_size={1: 0.5, 3: 0.5})
+    load = LoadConfig(address=address, concurrency=3, duration_s=1.0, warm_up_s=0.1, timeout_s=60.0, workload=work)
+    mixed = {"text": 0.5, "text_image": 0.5}
+    config = CeilingConfig(
+        load=load,
+        repository=repository,
+        cases={"image": {"image": 1.0}, "mixed": mixed},
+        rounds=2,
+        trial_s=0.02,
+        label=LabelConfig(field="group"),
+    )
+    labels = [(product, product.product_id[:5]) for product in complete]
+    said: list[str] = []
+    report = asyncio.run(
+        asyncio.wait_for(run_ceiling(complete[:30], config, stop=asyncio.Event(), labels=labels, says=said.append), 240)
+    )
+    assert report.ended == "complete"
+    assert report.space == space_of(repository)
+    assert report.cpu_threads == cpu_threads_of(repository)
+    assert [case.name for case in report.cases] == ["image", "mixed"]
+    assert report.cases[0].recall is not None
+    assert report.cases[1].recall is None  # a mix is no embedding of its own
+    for case in report.cases:
+        assert case.largest_difference < 1e-4
+        assert case.best in case.tried
+        assert (case.alone.batch_size, case.alone.threads.workers) == (1, 1)
+        assert {trial.batch_size for trial in case.tried} == {1, 2, 4, 8, 16, 32}
+        assert len(case.rounds) == 2
+        for found in case.rounds:
+            assert found.failed == 0
+            assert found.throughput_ratio == pytest.approx(found.served_products_per_s / found.ceiling_products_per_s)
+            assert found.served_p50_ms is not None
+            assert found.latency_ratio == pytest.approx(found.served_p50_ms / found.alone_p50_ms)
+    turns = [text.rpartition(": ")[2] for text in said if text.startswith("image, round 1")]
+    assert turns == ["the ceiling", "load", "one at a time", "one caller", "half load"]
+
+
+def test_a_comparison_that_is_stopped_keeps_the_rounds_that_were_finished(
+    address: str, repository: Path, complete: list[Product]
+) -> None:
+    load = LoadConfig(address=address, concurrency=2, duration_s=0.2, warm_up_s=0.0, timeout_s=60.0)
+    config = CeilingConfig(load=load, repository=repository, rounds=50, trial_s=0.01)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+
+        def says(text: str) -> None:
+            if "round 2 of 50: load" in text:
+                stop.set()
+
+        report = await run_ceiling(complete[:20], config, stop=stop, says=says)
+        assert report.ended == "interrupted"
+        assert len(report.cases[0].rounds) == 1
+
+    asyncio.run(asyncio.wait_for(run(), 120))
+
+
+def test_another_repository_is_refused(address: str, repository: Path, complete: list[Product], tmp_path: Path) -> None:
+    text = (repository / "embed_text" / "config.pbtxt").read_text(encoding="utf-8")
+    (tmp_path / "embed_text").mkdir()
+    (tmp_path / "embed_text" / "config.pbtxt").write_text(text.replace(space_of(repository), "0" * 16))
+    config = CeilingConfig(load=LoadConfig(address=address, concurrency=1), repository=tmp_path)
+    with pytest.raises(SpaceMismatchError, match="give the repository that is served"):
+        asyncio.run(run_ceiling(complete, config, stop=asyncio.Event()))
+
+
+def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
+    words = (
+        f"bench ceiling --rendered 40 --server {address} --repository {repository} --signature text --label group "
+        "--text-words 3:40 --image-px 60:200 --rounds 1 --round-s 1 --warm-up-s 0.1 --trial-s 0.05 --timeout-s 60 "
+        f"--split= --out {tmp_path / 'c.json'}"
+    )
+    done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "served / ceiling" in done.stdout
+    data = json.loads((tmp_path / "c.json").read_text())
+    assert data["cases"][0]["recall"]["gallery"] > 20
+    assert data["cases"][0]["largest_difference"] < 1e-4
+    assert "tried in one process" in (tmp_path / "c.md").read_text()
+    assert "<svg" in (tmp_path / "c.html").read_text()
+
+
+def test_a_load_of_mixed_sizes(address: str, complete: list[Product]) -> None:
+    work = WorkloadConfig(batch_size={1: 0.5, 4: 0.5})
+    config = LoadConfig(address=address, concurrency=2, duration_s=1.5, warm_up_s=0.0, timeout_s=60.0, workload=work)
+
+    async def run() -> None:
+        workload, info = await prepare(complete[:20], config)
+        report = await run_load(workload, info, config, stop=asyncio.Event())
+        assert set(report.by_products) == {1, 4}
+        assert sum(found.count for found in report.by_products.values()) == report.requests
+        assert not report.errors
+
+    asyncio.run(asyncio.wait_for(run(), 60))

@@ -1,0 +1,305 @@
+"""What a comparison with the ceiling is made of, without a server; and the sizes and sources of what is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from likeness_bench import options
+from likeness_bench.ceiling import CeilingConfig, _notes
+from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, batches
+from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, medians
+from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.in_process import Threads, uses_of, without_padding
+from likeness_bench.load import _report, _Watch
+from likeness_bench.output import deliver_ceiling
+from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1
+from likeness_bench.sources import SourceConfig, Span, read_sources, varied
+from likeness_bench.workload import OperationKind, WorkloadConfig
+from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo
+from likeness_client.records import ImageSource
+from PIL import Image
+
+INFO = ServerInfo(
+    space="s",
+    modalities=("text",),
+    signatures=("text",),
+    dimension=4,
+    max_batch_size=8,
+    schema=InputSchema(),
+    error_outputs={},
+)
+ROUND = Round(
+    ceiling_products_per_s=100.0,
+    served_products_per_s=80.0,
+    throughput_ratio=0.8,
+    alone_p50_ms=10.0,
+    served_p50_ms=15.0,
+    latency_ratio=1.5,
+    half_rate=40.0,
+    half_p50_ms=16.0,
+    half_p99_ms=32.0,
+    half_tail=2.0,
+    half_requests=200,
+    failed=0,
+    harness_late_ms=1.0,
+)
+TRIAL = Trial(threads=Threads(intra_op=2), batch_size=8, products_per_s=100.0, p50_ms=80.0)
+CASE = Case(
+    name="text",
+    tried=(TRIAL, replace(TRIAL, batch_size=1)),
+    best=TRIAL,
+    alone=replace(TRIAL, batch_size=1),
+    largest_difference=1e-7,
+    recall=Recall(at_1=0.75, queries=40, gallery=50),
+    rounds=(ROUND, replace(ROUND, throughput_ratio=0.9), replace(ROUND, throughput_ratio=0.5, served_p50_ms=None)),
+)
+
+
+def items(signature: str, lengths: Sequence[int]) -> list[Item]:
+    return [Item(signature, (b"x" * length,)) for length in lengths]
+
+
+def test_batches_are_full_of_one_signature_and_of_like_length() -> None:
+    rng = np.random.default_rng(0)
+    given = items("text", rng.integers(1, 1000, 300).tolist()) + items("image", rng.integers(1, 1000, 100).tolist())
+    rng.shuffle(given)
+    found = list(islice(batches(given, 8), 400))
+    assert {len(batch) for batch in found} == {8}
+    assert all(len({item.signature for item in batch}) == 1 for batch in found)
+    spans = [max(len(i.parts[0]) for i in batch) - min(len(i.parts[0]) for i in batch) for batch in found]
+    assert np.mean(spans) < 500  # at random it would be near 780
+    drawn = Counter(id(item) for batch in found for item in batch)
+    assert len(drawn) == 400
+    assert max(drawn.values()) - min(drawn.values()) <= 2  # nothing is left over for good
+
+
+def test_a_rare_signature_has_its_turn_too() -> None:
+    found = islice(batches(items("text", [5] * 20) + items("image", [5]), 8), 200)
+    assert {batch[0].signature for batch in found} == {"text", "image"}
+
+
+def test_padding_is_cut_off_where_no_row_needs_it() -> None:
+    ids, mask = np.array([[5, 0, 6, 0, 0], [7, 0, 0, 0, 0]]), np.array([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
+    cut = without_padding({"ids": ids, "mask": mask})
+    assert {name: tensor.shape for name, tensor in cut.items()} == {"ids": (2, 4), "mask": (2, 4)}
+    assert without_padding({"mask": np.zeros((2, 8))})["mask"].shape == (2, 1)
+    assert without_padding({}) == {}
+
+
+@pytest.mark.parametrize(("cores", "cpu_threads", "count"), [(1, 1, 1), (2, 2, 3), (8, 2, 5), (4, 1, 4)])
+def test_uses_of_the_cores(cores: int, cpu_threads: int, count: int) -> None:
+    uses = uses_of(cores, cpu_threads)
+    assert len(set(uses)) == len(uses) == count
+    assert {use.intra_op for use in uses if use.workers == 1} == {cores, cpu_threads}
+    assert cores == 1 or Threads(workers=cores) in uses
+
+
+def test_a_repository_that_is_none_is_named(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with CeilingProcess(tmp_path) as process:
+            await process.embed([Item("text", (b"a vase",))])
+
+    with pytest.raises(InputError, match=r"embed_text.config\.pbtxt.*likeness export"):
+        asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with CeilingProcess(tmp_path) as process:
+            process._process.kill()
+            await process.take([])
+            await process.embed([])
+
+    with pytest.raises(CeilingError, match="ended with code -9"):
+        asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_spreads_leave_out_what_there_is_not() -> None:
+    assert Spread.of([3.0, None, 1.0]) == Spread(median=2.0, min=1.0, max=3.0)
+    assert Spread.of([None]) is None
+    assert CASE.spread("throughput_ratio") == Spread(median=0.8, min=0.5, max=0.9)
+
+
+def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
+    config = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
+    drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
+    nothing = _report(drive, _Watch(config=config), INFO, "now")
+    found = Round.of(100.0, 10.0, nothing, nothing, None)
+    assert (found.throughput_ratio, found.latency_ratio, found.half_rate, found.half_tail) == (0.0, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (CASE, ""),
+        (replace(CASE, largest_difference=0.01), "not do the same work"),
+        (replace(CASE, largest_difference=float("nan")), "not do the same work"),
+        (replace(CASE, rounds=(replace(ROUND, failed=3),)), "3 requests failed"),
+        (replace(CASE, rounds=(replace(ROUND, throughput_ratio=1.2),)), "side by side"),
+        (replace(CASE, rounds=(replace(ROUND, harness_late_ms=9.0),)), "harness itself was late"),
+        (replace(CASE, rounds=(replace(ROUND, half_requests=20),)), "p99 is the maximum"),
+    ],
+)
+def test_notes_of_a_comparison(case: Case, said: str) -> None:
+    notes = list(_notes([case], stopped=False))
+    assert [said in note for note in notes] == ([True] if said else [])
+    assert "interrupted" in next(_notes([case], stopped=True))
+
+
+@pytest.mark.parametrize("cases", [(CASE,), (CASE, replace(CASE, name="image", recall=None)), ()])
+def test_a_comparison_in_all_forms(cases: tuple[Case, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = CeilingReport(
+        made_at="now",
+        load={"concurrency": 16, "duration_s": 5.0, "workload": {"batch_size": 1}},
+        repository="r",
+        space="s",
+        cores=2,
+        cpu_threads=2,
+        label="group, split val",
+        ended="complete",
+        cases=cases,
+        medians=medians(cases),
+        notes=("a note",),
+    )
+    deliver_ceiling(report, tmp_path / "c.json")
+    data = json.loads((tmp_path / "c.json").read_text())
+    assert data["format"] == "likeness-ceiling-1"
+    text = (tmp_path / "c.md").read_text()
+    assert text.count("tried in one process") == len(cases)
+    assert ("| medians | text | image |" in text) == (len(cases) == 2)
+    assert (tmp_path / "c.html").read_text().count("<svg") == len(cases)
+    if cases:
+        assert data["medians"]["text"]["throughput_ratio"]["median"] == 0.8
+        assert "| served / ceiling | 0.800 | 0.500 | 0.900 |" in text
+        assert "40 queries among 50 products" in text
+        assert "batches of 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rounds": 0},
+        {"trial_s": 0.0},
+        {"cases": {}},
+        {"load": LoadConfig(address="a:1", rate=1.0)},
+        {"load": LoadConfig(address="a:1", concurrency=1, workload=WorkloadConfig(operation=OperationKind.SIMILARITY))},
+    ],
+)
+def test_comparisons_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        CeilingConfig(**{"load": LoadConfig(address="a:1", concurrency=1), "repository": Path(), **wrong})
+
+
+def test_recall_at_1_by_hand() -> None:
+    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], [-1, 0], [np.nan, 0]], dtype=np.float32)
+    labels = np.array(["a", "a", "b", "a", "b", "b"])
+    # Nearest: 0 -> 1 (a, a); 1 -> 3 (a, a); 2 -> 3 (b, a); 3 -> 1 (a, a); 4 -> 2 (b, b); the last was not embedded.
+    assert recall_at_1(vectors, labels) == Recall(at_1=4 / 5, queries=5, gallery=5)
+    # A product without a label, or alone with it, is ranked but asks nothing.
+    assert recall_at_1(vectors, np.array(["a", "", "b", "a", "", ""])) == Recall(at_1=0.0, queries=2, gallery=5)
+    assert recall_at_1(vectors[:0], labels[:0]) == Recall(at_1=0.0, queries=0, gallery=0)
+
+
+def test_labelled_products_are_those_of_the_split() -> None:
+    rows = [(Product(product_id=str(row)), {"split": split, "group": f"g{row}"}) for row, split in enumerate("abab")]
+    assert [label for _, label in labelled(rows, LabelConfig(field="group", split="a"))] == ["g0", "g2"]
+    assert len(labelled(rows, LabelConfig(field="group", split=""))) == 4
+    with pytest.raises(InputError, match="none of 4 products has the label 'kind' in split 'a'"):
+        labelled(rows, LabelConfig(field="kind", split="a"))
+
+
+@pytest.mark.parametrize(("given", "sizes"), [(None, 1), (["8"], 8), (["1=0.5", "8"], {1: 0.5, 8: 1.0})])
+def test_batch_sizes_are_read(given: list[str] | None, sizes: int | dict[int, float]) -> None:
+    assert options.parse_sizes(given) == sizes
+
+
+@pytest.mark.parametrize("given", [["many"], ["1", "1"], ["8=x"], ["1.5"]])
+def test_batch_sizes_that_cannot_be_read(given: list[str]) -> None:
+    with pytest.raises(InputError, match="--batch-size"):
+        options.parse_sizes(given)
+
+
+def test_cases_are_read() -> None:
+    assert options.parse_cases(["text", "text=0.5,image=2"]) == {
+        "text": {"text": 1.0},
+        "text=0.5,image=2": {"text": 0.5, "image": 2.0},
+    }
+
+
+@pytest.mark.parametrize("text", ["5", "9:5", "0:5", "a:b", ""])
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="is no range"):
+        Span.parse(text)
+
+
+def photo(width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(out, "PNG")
+    return out.getvalue()
+
+
+def test_texts_get_the_lengths_that_were_asked_for() -> None:
+    given = [Product(title="a b", description="c d e f g h"), Product(title="a"), Product(images=(b"x",))] * 100
+    found = varied(given, SourceConfig(rendered=1, text_words=Span(low=4, high=12)))
+    lengths = [len(f"{product.title!s} {product.description!s}".split()) for product in found]
+    assert set(lengths[0::3]) == set(lengths[1::3]) == set(range(4, 13))
+    assert set(lengths[2::3]) == {0}
+    assert all(len(str(product.title).split()) in (1, 2, 3) for product in found[0::3])  # a quarter of the words
+    assert found == varied(given, SourceConfig(rendered=1, text_words=Span(low=4, high=12)))
+
+
+def test_photos_get_the_sizes_that_were_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "tall.png").write_bytes(photo(30, 90))
+    sources: list[ImageSource] = [photo(100, 50), tmp_path / "tall.png", np.zeros((10, 20, 3), dtype=np.uint8)]
+    given = [Product(images=(source, b"a second view")) for source in sources] + [Product(title="no photo")]
+    found = varied(given, SourceConfig(rendered=1, image_px=Span(low=60, high=60)))
+    assert found[3] == given[3]
+    sizes = []
+    for product in found[:3]:
+        (view,) = product.images
+        assert isinstance(view, bytes)
+        sizes.append(Image.open(io.BytesIO(view)).size)
+    assert sizes == [(60, 30), (20, 60), (60, 30)]
+
+
+@pytest.mark.parametrize("source", [b"no photo", Path("nowhere.jpg")])
+def test_photos_that_cannot_be_scaled_are_named(source: bytes | Path) -> None:
+    config = SourceConfig(rendered=1, image_px=Span(low=60, high=60))
+    with pytest.raises(InputError, match="product 'p': its photo cannot be scaled"):
+        varied([Product(product_id="p", images=(source,))], config)
+
+
+def test_products_come_from_one_source(tmp_path: Path) -> None:
+    file = tmp_path / "products.jsonl"
+    for wrong in ({}, {"file": file, "rendered": 3}):
+        with pytest.raises(InputError, match="one of the two"):
+            SourceConfig(**wrong)  # type: ignore[arg-type]
+    file.write_text("")
+    with pytest.raises(InputError, match="holds no products"):
+        read_sources(SourceConfig(file=file))
+    file.write_text("".join(json.dumps({"product_id": str(row), "title": "t"}) + "\n" for row in range(5)))
+    assert len(read_sources(SourceConfig(file=file, count=3))) == 3
+    assert len(read_sources(SourceConfig(file=file, count=3), everything=True)) == 5
+
+
+def test_rendered_products_are_as_many_as_asked_for_and_hold_their_photos() -> None:
+    found = read_sources(SourceConfig(rendered=140, seed=3))
+    assert len(found) == 140
+    assert all(isinstance(view, bytes) for product, _ in found for view in product.images)
+    assert {record["split"] for _, record in found} == {"train", "val"}
+
+
+def test_what_renders_products_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("likeness_bench.sources._RENDERER", "likeness_nowhere.catalogue")
+    with pytest.raises(MissingExtraError, match=r"likeness\[demo\]"):
+        read_sources(SourceConfig(rendered=3))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from comparisons.contenders import distinct, json_body
+from comparisons.infinity import named
+from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
+from comparisons.mixed_traffic.masked_fusion import MaskedFusion
+from comparisons.perf_analyzer import entry, read_csv
+from comparisons.report import Comparison, Setting, deliver, notes, tables
+from comparisons.rounds import ComparisonError, Contender, Round, RoundsConfig, alternate, ratio
+from likeness_client import InputError, Product, ServerInfo
+from likeness_client.contract import InputSchema
+from likeness_export.networks.product import SignatureFusion, Tower, build_network
+from likeness_export.recipe import parse_recipe
+from numpy.typing import NDArray
+
+SHORT = RoundsConfig(clients=2, rounds=2, round_s=0.1, warm_up_s=0.02, timeout_s=0.05)
+CHAIR = Product(title="red chair")
+INFO = ServerInfo(
+    space="s",
+    modalities=("text", "image"),
+    signatures=("text", "image", "text_image"),
+    dimension=4,
+    max_batch_size=4,
+    schema=InputSchema(),
+    error_outputs={},
+)
+
+
+def chairs(_number: int) -> Iterator[Sequence[Product]]:
+    return repeat((CHAIR, CHAIR))
+
+
+def contender(name: str, seconds: float) -> Contender:
+    async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
+        await asyncio.sleep(seconds)
+        return np.zeros((len(products), 4), np.float32)
+
+    return Contender(name=name, embed=embed)
+
+
+def turn(name: str, number: int, speed: float, failures: int = 0) -> Round:
+    return Round(contender=name, number=number, products_per_s=speed, requests=9, failures=failures, example="why")
+
+
+def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None:
+    rounds = asyncio.run(alternate([contender("a", 0.002), contender("b", 0.01)], chairs, SHORT))
+    assert [(found.contender, found.number) for found in rounds] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert all(found.p50_ms and found.p50_ms >= 2 and not found.failures for found in rounds)
+    assert ratio(rounds, "a", "b").median > 1.5
+
+
+def test_products_are_counted_and_not_requests() -> None:
+    (found,) = asyncio.run(alternate([contender("a", 0.005)], chairs, RoundsConfig(rounds=1, round_s=0.1, warm_up_s=0)))
+    assert found.products_per_s == pytest.approx(2 * found.requests / 0.1)
+
+
+def test_a_contender_that_hangs_is_named_with_the_deadline() -> None:
+    with pytest.raises(ComparisonError, match=r"b answered nothing in round 1: no answer within 0\.05 s"):
+        asyncio.run(alternate([contender("a", 0.001), contender("b", 1.0)], chairs, SHORT))
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    # The machine is half as fast in the second round: the ratio of the medians would still be right, of one turn not.
+    rounds = [turn("a", 1, 40), turn("b", 1, 10), turn("a", 2, 20), turn("b", 2, 5), turn("a", 3, 30), turn("b", 3, 10)]
+    found = ratio(rounds, "a", "b")
+    assert (found.median, found.lowest, found.highest, found.rounds) == (4.0, 3.0, 4.0, 3)
+    with pytest.raises(ComparisonError, match="no round in common"):
+        ratio(rounds, "a", "c")
+
+
+@pytest.mark.parametrize("wrong", [{"clients": 0}, {"rounds": 0}, {"round_s": 0.0}, {"warm_up_s": -1.0}])
+def test_what_cannot_be_measured_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"at least|above"):
+        RoundsConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
+    setting = Setting(
+        title="2 clients x 1",
+        config=SHORT,
+        rounds=(turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)),
+        pairs=(("a", "b"),),
+    )
+    comparison = Comparison(title="A and B", settings=(setting,), facts={"load average before": "3.00"}, notes=("n",))
+    said = "\n".join(notes(comparison))
+    assert "load average was 3.00" in said
+    assert "requests of b failed, the first one said: why" in said
+    assert "2 rounds; make at least 5" in said
+    assert tables(comparison)[1].rows == (("a / b", "4.00", "4.00", "4.00", "1"),)
+    deliver(comparison, tmp_path / "found.json")
+    data = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert data["ratios"]["2 clients x 1"][0]["median"] == 4.0
+    assert "| a / b | 4.00 |" in (tmp_path / "found.md").read_text(encoding="utf-8")
+
+
+def test_equal_texts_are_sent_once() -> None:
+    products = [CHAIR, Product(title="red chair", images=(b"x",)), Product(images=(b"y",)), Product(title="table")]
+    assert [product.title for product in distinct(products, InputSchema(), "text")] == ["red chair", "table"]
+    with pytest.raises(InputError, match="none of 1 products has text"):
+        distinct([Product(images=(b"y",))], InputSchema(), "text")
+
+
+def test_contenders_of_ours_are_told_apart() -> None:
+    assert named([Path("a")]) == {"likeness": Path("a")}
+    assert set(named([Path("a"), Path("b")])) == {"likeness a", "likeness b"}
+    with pytest.raises(InputError, match="--repository"):
+        named([Path("a"), Path("a")])
+
+
+def test_json_carries_pictures_as_base64() -> None:
+    body = json_body({"text": b"chair", "image": b"\xff\x00", "attributes": b'{"kind":"chair"}'})
+    assert body == {"text": "chair", "image": "/wA=", "attributes": {"kind": "chair"}}
+
+
+def test_each_way_is_asked_for_the_same_products() -> None:
+    given = [{"text": b"chair"}]
+    model, inputs = ensemble_call(given)
+    assert (model, list(inputs)) == ("embed_text", ["text"])
+    assert router_call(given)[0] == "router"
+    model, inputs = masked_plan(INFO)(given)
+    assert model == "masked"
+    assert inputs["image"].tolist() == [[b""]]
+    assert inputs["present"].tolist() == [[1.0, 0.0]]
+    assert shares(("text", "image", "attributes")) == {"text_image_attributes": 0.5, "text": 0.25, "image": 0.25}
+
+
+def test_the_masked_head_fuses_as_the_head_of_each_signature(tmp_path: Path) -> None:
+    keys = ["kind"]
+    towers: dict[str, dict[str, object]] = {name: {"encoder": "one_hot", "keys": keys} for name in ("first", "second")}
+    towers["photo"] = {"encoder": "small_cnn", "image_px": 32, "width": 8}
+    raw = {"name": "tiny", "dimension": 8, "data": {"products": "p", "labels": ["group"]}, "towers": towers}
+    recipe = parse_recipe(raw, "test")
+    for name in ("first", "second"):
+        (tmp_path / name / "assets").mkdir(parents=True)
+        vocabulary = {"keys": [{"name": "kind", "values": ["chair"]}], "max_bytes": 10}
+        (tmp_path / name / "assets" / "attributes.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    network = build_network(recipe, tmp_path, None).eval()
+    assert isinstance(network.tower("photo"), Tower)
+    vectors = {name: torch.nn.functional.normalize(torch.randn(3, 8), dim=1) for name in towers}
+    masked = MaskedFusion(network)
+    for signature in ("image", "attributes", "image_attributes"):
+        head = SignatureFusion(network, signature)
+        mask = torch.tensor([[float(name in signature.split("_")) for name in network.modalities]]).expand(3, -1)
+        expected, _ = head(*(vectors[name] for name in head.towers))
+        found, weights = masked(*vectors.values(), mask)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(weights.sum(1), torch.ones(3))
+
+
+def test_perf_analyzer_gets_bytes_and_its_figures_are_read() -> None:
+    assert entry({"text": b"chair"}) == {"text": {"content": {"b64": "BQAAAGNoYWly"}, "shape": [1]}}
+    text = "Concurrency,Inferences/Second,p50 latency,p99 latency\n16,120.5,130000,200500\n"
+    found = read_csv(text, RoundsConfig(round_s=10.0))
+    assert (found.products_per_s, found.p50_ms, found.p99_ms, found.requests) == (120.5, 130.0, 200.5, 1205)
+    with pytest.raises(ComparisonError, match="another form"):
+        read_csv("nothing\n", RoundsConfig())
