@@ -120,6 +120,9 @@ class _Renderer:
         onnx.platform = "onnxruntime_onnx"
         tensorrt.platform = "tensorrt_plan"
         cpu.parameters["cpu_threads"].string_value = str(self.recipe.serving.cpu_threads)
+        for entry in cpu.input:
+            # Texts of all lengths share an execution: the adapter groups them better than buckets do.
+            entry.allow_ragged_batch = config.max_batch_size > 0 and -1 in entry.dims
         return RenderedModel(default=onnx, profiles={"cpu": self.python(cpu), "tensorrt": tensorrt})
 
     def pairs(self, spec: StepSpec) -> ModelConfig:

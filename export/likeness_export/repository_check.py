@@ -43,13 +43,21 @@ def _parse(model: RenderedModel) -> list[ModelConfig]:
 
 
 def _check_profiles(name: str, configs: list[ModelConfig]) -> Iterator[str]:
-    tensors = {(str(config.input), str(config.output), config.max_batch_size) for config in configs}
-    if len(tensors) > 1:
+    if len({_interface(config) for config in configs}) > 1:
         yield f"{name}: its profiles declare different tensors or batch sizes"
     if any(config.name != name for config in configs):
         yield f"{name}: a configuration names another model"
     if any(entry.optional for config in configs for entry in config.input):
         yield f"{name}: declares an optional input, which keeps requests from sharing a batch"
+
+
+def _interface(config: ModelConfig) -> tuple[str, str, int]:
+    """Return what callers see; how a profile gathers its batches is its own affair."""
+    plain = ModelConfig()
+    plain.CopyFrom(config)
+    for entry in plain.input:
+        entry.allow_ragged_batch = False
+    return str(plain.input), str(plain.output), plain.max_batch_size
 
 
 def _check_ensemble(ensemble: ModelConfig, models: Mapping[str, ModelConfig]) -> Iterator[str]:

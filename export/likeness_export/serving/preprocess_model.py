@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from lengths import used_lengths
 from preprocessing import Preprocessor
 
 
@@ -18,17 +19,22 @@ class TritonPythonModel:
         self.input = config["input"][0]["name"]
         self.outputs = [output["name"] for output in config["output"]]
         self.preprocessor = Preprocessor(Path(args["model_repository"]) / args["model_version"] / "assets")
+        self.buckets = getattr(self.preprocessor, "buckets", [])  # padded lengths, where lengths vary
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows; a bad item has a reason, its neighbours are not touched."""
         batches = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
         tensors, errors = self.preprocessor([item for batch in batches for item in batch.ravel()])
+        lengths = used_lengths(list(tensors.values())) if self.buckets else np.empty(0, np.intp)
         reasons = np.array([error.encode() for error in errors], dtype=np.object_).reshape(-1, 1)
         columns = [tensors.get(name, reasons) for name in self.outputs]
         responses, start = [], 0
         for batch in batches:
             rows = slice(start, start + len(batch))
             start = rows.stop
-            outputs = [pb_utils.Tensor(n, c[rows]) for n, c in zip(self.outputs, columns, strict=True)]
+            # One long text among the requests must not make all the others long.
+            longest = lengths[rows].max(initial=0)
+            cut = slice(next((bucket for bucket in self.buckets if bucket >= longest), None))
+            outputs = [pb_utils.Tensor(n, c[rows, cut]) for n, c in zip(self.outputs, columns, strict=True)]
             responses.append(pb_utils.InferenceResponse(outputs))
         return responses

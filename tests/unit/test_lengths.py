@@ -1,0 +1,42 @@
+"""Which rows the server computes together."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from likeness_export.serving.lengths import RUN_TOKENS, runs_of, used_lengths
+
+LENGTHS = st.lists(st.integers(1, 60), max_size=9)
+
+
+def cost(runs: list[list[int]]) -> int:
+    return sum(RUN_TOKENS + len(run) * max(run) for run in runs)
+
+
+def test_padding_is_what_is_zero_in_all_tensors() -> None:
+    ids = np.array([[5, 0, 7, 0], [0, 0, 0, 0], [1, 2, 3, 4], [0, 9, 0, 0]])
+    weights = np.array([[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0.5, 1, 2, 0]])
+    assert used_lengths([ids, weights]).tolist() == [3, 1, 4, 3]
+    assert used_lengths([ids]).tolist() == [3, 1, 4, 2]
+    assert used_lengths([ids[:0]]).tolist() == []
+
+
+@given(LENGTHS)
+def test_no_other_division_of_the_sorted_rows_is_cheaper(lengths: list[int]) -> None:
+    runs = runs_of(np.array(lengths, dtype=np.intp))
+    assert sorted(row for run in runs for row in run.tolist()) == list(range(len(lengths)))
+    ordered = sorted(lengths)
+    least = min(
+        cost([ordered[i:j] for i, j in zip((0, *cuts), (*cuts, len(ordered)), strict=True) if i < j])
+        for number in range(max(1, len(ordered)))
+        for cuts in combinations(range(1, len(ordered)), number)
+    )
+    assert cost([[lengths[row] for row in run] for run in runs]) == least
+
+
+def test_like_lengths_share_a_run_and_long_ones_do_not_stretch_short_ones() -> None:
+    runs = runs_of(np.array([12, 60, 11, 58, 12]))
+    assert [sorted(run.tolist()) for run in runs] == [[0, 2, 4], [1, 3]]
