@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -88,16 +88,51 @@ def evaluate(
 def export(
     run: RunFolder,
     repository: Annotated[Path, typer.Option(help="The model repository to make; an earlier one is replaced.")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(
+            help="Of the towers' networks: int8 for CPUs, fp16 for GPUs. Each has to pass a gate, or stays fp32."
+        ),
+    ] = "fp32",
+    max_recall_loss: Annotated[
+        float, typer.Option(min=0, help="Points of a hundred that recall@1 may fall below that of fp32.")
+    ] = 0.5,
+    data_root: DataRoot = Path(),
+    tensorrt: Annotated[
+        bool, typer.Option("--tensorrt", help="Also build TensorRT plans, on the GPU that will run them.")
+    ] = False,
 ) -> None:
-    """Export a run's networks to ONNX, verify them, and make a Triton model repository. Exits with 1 if one fails."""
-    _start()
-    from likeness_export.exporting import export_run
-    from likeness_export.reports import export_table
-    from likeness_export.run import Run
+    """Export a run's networks to ONNX, verify them, and make a Triton model repository.
 
-    reports = export_run(Run(run), repository)
+    Exits with 1 and leaves an earlier repository if a network cannot be exported; exits with 1, too, if one stays fp32
+    because no file of the wanted precision passes the gate. Reduced files are calibrated and judged on real products.
+    """
+    _start()
+    from likeness_export.exporting import ExportStep, export_run
+    from likeness_export.precision.gate import Limits
+    from likeness_export.precision.reducing import PrecisionChoice, Reducer
+    from likeness_export.reports import export_table, precision_tables
+    from likeness_export.run import Run
+    from likeness_export.tensorrt_plans import PlanStep, TensorRTBuilder
+
+    source = Run(run)
+    steps: list[ExportStep] = []
+    reducer = None
+    if precision != "fp32":
+        limits = Limits(recall_loss=max_recall_loss)
+        choice = PrecisionChoice(precision=precision, data_root=data_root, limits=limits, for_tensorrt=tensorrt)
+        reducer = Reducer(source, choice)
+        steps.append(reducer)
+    if tensorrt:
+        steps.append(PlanStep(source, TensorRTBuilder(repository.with_name(f"{repository.name}.tensorrt-timing"))))
+    reports = export_run(source, repository, steps)
     export_table(reports)
     typer.echo(f"exported: {repository}")
+    if reducer and reducer.report:
+        precision_tables(reducer.report)
+        if refused := reducer.report.refused():
+            typer.echo(f"not {precision}, because nothing passed the gate: {', '.join(refused)}", err=True)
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -8,11 +8,12 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL, preprocess_model
 from likeness_client.errors import InputError
@@ -26,6 +27,9 @@ from likeness_export.recipe import Recipe
 from likeness_export.repository import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import check
 from likeness_export.run import Run
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MANIFEST = "manifest.json"
 ADAPTERS = Path(__file__).parent / "serving"
@@ -46,7 +50,20 @@ _LIBRARIES = (
 )
 
 
-def export_run(run: Run, repository: Path) -> list[ExportReport]:
+class ExportStep(Protocol):
+    """Work on the verified files before they take their place.
+
+    Attributes:
+        section: where its report stands in the manifest.
+    """
+
+    section: str
+
+    def __call__(self, folder: Path) -> DataclassInstance:
+        """Work on the repository in ``folder`` and report."""
+
+
+def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> list[ExportReport]:
     """Export a trained run.
 
     Everything is built beside ``repository`` and takes its place only when all of it is verified: a failed export
@@ -55,6 +72,7 @@ def export_run(run: Run, repository: Path) -> list[ExportReport]:
     Args:
         run: the trained run.
         repository: the model repository to make.
+        steps: what else is done to the files once they are verified, e.g. a reduction of their precision.
 
     Returns:
         What was verified, per network.
@@ -74,7 +92,8 @@ def export_run(run: Run, repository: Path) -> list[ExportReport]:
         for tower in recipe.towers:
             shutil.copytree(run.towers / tower / ASSETS, aside / preprocess_model(tower) / str(VERSION) / ASSETS)
         reports = _export_networks(recipe, network, aside)
-        manifest = _manifest(recipe, space, aside, reports)
+        sections = {step.section: asdict(step(aside)) for step in steps}
+        manifest = _manifest(recipe, space, aside, reports) | sections
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return reports
 
@@ -89,6 +108,9 @@ def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Pat
             shutil.copyfile(inspect.getfile(preprocessing[name]), version / "preprocessing.py")
         elif "cpu" in model.profiles:
             shutil.copyfile(ADAPTERS / "network_model.py", version / "model.py")
+        else:
+            continue
+        shutil.copyfile(ADAPTERS / "lengths.py", version / "lengths.py")
 
 
 def fingerprint(recipe: Recipe, run: Run) -> str:

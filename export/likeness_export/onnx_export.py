@@ -80,8 +80,8 @@ def export_network(module: nn.Module, spec: StepSpec, path: Path, max_batch_size
     module = module.eval()
     with written_aside(path) as aside:
         _trace(module, spec, aside)
-        _check_signature(spec, aside)
-        session = _open(spec, aside)
+        check_signature(spec, aside)
+        session = open_session(spec.name, aside)
         differences = [_difference(module, spec, session, case) for case in _cases(module, spec, max_batch_size)]
         largest = float(np.max(differences))  # unlike Python's max, NaN wins
         if not largest <= TOLERANCE:
@@ -142,8 +142,12 @@ class _Fixed(nn.Module):
         return result
 
 
-def _check_signature(spec: StepSpec, path: Path) -> None:
-    """Compare names, types and sizes with the declaration."""
+def check_signature(spec: StepSpec, path: Path) -> None:
+    """Compare a file's names, types and sizes with the declaration.
+
+    Raises:
+        ExportError: they differ.
+    """
     graph = onnx.load(path, load_external_data=False).graph
     for kind, declared, found in (("input", spec.inputs, graph.input), ("output", spec.outputs, graph.output)):
         names, wanted = [value.name for value in found], [tensor.name for tensor in declared]
@@ -177,11 +181,16 @@ def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple
     return tuple(F.normalize(torch.randn(shape), dim=-1) for shape in shapes)
 
 
-def _open(spec: StepSpec, path: Path) -> ort.InferenceSession:
+def open_session(name: str, path: Path) -> ort.InferenceSession:
+    """Open a file on the CPU.
+
+    Raises:
+        ExportError: onnxruntime cannot load it; names the network.
+    """
     try:
         return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's types are private; whichever it is, this file cannot be served
-        raise ExportError(f"{spec.name}: onnxruntime cannot load the file: {error}") from error
+        raise ExportError(f"{name}: onnxruntime cannot load the file: {error}") from error
 
 
 def _run(spec: StepSpec, session: ort.InferenceSession, case: tuple[Tensor, ...]) -> list[NDArray[np.float32]]:

@@ -13,6 +13,8 @@ from rich.table import Table
 from likeness_export.evaluation import Row
 from likeness_export.files import write_text
 from likeness_export.onnx_export import ExportReport
+from likeness_export.precision.gate import Drift
+from likeness_export.precision.reducing import PrecisionReport
 
 
 def retrieval_table(rows: Sequence[Row], title: str) -> None:
@@ -51,3 +53,49 @@ def export_table(reports: Sequence[ExportReport]) -> None:
             f"{report.batch_difference:.1e}",
         )
     Console().print(table)
+
+
+_DRIFT = ("cos min", "cos mean", "same top 10", "in batch", "recall@1")
+
+
+def precision_tables(report: PrecisionReport) -> None:
+    """Print what became of every network, why some stay fp32, and what all of it costs every signature."""
+    table = Table(title=f"{report.precision}, per network, against fp32 on split {report.split}")
+    table.add_column("network", no_wrap=True)
+    for column in ("file", "MB", "faster", "layers", *_DRIFT):
+        table.add_column(column, justify="right")
+    for found in report.networks:
+        before, after = found.megabytes
+        table.add_row(
+            found.name,
+            found.form,
+            f"{before:.1f} -> {after:.1f}" if before else "",
+            "" if found.speed is None else f"{found.speed:.2f}x",
+            f"{found.layers - len(found.kept_layers)}/{found.layers}" if found.layers else "",
+            *_drift_cells(found.drift),
+        )
+    Console().print(table)
+    for found in report.networks:
+        if found.reason:
+            Console().print(f"{found.name} stays fp32: {found.reason}", markup=False, highlight=False)
+    table = Table(title="the embeddings of every signature, all of these networks together")
+    table.add_column("signature", no_wrap=True)
+    for column in ("products", *_DRIFT):
+        table.add_column(column, justify="right")
+    for signature, drift in report.signatures.items():
+        table.add_row(signature, str(drift.products), *_drift_cells(drift))
+    Console().print(table)
+
+
+def _drift_cells(drift: Drift | None) -> list[str]:
+    if drift is None:
+        return [""] * len(_DRIFT)
+    worst = max(drift.recall_loss.values(), key=lambda loss: loss.points, default=None)
+    recall = f"{0.0 - worst.points:+.1f} ± {worst.error:.1f}" if worst else "-"
+    return [
+        f"{drift.cosine_min:.4f}",
+        f"{drift.cosine_mean:.4f}",
+        f"{drift.overlap_at_10:.3f}",
+        f"{drift.batch_distance:.4f}",
+        recall,
+    ]

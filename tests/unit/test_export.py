@@ -53,9 +53,11 @@ def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported
     onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)} | {
         "similarity_matrix/1/model.onnx"
     }
-    adapters = {path.replace("onnx", "py") for path in onnx_files}
+    adapters = {path.replace("model.onnx", name) for path in onnx_files for name in ("model.py", "lengths.py")}
     before = {
-        f"{tower}_preprocess/1/{name}" for tower in ("image", "attributes") for name in ("model.py", "preprocessing.py")
+        f"{tower}_preprocess/1/{name}"
+        for tower in ("image", "attributes")
+        for name in ("model.py", "preprocessing.py", "lengths.py")
     }
     assets = {"image_preprocess/1/assets/image.json", "attributes_preprocess/1/assets/attributes.json"}
     assert found.keys() == {*configs, *onnx_files, *adapters, *before, *assets, "manifest.json"}
@@ -325,14 +327,14 @@ def test_a_file_that_is_not_as_declared_is_refused(tmp_path: Path, spec: tuple[s
     export_network(Double(), VECTOR, tmp_path / "model.onnx", 2)
     declared = StepSpec(name="double", inputs=(TensorSpec(*spec),), outputs=VECTOR.outputs)
     with pytest.raises(ExportError, match=f"double: .*{said}"):
-        onnx_export._check_signature(declared, tmp_path / "model.onnx")
+        onnx_export.check_signature(declared, tmp_path / "model.onnx")
 
 
 def test_a_file_that_onnxruntime_cannot_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(ExportError, match="double: onnxruntime cannot load the file"):
-        onnx_export._open(VECTOR, tmp_path / "model.onnx")
+        onnx_export.open_session("double", tmp_path / "model.onnx")
     export_network(Double(), VECTOR, tmp_path / "model.onnx", 2)
-    session = onnx_export._open(VECTOR, tmp_path / "model.onnx")
+    session = onnx_export.open_session("double", tmp_path / "model.onnx")
     with pytest.raises(ExportError, match=r"double: onnxruntime fails on \{'vector': \[2, 5\]\}"):
         onnx_export._run(VECTOR, session, (torch.zeros(2, 5),))

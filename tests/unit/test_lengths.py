@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from likeness_export.serving.lengths import RUN_TOKENS, runs_of, used_lengths
+from likeness_export.serving.lengths import RUN_TOKENS, at_once, by_length, runs_of, used_lengths
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=9)
 
@@ -40,3 +41,28 @@ def test_no_other_division_of_the_sorted_rows_is_cheaper(lengths: list[int]) -> 
 def test_like_lengths_share_a_run_and_long_ones_do_not_stretch_short_ones() -> None:
     runs = runs_of(np.array([12, 60, 11, 58, 12]))
     assert [sorted(run.tolist()) for run in runs] == [[0, 2, 4], [1, 3]]
+
+
+@given(st.lists(LENGTHS.filter(bool), min_size=1, max_size=4))
+def test_rows_keep_their_places_and_networks_see_no_needless_padding(requests: list[list[int]]) -> None:
+    columns = [
+        [(np.arange(70) < np.array(lengths)[:, None]).astype(np.int64)[:, : max(lengths) + 3] for lengths in requests]
+    ]
+    seen = []
+
+    def compute(tensors: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        seen.append(tensors[0].shape)
+        return [tensors[0].sum(1), np.repeat(tensors[0].sum(1, keepdims=True), 2, 1)]
+
+    totals, pairs = by_length(columns, compute)
+    every = [length for lengths in requests for length in lengths]
+    assert totals.tolist() == every
+    assert pairs.shape == (len(every), 2)
+    assert sum(rows for rows, _ in seen) == len(every)
+    assert max(width for _, width in seen) == max(every)
+
+
+def test_one_request_is_not_copied() -> None:
+    alone = np.zeros((2, 3))
+    assert at_once([[alone]], lambda tensors: tensors)[0] is alone
+    assert at_once([[alone, alone]], lambda tensors: tensors)[0].shape == (4, 3)

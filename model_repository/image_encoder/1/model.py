@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
-from lengths import runs_of, used_lengths
+from lengths import at_once, by_length
 
 
 class TritonPythonModel:
-    """Gathers all requests, runs the session as often as their lengths ask for, scatters the outputs."""
+    """Gathers all requests into one batch, or a few of like length; runs the session; scatters the outputs."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the network beside this file."""
@@ -36,31 +35,15 @@ class TritonPythonModel:
         """Run one batch; only outputs that some request wants are computed."""
         columns = [[pb_utils.get_input_tensor_by_name(r, n).as_numpy() for r in requests] for n in self.inputs]
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
-        results = self.by_length(wanted, columns) if self.lengths_vary else self.at_once(wanted, columns)
+
+        def compute(tensors: list[Any]) -> list[Any]:
+            found: list[Any] = self.session.run(wanted, dict(zip(self.inputs, tensors, strict=True)))
+            return found
+
+        results = dict(zip(wanted, (by_length if self.lengths_vary else at_once)(columns, compute), strict=True))
         responses, start = [], 0
         for request, rows in zip(requests, map(len, columns[0]), strict=True):
             tensors = [pb_utils.Tensor(n, results[n][start : start + rows]) for n in request.requested_output_names()]
             responses.append(pb_utils.InferenceResponse(tensors))
             start += rows
         return responses
-
-    def at_once(self, wanted: list[str], columns: list[list[Any]]) -> dict[str, Any]:
-        """Run all rows in one batch."""
-        feed = {n: c[0] if len(c) == 1 else np.concatenate(c) for n, c in zip(self.inputs, columns, strict=True)}
-        return dict(zip(wanted, self.session.run(wanted, feed), strict=True))
-
-    def by_length(self, wanted: list[str], columns: list[list[Any]]) -> dict[str, Any]:
-        """Run rows of like length together, without padding beyond the longest of each run."""
-        longest = max(part.shape[1] for part in columns[0])
-        wide = [
-            np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts])
-            for parts in columns
-        ]
-        lengths = used_lengths(wide)
-        results: dict[str, Any] = {}
-        for rows in runs_of(lengths):
-            feed = {n: tensor[rows, : lengths[rows].max()] for n, tensor in zip(self.inputs, wide, strict=True)}
-            for name, found in zip(wanted, self.session.run(wanted, feed), strict=True):
-                whole = results.setdefault(name, np.empty((len(lengths), *found.shape[1:]), found.dtype))
-                whole[rows] = found
-        return results

@@ -1,0 +1,205 @@
+"""The gate: how far vectors have moved from their fp32 originals, and how far they may."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NEIGHBOURS = 10
+_TIE = 1e-5  # cosines that are nearer to each other than fp32 sums are exact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What one network, or one signature's chain of networks, makes of the same n products.
+
+    Attributes:
+        together: unit vectors FP32 [n, d], computed in batches as a server would; NaN where a product has none.
+        alone: the same, each product in a batch of one; NaN also where that was not computed.
+    """
+
+    together: NDArray[np.float32]
+    alone: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallLoss:
+    """By how much recall@1 is lower than in fp32.
+
+    Attributes:
+        points: of a hundred; negative where it is higher.
+        error: standard error of ``points``: sqrt(queries that are answered otherwise) / queries, in points. What single
+            queries do by chance is of this size.
+        queries: products that have another one alike.
+    """
+
+    points: float
+    error: float
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How far the reduced vectors are from the fp32 ones.
+
+    Attributes:
+        products: how many were compared.
+        cosine_min: smallest cosine of a product's two vectors.
+        cosine_mean: mean of those cosines.
+        overlap_at_10: share of a product's ten nearest neighbours that stay among its ten nearest, mean.
+        batch_distance: largest cosine distance between a product's vector alone and in a batch. Dynamic quantisation
+            takes the range of its activations from the whole batch, so that there a product depends on its neighbours.
+        recall_loss: label -> how far recall@1 falls.
+        mixed_recall_loss: the same for reduced queries against an fp32 gallery: an index that stays as it is.
+    """
+
+    products: int
+    cosine_min: float
+    cosine_mean: float
+    overlap_at_10: float
+    batch_distance: float
+    recall_loss: Mapping[str, RecallLoss] = field(default_factory=dict)
+    mixed_recall_loss: Mapping[str, RecallLoss] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a reduced file may cost.
+
+    Recall is the measure that counts; the others also see what labels do not, and hold where there are none.
+
+    Attributes:
+        recall_loss: points of a hundred that recall@1 may fall, for every label.
+        standard_errors: how many of them a network or a signature may exceed that by, because with a few hundred
+            queries two or three are a point, and there are many networks, signatures and labels to stumble over. The
+            mean over all signatures may not exceed ``recall_loss`` at all.
+        cosine_mean: of reduced to fp32 vectors, at least.
+        cosine_min: the same for the worst product.
+        overlap_at_10: at least.
+        batch_distance: at most.
+    """
+
+    recall_loss: float = 0.5
+    standard_errors: float = 2.0
+    cosine_mean: float = 0.98
+    cosine_min: float = 0.90
+    overlap_at_10: float = 0.80
+    batch_distance: float = 0.05
+
+    def faults(self, drift: Drift) -> list[str]:
+        """Return what is wrong, in words; empty if the file passes."""
+        if not drift.products:
+            return ["no product to judge it on"]
+        floors = {
+            "mean cosine to fp32": (drift.cosine_mean, self.cosine_mean),
+            "smallest cosine to fp32": (drift.cosine_min, self.cosine_min),
+            "neighbour overlap@10": (drift.overlap_at_10, self.overlap_at_10),
+        }
+        # Written as "not at least" so that NaN is a fault, too.
+        faults = [f"{name} {found:.3f} < {least:g}" for name, (found, least) in floors.items() if not found >= least]
+        if not drift.batch_distance <= self.batch_distance:
+            faults.append(f"alone and in a batch {drift.batch_distance:.3f} apart > {self.batch_distance:g}")
+        for name, losses in (("", drift.recall_loss), (", fp32 gallery", drift.mixed_recall_loss)):
+            for label, loss in losses.items():
+                if not loss.points <= self.recall_loss + self.standard_errors * loss.error:
+                    found = f"{loss.points:.2f} ± {loss.error:.2f} points"
+                    faults.append(f"recall@1 by {label}{name} falls {found} > {self.recall_loss:g}")
+        return faults
+
+    def mean_faults(self, drifts: Collection[Drift]) -> list[str]:
+        """Return what is wrong with all signatures taken together, in words; empty if they pass."""
+        means = {
+            "": mean_points([drift.recall_loss for drift in drifts]),
+            ", fp32 gallery": mean_points([drift.mixed_recall_loss for drift in drifts]),
+        }
+        return [
+            f"recall@1 by {label}{name}, mean of signatures, falls {points:.2f} points > {self.recall_loss:g}"
+            for name, losses in means.items()
+            for label, points in losses.items()
+            if not points <= self.recall_loss
+        ]
+
+
+def mean_points(losses: Collection[Mapping[str, RecallLoss]]) -> dict[str, float]:
+    """Return label -> loss of recall@1 in points, mean over signatures."""
+    found: dict[str, list[float]] = {}
+    for of_labels in losses:
+        for label, loss in of_labels.items():
+            found.setdefault(label, []).append(loss.points)
+    return {label: float(np.mean(points)) for label, points in found.items()}
+
+
+def measure(before: Embedded, after: Embedded, labels: Mapping[str, NDArray[np.str_]]) -> Drift:
+    """Compare reduced vectors with fp32 ones.
+
+    Args:
+        before: the fp32 vectors of n products.
+        after: the reduced vectors of the same.
+        labels: label -> its value per product; products with an equal one are alike, empty is skipped.
+    """
+    rows = np.flatnonzero(~np.isnan(before.together).any(1))
+    old, new, alone = (_unit(vectors[rows]) for vectors in (before.together, after.together, after.alone))
+    cosines = np.einsum("nd,nd->n", old, new)
+    single = ~np.isnan(alone).any(1)
+    distances = 1 - np.einsum("nd,nd->n", alone[single], new[single])
+    scores, reduced = (_without_itself(vectors @ vectors.T) for vectors in (old, new))
+    mixed = _without_itself(new @ old.T)
+    return Drift(
+        products=len(rows),
+        cosine_min=float(np.min(cosines)) if len(rows) else 1.0,
+        cosine_mean=float(np.mean(cosines)) if len(rows) else 1.0,
+        overlap_at_10=_overlap(scores, reduced),
+        batch_distance=float(np.max(distances)) if len(distances) else 0.0,
+        recall_loss=_losses(scores, reduced, labels, rows),
+        mixed_recall_loss=_losses(scores, mixed, labels, rows),
+    )
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale vectors to length one, exactly: reduced ones are a little off, which is no angle."""
+    unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+def _without_itself(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    np.fill_diagonal(scores, -np.inf)
+    return scores
+
+
+def _losses(
+    old: NDArray[np.float32],
+    new: NDArray[np.float32],
+    labels: Mapping[str, NDArray[np.str_]],
+    rows: NDArray[np.intp],
+) -> dict[str, RecallLoss]:
+    """Return the loss of recall@1 per label; not for labels that no two of the products share."""
+    losses = {}
+    for label, of_all in labels.items():
+        values = of_all[rows]
+        distinct, counts = np.unique(values, return_counts=True)
+        queries = np.flatnonzero(np.isin(values, distinct[(counts > 1) & (distinct != "")]))
+        if not len(queries):
+            continue
+        before, after = (values[scores[queries].argmax(1)] == values[queries] for scores in (old, new))
+        losses[label] = RecallLoss(
+            points=100 * float(np.mean(before) - np.mean(after)),
+            error=100 * float(np.sqrt(np.sum(before != after))) / len(queries),
+            queries=len(queries),
+        )
+    return losses
+
+
+def _overlap(old: NDArray[np.float32], new: NDArray[np.float32]) -> float:
+    """Return the share of new neighbours that are among the old ones, or as near as the last of those.
+
+    Many products have the same text and so the same vector; which ten of them come first means nothing.
+    """
+    size = min(_NEIGHBOURS, len(old) - 1)
+    if size < 1:
+        return 1.0
+    last = -np.partition(-old, size - 1, axis=1)[:, size - 1]
+    nearest = np.argpartition(-new, size - 1, axis=1)[:, :size]
+    return float(np.mean(np.take_along_axis(old, nearest, axis=1) >= last[:, None] - _TIE))

@@ -1,0 +1,117 @@
+"""The real products that reduced files are calibrated and judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.onnx_export import open_session
+from likeness_export.precision.gate import Embedded
+from likeness_export.recipe import Recipe
+from likeness_export.run import Run
+from likeness_export.tower_inputs import TowerInputs, read_inputs
+from likeness_export.training import training_catalogue
+
+Feed: TypeAlias = dict[str, NDArray[np.generic]]
+"""A network's inputs by name."""
+_MOST = 1500  # judged products; a point of recall@1 is then fifteen of them
+_CALIBRATION = 128
+_ALONE = 64  # products that are also run in a batch of one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """Some products, ready for every tower.
+
+    Attributes:
+        split: where they come from, e.g. ``val``.
+        inputs: tower -> its tensors.
+        labels: label -> its value per product; none where the recipe has no labels.
+        batch_size: how many go through a network together.
+    """
+
+    split: str
+    inputs: Mapping[str, TowerInputs]
+    labels: Mapping[str, NDArray[np.str_]]
+    batch_size: int
+
+    def embed(self, tower: str, network: Path, *, most: int | None = None) -> Embedded:
+        """Run a tower's network over the products (or the first ``most`` of them), and over some one by one."""
+        session = open_session(tower, network)
+        present = self.inputs[tower].present
+        # The most complete products, so that the sample holds every signature that there is.
+        has = np.sum([inputs.present for inputs in self.inputs.values()], axis=0)
+        sample = np.argsort(-has, kind="stable")[:_ALONE]
+        return Embedded(
+            together=self._run(session, tower, np.flatnonzero(present)[:most], self.batch_size),
+            alone=self._run(session, tower, sample[present[sample]], 1),
+        )
+
+    def feeds(self, tower: str, size: int) -> Iterator[Feed]:
+        """Yield the network's inputs of all products that have the tower's modality, in batches of ``size``."""
+        rows = np.flatnonzero(self.inputs[tower].present)
+        for start in range(0, len(rows), size):
+            yield self._feed(tower, rows[start : start + size])
+
+    def _run(self, session: ort.InferenceSession, tower: str, rows: NDArray[np.intp], size: int) -> NDArray[np.float32]:
+        width = int(session.get_outputs()[0].shape[-1])
+        vectors = np.full((len(self.inputs[tower].present), width), np.nan, np.float32)
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
+            vectors[chunk] = session.run(None, self._feed(tower, chunk))[0]
+        return vectors
+
+    def _feed(self, tower: str, rows: NDArray[np.intp]) -> Feed:
+        inputs = self.inputs[tower]
+        return {spec.name: tensor.numpy() for spec, tensor in zip(inputs.specs, inputs.batch(rows), strict=True)}
+
+
+def judged_products(run: Run, data_root: Path) -> Products:
+    """Read the products that reduced files are judged on: those of split ``val``, or else those of the training.
+
+    Raises:
+        InputError: the recipe's data cannot be read below ``data_root``.
+    """
+    recipe = run.read_recipe()
+    data = recipe.data
+    catalogue = read_catalogue(data_root / data.products).only(data.only).masked(data.masked)
+    if any(record.get("split") == "val" for record in catalogue.records):
+        return _read(run, recipe, _some(catalogue.of_splits(["val"]), _MOST), "val")
+    return _read(run, recipe, _some(training_catalogue(recipe, data_root), _MOST), "train")
+
+
+def calibration_products(run: Run, data_root: Path) -> Products:
+    """Read the training products that activations are calibrated on.
+
+    Raises:
+        InputError: the recipe's data cannot be read below ``data_root``.
+    """
+    recipe = run.read_recipe()
+    return _read(run, recipe, _some(training_catalogue(recipe, data_root), _CALIBRATION), "train")
+
+
+def _some(catalogue: Catalogue, most: int) -> Catalogue:
+    """Draw products, always the same ones, in random order.
+
+    Files often hold what is alike in a row. In that order it would share batches, and dynamic quantisation, which moves
+    a whole batch alike, would seem to bring products together.
+    """
+    return catalogue.select(np.random.default_rng(0).permutation(len(catalogue))[:most])
+
+
+def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str) -> Products:
+    payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
+    ids = [product.product_id for product in catalogue.products]
+    return Products(
+        split=split,
+        inputs=read_inputs(recipe.towers, run.towers, payloads, ids),
+        labels={label: catalogue.labels(label) for label in recipe.data.labels},
+        batch_size=recipe.serving.max_batch_size,
+    )

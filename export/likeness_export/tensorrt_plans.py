@@ -1,0 +1,181 @@
+"""TensorRT plans from the repository's ONNX files. Written after the documentation of TensorRT 11; it has not run yet.
+
+Source: https://docs.nvidia.com/deeplearning/tensorrt/11.1.0/inference-library/python-api-docs.html. Networks are
+strongly typed: precision is what the ONNX file says, so ``likeness_export.precision`` decides it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL
+from likeness_client.errors import InputError
+
+from likeness_export.encoders.base import ASSETS
+from likeness_export.files import written_aside
+from likeness_export.onnx_export import ExportError
+from likeness_export.pipeline import StepSpec, networks
+from likeness_export.progress import each
+from likeness_export.repository import VERSION
+from likeness_export.run import Run
+
+Shape: TypeAlias = tuple[int, ...]
+_USUAL_BATCH = 8
+_USUAL_BLOCK, _LARGEST_BLOCK = 128, 1024  # products on one side of a block of similarities; 1024 by 1024 take 2 GB
+_WORKSPACE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The shapes of one input that a plan takes: the smallest, the one it is tuned for, the largest."""
+
+    smallest: Shape
+    usual: Shape
+    largest: Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport:
+    """What was built.
+
+    Attributes:
+        tensorrt: version of the builder; the plans run with this version, on this kind of GPU, and nowhere else.
+        ranges: network -> input -> its shapes.
+    """
+
+    tensorrt: str
+    ranges: Mapping[str, Mapping[str, Range]]
+
+
+class Builder(Protocol):
+    """Builds plans."""
+
+    version: str
+
+    def build(self, network: Path, ranges: Mapping[str, Range]) -> bytes:
+        """Return the plan of an ONNX file.
+
+        Raises:
+            ExportError: it cannot be parsed or built; says why.
+        """
+
+
+class PlanStep:
+    """A step of the export: puts ``model.plan`` beside every ``model.onnx``.
+
+    Args:
+        run: the trained run.
+        builder: what builds.
+
+    Attributes:
+        section: where its report stands in the manifest.
+    """
+
+    section = "tensorrt"
+
+    def __init__(self, run: Run, builder: Builder) -> None:
+        self.run, self.builder = run, builder
+
+    def __call__(self, folder: Path) -> PlanReport:
+        """Build every network's plan; takes minutes.
+
+        Raises:
+            ExportError: one cannot be built.
+        """
+        ranges = plan_ranges(self.run)
+        for name, shapes in each(list(ranges.items()), "building plans"):
+            version = folder / name / str(VERSION)
+            with written_aside(version / "model.plan") as aside:
+                aside.write_bytes(self.builder.build(version / "model.onnx", shapes))
+        return PlanReport(tensorrt=self.builder.version, ranges=ranges)
+
+
+def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
+    """Return network -> input -> the shapes that can occur: batches as served, lengths as the preprocessing pads."""
+    recipe = run.read_recipe()
+    largest = recipe.serving.max_batch_size
+    batches = (1, min(_USUAL_BATCH, largest), largest)
+    found = {}
+    for spec in networks(recipe):
+        # Pairs are blocks of one by one; see the repository's configuration of the similarity model.
+        lengths = _lengths(run, spec) if spec.tower else (1, 1, 1)
+        found[spec.name] = _shapes(spec, batches, lengths)
+        if spec.name == SIMILARITY_MODEL:
+            found[MATRIX_MODEL] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, _LARGEST_BLOCK))
+    return found
+
+
+def _lengths(run: Run, spec: StepSpec) -> tuple[int, int, int]:
+    """Return the shortest, usual and longest padded length of a tower's inputs, 1 where nothing varies."""
+    for path in sorted((run.towers / spec.tower / ASSETS).glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if buckets := content.get("length_buckets"):
+            return buckets[0], buckets[0], buckets[-1]
+    return 1, 1, 1
+
+
+def _shapes(spec: StepSpec, batches: tuple[int, ...], lengths: tuple[int, ...]) -> dict[str, Range]:
+    def shape(dims: Shape, batch: int, length: int) -> Shape:
+        return (batch, *(length if size == -1 else size for size in dims))
+
+    return {
+        tensor.name: Range(
+            **{
+                name: shape(tensor.dims, batch, length)
+                for name, batch, length in zip(("smallest", "usual", "largest"), batches, lengths, strict=True)
+            }
+        )
+        for tensor in spec.inputs
+    }
+
+
+class TensorRTBuilder:
+    """The real builder, on the GPU of this machine.
+
+    Args:
+        timing_cache: file in which the timings of kernels are kept, so that the next export builds faster.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+
+    def __init__(self, timing_cache: Path) -> None:
+        try:
+            self.trt: Any = importlib.import_module("tensorrt")
+        except ImportError as error:
+            raise InputError(
+                f"--tensorrt needs the package tensorrt and an NVIDIA GPU: pip install 'likeness[gpu]' ({error})"
+            ) from error
+        self.version = str(self.trt.__version__)
+        self.timing_cache = timing_cache
+        self.logger = self.trt.Logger(self.trt.Logger.WARNING)
+
+    def build(self, network: Path, ranges: Mapping[str, Range]) -> bytes:
+        """See `Builder`."""
+        trt = self.trt
+        builder = trt.Builder(self.logger)
+        # Version 11 is always strongly typed and ignores the flag; version 10 needs it.
+        definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(definition, self.logger)
+        if not parser.parse_from_file(str(network)):
+            errors = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
+            raise ExportError(f"{network.parent.parent.name}: TensorRT cannot parse the file: {errors}")
+        config = builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+        profile = builder.create_optimization_profile()
+        for name, shapes in ranges.items():
+            profile.set_shape(name, shapes.smallest, shapes.usual, shapes.largest)
+        config.add_optimization_profile(profile)
+        known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        plan = builder.build_serialized_network(definition, config)
+        if plan is None:
+            raise ExportError(f"{network.parent.parent.name}: TensorRT cannot build a plan; its log above says why")
+        with written_aside(self.timing_cache) as aside:
+            aside.write_bytes(bytes(config.get_timing_cache().serialize()))
+        return bytes(plan)

@@ -1,0 +1,425 @@
+"""Reduced precision on small networks; no real speed is asked for, because a busy machine has none to show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from likeness_client.cli import main
+from likeness_export import exporting
+from likeness_export.exporting import export_run
+from likeness_export.onnx_export import ExportReport, check_signature, export_network, open_session
+from likeness_export.pipeline import StepSpec, encoder_networks
+from likeness_export.precision import graph, network
+from likeness_export.precision.fp16 import Half
+from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, mean_points, measure
+from likeness_export.precision.int8 import DynamicInt8, StaticInt8
+from likeness_export.precision.network import Outcome, Task, reduce_network
+from likeness_export.precision.pipeline_drift import Pipeline
+from likeness_export.precision.products import judged_products
+from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
+from likeness_export.tensors import TensorSpec
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Exported
+
+ANYTHING = Limits(recall_loss=100, cosine_mean=-1, cosine_min=-1, overlap_at_10=0, batch_distance=2)
+NOTHING = Limits(cosine_mean=1.1)
+
+
+def unit(vectors: list[list[float]]) -> NDArray[np.float32]:
+    found = np.array(vectors, np.float32)
+    return np.divide(found, np.linalg.norm(found, axis=1, keepdims=True), dtype=np.float32)
+
+
+def embedded(vectors: list[list[float]]) -> Embedded:
+    return Embedded(together=unit(vectors), alone=unit(vectors))
+
+
+# --- the gate
+
+FOUR = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]
+LABELS = {"group": np.array(["a", "a", "b", "b"])}
+
+
+def test_the_same_vectors_have_not_moved() -> None:
+    drift = measure(embedded(FOUR), embedded(FOUR), LABELS)
+    assert (drift.products, drift.overlap_at_10) == (4, 1.0)
+    assert drift.cosine_min == pytest.approx(1)
+    assert drift.batch_distance == pytest.approx(0, abs=1e-6)
+    assert drift.recall_loss == {"group": RecallLoss(points=0, error=0, queries=4)}
+    assert Limits().faults(drift) == []
+
+
+def test_a_product_that_moved_to_the_others_is_counted() -> None:
+    moved = [FOUR[0], [0.2, 0.9], *FOUR[2:]]
+    drift = measure(embedded(FOUR), embedded(moved), LABELS)
+    # The moved product and the last one are now each other's nearest; both are wrong.
+    assert drift.recall_loss["group"].points == 50
+    assert drift.recall_loss["group"].error == pytest.approx(100 * 2**0.5 / 4)
+    assert drift.cosine_min < 0.4 < drift.cosine_mean
+
+
+def test_products_without_a_vector_and_without_a_label_do_not_count() -> None:
+    absent = unit(FOUR)
+    absent[3] = np.nan
+    before = Embedded(together=absent, alone=absent)
+    drift = measure(before, before, {"group": np.array(["a", "a", "b", "b"]), "other": np.array(["", "", "", ""])})
+    assert drift.products == 3
+    assert {label: loss.queries for label, loss in drift.recall_loss.items()} == {"group": 2}
+
+
+def test_a_vector_that_depends_on_its_batch_is_seen() -> None:
+    alone = unit([[0.0, 1.0], *FOUR[1:]])
+    alone[1:] = np.nan  # only the first was computed alone
+    drift = measure(embedded(FOUR), Embedded(together=unit(FOUR), alone=alone), {})
+    assert drift.batch_distance == pytest.approx(1)
+    assert [fault.split(" apart")[0] for fault in Limits().faults(drift)] == ["alone and in a batch 1.000"]
+
+
+def test_which_of_equal_neighbours_comes_first_means_nothing() -> None:
+    many = [[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 2
+    shifted = [[1.0, 0.001 * place] for place in range(30)] + many[30:]
+    assert measure(embedded(many), embedded(shifted), {}).overlap_at_10 == pytest.approx(1)
+    swapped = [*many[:29], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    assert measure(embedded(many), embedded(swapped), {}).overlap_at_10 < 1
+
+
+def good(**changes: Any) -> Drift:
+    fields = {"products": 9, "cosine_min": 1.0, "cosine_mean": 1.0, "overlap_at_10": 1.0, "batch_distance": 0.0}
+    return Drift(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("drift", "said"),
+    [
+        (good(cosine_mean=0.97), "mean cosine to fp32 0.970 < 0.98"),
+        (good(cosine_min=0.5), "smallest cosine to fp32 0.500 < 0.9"),
+        (good(cosine_min=float("nan")), "smallest cosine to fp32 nan < 0.9"),
+        (good(overlap_at_10=0.7), "neighbour overlap@10 0.700 < 0.8"),
+        (good(batch_distance=0.2), "alone and in a batch 0.200 apart > 0.05"),
+        (good(products=0), "no product to judge it on"),
+        (
+            good(recall_loss={"group": RecallLoss(points=4, error=1, queries=99)}),
+            "recall@1 by group falls 4.00 ± 1.00 points > 0.5",
+        ),
+        (
+            good(mixed_recall_loss={"group": RecallLoss(points=2, error=0, queries=99)}),
+            "recall@1 by group, fp32 gallery falls 2.00 ± 0.00 points > 0.5",
+        ),
+    ],
+)
+def test_every_limit_refuses(drift: Drift, said: str) -> None:
+    assert Limits().faults(drift) == [said]
+
+
+def test_what_single_queries_do_by_chance_passes_but_not_in_the_mean_of_all_signatures() -> None:
+    drifts = [good(recall_loss={"group": RecallLoss(points=points, error=1, queries=99)}) for points in (1.4, 1.2)]
+    assert [Limits().faults(drift) for drift in drifts] == [[], []]
+    assert mean_points([drift.recall_loss for drift in drifts]) == {"group": pytest.approx(1.3)}
+    assert Limits().mean_faults(drifts) == [
+        "recall@1 by group, mean of signatures, falls 1.30 points > 0.5",
+    ]
+    assert Limits(recall_loss=2).mean_faults(drifts) == []
+
+
+# --- forms
+
+TOKENS = StepSpec(
+    name="block", inputs=(TensorSpec("tokens", "FP32", (-1, 16)),), outputs=(TensorSpec("vectors", "FP32", (-1, 16)),)
+)
+
+
+class Block(nn.Module):
+    """Two matrices, as in a transformer's feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.narrow(self.wide(tokens).relu())
+        return found
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("block") / "model.onnx"
+    export_network(Block(), TOKENS, path, 4)
+    return path
+
+
+def difference(one: Path, other: Path) -> float:
+    tokens = np.random.default_rng(0).normal(size=(3, 5, 16)).astype(np.float32)
+    answers = [open_session("block", path).run(None, {"tokens": tokens})[0] for path in (one, other)]
+    return float(np.abs(answers[0] - answers[1]).max())
+
+
+def test_dynamic_int8_changes_the_matrices_but_those_that_stay(block: Path, tmp_path: Path) -> None:
+    writer, target = DynamicInt8(block, tmp_path), tmp_path / "int8.onnx"
+    assert len(writer.layers) == 2
+    for kept, reduced in ((), 2), (writer.layers[:1], 1):
+        writer.write(target, kept)
+        check_signature(TOKENS, target)
+        assert [node.op_type for node in onnx.load(target).graph.node].count("MatMulInteger") == reduced
+        assert 0 < difference(block, target) < 0.1
+
+
+def test_static_int8_for_tensorrt_is_symmetric_and_rounds_weights_in_the_graph(
+    exported: Exported, tmp_path: Path
+) -> None:
+    source, target = exported.repository / "image_encoder/1/model.onnx", tmp_path / "int8.onnx"
+    products = judged_products(exported.run, exported.run.folder.parent / "data")
+    StaticInt8(source, tmp_path, "image", products, for_tensorrt=True).write(target)
+    model = onnx.load(target).graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.initializer}
+    rounding = [node for node in model.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert rounding
+    for node in rounding:
+        assert values[node.input[2]].dtype == np.int8
+        assert not values[node.input[2]].any()
+    weights = {node.input[1] for node in model.node if node.op_type == "Conv"}
+    assert weights <= {node.output[0] for node in rounding}
+    open_session("image", target)
+
+
+def test_fp16_keeps_the_types_of_inputs_and_outputs(block: Path, tmp_path: Path) -> None:
+    target = tmp_path / "half.onnx"
+    writer = Half(block)
+    writer.write(target)
+    check_signature(TOKENS, target)
+    assert 0 < difference(block, target) < 0.01
+    assert {tensor.data_type for tensor in onnx.load(target).graph.initializer} >= {onnx.TensorProto.FLOAT16}
+    writer.write(target, writer.layers)
+    assert difference(block, target) < 0.001
+
+
+def test_a_network_is_known_by_what_it_consists_of(
+    block: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: exported.repository / f"{name}/1/model.onnx" for name in ("image_encoder", "attributes_encoder")}
+    assert graph.kind_of(onnx.load(block)) == "small"
+    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    assert graph.kind_of(onnx.load(block)) == "transformer"
+    assert graph.kind_of(onnx.load(files["image_encoder"])) == "convolutional"
+    assert graph.kind_of(onnx.load(files["attributes_encoder"])) == "small"
+
+
+# --- one network: tries
+
+
+class Spoilt:
+    """Writes the fp32 file, turned upside down while one layer is not kept."""
+
+    form = "spoilt"
+
+    def __init__(self, source: Path, sensitive: str) -> None:
+        self.source, self.sensitive = source, sensitive
+        self.layers = [f"layer {number}" for number in range(12)]
+        self.written: list[int] = []
+
+    def write(self, target: Path, kept: Collection[str] = ()) -> None:
+        self.written.append(len(kept))
+        model = onnx.load(self.source)
+        if self.sensitive not in kept:
+            bias = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 1 and tensor.dims[0] == 16)
+            shifted = onnx.numpy_helper.to_array(bias) + np.linspace(-9, 9, 16, dtype=np.float32)
+            bias.CopyFrom(onnx.numpy_helper.from_array(shifted, bias.name))
+        onnx.save(model, target)
+
+
+@pytest.fixture
+def task(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
+    products = judged_products(exported.run, exported.run.folder.parent / "data")
+    spec = next(spec for spec in encoder_networks(exported.recipe) if spec.tower == "image")
+    source = exported.repository / "image_encoder/1/model.onnx"
+    return Task(
+        spec=spec,
+        source=source,
+        fp32=products.embed("image", source),
+        products=products,
+        limits=Limits(),
+        signature_faults=lambda _: [],
+        threads=1,
+    )
+
+
+def test_the_most_sensitive_layers_stay_in_fp32(task: Task, tmp_path: Path) -> None:
+    outcome = reduce_network(task, Spoilt(task.source, "layer 5"), tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused, outcome.layers) == ("spoilt", False, 12)
+    assert "layer 5" in outcome.kept_layers
+    assert len(outcome.kept_layers) <= 2
+    assert outcome.drift is not None
+    assert outcome.drift.cosine_min == pytest.approx(1, abs=1e-5)
+
+
+def test_a_network_that_no_try_saves_stays_fp32_after_few_tries(task: Task, tmp_path: Path) -> None:
+    writer = Spoilt(task.source, "none of them")
+    outcome = reduce_network(task, writer, tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused) == ("fp32", True)
+    assert "cosine to fp32" in outcome.reason
+    assert len(writer.written) <= 4 + 8  # tries, and an estimate per group of layers
+
+
+def test_a_signature_that_fails_refuses_the_network(task: Task, tmp_path: Path) -> None:
+    failing = Task(**{**vars(task), "signature_faults": lambda _: ["signature image: no"]})
+    outcome = reduce_network(failing, Spoilt(task.source, "layer 0"), tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused, outcome.reason) == ("fp32", True, "signature image: no")
+
+
+@pytest.mark.parametrize(("ratios", "refused"), [([1.01], False), ([1.5, 1.01], True)])
+def test_a_file_that_is_not_faster_is_not_offered(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratios: list[float], refused: bool
+) -> None:
+    measured = iter(ratios)
+    monkeypatch.setattr(network, "speed_ratio", lambda *_: next(measured))
+    outcome = reduce_network(task, Spoilt(task.source, "layer 0"), tmp_path / "model.onnx")
+    # Slow from the start is no fault; slow once enough layers stay in fp32 means that the gate failed.
+    assert (outcome.form, outcome.refused) == ("fp32", refused)
+    assert "runs 1.01 times as fast here" in outcome.reason
+
+
+def test_what_cannot_be_written_stays_fp32(task: Task, tmp_path: Path) -> None:
+    class Broken(Spoilt):
+        def write(self, target: Path, kept: Collection[str] = ()) -> None:
+            raise ValueError(f"unsupported: {target.name}, {kept}")
+
+    outcome = reduce_network(task, Broken(task.source, ""), tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused, outcome.reason) == (
+        "fp32",
+        True,
+        "spoilt cannot be made: unsupported: model.onnx, ()",
+    )
+
+
+# --- a whole repository
+
+
+def already_traced(monkeypatch: pytest.MonkeyPatch, exported: Exported) -> None:
+    """Take the fp32 files of the finished export instead of tracing them once more."""
+
+    def copy(_: object, __: object, folder: Path) -> list[ExportReport]:
+        for path in exported.repository.rglob("*.onnx"):
+            shutil.copyfile(path, folder / path.relative_to(exported.repository))
+        return exported.reports
+
+    monkeypatch.setattr(exporting, "_export_networks", copy)
+
+
+Export = Callable[[Precision, Limits], tuple[Path, PrecisionReport]]
+
+
+@pytest.fixture
+def export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+    """Exports the tiny run with its image network reduced, which otherwise is too small for that."""
+    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
+
+    already_traced(monkeypatch, exported)
+
+    def run(precision: Precision, limits: Limits) -> tuple[Path, PrecisionReport]:
+        root = exported.run.folder.parent / "data"
+        reducer = Reducer(exported.run, PrecisionChoice(precision=precision, data_root=root, limits=limits))
+        export_run(exported.run, tmp_path / "repository", [reducer])
+        assert reducer.report is not None
+        return tmp_path / "repository", reducer.report
+
+    return run
+
+
+def outcomes(report: PrecisionReport) -> dict[str, Outcome]:
+    return {outcome.name: outcome for outcome in report.networks}
+
+
+@pytest.mark.parametrize(("precision", "form"), [("int8", "int8 static"), ("fp16", "fp16")])
+def test_a_reduced_network_takes_the_place_of_the_fp32_one(
+    exported: Exported, export: Export, precision: Precision, form: str
+) -> None:
+    repository, report = export(precision, ANYTHING)
+    found = outcomes(report)
+    assert {name: outcome.form for name, outcome in found.items()} == {
+        "image_encoder": form,
+        "attributes_encoder": "fp32",
+    }
+    assert report.refused() == []
+    assert report.split == "train"  # this catalogue has no val
+    drift = found["image_encoder"].drift
+    assert drift is not None
+    assert drift.cosine_mean > 0.95
+    assert drift.batch_distance < 1e-3  # ranges are fixed
+    assert report.signatures.keys() == {"image", "attributes", "image_attributes"}
+    assert report.signatures["attributes"].cosine_min == pytest.approx(1)
+    before = {path.relative_to(exported.repository): path for path in exported.repository.rglob("*.onnx")}
+    changed = [str(name) for name, path in before.items() if (repository / name).read_bytes() != path.read_bytes()]
+    assert changed == ["image_encoder/1/model.onnx"]
+    assert list(repository.rglob(".*partial*")) == []
+
+
+def test_the_manifest_holds_the_figures(export: Export) -> None:
+    repository, report = export("int8", ANYTHING)
+    section = json.loads((repository / "manifest.json").read_text(encoding="utf-8"))["precision"]
+    assert section["precision"] == "int8"
+    image = section["networks"][0]
+    assert (image["name"], image["form"], image["speed"]) == ("image_encoder", "int8 static", 2.0)
+    drift = outcomes(report)["image_encoder"].drift
+    assert drift is not None
+    assert image["drift"]["cosine_min"] == drift.cosine_min
+    assert image["drift"]["recall_loss"].keys() == {"group"}
+    assert section["signatures"].keys() == report.signatures.keys()
+    assert section["limits"]["cosine_mean"] == -1
+
+
+def test_networks_that_fail_together_go_back_to_fp32(
+    exported: Exported, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([[], ["too much"], []])
+    monkeypatch.setattr(Pipeline, "faults", lambda *_: next(answers))
+    repository, report = export("int8", ANYTHING)
+    found = outcomes(report)["image_encoder"]
+    assert (found.form, found.refused, found.reason) == ("fp32", True, "together with the others: too much")
+    name = "image_encoder/1/model.onnx"
+    assert (repository / name).read_bytes() == (exported.repository / name).read_bytes()
+
+
+def command(monkeypatch: pytest.MonkeyPatch, exported: Exported, repository: Path, *options: str) -> int:
+    already_traced(monkeypatch, exported)
+    words = ["likeness", "export", str(exported.run.folder), "--repository", str(repository), *options]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_the_command_says_what_was_refused_and_exits_with_1(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
+    monkeypatch.setattr(Limits, "faults", lambda *_: ["recall@1 falls"])
+    root = str(exported.run.folder.parent / "data")
+    code = command(monkeypatch, exported, tmp_path / "new", "--precision", "int8", "--data-root", root)
+    said = capsys.readouterr()
+    assert code == 1
+    assert "not int8, because nothing passed the gate: image_encoder" in said.err
+    assert "image_encoder stays fp32: recall@1 falls" in said.out
+    assert (tmp_path / "new" / "manifest.json").is_file()
+
+
+def test_the_command_needs_the_products(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, exported, tmp_path / "new", "--precision", "fp16") == 1
+    assert "products.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
