@@ -65,7 +65,7 @@ def test_clips_add_one_key_and_change_nothing_else(catalogue: Path) -> None:
 
 
 def decoded(content: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
-    with av.open(io.BytesIO(content)) as video:
+    with av.open(io.BytesIO(content), "r") as video:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(np.float32)
 
 

@@ -132,7 +132,8 @@ def add_clips(products: Path, out: Path, *, seed: int = 7) -> Path:
     Args:
         products: a product file of a rendered catalogue; the clips go into ``clips/`` beside it.
         out: where to; in the same folder, because paths are relative to it.
-        seed: the same seed and catalogue give the same clips, but for an encoder's rounding, with the same versions of FFmpeg, Pillow and numpy.
+        seed: the same seed and catalogue give the same clips, but for an encoder's rounding, with the same versions of
+            FFmpeg, Pillow and numpy.
 
     Returns:
         ``out``.
