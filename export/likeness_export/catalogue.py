@@ -47,10 +47,17 @@ class Catalogue:
         return Catalogue(products=tuple(self.products[r] for r in rows), records=tuple(self.records[r] for r in rows))
 
     def only(self, values: Mapping[str, Sequence[str]]) -> Catalogue:
-        """Return the products that have one of the given values in each of these fields."""
+        """Return the products that have one of the given values in each of these fields.
+
+        Raises:
+            InputError: there are none.
+        """
         if not values:
             return self
         kept = np.logical_and.reduce([np.isin(self.labels(field), allowed) for field, allowed in values.items()])
+        if not kept.any():
+            wanted = "; ".join(f"{field} = {' or '.join(allowed)}" for field, allowed in values.items())
+            raise InputError(f"data.only leaves none of {len(self)} products: no product has {wanted}")
         return self.select(np.flatnonzero(kept))
 
     def masked(self, fields: Sequence[str]) -> Catalogue:

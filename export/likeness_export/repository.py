@@ -89,7 +89,7 @@ class _Renderer:
         for step in preprocess_steps(self.recipe):
             yield RenderedModel(default=self.python(self.step(step)), profiles={})
         for step in (*encoder_networks(self.recipe), *fusion_networks(self.recipe)):
-            yield self.network(self.step(step))
+            yield self.network(self.step(step), step.tower)
         yield self.network(self.pairs(similarity_network(self.recipe)))
         yield self.network(self.blocks(similarity_network(self.recipe)))
         for signature in signatures(self.recipe):
@@ -112,7 +112,7 @@ class _Renderer:
         config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
         return config
 
-    def network(self, config: ModelConfig) -> RenderedModel:
+    def network(self, config: ModelConfig, tower: str = "") -> RenderedModel:
         """Give an exported network its three ways of being executed."""
         onnx, cpu, tensorrt = ModelConfig(), ModelConfig(), ModelConfig()
         for copy in (onnx, cpu, tensorrt):
@@ -120,9 +120,11 @@ class _Renderer:
         onnx.platform = "onnxruntime_onnx"
         tensorrt.platform = "tensorrt_plan"
         cpu.parameters["cpu_threads"].string_value = str(self.recipe.serving.cpu_threads)
-        for entry in cpu.input:
+        if tower and any(-1 in entry.dims for entry in cpu.input):
             # Texts of all lengths share an execution: the adapter groups them better than buckets do.
-            entry.allow_ragged_batch = config.max_batch_size > 0 and -1 in entry.dims
+            cpu.parameters["run_tokens"].string_value = str(self.recipe.towers[tower].run_tokens)
+            for entry in cpu.input:
+                entry.allow_ragged_batch = True
         return RenderedModel(default=onnx, profiles={"cpu": self.python(cpu), "tensorrt": tensorrt})
 
     def pairs(self, spec: StepSpec) -> ModelConfig:

@@ -131,6 +131,8 @@ def test_only_products_with_the_given_values_stay() -> None:
     kept = catalogue.only({"coarse_label": ["red", "green"]})
     assert [product.product_id for product in kept.products] == ["a/red", "b/red"]
     assert len(catalogue.only({"coarse_label": ["red"], "product_id": ["b/red", "c/blue"]})) == 1
+    with pytest.raises(InputError, match="none of 4 products: no product has coarse_label = green or pink"):
+        catalogue.only({"coarse_label": ["green", "pink"]})
 
 
 def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from likeness_export.serving.lengths import RUN_TOKENS, at_once, by_length, runs_of, used_lengths
+from likeness_export.serving.lengths import at_once, by_length, runs_of, used_lengths
 
+RUN_TOKENS = 8
 LENGTHS = st.lists(st.integers(1, 60), max_size=9)
 
 
@@ -27,7 +28,7 @@ def test_padding_is_what_is_zero_in_all_tensors() -> None:
 
 @given(LENGTHS)
 def test_no_other_division_of_the_sorted_rows_is_cheaper(lengths: list[int]) -> None:
-    runs = runs_of(np.array(lengths, dtype=np.intp))
+    runs = runs_of(np.array(lengths, dtype=np.intp), RUN_TOKENS)
     assert sorted(row for run in runs for row in run.tolist()) == list(range(len(lengths)))
     ordered = sorted(lengths)
     least = min(
@@ -39,8 +40,9 @@ def test_no_other_division_of_the_sorted_rows_is_cheaper(lengths: list[int]) -> 
 
 
 def test_like_lengths_share_a_run_and_long_ones_do_not_stretch_short_ones() -> None:
-    runs = runs_of(np.array([12, 60, 11, 58, 12]))
+    runs = runs_of(np.array([12, 60, 11, 58, 12]), RUN_TOKENS)
     assert [sorted(run.tolist()) for run in runs] == [[0, 2, 4], [1, 3]]
+    assert len(runs_of(np.arange(1, 1025), 1_000_000)) == 1  # a network for which length hardly matters runs once
 
 
 @given(st.lists(LENGTHS.filter(bool), min_size=1, max_size=4))
@@ -54,7 +56,7 @@ def test_rows_keep_their_places_and_networks_see_no_needless_padding(requests: l
         seen.append(tensors[0].shape)
         return [tensors[0].sum(1), np.repeat(tensors[0].sum(1, keepdims=True), 2, 1)]
 
-    totals, pairs = by_length(columns, compute)
+    totals, pairs = by_length(columns, compute, RUN_TOKENS)
     every = [length for lengths in requests for length in lengths]
     assert totals.tolist() == every
     assert pairs.shape == (len(every), 2)

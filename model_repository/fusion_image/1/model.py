@@ -1,6 +1,7 @@
 """Triton adapter: ``model.onnx`` on onnxruntime inside the python backend, so that the CPU path needs no container."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batched = config["max_batch_size"] > 0
-        self.lengths_vary = self.batched and any("-1" in map(str, tensor["dims"]) for tensor in config["input"])
+        self.gather = at_once
+        if "run_tokens" in config["parameters"]:  # rows differ in length
+            self.gather = partial(by_length, run_tokens=int(config["parameters"]["run_tokens"]["string_value"]))
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(config["parameters"]["cpu_threads"]["string_value"])
         # Every model is a process of its own; threads that spin while they wait would steal the others' cores.
@@ -40,7 +43,7 @@ class TritonPythonModel:
             found: list[Any] = self.session.run(wanted, dict(zip(self.inputs, tensors, strict=True)))
             return found
 
-        results = dict(zip(wanted, (by_length if self.lengths_vary else at_once)(columns, compute), strict=True))
+        results = dict(zip(wanted, self.gather(columns, compute), strict=True))
         responses, start = [], 0
         for request, rows in zip(requests, map(len, columns[0]), strict=True):
             tensors = [pb_utils.Tensor(n, results[n][start : start + rows]) for n in request.requested_output_names()]

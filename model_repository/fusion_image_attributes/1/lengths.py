@@ -14,9 +14,6 @@ Columns = Sequence[Sequence[NDArray[Any]]]
 Compute = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 """Runs a network: its inputs [n, ...] -> its outputs [n, ...]."""
 
-RUN_TOKENS = 8
-"""What one more run of a network costs, in tokens of padding: about 2 ms against 0.26 ms a token (MiniLM, one core)."""
-
 
 def used_lengths(tensors: Sequence[NDArray[np.generic]]) -> NDArray[np.intp]:
     """Return how many columns of each row hold something, at least one.
@@ -33,24 +30,25 @@ def used_lengths(tensors: Sequence[NDArray[np.generic]]) -> NDArray[np.intp]:
     return lengths
 
 
-def runs_of(lengths: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+def runs_of(lengths: NDArray[np.intp], run_tokens: int) -> list[NDArray[np.intp]]:
     """Divide rows into runs so that padding and the cost of the runs are least in sum.
 
     Rows of like length go together; the cuts in the sorted lengths are found by dynamic programming.
 
     Args:
         lengths: [n].
+        run_tokens: what one more run costs, in tokens of padding.
 
     Returns:
         Row numbers per run; every row is in one.
     """
     order = np.argsort(lengths, kind="stable")
-    ordered = lengths[order].tolist()
-    least, cut = [0.0], [0]
+    ordered, starts = lengths[order], np.arange(len(lengths))
+    least, cut = np.zeros(len(lengths) + 1, np.int64), [0]
     for end in range(1, len(ordered) + 1):
-        costs = [least[start] + RUN_TOKENS + (end - start) * ordered[end - 1] for start in range(end)]
-        cut.append(min(range(end), key=costs.__getitem__))
-        least.append(costs[cut[-1]])
+        costs = least[:end] + run_tokens + (end - starts[:end]) * ordered[end - 1]
+        cut.append(int(costs.argmin()))
+        least[end] = costs[cut[-1]]
     runs, end = [], len(ordered)
     while end:
         runs.append(order[cut[end] : end])
@@ -63,14 +61,17 @@ def at_once(columns: Columns, compute: Compute) -> list[NDArray[Any]]:
     return compute([parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in columns])
 
 
-def by_length(columns: Columns, compute: Compute) -> list[NDArray[Any]]:
-    """Run rows of like length together, without padding beyond the longest of each run; rows keep their places."""
+def by_length(columns: Columns, compute: Compute, run_tokens: int) -> list[NDArray[Any]]:
+    """Run rows of like length together, without padding beyond the longest of each run; rows keep their places.
+
+    See `runs_of` for ``run_tokens``.
+    """
     longest = max(part.shape[1] for part in columns[0])
     wide = [
         np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts]) for parts in columns
     ]
     lengths = used_lengths(wide)
-    runs = runs_of(lengths)
+    runs = runs_of(lengths, run_tokens)
     found = [compute([tensor[rows, : lengths[rows].max()] for tensor in wide]) for rows in runs]
     back = np.argsort(np.concatenate(runs))
     return [np.concatenate(parts)[back] for parts in zip(*found, strict=True)]
