@@ -60,7 +60,7 @@ class EncoderConfig(BaseModel, ABC):
     modality: ClassVar[str]
     preprocessing: ClassVar[ModuleType]
     run_tokens: ClassVar[int] = 1_000_000
-    """Where lengths vary: what one more run of the network costs on a CPU, in tokens of padding; large: never worth it."""
+    """What one more run costs on a CPU, in tokens of padding, where lengths vary; large: never worth it."""
 
     freeze: bool = Field(
         default=True, description="keep the encoder as it is and cache its features; only its projection learns"
