@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
 T = TypeVar("T")
+
+_FEW = 8
+"""So many products that need no file and no encoding are prepared sooner than a thread is woken for them."""
 
 
 class AsyncClient(_channel.BaseClient):
@@ -39,7 +43,7 @@ class AsyncClient(_channel.BaseClient):
     ) -> Embeddings:
         """Embed products; see `Client.embed`."""
         items = tuple(products)
-        return await self._run(lambda info: _operations.embed(items, modalities, on_error, info))
+        return await self._run(lambda info: _operations.embed(items, modalities, on_error, info), brief=_brief(items))
 
     async def similarity(
         self,
@@ -51,7 +55,8 @@ class AsyncClient(_channel.BaseClient):
     ) -> Scores:
         """Score pairs; see `Client.similarity`."""
         sides = tuple(left), tuple(right)
-        return await self._run(lambda info: _operations.similarity(*sides, metric, on_error, info))
+        brief = _brief(*sides)
+        return await self._run(lambda info: _operations.similarity(*sides, metric, on_error, info), brief=brief)
 
     async def similarity_matrix(
         self,
@@ -67,7 +72,8 @@ class AsyncClient(_channel.BaseClient):
 
     async def compare(self, left: Product, right: Product) -> Comparison:
         """Score one pair by every metric; see `Client.compare`."""
-        return await self._run(lambda info: _operations.compare(left, right, info))
+        brief = _brief([left, right])
+        return await self._run(lambda info: _operations.compare(left, right, info), brief=brief)
 
     async def info(self) -> ServerInfo:
         """Return what the server offers; see `Client.info`."""
@@ -108,24 +114,28 @@ class AsyncClient(_channel.BaseClient):
             asked = (stub.get_model_config(name, client_timeout=self.timeout_s) for name in embed_models(index.models))
             return discover([answer.config for answer in await asyncio.gather(*asked)])
 
-    async def _run(self, operation: Callable[[ServerInfo], Operation[T]]) -> T:
+    async def _run(self, operation: Callable[[ServerInfo], Operation[T]], *, brief: bool = False) -> T:
         try:
-            return await self._drive(operation(await self.info()))
+            return await self._drive(operation(await self.info()), brief)
         except ModelNotFoundError:
             if self._info is None:  # it was the question itself that failed
                 raise
             self._info = None  # the repository has changed since it was asked
-        return await self._drive(operation(await self.info()))
+        return await self._drive(operation(await self.info()), brief)
 
-    async def _drive(self, operation: Operation[T]) -> T:
+    async def _drive(self, operation: Operation[T], brief: bool) -> T:
         with translate(self.address):
-            state = await asyncio.to_thread(step, operation, None)
-            while not isinstance(state, Done):
-                state = await asyncio.to_thread(step, operation, await self._execute(state))
-            return state.value
+            answers: list[Answer] | None = None
+            while True:
+                state = step(operation, answers) if brief else await asyncio.to_thread(step, operation, answers)
+                if isinstance(state, Done):
+                    return state.value
+                answers = await self._execute(state)
 
     async def _execute(self, calls: list[Call]) -> list[Answer]:
         """Run calls at the same time; the first failure cancels the others."""
+        if len(calls) == 1:
+            return [await self._send(calls[0])]
         tasks = [asyncio.ensure_future(self._send(call)) for call in calls]
         try:
             return await asyncio.gather(*tasks)
@@ -140,3 +150,13 @@ class AsyncClient(_channel.BaseClient):
             with translate(self.address, call.model):
                 result = await self._stub().infer(call.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
             return _channel.decode(call, result)
+
+
+def _brief(*sides: Sequence[Product]) -> bool:
+    """Say whether preparing these products is over sooner than a thread is woken for it."""
+    return sum(map(len, sides)) <= _FEW and all(isinstance(item, Product) and _at_hand(item) for item in chain(*sides))
+
+
+def _at_hand(product: Product) -> bool:
+    """Say whether a product can be sent as it is: no file has to be read, no array encoded."""
+    return all(isinstance(part, bytes) for part in (*product.images, *filter(None, [product.video])))

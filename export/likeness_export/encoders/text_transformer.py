@@ -94,6 +94,8 @@ class TextTransformer(Encoder):
     def __init__(self, backbone: PreTrainedModel, token_dropout: float = 0.0) -> None:
         super().__init__()
         self.token_dropout = token_dropout
+        # The plain product of matrices: what torch's fused attention becomes in ONNX has twice the nodes and is slower.
+        backbone.set_attn_implementation("eager")
         self.backbone = backbone
         self.feature_dim = int(backbone.config.hidden_size)
 
