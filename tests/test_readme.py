@@ -23,6 +23,7 @@ ELSEWHERE = (
     "likeness evaluate runs/mine",
     "likeness evaluate runs/fashion",
     "likeness quality",
+    "likeness tune",
 )
 """Commands that tests of their own cover, or that need data which is not there."""
 ON_FILES = {"related", "cluster", "mine"}

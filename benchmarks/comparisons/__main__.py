@@ -12,6 +12,7 @@ from likeness_bench.files import check_out
 from likeness_client import LikenessError
 
 from comparisons.environments import ENVIRONMENTS
+from comparisons.measured import parse_numbers
 from comparisons.rounds import RoundsConfig
 
 app = typer.Typer(
@@ -34,6 +35,8 @@ Clients = Annotated[int, typer.Option(min=1, help="Callers that each wait for th
 Rounds = Annotated[int, typer.Option(min=1, help="Turns of every contender.")]
 RoundS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
 WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before that, which is not counted.")]
+TurnS = Annotated[float, typer.Option(min=0.01, help="Measured seconds of a turn, at least.")]
+Seed = Annotated[int, typer.Option(help="Of what is rendered.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md is written beside it.")]
 
 
@@ -160,6 +163,115 @@ def perf_analyzer(
         rounds=RoundsConfig(clients=clients, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
     )
     deliver(compare_perf_analyzer(config), out)
+
+
+@app.command()
+def blocks(
+    queries: Annotated[int, typer.Option(min=1, help="Rows of the block.")] = 1000,
+    candidates: Annotated[int, typer.Option(min=1, help="Columns of it.")] = 10_000,
+    dimension: Annotated[int, typer.Option(min=1, help="Of the embeddings that are scored at the caller.")] = 256,
+    repository: Annotated[
+        Path | None, typer.Option(help="Also the learned metric, through a server of this; its own dimension.")
+    ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Candidates of one learned call, beside all at once.")] = 1000,
+    environments: Environments = ENVIRONMENTS,
+    rounds: Rounds = 5,
+    turn_s: TurnS = 1.0,
+    out: Out = None,
+) -> None:
+    """Scores of a block of embeddings: the client against a bare matrix product, and the learned metric, served."""
+    from comparisons.blocks import BlocksConfig, compare_blocks
+    from comparisons.report import deliver
+
+    check_out(out)
+    config = BlocksConfig(
+        queries=queries,
+        candidates=candidates,
+        dimension=dimension,
+        rounds=rounds,
+        turn_s=turn_s,
+        repository=repository,
+        chunk=chunk,
+        environments=environments,
+    )
+    deliver(compare_blocks(config), out)
+
+
+@app.command()
+def size(
+    repository: Repository = SPEED / "repository",
+    sizes: Annotated[str, typer.Option(help="Products of each file, with commas.")] = "1000,10000,100000",
+    photos: Annotated[int, typer.Option(min=1, help="Products to render; larger files reuse their photos.")] = 300,
+    environments: Environments = ENVIRONMENTS,
+    rounds: Rounds = 1,
+    seed: Seed = 7,
+    out: Out = None,
+) -> None:
+    """What the size of a catalogue costs: `likeness embed` on files of different length, rate and memory."""
+    from comparisons.report import deliver
+    from comparisons.size import SizeConfig, compare_sizes
+
+    check_out(out)
+    config = SizeConfig(
+        sizes=parse_numbers(sizes, "--sizes"),
+        repository=repository,
+        photos=photos,
+        rounds=rounds,
+        seed=seed,
+        environments=environments,
+    )
+    deliver(compare_sizes(config), out)
+
+
+@app.command()
+def start(
+    repository: Repositories = None,
+    environments: Environments = ENVIRONMENTS,
+    rounds: Rounds = 5,
+    out: Out = None,
+) -> None:
+    """Seconds from the start of `likeness serve`, and of its tritonserver alone, until all models are ready."""
+    from comparisons.report import deliver
+    from comparisons.start import StartConfig, compare_starts
+
+    check_out(out)
+    repositories = tuple(repository or [SPEED / "repository"])
+    config = StartConfig(repositories=repositories, rounds=rounds, environments=environments)
+    deliver(compare_starts(config), out)
+
+
+@app.command()
+def steps(
+    products: Products,
+    repository: Repository = SPEED / "repository",
+    count: Count = 1000,
+    batch_sizes: Annotated[str, typer.Option(help="Texts of a batch, with commas.")] = "8,32",
+    batches: Annotated[int, typer.Option(min=1, help="Batches of texts in a turn.")] = 10,
+    photo_px: Annotated[str, typer.Option(help="Long sides of photos, with commas.")] = "500,1500,4000",
+    photos: Annotated[int, typer.Option(min=1, help="Photos of a batch.")] = 8,
+    rounds: Rounds = 5,
+    turn_s: TurnS = 1.0,
+    seed: Seed = 7,
+    out: Out = None,
+) -> None:
+    """What single decisions gain, without a server: grouping texts by length, decoding photos reduced, on all cores."""
+    from comparisons.report import deliver
+    from comparisons.steps import StepsConfig, compare_steps
+
+    check_out(out)
+    config = StepsConfig(
+        products=products,
+        count=count,
+        repository=repository,
+        batch_sizes=parse_numbers(batch_sizes, "--batch-sizes"),
+        batches=batches,
+        photo_px=parse_numbers(photo_px, "--photo-px"),
+        photos=photos,
+        rounds=rounds,
+        turn_s=turn_s,
+        seed=seed,
+    )
+    deliver(compare_steps(config), out)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any, Protocol
 
 import typer
 from likeness_bench.files import write_json, write_text
@@ -21,6 +22,28 @@ BUSY_LOAD = 0.5
 """From this load average on, something else ran when the comparison began."""
 LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that hold some servers back, and others not."""
+
+
+ENOUGH = 5
+"""So many rounds a median should have."""
+
+
+class Section(Protocol):
+    """One part of a comparison: what was measured in one way."""
+
+    @property
+    def title(self) -> str:
+        """What was measured."""
+
+    @property
+    def ratios(self) -> Sequence[Any]:
+        """Who is compared with whom: dataclasses."""
+
+    def tables(self) -> Iterator[Table]:
+        """Yield the figures."""
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what stands in the way of believing them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +67,35 @@ class Setting:
         """One ratio per pair."""
         return [ratio(self.rounds, ours, theirs) for ours, theirs in self.pairs]
 
+    def tables(self) -> Iterator[Table]:
+        """Yield speeds and latencies, then the ratios."""
+        names = list(dict.fromkeys(found.contender for found in self.rounds))
+        header = ("", "products/s", "lowest", "highest", "p50 ms", "p99 ms", "client cores", "requests", "failed")
+        rows = tuple(_row(name, [found for found in self.rounds if found.contender == name]) for name in names)
+        yield Table(title=f"{self.title} (medians of {self.config.rounds} rounds)", header=header, rows=rows)
+        ratios = tuple(
+            (
+                f"{found.ours} / {found.theirs}",
+                number(found.median, 2),
+                number(found.lowest, 2),
+                number(found.highest, 2),
+                str(found.rounds),
+            )
+            for found in self.ratios
+        )
+        heads = ("", "median", "lowest", "highest", "rounds")
+        yield Table(title=f"{self.title}: ratio of products/s", header=heads, rows=ratios)
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what stands in the way of believing it."""
+        failed = {found.contender: found for found in reversed(self.rounds) if found.failures}
+        for name, found in failed.items():
+            yield f"{self.title}: requests of {name} failed, the first one said: {found.example}"
+        if self.config.rounds < ENOUGH:
+            yield f"{self.title}: {self.config.rounds} rounds; make at least {ENOUGH}"
+        if any((found.harness_cores or 0) > 0.9 for found in self.rounds):
+            yield f"{self.title}: the measuring process used a whole core: it may be the limit, not the server"
+
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -55,14 +107,14 @@ class Comparison:
 
     Attributes:
         title: of the report.
-        settings: the loads.
+        settings: what was measured, part by part.
         facts: what was compared: versions, weights, products.
         notes: what to know before the figures are believed.
         made_at: when the report was made, ISO 8601 in UTC.
     """
 
     title: str
-    settings: tuple[Setting, ...]
+    settings: tuple[Section, ...]
     facts: Mapping[str, str]
     notes: tuple[str, ...] = ()
     made_at: str = field(default_factory=_now)
@@ -92,9 +144,9 @@ def announced(rounds: int) -> Progress:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Return the tables of a comparison: facts, then speeds and ratios of every setting."""
+    """Return the tables of a comparison: those of every setting, then the facts."""
     facts = Table(title="Compared", header=("", ""), rows=tuple(comparison.facts.items()))
-    return [*(table for setting in comparison.settings for table in _tables(setting)), facts]
+    return [*(table for setting in comparison.settings for table in setting.tables()), facts]
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -115,28 +167,6 @@ def deliver(comparison: Comparison, out: Path | None) -> None:
         title = f"{comparison.title} ({comparison.made_at})"
         write_text(out.with_suffix(".md"), markdown(title, shown, said))
     print_tables(shown, said)
-
-
-def _tables(setting: Setting) -> Iterator[Table]:
-    names = list(dict.fromkeys(found.contender for found in setting.rounds))
-    header = ("", "products/s", "lowest", "highest", "p50 ms", "p99 ms", "client cores", "requests", "failed")
-    rows = tuple(_row(name, [found for found in setting.rounds if found.contender == name]) for name in names)
-    yield Table(title=f"{setting.title} (medians of {setting.config.rounds} rounds)", header=header, rows=rows)
-    ratios = tuple(
-        (
-            f"{found.ours} / {found.theirs}",
-            number(found.median, 2),
-            number(found.lowest, 2),
-            number(found.highest, 2),
-            str(found.rounds),
-        )
-        for found in setting.ratios
-    )
-    yield Table(
-        title=f"{setting.title}: ratio of products/s",
-        header=("", "median", "lowest", "highest", "rounds"),
-        rows=ratios,
-    )
 
 
 def _row(name: str, rounds: Sequence[Round]) -> tuple[str, ...]:
@@ -167,10 +197,4 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
         if name in comparison.facts:
             yield f"{name} was {comparison.facts[name]}: that holds back torch, but not our server; unset it"
     for setting in comparison.settings:
-        failed = {found.contender: found for found in reversed(setting.rounds) if found.failures}
-        for name, found in failed.items():
-            yield f"{setting.title}: requests of {name} failed, the first one said: {found.example}"
-        if setting.config.rounds < 5:
-            yield f"{setting.title}: {setting.config.rounds} rounds; make at least 5"
-        if any((found.harness_cores or 0) > 0.9 for found in setting.rounds):
-            yield f"{setting.title}: the measuring process used a whole core: it may be the limit, not the server"
+        yield from setting.doubts()

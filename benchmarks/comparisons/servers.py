@@ -81,7 +81,7 @@ def http_server(
             _wait_until_ready(process, name, url, log)
             yield
         finally:
-            _stop(process)
+            stop(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], name: str, url: str, log: Path) -> None:
@@ -95,7 +95,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], name: str, url: str, log
     raise ComparisonError(f"{name} was not ready after {READY_TIMEOUT_S:.0f} s: see {log}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process that leads a group, and then what is left of its group."""
     try:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -1,8 +1,9 @@
-"""The command ``bench``. Imports nothing heavy before a command runs."""
+"""The commands ``bench`` and ``tune``. Imports nothing heavy before a command runs."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from likeness_bench.arrivals import Arrivals
 from likeness_bench.drive import LoadConfig
 from likeness_bench.options import needs_extra, parse_cases, parse_mix, parse_sizes, source_of
 from likeness_bench.sources import SourceConfig, read_sources, varied
+from likeness_bench.tune.cli import tune_app
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 _bench = typer.Typer(help="Load a running server and report what it did.", no_args_is_help=True)
 app.add_typer(_bench, name="bench")
+app.add_typer(tune_app)
 
 
 @_bench.callback()
@@ -46,6 +49,8 @@ def load(
     signature: options.Mix = None,
     repeat_share: options.RepeatShare = 0.0,
     metric: options.OfMetric = Metric.COSINE,
+    label: options.Label = "",
+    split: options.Split = "val",
     seed: options.Seed = 7,
     products: options.Products = 1000,
     rendered: options.Rendered = 0,
@@ -55,12 +60,15 @@ def load(
 ) -> None:
     """Make a load for some time; report throughput, latency, errors, and where the time went in the server.
 
+    With a label also how good the server's embeddings are, measured before the load.
+
     Failed requests are part of the report; only when none was answered does it exit with 1.
     """
     with needs_extra():
         from likeness_bench.files import check_out
         from likeness_bench.load import prepare, run_load
         from likeness_bench.output import deliver_load
+        from likeness_bench.recall import LabelConfig, labelled, served_recalls
         from likeness_bench.running import live_view, run_until_interrupted
     config = LoadConfig(
         address=server,
@@ -81,12 +89,21 @@ def load(
     )
     source = source_of(file, products, rendered, text_words, image_px, seed)
     check_out(out)
-    chosen = _read(source)
+    alike = LabelConfig(field=label, split=split) if label else None
+    rows = read_sources(source, everything=bool(alike))
+    labels = labelled(rows, alike) if alike else []
+    chosen = varied((product for product, _ in rows[: source.count]), source)
     with live_view("load") as view:
 
         async def work(stop: asyncio.Event) -> LoadReport:
             workload, info = await prepare(chosen, config)
-            return await run_load(workload, info, config, stop=stop, progress=view.show)
+            if not alike:
+                return await run_load(workload, info, config, stop=stop, progress=view.show)
+            view.say(f"recall of {len(labels)} products")
+            recall = await asyncio.to_thread(served_recalls, server, labels, config.workload.signatures)
+            view.say("load")
+            report = await run_load(workload, info, config, stop=stop, progress=view.show)
+            return replace(report, label=alike.name, recall=recall)
 
         report = run_until_interrupted(work)
     with needs_extra():
@@ -180,10 +197,8 @@ def ceiling(
     warm_up_s: options.WarmUpS = 1.0,
     trial_s: Annotated[float, typer.Option(min=0.05, help="Of each batch size in the search for the ceiling.")] = 1.0,
     timeout_s: options.TimeoutS = 10.0,
-    label: Annotated[
-        str, typer.Option(help="Also recall@1: the field whose equality makes two alike; a+b: both.")
-    ] = "",
-    split: Annotated[str, typer.Option(help="The products that recall ranks; empty: all.")] = "val",
+    label: options.Label = "",
+    split: options.Split = "val",
     seed: options.Seed = 7,
     products: options.Products = 1000,
     rendered: options.Rendered = 0,
@@ -232,7 +247,9 @@ def ceiling(
 
 @_bench.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A report of `load` or `sweep`.", exists=True, dir_okay=False)],
+    first: Annotated[
+        Path, typer.Argument(help="A report of `load`, `sweep` or `ceiling`.", exists=True, dir_okay=False)
+    ],
     second: Annotated[Path, typer.Argument(help="Another one of the same kind.", exists=True, dir_okay=False)],
 ) -> None:
     """Compare two reports: the figures of both, and the second divided by the first."""

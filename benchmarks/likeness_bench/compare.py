@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from likeness_client import InputError
 
-from likeness_bench import figures, sweep
+from likeness_bench import ceiling_report, figures, sweep
 from likeness_bench.files import read_report
 from likeness_bench.load_tables import load_name
 from likeness_bench.tables import NOTHING, Table, number
 
+Report: TypeAlias = Mapping[str, Any]
+Row: TypeAlias = tuple[str, ...]
+Found: TypeAlias = tuple[list[Row], list[str]]
+"""The rows of both reports with their ratios, and notes on what else differs."""
 _FIGURES = {
     "products/s": ("products_per_s",),
     "requests/s": ("requests_per_s",),
@@ -29,6 +33,19 @@ _FIGURES = {
     "server cores": ("server", "cores"),
     "server peak RSS MB": ("server", "peak_rss_mb"),
 }
+_OF_ROUNDS = {
+    "ceiling products/s": "ceiling_products_per_s",
+    "served products/s": "served_products_per_s",
+    "served / ceiling": "throughput_ratio",
+    "p50 ms in one process": "alone_p50_ms",
+    "p50 ms served": "served_p50_ms",
+    "served / one process": "latency_ratio",
+    "half load: requests/s": "half_rate",
+    "half load: p50 ms": "half_p50_ms",
+    "half load: p99 ms": "half_p99_ms",
+    "half load: p99 / p50": "half_tail",
+}
+"""Medians over the rounds of a ceiling."""
 
 
 def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
@@ -40,56 +57,127 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
     Raises:
         InputError: one cannot be read, or they are of two kinds.
     """
-    reports = [read_report(path, (figures.FORMAT, sweep.FORMAT)) for path in (first, second)]
-    if reports[0]["format"] != reports[1]["format"]:
-        raise InputError(f"{first} and {second} are of two kinds, a load and a sweep: compare two of one kind")
-    rows: list[tuple[str, ...]] = []
-    notes: list[str] = []
-    if reports[0]["format"] == sweep.FORMAT:
-        rows.append(_row("best requests/s", *(report["best_rate"] for report in reports)))
-        if reports[0]["target_ms"] != reports[1]["target_ms"]:
-            notes.append(f"the targets differ: p99 <= {reports[0]['target_ms']:g} and {reports[1]['target_ms']:g} ms")
-        reports = [_best_run(report, path) for report, path in zip(reports, (first, second), strict=True)]
-    rows += [_row(name, *(_find(report, path) for report in reports)) for name, path in _FIGURES.items()]
-    rows.append(_row("failed requests", *(float(sum(row["count"] for row in report["errors"])) for report in reports)))
-    notes += _differences(*reports)
-    title = f"{first} and {second}"
+    paths = (first, second)
+    reports = [read_report(path, tuple(_KINDS)) for path in paths]
+    kinds = [_KINDS[report["format"]] for report in reports]
+    if kinds[0] != kinds[1]:
+        names = " and ".join(f"a {name}" for name, _ in kinds)
+        raise InputError(f"{first} and {second} are of two kinds, {names}: compare two of one kind")
+    rows, notes = kinds[0][1](reports, paths)
     shown = tuple(row for row in rows if row[1:3] != (NOTHING, NOTHING))
-    return Table(title=title, header=("", "first", "second", "second / first"), rows=shown), notes
+    return Table(title=f"{first} and {second}", header=("", "first", "second", "second / first"), rows=shown), notes
 
 
-def _best_run(report: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _loads(reports: Sequence[Report], _paths: Sequence[Path]) -> Found:
+    rows = [_row(name, *(_find(report, path) for report in reports)) for name, path in _FIGURES.items()]
+    rows.append(_row("failed requests", *(float(sum(row["count"] for row in report["errors"])) for report in reports)))
+    # Reports that were written before recall was measured do not have it.
+    recalls = [report.get("recall", {}) for report in reports]
+    for name in dict.fromkeys(name for found in recalls for name in found):
+        rows.append(_row(f"recall@1 of {name}", *(_recall(found.get(name)) for found in recalls)))
+    return rows, [*_differences(*reports), *_of_labels(reports), *_own_notes(reports)]
+
+
+def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
+    targets = [report["target_ms"] for report in reports]
+    rows, notes = _loads([_best_run(report, path) for report, path in zip(reports, paths, strict=True)], paths)
+    if targets[0] != targets[1]:
+        notes.insert(0, f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms")
+    return [_row("best requests/s", *(report["best_rate"] for report in reports)), *rows], notes
+
+
+def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
+    """Compare case by case; what only one of the reports has is named.
+
+    Raises:
+        InputError: they have no case in common.
+    """
+    cases = [{case["name"]: case for case in report["cases"]} for report in reports]
+    common = [name for name in cases[0] if name in cases[1]]
+    if not common:
+        measured = [", ".join(found) or "nothing" for found in cases]
+        raise InputError(
+            f"{paths[0]} and {paths[1]} have no signature in common, the one has {measured[0]}, "
+            f"the other {measured[1]}: measure the same --signature in both"
+        )
+    rows, notes = [], []
+    for name in common:
+        pair = [found[name] for found in cases]
+        medians = [report["medians"][name] for report in reports]
+        for what, figure in _OF_ROUNDS.items():
+            rows.append(_row(f"{name}: {what}", *(_find(found, (figure, "median")) for found in medians)))
+        rows.append(_row(f"{name}: recall@1", *(_recall(case["recall"]) for case in pair)))
+        rounds = [len(case["rounds"]) for case in pair]
+        if rounds[0] != rounds[1]:
+            notes.append(f"{name}: medians of {rounds[0]} and of {rounds[1]} rounds")
+    for which, found in zip(("first", "second"), cases, strict=True):
+        if alone := [name for name in found if name not in common]:
+            notes.append(f"only the {which} has {', '.join(alone)}")
+    for key, what in (("repository", "repositories"), ("cores", "numbers of cores"), ("cpu_threads", "threads")):
+        if reports[0][key] != reports[1][key]:
+            notes.append(f"the {what} differ: {reports[0][key]} and {reports[1][key]}")
+    notes.append("a machine's speed drifts: of two runs, `served / ceiling` says more than products/s")
+    return rows, [*notes, *_differences(*reports), *_of_labels(reports), *_own_notes(reports)]
+
+
+_KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]]] = {
+    figures.FORMAT: ("load", _loads),
+    sweep.FORMAT: ("sweep", _sweeps),
+    ceiling_report.FORMAT: ("ceiling", _ceilings),
+}
+"""Format -> what it is called, and how two of it are compared."""
+
+
+def _best_run(report: Report, path: Path) -> Report:
     """Return the last repeat of a sweep's best rate."""
     for step in report["steps"]:
         if step["kept"] and step["rate"] == report["best_rate"]:
-            run: dict[str, Any] = step["repeats"][-1]
+            run: Report = step["repeats"][-1]
             return run
     raise InputError(f"{path}: no rate kept the target, so there is nothing to compare")
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def _differences(first: Report, second: Report) -> Iterator[str]:
     """Say where ratios compare more than one thing."""
-    notes = []
     names = [load_name(report["load"]) for report in (first, second)]
     if names[0] != names[1]:
-        notes.append(f"the loads differ: {names[0]} | {names[1]}")
+        yield f"the loads differ: {names[0]} | {names[1]}"
     for key, what in (("repeat_share", "repeat shares"), ("metric", "metrics")):
         values = [report["load"]["workload"][key] for report in (first, second)]
         if values[0] != values[1]:
-            notes.append(f"the {what} differ: {values[0]} and {values[1]}")
+            yield f"the {what} differ: {values[0]} and {values[1]}"
     if first["space"] != second["space"]:
-        notes.append("the servers have different embedding spaces: another model was measured")
-    notes += [f"{name}: {note}" for name, report in (("first", first), ("second", second)) for note in report["notes"]]
-    return notes
+        yield "the servers have different embedding spaces: another model was measured"
 
 
-def _find(report: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
+def _of_labels(reports: Sequence[Report]) -> Iterator[str]:
+    labels = [report.get("label", "") for report in reports]
+    if labels[0] != labels[1]:
+        yield f"recall was measured on different things: {labels[0] or 'nothing'} | {labels[1] or 'nothing'}"
+
+
+def _own_notes(reports: Sequence[Report]) -> list[str]:
+    return [
+        f"{name}: {note}" for name, report in zip(("first", "second"), reports, strict=True) for note in report["notes"]
+    ]
+
+
+def _recall(found: Mapping[str, Any] | None) -> float | None:
+    """Return recall@1, where there was anything to ask."""
+    return float(found["at_1"]) if found and found["queries"] else None
+
+
+def _find(report: Report, path: tuple[str, ...]) -> float | None:
     value: Any = report
     for key in path:
         value = value[key] if value is not None else None
     return None if value is None else float(value)
 
 
-def _row(name: str, first: float | None, second: float | None) -> tuple[str, ...]:
+def _row(name: str, first: float | None, second: float | None) -> Row:
     ratio = second / first if first and second is not None else None
-    return name, number(first, 2), number(second, 2), number(ratio, 3)
+    return name, _figure(name, first), _figure(name, second), number(ratio, 3)
+
+
+def _figure(name: str, value: float | None) -> str:
+    return number(value, 3 if "recall@1" in name or "/ ceiling" in name else 2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from likeness_bench.drive import Record
 from likeness_bench.processes import GpuFigures, ProcessFigures
+from likeness_bench.recall import Recall
 from likeness_bench.steps import StepTime
 
 K = TypeVar("K", int, str)
@@ -119,6 +120,8 @@ class LoadReport:
         timeline: second by second.
         distribution_ms: pairs of percent and latency, for plots.
         notes: what to know before these figures are believed.
+        label: what recall was measured on, in words; empty when it was not.
+        recall: of the embeddings that this server gives, for each part of the mix; measured before the load.
     """
 
     format: str = FORMAT
@@ -148,6 +151,8 @@ class LoadReport:
     timeline: tuple[Second, ...]
     distribution_ms: tuple[tuple[float, float], ...]
     notes: tuple[str, ...]
+    label: str = ""
+    recall: Mapping[str, Recall] = field(default_factory=dict)
 
 
 def latency_s(record: Record) -> float:

@@ -68,7 +68,18 @@ def _summary(report: LoadReport) -> Table:
         ]
     else:
         rows.append(("server: CPU and memory", "not visible from here"))
+    rows += _recalls(report)
     return Table(title=load_name(report.load), header=("", "value"), rows=tuple(rows))
+
+
+def _recalls(report: LoadReport) -> list[tuple[str, str]]:
+    return [
+        (
+            f"recall@1 of {signature}: {report.label} ({found.ranked})",
+            number(found.at_1 if found.queries else None, 3),
+        )
+        for signature, found in report.recall.items()
+    ]
 
 
 def _latency(report: LoadReport) -> Table:

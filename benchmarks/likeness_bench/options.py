@@ -41,6 +41,8 @@ Mix = Annotated[
 ]
 RepeatShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Requests that send an earlier one again.")]
 OfMetric = Annotated[Metric, typer.Option(help="Of the similarities.")]
+Label = Annotated[str, typer.Option(help="Also recall@1: the field whose equality makes two alike; a+b: both.")]
+Split = Annotated[str, typer.Option(help="The products that recall ranks; empty: all.")]
 Seed = Annotated[int, typer.Option(help="Of the schedule, the requests, and what is rendered.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md and .html are written beside it.")]
 
@@ -112,6 +114,6 @@ def needs_extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in {"matplotlib", "psutil", "rich"}:
+        if package not in {"matplotlib", "psutil", "rich", "tomlkit"}:
             raise
         raise MissingExtraError("bench", f"`{package}`") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,11 @@ class LabelConfig:
     field: str
     split: str = "val"
 
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.field}, split {self.split or 'any'}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
@@ -44,6 +49,11 @@ class Recall:
     at_1: float
     queries: int
     gallery: int
+
+    @property
+    def ranked(self) -> str:
+        """What was ranked, in words."""
+        return f"{self.queries} queries among {self.gallery} products"
 
 
 def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> list[tuple[Product, str]]:
@@ -87,6 +97,22 @@ def served_recall(address: str, products: Sequence[tuple[Product, str]], signatu
         found = client.embed([product for product, _ in usable], modalities=modalities, on_error="return")
     vectors: NDArray[np.float32] = found.vectors
     return recall_at_1(vectors, np.array([label for _, label in usable], dtype=np.str_))
+
+
+def served_recalls(
+    address: str, products: Sequence[tuple[Product, str]], signatures: Iterable[str]
+) -> dict[str, Recall]:
+    """Measure the recall of every part of a mix by itself; without a mix, of products as they are.
+
+    Args:
+        address: the server's gRPC endpoint.
+        products: with their labels.
+        signatures: the parts.
+
+    Raises:
+        LikenessError: the server does not answer, or does not embed one of them.
+    """
+    return {name: served_recall(address, products, name) for name in tuple(signatures) or (AS_THEY_ARE,)}
 
 
 def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recall:

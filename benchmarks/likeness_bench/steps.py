@@ -9,7 +9,8 @@ from likeness_client.contract import MATRIX_MODEL, embed_model, pair_model
 from likeness_client.errors import translate
 from tritonclient.grpc.aio import InferenceServerClient
 
-_PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+_COMPUTE = ("compute_input", "compute_infer", "compute_output")
+_PARTS = ("queue", *_COMPUTE)
 _DURATIONS = ("success", *_PARTS)
 _TIMEOUT_S = 5.0
 
@@ -44,13 +45,17 @@ class StepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCounters:
-    """Triton's counters of one model since the server started; durations in nanoseconds, with their counts."""
+    """Triton's counters of one model since the server started; durations in nanoseconds, with their counts.
+
+    ``busy_ns`` sums over executions, the others over requests: those that shared an execution count all of it each.
+    """
 
     inferences: int
     executions: int
     failures: int
     count: Mapping[str, int]
     ns: Mapping[str, int]
+    busy_ns: int = 0
 
 
 async def read_counters(address: str) -> dict[str, ModelCounters]:
@@ -71,6 +76,7 @@ async def read_counters(address: str) -> dict[str, ModelCounters]:
             failures=stats.fail.count,
             count={name: getattr(stats, name).count for name in _DURATIONS},
             ns={name: getattr(stats, name).ns for name in _DURATIONS},
+            busy_ns=sum(getattr(size, part).ns for size in model.batch_stats for part in _COMPUTE),
         )
         found[model.name] = _sum(found[model.name], counters) if model.name in found else counters  # versions
     return found
@@ -127,4 +133,5 @@ def _sum(one: ModelCounters, other: ModelCounters) -> ModelCounters:
         failures=one.failures + other.failures,
         count={name: one.count[name] + other.count[name] for name in _DURATIONS},
         ns={name: one.ns[name] + other.ns[name] for name in _DURATIONS},
+        busy_ns=one.busy_ns + other.busy_ns,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, ProductError
 
-FORMAT = "likeness-embeddings-1"
+FORMAT = "likeness-embeddings-2"
 SUFFIXES = (".npz", ".parquet")
 
 
@@ -55,13 +57,36 @@ def check_path(path: Path) -> None:
 
 def save(embeddings: Stored, path: Path) -> None:
     """Write embeddings; see `Embeddings.save`."""
+    with writing(path) as writer:
+        writer.add(embeddings)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """Write embeddings part by part; what was added lies on disk, so that memory does not grow with the catalogue.
+
+    The file is put in its place when the block ends; when it fails, an earlier one is left as it was.
+
+    Raises:
+        InputError: another suffix, or the file cannot be written.
+        MissingExtraError: parquet without pyarrow.
+    """
     check_path(path)
-    write = _save_npz if path.suffix == ".npz" else _save_parquet
     try:
-        with _replacing(path) as aside:
-            write(embeddings, aside)
+        with _replacing(path) as aside, (_npz if path.suffix == ".npz" else _parquet)(aside) as writer:
+            yield writer
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class Writer(Protocol):
+    """Takes embeddings of one space in parts, at least one."""
+
+    rows: int
+    """How many were added."""
+
+    def add(self, part: Stored) -> None:
+        """Append a part; the positions of its errors count on."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -74,54 +99,107 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not hold embeddings: {error}") from error
 
 
-def _save_npz(embeddings: Stored, path: Path) -> None:
-    # Strings travel as JSON: NumPy's own string arrays lose trailing NULs and are as wide as the longest string.
-    meta = {
-        "format": FORMAT,
-        "space": embeddings.space,
-        "product_ids": embeddings.product_ids,
-        "signatures": embeddings.signatures,
-        "modality_weights": [dict(weights) for weights in embeddings.modality_weights],
-        "errors": {index: [error.reason, error.modality] for index, error in embeddings.errors.items()},
-    }
-    encoded = np.frombuffer(json.dumps(meta).encode("ascii"), dtype=np.uint8)
-    with path.open("wb") as file:
-        np.savez(file, vectors=embeddings.vectors, meta=encoded)
+@contextmanager
+def _npz(path: Path) -> Iterator[Writer]:
+    """Two members: ``vectors``, and ``products``, the bytes of JSON lines: format and space, then one per product."""
+    # A member of a zip file begins with its length: both are gathered beside it first.
+    with tempfile.TemporaryFile(dir=path.parent) as vectors, tempfile.TemporaryFile(dir=path.parent) as lines:
+        writer = _NpzWriter(vectors, lines)
+        yield writer
+        with zipfile.ZipFile(path, "w") as archive:
+            _member(archive, "vectors", vectors, (writer.rows, writer.dimension), "<f4")
+            _member(archive, "products", lines, (lines.tell(),), "|u1")
+
+
+@dataclass
+class _NpzWriter:
+    vectors: IO[bytes]
+    lines: IO[bytes]
+    rows: int = 0
+    dimension: int = 0
+
+    def add(self, part: Stored) -> None:
+        if not self.dimension:
+            self._line({"format": FORMAT, "space": part.space})
+            self.dimension = part.vectors.shape[1]
+        self.vectors.write(part.vectors.astype("<f4").tobytes())
+        rows = zip(part.product_ids, part.signatures, part.modality_weights, strict=True)
+        for index, (name, signature, weights) in enumerate(rows):
+            error = part.errors.get(index)
+            self._line([name, signature, dict(weights), error and [error.reason, error.modality]])
+        self.rows += len(part.vectors)
+
+    def _line(self, content: Any) -> None:
+        # Strings travel as JSON: NumPy's own string arrays lose trailing NULs and are as wide as the longest string.
+        self.lines.write(json.dumps(content).encode("ascii") + b"\n")
+
+
+def _member(archive: zipfile.ZipFile, name: str, content: IO[bytes], shape: tuple[int, ...], dtype: str) -> None:
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    content.seek(0)
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)  # type: ignore[no-untyped-call]  # NumPy's own gap
+        shutil.copyfileobj(content, member)
 
 
 def _load_npz(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as arrays:
-        vectors, meta = arrays["vectors"], json.loads(arrays["meta"].tobytes())
-    if meta["format"] != FORMAT:
-        raise ValueError(f"format '{meta['format']}', expected '{FORMAT}'")
+        vectors, (head, *lines) = arrays["vectors"], map(json.loads, arrays["products"].tobytes().splitlines())
+    if head["format"] != FORMAT:
+        raise ValueError(f"format '{head['format']}', expected '{FORMAT}'")
     return _build(
         vectors=vectors,
-        weights=meta["modality_weights"],
-        signatures=meta["signatures"],
-        product_ids=meta["product_ids"],
-        space=meta["space"],
-        reasons={int(index): tuple(error) for index, error in meta["errors"].items()},
+        weights=[weights for _, _, weights, _ in lines],
+        signatures=[signature for _, signature, _, _ in lines],
+        product_ids=[name for name, _, _, _ in lines],
+        space=head["space"],
+        reasons={index: tuple(error) for index, (_, _, _, error) in enumerate(lines) if error},
     )
 
 
-def _save_parquet(embeddings: Stored, path: Path) -> None:
-    pa, parquet = _pyarrow()
-    count, dimension = embeddings.vectors.shape
-    errors = [embeddings.errors.get(index) for index in range(count)]
-    flat = pa.array(embeddings.vectors.reshape(-1), type=pa.float32())
+@contextmanager
+def _parquet(path: Path) -> Iterator[Writer]:
+    """A row group per part."""
+    writer = _ParquetWriter(path)
+    try:
+        yield writer
+    finally:
+        if writer.file is not None:
+            writer.file.close()
+
+
+@dataclass
+class _ParquetWriter:
+    path: Path
+    rows: int = 0
+    file: Any = None
+
+    def add(self, part: Stored) -> None:
+        table = _table(part)
+        if self.file is None:
+            _, parquet = _pyarrow()
+            self.file = parquet.ParquetWriter(self.path, table.schema)
+        self.file.write_table(table)
+        self.rows += len(part.vectors)
+
+
+def _table(part: Stored) -> Any:
+    pa, _ = _pyarrow()
+    count, dimension = part.vectors.shape
+    errors = [part.errors.get(index) for index in range(count)]
+    flat = pa.array(part.vectors.reshape(-1), type=pa.float32())
     columns: dict[str, Any] = {
-        "product_id": pa.array([_valid(name) for name in embeddings.product_ids], type=pa.string()),
-        "signature": pa.array(embeddings.signatures, type=pa.string()),
+        "product_id": pa.array([_valid(name) for name in part.product_ids], type=pa.string()),
+        "signature": pa.array(part.signatures, type=pa.string()),
         "vector": pa.FixedSizeListArray.from_arrays(flat, dimension),
         **{
-            f"weight_{name}": pa.array([weights.get(name) for weights in embeddings.modality_weights], pa.float32())
+            f"weight_{name}": pa.array([weights.get(name) for weights in part.modality_weights], pa.float32())
             for name in MODALITIES
         },
         "error": pa.array([error and _valid(error.reason) for error in errors], type=pa.string()),
         "error_modality": pa.array([error and error.modality for error in errors], type=pa.string()),
     }
-    table = pa.table(columns).replace_schema_metadata({"format": FORMAT, "space": embeddings.space})
-    parquet.write_table(table, path)
+    return pa.table(columns).replace_schema_metadata({"format": FORMAT, "space": part.space})
 
 
 def _load_parquet(path: Path) -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from likeness_client.results import FloatArray
 
-_BLOCK_ROWS = 256  # bounds the float64 intermediate at 256 x c
+_BLOCK_CELLS = 1 << 18  # scores that are finished at a time: 1 MB, which the processor's cache holds over all steps
+_NEAR = 0.005  # share of the vectors' squares below which the sum of squares has lost too many digits
+_MOST_NEAR = 1 / 64  # share of a block from which on all of it is computed again, and not only what is near
 
 
 def cosine_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
@@ -20,13 +25,17 @@ def cosine_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
         float32 [q, c] in [-1, 1]; NaN where a row is NaN.
     """
     with np.errstate(invalid="ignore"):
-        return np.clip(_unit(left) @ _unit(right).T, -1.0, 1.0)
+        values: FloatArray = _unit(left) @ _unit(right).T
+        for part in _blocks(values):
+            np.clip(values[part], -1.0, 1.0, out=values[part])
+    return values
 
 
 def euclidean_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
     r"""Return :math:`\sqrt{\|l\|^2 + \|r\|^2 - 2\, l \cdot r}` for all pairs of rows.
 
-    In float64, because the sum cancels for vectors that are alike: in float32 equal vectors would be 0.0003 apart.
+    One matrix product gives the whole sum. For vectors that are alike it cancels, and equal ones would be 0.0003 apart
+    in float32: where little is left, the distance is computed again without it.
 
     Args:
         left: float32 [q, d]; rows may be NaN.
@@ -35,19 +44,52 @@ def euclidean_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
     Returns:
         float32 [q, c], not negative; NaN where a row is NaN.
     """
-    values = np.empty((len(left), len(right)), dtype=np.float32)
-    columns = right.astype(np.float64)
-    column_squares = np.einsum("cd,cd->c", columns, columns)
     with np.errstate(invalid="ignore"):
-        for start in range(0, len(left), _BLOCK_ROWS):
-            rows = left[start : start + _BLOCK_ROWS].astype(np.float64)
-            squares = np.einsum("qd,qd->q", rows, rows)[:, None] + column_squares - 2.0 * (rows @ columns.T)
-            values[start : start + _BLOCK_ROWS] = np.sqrt(np.maximum(squares, 0.0))
+        left_squares, right_squares = _squares(left), _squares(right)
+        rows = np.hstack([-2.0 * left, left_squares, np.ones_like(left_squares)])
+        columns = np.hstack([right, np.ones_like(right_squares), right_squares])
+        values: FloatArray = rows @ columns.T
+        near = _NEAR * (_largest(left_squares) + _largest(right_squares))
+        for part in _blocks(values):
+            block = values[part]
+            _settle(block, left[part], right, near)
+            np.sqrt(block, out=block)
     return values
 
 
+def _settle(squares: FloatArray, left: FloatArray, right: FloatArray, near: float) -> None:
+    """Compute squared distances [q, c] below ``near`` again, in place; none is negative then."""
+    found = squares < near
+    if not found.any():
+        return
+    if np.count_nonzero(found) > _MOST_NEAR * found.size:
+        rows, columns = left.astype(np.float64), right.astype(np.float64)
+        exact = _squares(rows) + _squares(columns).T - 2.0 * (rows @ columns.T)
+        np.maximum(exact, 0.0, out=squares, casting="same_kind")
+    else:
+        of_rows, of_columns = np.nonzero(found)
+        differences = left[of_rows] - right[of_columns]  # exact for numbers that are alike
+        squares[of_rows, of_columns] = _squares(differences)[:, 0]
+
+
+def _blocks(values: FloatArray) -> list[slice]:
+    """Cut the rows of a matrix so that a block stays in the cache."""
+    step = max(1, _BLOCK_CELLS // max(1, values.shape[1]))
+    return [slice(start, start + step) for start in range(0, len(values), step)]
+
+
+def _squares(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Return the squared length of each row [n, 1]."""
+    squares: NDArray[Any] = np.einsum("nd,nd->n", vectors, vectors)[:, None]
+    return squares
+
+
+def _largest(squares: NDArray[Any]) -> float:
+    return float(np.nan_to_num(squares).max(initial=0.0))
+
+
 def _unit(vectors: FloatArray) -> FloatArray:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths = np.sqrt(_squares(vectors))
     # A zero vector stays zero: it is alike to nothing, not undefined.
     unit: FloatArray = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
     return unit

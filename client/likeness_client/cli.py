@@ -19,7 +19,7 @@ from likeness_client.client import Client
 from likeness_client.contract import MODALITIES, Metric
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, RecordError
 from likeness_client.records import Product, scan_products
-from likeness_client.results import Comparison, Embeddings
+from likeness_client.results import Comparison, require_same_space
 
 COMMAND_GROUP = "likeness.commands"
 """Entry points that add commands; each is a ``typer.Typer``."""
@@ -39,6 +39,7 @@ EXTRA_OF = {
     "pytriton": "serve",
     "tokenizers": "serve",
     "psutil": "bench",
+    "tomlkit": "bench",
     "pyarrow": "parquet",
 }
 """Optional package -> the extra that brings it."""
@@ -95,20 +96,19 @@ def embed(
 ) -> None:
     """Embed the products of a file. Bad lines and products are reported; the others go on."""
     _files.check_path(out)
-    run = _EmbedRun()
     with file.open("rb") as lines:
         total = sum(1 for _ in lines)
     bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
-    with Client(server) as client, bar:
-        for chunk in _chunks(file, batch):
-            run.add(client, chunk)
-            bar.update(len(chunk))
-    if run.succeeded:
-        Embeddings.concatenate(run.parts).save(out)
-        typer.echo(f"{run.succeeded} products embedded to {out}", err=True)
-    run.report()
-    if not run.succeeded:
-        raise InputError(f"no product of {file} could be embedded; nothing was written")
+    with _files.writing(out) as writer, Client(server) as client:
+        run = _EmbedRun(writer)
+        with bar:
+            for chunk in _chunks(file, batch):
+                run.add(client, chunk)
+                bar.update(len(chunk))
+        run.report()
+        if not run.succeeded:
+            raise InputError(f"no product of {file} could be embedded; nothing was written")
+    typer.echo(f"{run.succeeded} products embedded to {out}", err=True)
     if strict and run.failed:
         raise typer.Exit(1)
 
@@ -129,7 +129,8 @@ def compare(
 class _EmbedRun:
     """What an ``embed`` run has so far."""
 
-    parts: list[Embeddings] = field(default_factory=list)
+    writer: _files.Writer
+    space: str = ""
     succeeded: int = 0
     failed: int = 0
     named: list[str] = field(default_factory=list)
@@ -143,10 +144,11 @@ class _EmbedRun:
         if not products:
             return
         found = client.embed(products, on_error="return")
-        start = sum(len(part) for part in self.parts)
         for index, error in found.errors.items():
-            self._fail(error.at(start + index))
-        self.parts.append(found)
+            self._fail(error.at(self.writer.rows + index))
+        self.space = self.space or found.space
+        require_same_space(self.space, found.space)  # a server may be replaced while it is asked
+        self.writer.add(found)
         self.succeeded += len(found) - len(found.errors)
 
     def report(self) -> None:

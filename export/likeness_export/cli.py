@@ -101,6 +101,9 @@ def export(
     tensorrt: Annotated[
         bool, typer.Option("--tensorrt", help="Also build TensorRT plans, on the GPU that will run them.")
     ] = False,
+    serving: Annotated[
+        Path | None, typer.Option(help="A recipe whose [serving] section takes the place of the run's.")
+    ] = None,
 ) -> None:
     """Export a run's networks to ONNX, verify them, and make a Triton model repository.
 
@@ -111,11 +114,12 @@ def export(
     from likeness_export.exporting import ExportStep, export_run
     from likeness_export.precision.gate import Limits
     from likeness_export.precision.reducing import PrecisionChoice, Reducer
+    from likeness_export.recipe import load_recipe
     from likeness_export.reports import export_table, precision_tables
     from likeness_export.run import Run
     from likeness_export.tensorrt_plans import PlanStep, TensorRTBuilder
 
-    source = Run(run)
+    source = Run(run, load_recipe(serving).serving if serving else None)
     steps: list[ExportStep] = []
     reducer = None
     if precision != "fp32":

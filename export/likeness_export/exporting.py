@@ -24,6 +24,7 @@ from likeness_export.onnx_export import OPSET, ExportError, ExportReport, export
 from likeness_export.pipeline import networks
 from likeness_export.progress import each
 from likeness_export.recipe import Recipe
+from likeness_export.repository import MANIFEST as MANIFEST  # it is a part of this module's surface, too
 from likeness_export.repository import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import check
 from likeness_export.run import Run
@@ -31,7 +32,6 @@ from likeness_export.run import Run
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-MANIFEST = "manifest.json"
 ADAPTERS = Path(__file__).parent / "serving"
 _LIBRARIES = (
     "torch",

@@ -13,7 +13,6 @@ from likeness_client.contract import (
     MODALITY_WEIGHTS,
     RIGHT,
     SIMILARITY_MODEL,
-    all_signatures,
     encoder_model,
     fusion_model,
     modalities_of,
@@ -48,8 +47,7 @@ class StepSpec:
 
 def signatures(recipe: Recipe) -> list[str]:
     """Return every signature that the recipe serves, small sets first."""
-    chosen = recipe.serving.signatures
-    return [name for name in all_signatures(recipe.modalities()) if not chosen or name in chosen]
+    return recipe.signatures()
 
 
 def towers_of(recipe: Recipe, signature: str) -> list[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from likeness_export.encoders import AnyEncoderConfig
 from likeness_export.networks.fusion import AttentionConfig, FusionConfig
+from likeness_export.serving_section import ServingSection, StepSection, keys_of_steps
 
 BUILT_IN = Path(__file__).parent / "recipes"
 
@@ -105,17 +106,6 @@ class TrainingSection(_Section):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of encoders while they are fine-tuned")
 
 
-class ServingSection(_Section):
-    """How the exported repository is executed."""
-
-    max_batch_size: int = Field(default=32, ge=1, le=1024)
-    queue_delay_us: int = Field(default=0, ge=0, description="how long a step waits for more requests to join a batch")
-    cpu_threads: int = Field(default=2, ge=1, description="threads of one operator in the cpu profile")
-    signatures: tuple[str, ...] = Field(
-        default=(), description="the sets of modalities to serve, e.g. text_image; default: every one there is"
-    )
-
-
 class Recipe(_Section):
     """All of it. Immutable; checked once, here."""
 
@@ -143,6 +133,21 @@ class Recipe(_Section):
         if unknown := [name for name in self.serving.signatures if name not in known]:
             raise ValueError(f"serving.signatures: there is no {', '.join(unknown)}; allowed are: {', '.join(known)}")
         return self
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> Recipe:
+        if faults := self.serving.faults(self.step_keys()):
+            raise ValueError("\n  ".join(faults))
+        return self
+
+    def signatures(self) -> list[str]:
+        """Return every signature that is served, small sets first."""
+        chosen = self.serving.signatures
+        return [name for name in all_signatures(self.modalities()) if not chosen or name in chosen]
+
+    def step_keys(self) -> dict[str, tuple[str, ...]]:
+        """Return the models that compute something -> the keys that ``serving.steps`` may give them."""
+        return keys_of_steps(self.towers, self.signatures())
 
     def embedding_dimension(self) -> int:
         """Return the length of the embedding."""
@@ -205,6 +210,16 @@ def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
         raise RecipeError("\n".join([f"{origin} is not a valid recipe:", *lines])) from error
 
 
+def with_serving(recipe: Recipe, serving: ServingSection) -> Recipe:
+    """Return a recipe with another ``[serving]`` section; its digest stays what it was.
+
+    Raises:
+        RecipeError: the section names steps or signatures that the recipe does not have.
+    """
+    raw = recipe.model_dump(mode="json") | {"serving": serving.model_dump(mode="json")}
+    return parse_recipe(raw, f"{recipe.name} with this [serving] section")
+
+
 def _explain(problem: Any) -> str:
     """Return one line: the key as the file spells it, what is wrong with it, and what was given."""
     if not problem["loc"]:  # a check across sections names the key itself
@@ -234,6 +249,8 @@ def _locate(head: str, *rest: str | int) -> tuple[list[str], type[BaseModel]]:
     """
     place = {"towers": 1, "fusion": 0}.get(head, len(rest))
     section = Recipe.model_fields[head].annotation if rest else Recipe
+    if head == "serving" and len(rest) > 2:  # serving.steps.<model>.<key>
+        section = StepSection
     if place < len(rest):
         section = _MEMBERS[head].get(str(rest[place]))
     keys = [head, *(str(part) for part in (*rest[:place], *rest[place + 1 :]))]

@@ -48,6 +48,8 @@ VERSION = 1
 """The version that every step is pinned to: an encoder and a fusion head of two trainings must never meet."""
 PROFILES = ("cpu", "onnx", "tensorrt")
 """How the same repository can be executed; ``config.pbtxt`` is the ``onnx`` profile, the others lie in ``configs/``."""
+MANIFEST = "manifest.json"
+"""What a repository says of itself, beside its models: recipe, space, libraries, checks, and a hash of every file."""
 UNTRAINED = "untrained"
 """The space of configurations that were rendered without weights."""
 
@@ -104,12 +106,19 @@ class _Renderer:
     def step(self, spec: StepSpec) -> ModelConfig:
         config = self.bare(spec.name, self.recipe.serving.max_batch_size)
         _declare(config, spec.inputs, spec.outputs)
-        config.dynamic_batching.max_queue_delay_microseconds = self.recipe.serving.queue_delay_us
+        return self.batching(config)
+
+    def batching(self, config: ModelConfig) -> ModelConfig:
+        """Let requests that wait at the same time share an execution."""
+        chosen = self.recipe.serving.of(config.name)
+        config.dynamic_batching.max_queue_delay_microseconds = chosen.queue_delay_us
+        config.dynamic_batching.preferred_batch_size.extend(chosen.preferred_batch_size)
         return config
 
     def python(self, config: ModelConfig) -> ModelConfig:
         config.backend = "python"
-        config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        instances = self.recipe.serving.of(config.name).instances
+        config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
         return config
 
     def network(self, config: ModelConfig, tower: str = "") -> RenderedModel:
@@ -117,9 +126,12 @@ class _Renderer:
         onnx, cpu, tensorrt = ModelConfig(), ModelConfig(), ModelConfig()
         for copy in (onnx, cpu, tensorrt):
             copy.CopyFrom(config)
-        onnx.platform = "onnxruntime_onnx"
-        tensorrt.platform = "tensorrt_plan"
-        cpu.parameters["cpu_threads"].string_value = str(self.recipe.serving.cpu_threads)
+        chosen = self.recipe.serving.of(config.name)
+        for other, platform in ((onnx, "onnxruntime_onnx"), (tensorrt, "tensorrt_plan")):
+            other.platform = platform
+            if chosen.instances != 1:  # one is what Triton starts by itself, on each GPU where there are some
+                other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
+        cpu.parameters["cpu_threads"].string_value = str(chosen.cpu_threads)
         if tower and any(-1 in entry.dims for entry in cpu.input):
             # Texts of all lengths share an execution: the adapter groups them better than buckets do.
             cpu.parameters["run_tokens"].string_value = str(self.recipe.towers[tower].run_tokens)
@@ -138,8 +150,7 @@ class _Renderer:
             config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[1]).reshape.shape.extend(
                 [1, 1]
             )
-        config.dynamic_batching.max_queue_delay_microseconds = self.recipe.serving.queue_delay_us
-        return config
+        return self.batching(config)
 
     def blocks(self, spec: StepSpec) -> ModelConfig:
         """Blocks fill a batch by themselves; Triton adds no batch dimension, the graph's own is spelt out."""

@@ -11,7 +11,8 @@ from likeness_client.errors import InputError
 
 from likeness_export.files import write_text, written_aside
 from likeness_export.networks.product import ProductNetwork, build_network
-from likeness_export.recipe import Recipe, parse_recipe
+from likeness_export.recipe import Recipe, parse_recipe, with_serving
+from likeness_export.serving_section import ServingSection
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,14 @@ class Run:
     ``recipe.json`` (the recipe with all its defaults), ``towers/<name>/`` (what preprocessing and building need),
     ``features/`` (cache), ``checkpoint.pt`` (while training), ``weights.pt`` (when trained), ``log.jsonl`` (loss per
     epoch).
+
+    Attributes:
+        folder: the folder.
+        serving: how it is to be executed, in place of what its recipe says; nothing that was trained depends on it.
     """
 
     folder: Path
+    serving: ServingSection | None = None
 
     @property
     def towers(self) -> Path:
@@ -60,15 +66,17 @@ class Run:
         write_text(self.folder / "recipe.json", recipe.model_dump_json(indent=1))
 
     def read_recipe(self) -> Recipe:
-        """Return the recipe that the run was trained with.
+        """Return the recipe that the run was trained with, and is to be served with.
 
         Raises:
             InputError: the folder is not a run.
+            RecipeError: `serving` names steps or signatures that the run does not have.
         """
         place = self.folder / "recipe.json"
         if not place.is_file():
             raise InputError(f"{self.folder} is not a run: it has no recipe.json; train one with `likeness train`")
-        return parse_recipe(json.loads(place.read_text(encoding="utf-8")), str(place))
+        recipe = parse_recipe(json.loads(place.read_text(encoding="utf-8")), str(place))
+        return with_serving(recipe, self.serving) if self.serving else recipe
 
     def read_network(self) -> tuple[Recipe, ProductNetwork]:
         """Return the recipe and the trained network, in evaluation mode.

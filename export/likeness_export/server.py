@@ -67,6 +67,11 @@ class Tritonserver:
     binary: Path
     package: Path | None = None
 
+    @property
+    def profile(self) -> str:
+        """The profile that fits it: the server from pip has no backend but Python's."""
+        return "cpu" if self.package else "onnx"
+
 
 def find_tritonserver() -> Tritonserver:
     """Find a server: the one on PATH, the container's, or the one inside the nvidia-pytriton package.
@@ -98,7 +103,7 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
         MissingExtraError: there is no server.
     """
     server = find_tritonserver()
-    profile = config.profile or ("cpu" if server.package else "onnx")
+    profile = config.profile or server.profile
     check_repository(config.repository, profile)
     if server.package and profile != "cpu":
         raise InputError(

@@ -45,6 +45,8 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
     _claim(recipe, run)
     if run.weights.is_file():
         log.info("%s is already trained", run.folder)
+        if run.read_recipe().serving != recipe.serving:
+            log.info("its [serving] section stays; `likeness export --serving RECIPE` takes another one")
         return
     with _alone(run):
         catalogue = training_catalogue(recipe, data_root)

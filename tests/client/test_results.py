@@ -47,6 +47,16 @@ def test_empty_embeddings_keep_their_dimension(tmp_path: Path, suffix: str) -> N
     assert Embeddings.load(tmp_path / f"empty{suffix}").vectors.shape == (0, 5)
 
 
+@pytest.mark.usefixtures("with_pyarrow")
+def test_parts_are_written_one_after_the_other(tmp_path: Path, suffix: str) -> None:
+    path, parts = tmp_path / f"vectors{suffix}", [embeddings(), embeddings(), embeddings()]
+    with _files.writing(path) as writer:
+        for number, part in enumerate(parts):
+            assert writer.rows == number * len(part)
+            writer.add(part)
+    assert_equal(Embeddings.load(path), Embeddings.concatenate(parts))
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "vectors.npz"
     embeddings().save(path)
@@ -54,7 +64,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_files, "_save_npz", full_disk)
+    monkeypatch.setattr(_files, "_member", full_disk)
     with pytest.raises(InputError, match=r"cannot write .*No space left"):
         embeddings("space-2").save(path)
     assert Embeddings.load(path).space == "space-1"

@@ -5,6 +5,7 @@ Tests get it through fixtures, and import this module for its types only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import pytest
 import torch
 from likeness_export.exporting import export_run
 from likeness_export.onnx_export import ExportReport
-from likeness_export.recipe import Recipe, parse_recipe
+from likeness_export.recipe import Recipe, load_recipe, parse_recipe
+from likeness_export.repository import MANIFEST, render, write_configs
 from likeness_export.run import Run
 from likeness_export.training import train
 from PIL import Image
@@ -107,3 +109,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     recipe, run = parse_recipe(RECIPE, "test"), Run(root / "run")
     train(recipe, run, root / "data")
     return Exported(run, recipe, root / "repository", export_run(run, root / "repository"))
+
+
+SPACE = "0123456789abcdef"
+
+
+@pytest.fixture
+def rendered_repository(tmp_path: Path) -> Path:
+    """The demo's repository without networks: configurations, something like a weight, and a manifest."""
+    folder, recipe = tmp_path / "repository", load_recipe(Path("demo"))
+    write_configs(render(recipe, SPACE), folder)
+    (folder / "text_encoder" / "1" / "model.onnx").write_bytes(b"weights")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    manifest = {"space": SPACE, "recipe": recipe.model_dump(mode="json"), "created": "then", "sha256": hashes}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return folder

@@ -21,6 +21,13 @@ FORBIDDEN = {
     "likeness_export": {"likeness_bench"},
     "likeness_bench": {"likeness_export", "torch"},
 }
+TUNER = PACKAGES["likeness_bench"] / "tune"
+LIGHT_EXPORT = {f"likeness_export.{name}" for name in ("recipe", "repository", "server", "serving_section")}
+"""What the tuner needs of the export: the settings, what renders them into configurations, and what serves these.
+
+It may, and no other part of the harness: it does not only load a server, it makes and serves repositories with other
+settings. These modules only declare and render: networks, training and export stay out of its reach.
+"""
 MODULES = [(name, path) for name, folder in PACKAGES.items() for path in sorted(folder.rglob("*.py"))]
 IDS = [f"{name}/{path.relative_to(PACKAGES[name])}" for name, path in MODULES]
 
@@ -38,12 +45,26 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=IDS)
 def test_imports_point_one_way(name: str, path: Path) -> None:
-    assert not imports(path) & FORBIDDEN[name]
+    allowed = {"likeness_export"} if TUNER in path.parents else set()
+    assert not imports(path) & FORBIDDEN[name] - allowed
 
 
-@pytest.mark.parametrize("name", ["cli", "server"])
+@pytest.mark.parametrize("path", sorted(TUNER.rglob("*.py")), ids=lambda path: path.name)
+def test_the_tuner_takes_from_the_export_only_what_declares_renders_and_serves(path: Path) -> None:
+    modules = {
+        node.module
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert {module for module in modules if module.split(".")[0] == "likeness_export"} <= LIGHT_EXPORT
+
+
+HEAVY = ("torch", "transformers", "PIL")
+
+
+@pytest.mark.parametrize("name", ["likeness_export.cli", "likeness_export.server", "likeness_bench.cli"])
 def test_commands_and_serving_start_without_anything_heavy(name: str) -> None:
-    code = f"import likeness_export.{name}, sys; print(sorted({{'torch', 'transformers', 'PIL'}} & set(sys.modules)))"
+    code = f"import {name}, sys; print(sorted({{*{HEAVY}}} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 

@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 from likeness_bench import options
+from likeness_bench import recall as recall_module
 from likeness_bench.ceiling import CeilingConfig, _notes
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, batches
 from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, medians
+from likeness_bench.compare import compare_reports
 from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.files import write_json
 from likeness_bench.in_process import Threads, uses_of, without_padding
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_ceiling
-from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1
+from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
-from likeness_bench.workload import OperationKind, WorkloadConfig
+from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo
 from likeness_client.records import ImageSource
 from PIL import Image
@@ -183,6 +186,74 @@ def test_a_comparison_in_all_forms(cases: tuple[Case, ...], tmp_path: Path, caps
         assert "| served / ceiling | 0.800 | 0.500 | 0.900 |" in text
         assert "40 queries among 50 products" in text
         assert "batches of 8" in capsys.readouterr().out
+
+
+def written(path: Path, *cases: Case, **changes: Any) -> Path:
+    report = CeilingReport(
+        made_at="now",
+        load=asdict(LoadConfig(address="here:1", concurrency=16)),
+        repository="r",
+        space="s",
+        cores=2,
+        cpu_threads=2,
+        label="group, split val",
+        ended="complete",
+        cases=cases,
+        medians=medians(cases),
+        notes=("a note",),
+    )
+    write_json(path, asdict(replace(report, **changes)))
+    return path
+
+
+def test_ceilings_are_compared_case_by_case(tmp_path: Path) -> None:
+    faster = tuple(replace(round_, served_products_per_s=120.0, throughput_ratio=0.96) for round_ in CASE.rounds[:2])
+    worse = replace(CASE, rounds=faster, recall=Recall(at_1=0.6, queries=40, gallery=50))
+    first = written(tmp_path / "a.json", replace(CASE, name="image"), CASE)
+    second = written(tmp_path / "b.json", worse, repository="other", space="t", cores=4, label="kind, split val")
+    table, notes = compare_reports(first, second)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["text: served products/s"] == ("80.00", "120.00", "1.500")
+    assert rows["text: served / ceiling"] == ("0.800", "0.960", "1.200")
+    assert rows["text: recall@1"] == ("0.750", "0.600", "0.800")
+    assert not any(name.startswith("image") for name in rows)
+    said = "\n".join(notes)
+    for expected in (
+        "text: medians of 3 and of 2 rounds",
+        "only the first has image",
+        "the repositories differ: r and other",
+        "the numbers of cores differ: 2 and 4",
+        "different embedding spaces",
+        "recall was measured on different things",
+        "second: a note",
+    ):
+        assert expected in said
+    assert "the loads differ" not in said
+
+
+def test_ceilings_without_a_case_in_common_are_refused(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.json", CASE)
+    with pytest.raises(InputError, match=r"no signature in common, the one has text, the other image.*--signature"):
+        compare_reports(first, written(tmp_path / "b.json", replace(CASE, name="image")))
+    with pytest.raises(InputError, match="the other nothing"):
+        compare_reports(first, written(tmp_path / "c.json"))
+    write_json(tmp_path / "load.json", {"format": "likeness-load-1"})
+    with pytest.raises(InputError, match="of two kinds, a ceiling and a load"):
+        compare_reports(first, tmp_path / "load.json")
+
+
+def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def served(address: str, products: Sequence[tuple[Product, str]], signature: str) -> Recall:
+        asked.append((address, len(products), signature))
+        return Recall(at_1=0.5, queries=1, gallery=2)
+
+    monkeypatch.setattr(recall_module, "served_recall", served)
+    assert list(served_recalls("here:1", [(Product(), "a")], {"text": 0.5, "image": 0.5})) == ["text", "image"]
+    assert list(served_recalls("here:1", [(Product(), "a")], {})) == [AS_THEY_ARE]
+    assert asked == [("here:1", 1, name) for name in ("text", "image", AS_THEY_ARE)]
+    assert LabelConfig(field="group", split="").name == "group, split any"
 
 
 @pytest.mark.parametrize(

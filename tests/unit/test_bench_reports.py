@@ -20,6 +20,7 @@ from likeness_bench.figures import LoadReport
 from likeness_bench.files import check_out, write_json
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_load, deliver_sweep
+from likeness_bench.recall import Recall
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes
 from likeness_bench.tables import Table, html, markdown
@@ -101,6 +102,27 @@ def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     check_page((tmp_path / "deep" / "r.html").read_text(), plots=2)
 
 
+def test_recall_stands_in_the_table_of_the_load(report: LoadReport, tmp_path: Path) -> None:
+    recall = {"text": Recall(at_1=0.75, queries=40, gallery=50), "image": Recall(at_1=0.0, queries=0, gallery=0)}
+    deliver_load(replace(report, label="group, split val", recall=recall), tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["recall"]["text"]["at_1"] == 0.75
+    for form in ("md", "html"):
+        text = (tmp_path / f"r.{form}").read_text()
+        assert "recall@1 of text: group, split val (40 queries among 50 products)" in text
+        assert "recall@1 of image" in text
+    assert "(40 queries among 50 products) | 0.750 |" in (tmp_path / "r.md").read_text()
+    deliver_load(report, tmp_path / "without.json")
+    assert "recall" not in (tmp_path / "without.md").read_text()
+
+
+def test_a_label_that_no_product_has_is_refused_before_the_load(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"title": "vase", "split": "val"}\n')
+    given = ["bench", "load", str(tmp_path / "p.jsonl"), "--rate", "1", "--label", "kind", "--server", "nowhere:1"]
+    found = CliRunner().invoke(cli.app, given)
+    assert isinstance(found.exception, InputError)
+    assert "none of 1 products has the label 'kind' in split 'val'" in str(found.exception)
+
+
 def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     steps = (
         RateStep(rate=8.0, kept=True, settled=True, p99_ms=50.0, repeats=(report, report)),
@@ -145,6 +167,22 @@ def test_comparing_gives_ratios_and_says_what_else_differs(report: LoadReport, t
     shown = CliRunner().invoke(cli.app, ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     assert shown.exit_code == 0
     assert "3.000" in shown.stdout
+
+
+def test_comparing_loads_also_compares_recall(report: LoadReport, tmp_path: Path) -> None:
+    recall = {"text": Recall(at_1=0.8, queries=40, gallery=50)}
+    better = {"text": Recall(at_1=0.9, queries=40, gallery=50), "image": Recall(at_1=0.5, queries=40, gallery=50)}
+    write_json(tmp_path / "a.json", asdict(replace(report, label="group, split val", recall=recall)))
+    write_json(tmp_path / "b.json", asdict(replace(report, label="kind, split val", recall=better)))
+    older = {key: value for key, value in asdict(report).items() if key not in ("label", "recall")}
+    write_json(tmp_path / "older.json", older)
+    table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    assert ("recall@1 of text", "0.800", "0.900", "1.125") in table.rows
+    assert ("recall@1 of image", "-", "0.500", "-") in table.rows
+    assert "recall was measured on different things: group, split val | kind, split val" in notes
+    table, notes = compare_reports(tmp_path / "older.json", tmp_path / "a.json")
+    assert ("recall@1 of text", "-", "0.800", "-") in table.rows
+    assert "recall was measured on different things: nothing | group, split val" in notes
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"format": "other"}'])

@@ -20,8 +20,10 @@ from likeness_export.networks.similarity import Similarity
 from likeness_export.onnx_export import TOLERANCE, ExportError, export_network, module_of
 from likeness_export.pipeline import StepSpec, networks
 from likeness_export.preprocessing import attributes, image
+from likeness_export.recipe import RecipeError
 from likeness_export.repository import render, write_configs
 from likeness_export.run import Run
+from likeness_export.serving_section import ServingSection, StepSection
 from likeness_export.tensors import TensorSpec
 from torch import Tensor, nn
 
@@ -83,6 +85,25 @@ def test_the_manifest_says_what_was_exported(exported: Exported) -> None:
         assert report["cases"] >= 3
         assert report["largest_difference"] <= TOLERANCE
         assert report["batch_difference"] <= TOLERANCE
+
+
+def test_another_serving_section_makes_other_configurations_of_the_same_space(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_network(monkeypatch, "similarity")
+    serving = ServingSection(max_batch_size=2, steps={"image_encoder": StepSection(instances=3, cpu_threads=1)})
+    run = Run(exported.run.folder, serving)
+    export_run(run, tmp_path / "repository")
+    content = json.loads((tmp_path / "repository" / "manifest.json").read_text(encoding="utf-8"))
+    assert content["space"] == manifest(exported)["space"] == fingerprint(run.read_recipe(), run)
+    assert content["recipe"]["serving"] == serving.model_dump(mode="json")
+    config = (tmp_path / "repository" / "image_encoder" / "configs" / "cpu.pbtxt").read_text(encoding="utf-8")
+    assert "count: 3" in config
+    assert "max_batch_size: 2" in config
+    assert exported.run.read_recipe() == exported.recipe  # the run itself says what it said before
+    elsewhere = Run(exported.run.folder, ServingSection(steps={"text_encoder": StepSection()}))
+    with pytest.raises(RecipeError, match=r"serving\.steps\.text_encoder: there is no such step"):
+        elsewhere.read_recipe()
 
 
 def test_the_manifest_s_checksums_are_those_of_all_files(exported: Exported) -> None:

@@ -8,7 +8,17 @@ from typing import Any, get_args
 
 import pytest
 from likeness_export.encoders import AnyEncoderConfig
-from likeness_export.recipe import BUILT_IN, Recipe, RecipeError, TrainingSection, load_recipe, parse_recipe
+from likeness_export.pipeline import networks, preprocess_steps
+from likeness_export.recipe import (
+    BUILT_IN,
+    Recipe,
+    RecipeError,
+    TrainingSection,
+    load_recipe,
+    parse_recipe,
+    with_serving,
+)
+from likeness_export.serving_section import ServingSection, StepSection, StepSettings
 
 DEMO = Path("demo")
 
@@ -202,3 +212,104 @@ def test_what_a_recipe_says_of_its_inputs() -> None:
     schema = recipe.input_schema()
     assert schema.text_fields == ("title", "description")
     assert schema.attribute_keys == ("kind", "material", "colour", "pattern", "size", "brand", "price_usd")
+
+
+# --- how steps are executed
+
+
+def test_what_a_step_does_not_say_is_that_of_the_whole_section() -> None:
+    recipe = load_recipe(
+        DEMO,
+        [
+            "serving.instances=2",
+            "serving.cpu_threads=3",
+            "serving.queue_delay_us=50",
+            "serving.steps.text_encoder={instances=4, preferred_batch_size=[4, 8]}",
+            "serving.steps.image_encoder.queue_delay_us=0",
+        ],
+    )
+    whole = StepSettings(instances=2, cpu_threads=3, preferred_batch_size=(), queue_delay_us=50)
+    assert recipe.serving.of("fusion_text") == whole
+    assert recipe.serving.of("text_encoder") == StepSettings(
+        instances=4, cpu_threads=3, preferred_batch_size=(4, 8), queue_delay_us=50
+    )
+    assert recipe.serving.of("image_encoder").queue_delay_us == 0
+    assert parse_recipe(json.loads(recipe.model_dump_json()), "recipe.json") == recipe
+
+
+@pytest.mark.parametrize("name", ["demo", "fashion"])
+def test_the_steps_of_a_recipe_are_those_of_its_pipeline(name: str) -> None:
+    recipe = load_recipe(Path(name))
+    steps = [step.name for step in (*preprocess_steps(recipe), *networks(recipe))]
+    assert list(recipe.step_keys()) == [*steps, "similarity_matrix"]
+    assert {step for step, keys in recipe.step_keys().items() if "cpu_threads" not in keys} == {
+        step.name for step in preprocess_steps(recipe)
+    }
+
+
+NETWORK_KEYS = "instances, cpu_threads, preferred_batch_size, queue_delay_us"
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        (
+            {"text_enc": {"instances": 2}},
+            f"serving.steps.text_enc: there is no such step; allowed are: {', '.join(load_recipe(DEMO).step_keys())}",
+        ),
+        (
+            {"text_preprocess": {"cpu_threads": 2}},
+            "serving.steps.text_preprocess.cpu_threads: means nothing for this step; "
+            "allowed here are: instances, preferred_batch_size, queue_delay_us (given: 2)",
+        ),
+        (
+            {"similarity_matrix": {"queue_delay_us": 5}},
+            "serving.steps.similarity_matrix.queue_delay_us: means nothing for this step; "
+            "allowed here are: instances, cpu_threads (given: 5)",
+        ),
+        (
+            {"text_encoder": {"threads": 2}},
+            f"serving.steps.text_encoder.threads: there is no such key; allowed here are: {NETWORK_KEYS} (given: 2)",
+        ),
+        (
+            {"text_encoder": {"instances": 0}},
+            "serving.steps.text_encoder.instances: must be greater than or equal to 1 (given: 0)",
+        ),
+        (
+            {"text_encoder": {"preferred_batch_size": [8, 64]}},
+            "serving.steps.text_encoder.preferred_batch_size: must not be above serving.max_batch_size, 32 "
+            "(given: [8, 64])",
+        ),
+        (
+            {"text_encoder": {"preferred_batch_size": [8, 4]}},
+            "serving.steps.text_encoder.preferred_batch_size: the sizes must ascend (given: [8, 4])",
+        ),
+        ({"text_encoder": 2}, "serving.steps.text_encoder: must be a section (given: 2)"),
+    ],
+)
+def test_a_step_that_is_given_something_meaningless_is_refused(steps: dict[str, Any], line: str) -> None:
+    text = message(lambda r: r.update(serving={"steps": steps}))
+    assert text.splitlines() == ["shop.toml is not a valid recipe:", f"  {line}"]
+
+
+def test_every_fault_of_the_steps_is_told_in_a_line_of_its_own() -> None:
+    steps = {"nothing": {}, "text_preprocess": {"cpu_threads": 1}}
+    lines = message(lambda r: r.update(serving={"steps": steps})).splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "  serving.steps.nothing",
+        "  serving.steps.text_preprocess.cpu_threads",
+    ]
+
+
+def test_steps_of_signatures_that_are_not_served_do_not_exist() -> None:
+    serving = {"signatures": ["text"], "steps": {"fusion_image": {"instances": 2}}}
+    assert "there is no such step; allowed are: " in message(lambda r: r.update(serving=serving))
+
+
+def test_another_serving_section_leaves_the_digest_and_is_checked() -> None:
+    recipe = load_recipe(DEMO)
+    other = with_serving(recipe, ServingSection(cpu_threads=1, steps={"text_encoder": StepSection(instances=3)}))
+    assert other.digest() == recipe.digest()
+    assert (other.serving.of("text_encoder").instances, other.serving.cpu_threads) == (3, 1)
+    with pytest.raises(RecipeError, match=r"serving\.steps\.video_encoder: there is no such step"):
+        with_serving(recipe, ServingSection(steps={"video_encoder": StepSection()}))

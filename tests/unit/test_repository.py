@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 RECIPE = load_recipe(Path("demo"))
 REFERENCE = Path(__file__).parents[2] / "model_repository"
 EMBED = "embed_text_image"
+KIND = model_config_pb2.ModelInstanceGroup
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -72,6 +73,42 @@ def test_serving_choices_reach_the_configurations() -> None:
     assert encoder.default.max_batch_size == 5
     assert encoder.default.dynamic_batching.max_queue_delay_microseconds == 70
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "3"
+
+
+def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None:
+    plain = render(RECIPE)
+    overrides = [
+        "serving.steps.text_preprocess={instances=3, queue_delay_us=40}",
+        "serving.steps.text_encoder={instances=2, cpu_threads=5, preferred_batch_size=[4, 16]}",
+        "serving.steps.similarity={instances=2, queue_delay_us=60}",
+        "serving.steps.similarity_matrix={instances=4, cpu_threads=1}",
+    ]
+    models = render(load_recipe(Path("demo"), overrides))
+    check(models)
+    preprocess = models["text_preprocess"].default
+    assert [(group.count, group.kind) for group in preprocess.instance_group] == [(3, KIND.KIND_CPU)]
+    assert preprocess.dynamic_batching.max_queue_delay_microseconds == 40
+    encoder = models["text_encoder"]
+    for config in (encoder.default, *encoder.profiles.values()):
+        assert list(config.dynamic_batching.preferred_batch_size) == [4, 16]
+        assert [group.count for group in config.instance_group] == [2]
+    assert encoder.default.instance_group[0].kind == KIND.KIND_AUTO
+    assert encoder.profiles["tensorrt"].instance_group[0].kind == KIND.KIND_AUTO
+    assert encoder.profiles["cpu"].instance_group[0].kind == KIND.KIND_CPU
+    assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "5"
+    assert models["similarity"].default.dynamic_batching.max_queue_delay_microseconds == 60
+    blocks = models["similarity_matrix"].profiles["cpu"]
+    assert blocks.instance_group[0].count == 4
+    assert not blocks.HasField("dynamic_batching")
+    changed = {name for name, model in models.items() if list(model.files()) != list(plain[name].files())}
+    assert changed == {"text_preprocess", "text_encoder", "similarity", "similarity_matrix"}
+
+
+def test_one_instance_is_left_to_triton_where_there_may_be_several_gpus() -> None:
+    assert not render(RECIPE)["text_encoder"].default.instance_group
+    everywhere = render(load_recipe(Path("demo"), ["serving.instances=2"]))
+    assert everywhere["text_encoder"].default.instance_group[0].count == 2
+    assert everywhere["text_preprocess"].default.instance_group[0].count == 2
 
 
 def test_the_committed_repository_is_what_the_code_renders(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path, caplog: pyt
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.folder.rglob("*") if path.is_file()}
     assert after == before
     assert "already trained" in caplog.text
+    assert "likeness export --serving RECIPE" in caplog.text
 
 
 def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""Blocks of similarities: many queries with many candidates, of products that are embedded already."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from likeness_client import Embeddings, InputError, Metric, ServerInfo
+from likeness_client import _operations as operations
+from likeness_client._calls import Done, step
+from likeness_client.contract import InputSchema
+from numpy.typing import NDArray
+
+from comparisons.learned_blocks import Learned, measure_learned
+from comparisons.measured import Measurement, Quantity, Take, in_turns, per_call_s
+from comparisons.report import Comparison, machine
+from comparisons.rounds import ComparisonError
+from comparisons.servers import likeness_server
+from comparisons.vectors import drawn, embeddings_of
+
+CALLER_METRICS = (Metric.COSINE, Metric.EUCLIDEAN)
+PRODUCT = "numpy matrix product"
+WITHIN = 1.5
+"""Scores at the caller should take at most so many times what the bare matrix product takes."""
+MS = Quantity(name="ms", digits=2, compared=True)
+PAIRS_PER_S = Quantity(name="10^6 pairs/s", digits=3, higher_is_better=True)
+ARRAYS_MB = Quantity(name="MB of arrays", digits=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """What to compute.
+
+    Attributes:
+        queries: rows of the block.
+        candidates: columns of it.
+        dimension: of the embeddings that are scored at the caller.
+        rounds: turns of each way.
+        turn_s: how long each way at the caller is repeated in its turn.
+        repository: for the learned metric; None: only what the caller computes.
+        chunk: candidates of one call of the client, where the learned metric is not asked for all at once.
+        environments: where the server's log goes.
+    """
+
+    queries: int
+    candidates: int
+    dimension: int
+    rounds: int
+    turn_s: float
+    repository: Path | None
+    chunk: int
+    environments: Path
+
+    def __post_init__(self) -> None:
+        if min(self.queries, self.candidates, self.dimension, self.rounds, self.chunk) < 1:
+            raise InputError("queries, candidates, dimension, rounds and chunk must be at least 1")
+
+
+def compare_blocks(config: BlocksConfig) -> Comparison:
+    """Measure; see the module.
+
+    Raises:
+        LikenessError: the server fails, or the scores are not what they should be.
+    """
+    facts = machine()
+    caller = measure_caller(config)
+    sections, said = [caller], ["embeddings are drawn at random, of unit length: the arithmetic is the same for all"]
+    facts |= {f"{found.ours}, within {WITHIN} x": verdict(found.median) for found in caller.ratios}
+    if config.repository:
+        log = config.environments / "likeness.log"
+        with likeness_server(config.repository, log) as address:
+            asked = Learned(
+                address=address, queries=config.queries, candidates=config.candidates, chunk=config.candidates
+            )
+            sections.append(measure_learned(asked, config.chunk, config.rounds))
+        facts["repository"] = f"{config.repository}, cpu profile, gRPC"
+        said.append("learned: the server computes it, the client cuts a block into calls; each turn is a new process")
+        said.append("server, peak MB: the sum over its processes; pages that they share count several times")
+    return Comparison(title="Blocks of similarities", settings=tuple(sections), facts=facts, notes=tuple(said))
+
+
+def measure_caller(config: BlocksConfig) -> Measurement:
+    """Compute cosine and Euclidean scores as the client does for embeddings, and the bare matrix product beside them.
+
+    Raises:
+        ComparisonError: a score is not what its definition says.
+    """
+    left = drawn(config.queries, config.dimension, "here", seed=1)
+    right = drawn(config.candidates, config.dimension, "here", seed=2)
+    ways: dict[str, Callable[[], object]] = {
+        PRODUCT: lambda: left.vectors @ right.vectors.T,
+        **{metric.value: partial(scored, left, right, metric) for metric in CALLER_METRICS},
+    }
+    for metric in CALLER_METRICS:
+        check(left, right, metric)
+    pairs = config.queries * config.candidates
+
+    peaks_mb = {name: arrays_mb(work) for name, work in ways.items()}
+
+    def take(name: str, _round: int) -> Mapping[str, float]:
+        seconds = per_call_s(ways[name], config.turn_s)
+        return {MS.name: 1000 * seconds, PAIRS_PER_S.name: pairs / seconds / 1e6, ARRAYS_MB.name: peaks_mb[name]}
+
+    contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
+    quantities = (MS, PAIRS_PER_S, ARRAYS_MB)
+    return Measurement(
+        title=f"{config.queries:,} x {config.candidates:,} at the caller, d = {config.dimension}",
+        quantities=quantities,
+        turns=in_turns(contenders, config.rounds, quantities),
+        pairs=tuple((metric.value, PRODUCT) for metric in CALLER_METRICS),
+    )
+
+
+def scored(left: Embeddings, right: Embeddings, metric: Metric) -> NDArray[np.float32]:
+    """Score two sides as the client's ``similarity_matrix`` does, which asks no server for that.
+
+    Raises:
+        ComparisonError: it would have asked one.
+    """
+    state = step(operations.similarity_matrix(left, right, metric, "raise", _NOBODY), None)
+    if not isinstance(state, Done):
+        raise ComparisonError(f"the client asks a server for {metric}: it cannot be measured at the caller")
+    return state.value.values
+
+
+def check(left: Embeddings, right: Embeddings, metric: Metric) -> None:
+    """See that the scores of some rows are what their definition says.
+
+    Raises:
+        ComparisonError: they are not.
+    """
+    rows, columns = embeddings_of(left.vectors[:8], left.space), embeddings_of(right.vectors[:8], right.space)
+    exact = rows.vectors.astype(np.float64) @ columns.vectors.T.astype(np.float64)
+    expected = exact if metric is Metric.COSINE else np.sqrt(np.maximum(2.0 - 2.0 * exact, 0.0))
+    worst = float(np.abs(scored(rows, columns, metric) - expected).max())
+    if not worst <= 1e-5:
+        raise ComparisonError(f"{metric} scores differ by {worst:.1e} from their definition: mend them first")
+
+
+def arrays_mb(work: Callable[[], object]) -> float:
+    """Return the most memory that NumPy's arrays take during a call, its result included, in 10^6 bytes."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def verdict(ratio: float) -> str:
+    """Say whether a ratio of times keeps the target."""
+    return f"{'yes' if ratio <= WITHIN else 'NO'}, {ratio:.2f} x in the median"
+
+
+_NOBODY = ServerInfo(
+    space="here",
+    modalities=("text",),
+    signatures=("text",),
+    dimension=1,
+    max_batch_size=1,
+    schema=InputSchema(),
+    error_outputs={},
+)

@@ -1,0 +1,116 @@
+"""Blocks of learned scores through a server: how fast they come, and what client and server hold meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+
+import psutil  # type: ignore[import-untyped]  # ships no type information
+from likeness_bench.processes import find_server
+from likeness_client import Client, LikenessError, Metric
+
+from comparisons.measured import Measurement, Quantity, Take, in_turns
+from comparisons.memory import SERVER_EVERY_S, high_water_mb, resident_mb, watching
+from comparisons.rounds import ComparisonError
+from comparisons.vectors import drawn, parts_of
+
+AT_ONCE = "at once"
+PAIRS_PER_S = Quantity(name="10^3 pairs/s", digits=1, higher_is_better=True, compared=True)
+CLIENT_MB = Quantity(name="client, peak MB", digits=0, compared=True)
+GROWTH_MB = Quantity(name="of it for the scores, MB", digits=1)
+SERVER_MB = Quantity(name="server, peak MB", digits=0)
+_TIMEOUT_S = 120.0
+_WARM_UP = 100  # rows and columns of a block before anything counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What is asked of a server; it travels to another process.
+
+    Attributes:
+        address: its gRPC endpoint.
+        queries: rows of the block.
+        candidates: columns of it.
+        chunk: columns of one call of the client's method.
+    """
+
+    address: str
+    queries: int
+    candidates: int
+    chunk: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a client says of its work: its time, its memory before, and the most that it held."""
+
+    seconds: float
+    before_mb: float
+    peak_mb: float
+
+
+def measure_learned(asked: Learned, chunk: int, rounds: int) -> Measurement:
+    """Ask for a block as ``asked`` says, and in chunks; every turn is a client in a new process.
+
+    Raises:
+        LikenessError: the server fails, or cannot be seen.
+    """
+    server = find_server(asked.address)
+    if server is None:
+        raise ComparisonError(f"the processes of the server at {asked.address} cannot be seen: run this as their user")
+    with Client(asked.address, timeout_s=_TIMEOUT_S) as client:
+        dimension = client.info().dimension
+    contenders: dict[str, Take] = {AT_ONCE: partial(_take, server, asked)}
+    if chunk < asked.candidates:
+        contenders[f"{chunk:,} candidates at a time"] = partial(_take, server, replace(asked, chunk=chunk))
+    quantities = (PAIRS_PER_S, CLIENT_MB, GROWTH_MB, SERVER_MB)
+    return Measurement(
+        title=f"{asked.queries:,} x {asked.candidates:,} learned, served, d = {dimension}",
+        quantities=quantities,
+        turns=in_turns(contenders, rounds, quantities),
+        pairs=tuple((name, AT_ONCE) for name in list(contenders)[1:]),
+    )
+
+
+def ask(asked: Learned) -> Answered | str:
+    """Ask for a block; runs in a process of its own, whose memory is the client's.
+
+    Returns:
+        What it took, or why it failed: not every error can travel from one process to another.
+    """
+    try:
+        return _ask(asked)
+    except LikenessError as error:
+        return str(error)
+
+
+def _ask(asked: Learned) -> Answered:
+    with Client(asked.address, timeout_s=_TIMEOUT_S) as client:
+        info = client.info()
+        left = drawn(asked.queries, info.dimension, info.space, seed=1)
+        right = drawn(asked.candidates, info.dimension, info.space, seed=2)
+        few = (next(parts_of(side, _WARM_UP)) for side in (left, right))
+        client.similarity_matrix(*few, metric=Metric.LEARNED)
+        before_mb = psutil.Process().memory_info().rss / 1e6
+        began = time.perf_counter()
+        for part in parts_of(right, asked.chunk):
+            client.similarity_matrix(left, part, metric=Metric.LEARNED)
+        seconds = time.perf_counter() - began
+    return Answered(seconds=seconds, before_mb=before_mb, peak_mb=high_water_mb(os.getpid()))
+
+
+def _take(server: psutil.Process, asked: Learned, _round: int) -> Mapping[str, float]:
+    with get_context("spawn").Pool(1) as pool, watching(lambda: resident_mb(server), SERVER_EVERY_S) as peak:
+        found = pool.apply(ask, (asked,))
+    if isinstance(found, str):
+        raise ComparisonError(f"a block of learned scores failed: {found}")
+    return {
+        PAIRS_PER_S.name: asked.queries * asked.candidates / found.seconds / 1e3,
+        CLIENT_MB.name: found.peak_mb,
+        GROWTH_MB.name: found.peak_mb - found.before_mb,
+        SERVER_MB.name: peak.mb,
+    }

@@ -1,0 +1,206 @@
+"""Figures of any kind, taken in turns: every contender in every round, compared within the round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import typer
+from likeness_bench.tables import Table, number
+from likeness_client import InputError
+
+from comparisons.report import ENOUGH
+from comparisons.rounds import ComparisonError
+
+Take = Callable[[int], Mapping[str, float]]
+"""Takes the figures of one contender in the round of this number, from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One figure.
+
+    Attributes:
+        name: as it is read in tables, with its unit.
+        digits: behind the point.
+        higher_is_better: which end of it is the favourable one.
+        compared: whether contenders are compared by it; its extremes are shown, too.
+    """
+
+    name: str
+    digits: int = 1
+    higher_is_better: bool = False
+    compared: bool = False
+
+    def favour(self, values: Sequence[float]) -> tuple[float, float]:
+        """Return the least and the most favourable of some values."""
+        worst, best = (min, max) if self.higher_is_better else (max, min)
+        return worst(values), best(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What one contender reached in one round: figures by the names of their quantities."""
+
+    contender: str
+    number: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One quantity of a contender as a multiple of another one's, taken within rounds.
+
+    Attributes:
+        quantity: which one.
+        ours: the contender above the line.
+        theirs: the contender below it.
+        median: of the ratios of the rounds.
+        least_favourable: the worst round for ``ours``.
+        most_favourable: its best one.
+        rounds: how many ratios there are.
+    """
+
+    quantity: str
+    ours: str
+    theirs: str
+    median: float
+    least_favourable: float
+    most_favourable: float
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Turns of contenders that were measured side by side; a section of a report.
+
+    Attributes:
+        title: what was measured.
+        quantities: the figures that every turn has.
+        turns: as they came.
+        pairs: who is compared with whom: the name above the line, the one below it.
+    """
+
+    title: str
+    quantities: tuple[Quantity, ...]
+    turns: tuple[Turn, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there were."""
+        return len({turn.number for turn in self.turns})
+
+    @property
+    def ratios(self) -> list[Compared]:
+        """One per pair and quantity that is compared."""
+        return [self.ratio(quantity, *pair) for quantity in self.quantities if quantity.compared for pair in self.pairs]
+
+    def ratio(self, quantity: Quantity, ours: str, theirs: str) -> Compared:
+        """Compare two contenders round by round.
+
+        Raises:
+            ComparisonError: they have no round in common, or the one below the line is 0 in all of them.
+        """
+        taken = {(turn.contender, turn.number): turn.values[quantity.name] for turn in self.turns}
+        numbers = sorted({number for name, number in taken if name == ours and taken.get((theirs, number))})
+        found = [taken[ours, number] / taken[theirs, number] for number in numbers]
+        if not found:
+            raise ComparisonError(f"{ours} and {theirs} have no round in common: measure both in one run")
+        worst, best = quantity.favour(found)
+        return Compared(
+            quantity=quantity.name,
+            ours=ours,
+            theirs=theirs,
+            median=median(found),
+            least_favourable=worst,
+            most_favourable=best,
+            rounds=len(found),
+        )
+
+    def tables(self) -> Iterator[Table]:
+        """Yield the figures of every contender, then the ratios."""
+        names = list(dict.fromkeys(turn.contender for turn in self.turns))
+        header = ["", *(head for quantity in self.quantities for head in _heads(quantity))]
+        rows = tuple((name, *self._cells(name)) for name in names)
+        plural = "s" * (self.rounds > 1)
+        title = f"{self.title} (medians of {self.rounds} round{plural})"
+        yield Table(title=title, header=tuple(header), rows=rows)
+        if ratios := tuple(_row(found) for found in self.ratios):
+            header = ["", "of", "median", "least favourable", "most favourable", "rounds"]
+            yield Table(title=f"{self.title}: ratios", header=tuple(header), rows=ratios)
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what stands in the way of believing it."""
+        if self.rounds < ENOUGH:
+            yield f"{self.title}: too few rounds, {self.rounds}; make at least {ENOUGH}"
+
+    def median(self, contender: str, quantity: Quantity) -> float:
+        """Return the median of one figure over the rounds."""
+        return median(turn.values[quantity.name] for turn in self.turns if turn.contender == contender)
+
+    def _cells(self, contender: str) -> Iterator[str]:
+        for quantity in self.quantities:
+            yield number(self.median(contender, quantity), quantity.digits)
+            if quantity.compared:
+                values = [turn.values[quantity.name] for turn in self.turns if turn.contender == contender]
+                yield from (number(value, quantity.digits) for value in quantity.favour(values))
+
+
+def in_turns(contenders: Mapping[str, Take], rounds: int, quantities: Sequence[Quantity]) -> tuple[Turn, ...]:
+    """Measure all contenders in turn, round after round: A, B, A, B, ...; say the first figure of each on stderr.
+
+    Args:
+        contenders: what takes the figures of each, by name.
+        rounds: how often each has its turn.
+        quantities: what every one of them takes; the first one is said.
+    """
+    turns = []
+    for round_number in range(1, rounds + 1):
+        for name, take in contenders.items():
+            turn = Turn(contender=name, number=round_number, values=dict(take(round_number)))
+            turns.append(turn)
+            first = quantities[0]
+            figure = f"{number(turn.values[first.name], first.digits)} {first.name}"
+            typer.echo(f"round {round_number} of {rounds}: {name}: {figure}", err=True)
+    return tuple(turns)
+
+
+def per_call_s(work: Callable[[], object], turn_s: float) -> float:
+    """Call something for some time, after one call that does not count.
+
+    Returns:
+        The median time of a call in seconds.
+    """
+    work()
+    taken: list[float] = []
+    ends = time.perf_counter() + turn_s
+    while not taken or time.perf_counter() < ends:
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return median(taken)
+
+
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Read ``1000,10000``, the smallest one first.
+
+    Raises:
+        InputError: one is no whole number from 1, or is given twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise InputError(f"{option} {text}: give different whole numbers with commas between, e.g. 1000,10000")
+    return tuple(sorted(map(int, parts)))
+
+
+def _heads(quantity: Quantity) -> tuple[str, ...]:
+    return (quantity.name, "least favourable", "most favourable") if quantity.compared else (quantity.name,)
+
+
+def _row(found: Compared) -> tuple[str, ...]:
+    figures = (found.median, found.least_favourable, found.most_favourable)
+    shown = (number(figure, 2) for figure in figures)
+    return (f"{found.ours} / {found.theirs}", found.quantity, *shown, str(found.rounds))

@@ -1,0 +1,148 @@
+"""How long a server takes from its start until it is ready."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # ships no type information
+from likeness_bench.processes import find_server
+from likeness_client import InputError
+from likeness_export.server import check_repository, unused_ports
+
+from comparisons.measured import Measurement, Quantity, Take, in_turns
+from comparisons.memory import cpu_s, processes_of, resident_mb
+from comparisons.report import Comparison, machine
+from comparisons.rounds import ComparisonError
+from comparisons.servers import likeness_server, stop
+
+COMMAND, SERVER = "likeness serve", "tritonserver"
+TARGET_S = 5.0
+"""The default recipe should be served so soon."""
+SECONDS = Quantity(name="s until ready", digits=2, compared=True)
+CPU_S = Quantity(name="CPU s", digits=2)
+PROCESSES = Quantity(name="processes", digits=0)
+RESIDENT_MB = Quantity(name="MB when ready", digits=0)
+_READY = b"ready:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What to start.
+
+    Attributes:
+        repositories: the model repositories.
+        rounds: starts of each, by the command and by itself.
+        environments: where logs go.
+    """
+
+    repositories: tuple[Path, ...]
+    rounds: int
+    environments: Path
+
+    def __post_init__(self) -> None:
+        if not self.repositories or len(set(self.repositories)) < len(self.repositories):
+            raise InputError("--repository: give one or more different model repositories")
+        for repository in self.repositories:
+            check_repository(repository, "cpu")
+
+
+def compare_starts(config: StartConfig) -> Comparison:
+    """Measure; see the module.
+
+    Raises:
+        LikenessError: a server cannot be started.
+    """
+    facts = machine()
+    quantities = (SECONDS, CPU_S, PROCESSES, RESIDENT_MB)
+    sections = []
+    for repository in config.repositories:
+        log = config.environments / "start.log"
+        contenders: dict[str, Take] = {
+            COMMAND: partial(by_command, repository, log),
+            SERVER: partial(by_itself, repository, log),
+        }
+        count = count_models(repository)
+        found = Measurement(
+            title=f"{repository}, {count} models",
+            quantities=quantities,
+            turns=in_turns(contenders, config.rounds, quantities),
+            pairs=((COMMAND, SERVER),),
+        )
+        sections.append(found)
+        facts |= verdict(repository, found)
+    said = (
+        f"{COMMAND}: from the start of the command until it says that it is ready; {SERVER}: the same server without "
+        "the command's own start; both look for it ten times a second",
+        "ready: every model is loaded, gRPC and metrics answer; the first start may also read files from the disk",
+        "CPU s: what the server's processes had used by then; a start takes at least that, divided by the cores",
+        "MB: the sum over its processes; pages that they share count several times",
+    )
+    return Comparison(title="From the start to ready", settings=tuple(sections), facts=facts, notes=said)
+
+
+def verdict(repository: Path, found: Measurement) -> dict[str, str]:
+    """Say whether the command's start keeps the target."""
+    seconds = found.median(COMMAND, SECONDS)
+    said = "yes" if seconds < TARGET_S else "NO"
+    return {f"{repository}, below {TARGET_S:g} s": f"{said}, {seconds:.2f} s in the median"}
+
+
+def count_models(repository: Path) -> int:
+    """Return how many models a repository holds, ensembles included."""
+    return len(list(repository.glob("*/config.pbtxt")))
+
+
+def by_command(repository: Path, log: Path, _round: int = 1) -> Mapping[str, float]:
+    """Start ``likeness serve``, wait until it says that it is ready, and stop it.
+
+    Raises:
+        ComparisonError: it ended before.
+    """
+    ports = unused_ports(3)
+    names = ("--grpc-port", "--http-port", "--metrics-port")
+    command = [str(Path(sys.executable).with_name("likeness")), "serve", str(repository), "--profile=cpu"]
+    command += [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=out, start_new_session=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            seconds = time.perf_counter() - began
+            if not line.startswith(_READY):
+                raise ComparisonError(f"`{' '.join(command)}` ended before it was ready: see {log}")
+            return _figures(seconds, ports)
+        finally:
+            stop(process)
+            if process.stdout:
+                process.stdout.close()
+
+
+def by_itself(repository: Path, log: Path, _round: int = 1) -> Mapping[str, float]:
+    """Start the server without the command, and stop it.
+
+    Raises:
+        LikenessError: it did not become ready.
+    """
+    began = time.perf_counter()
+    with likeness_server(repository, log) as address:
+        return _figures(time.perf_counter() - began, [int(address.rpartition(":")[2])])
+
+
+def _figures(seconds: float, ports: Sequence[int]) -> dict[str, float]:
+    server: psutil.Process | None = find_server(f"127.0.0.1:{ports[0]}")
+    if server is None:
+        raise ComparisonError("the processes of the server cannot be seen: run this as their user")
+    return {
+        SECONDS.name: seconds,
+        CPU_S.name: cpu_s(server),
+        PROCESSES.name: float(processes_of(server)),
+        RESIDENT_MB.name: resident_mb(server),
+    }

@@ -1,0 +1,92 @@
+"""The command ``tune``. Imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from likeness_bench import options
+from likeness_bench.drive import LoadConfig
+from likeness_bench.options import needs_extra, parse_mix, parse_sizes
+from likeness_bench.sources import SourceConfig, read_sources
+from likeness_bench.workload import WorkloadConfig
+
+if TYPE_CHECKING:
+    from likeness_bench.tune.report import TuneReport
+    from likeness_bench.tune.settings import Settings
+
+tune_app = typer.Typer()
+_CALLERS_PER_CORE = 4  # enough for all cores to have work while answers travel
+_WARM_UP = 0.25  # of a turn, before its measured time
+
+
+@tune_app.command()
+def tune(
+    repository: Annotated[
+        Path, typer.Argument(help="A model repository of `likeness export`.", exists=True, file_okay=False)
+    ],
+    file: options.File,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe file that takes the result, too.", exists=True, dir_okay=False)
+    ] = None,
+    signature: options.Mix = None,
+    batch_size: options.BatchSize = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Callers that await answers; default: four for every core.")
+    ] = None,
+    target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
+    budget_s: Annotated[float, typer.Option(help="How long all of it may take.")] = 900.0,
+    round_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has two.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Alternations of a candidate with the best so far.")] = 5,
+    timeout_s: options.TimeoutS = 10.0,
+    products: options.Products = 1000,
+    seed: options.Seed = 7,
+    out: options.Out = None,
+) -> None:
+    """Find instances, threads, batch sizes and queue delays of every step; write them where they are better.
+
+    Candidates are served beside the best so far, and compared with it in alternation. The result is written into the
+    repository's configurations (and RECIPE) only if it beats the untuned ones in the end. Ctrl-C: a report, no changes.
+    """
+    with needs_extra():
+        from likeness_bench.files import check_out
+        from likeness_bench.running import live_view, run_until_interrupted
+        from likeness_bench.tune.output import deliver_tune
+        from likeness_bench.tune.target import read_target
+        from likeness_bench.tune.tuning import TuneConfig, run_tune
+        from likeness_bench.tune.writing import write_result
+    config = TuneConfig(
+        load=LoadConfig(
+            address="",  # each trial has its own
+            concurrency=concurrency or _CALLERS_PER_CORE * len(os.sched_getaffinity(0)),
+            duration_s=round_s,
+            warm_up_s=_WARM_UP * round_s,
+            timeout_s=timeout_s,
+            workload=WorkloadConfig(
+                batch_size=parse_sizes(batch_size), signatures=parse_mix(signature or ()), seed=seed
+            ),
+        ),
+        target_ms=target_ms,
+        budget_s=budget_s,
+        rounds=rounds,
+    )
+    check_out(out)
+    target = read_target(repository, recipe)
+    chosen = [product for product, _ in read_sources(SourceConfig(file=file, count=products, seed=seed))]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and copies must go then, too
+    with live_view("tune") as view:
+
+        async def work(stop: asyncio.Event) -> tuple[TuneReport, Settings]:
+            return await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
+
+        report, settings = run_until_interrupted(work)
+    if report.better:
+        report = replace(report, written=tuple(map(str, write_result(target, settings))))
+    with needs_extra():
+        deliver_tune(report, out)

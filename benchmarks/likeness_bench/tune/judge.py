@@ -1,0 +1,121 @@
+"""Which of two settings is better, from turns that they had in alternation. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+CLEARLY = 1.03
+"""Better means: by more than this factor in the median of the rounds, and better at all in most of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One closed loop on one server.
+
+    Attributes:
+        products_per_s: products answered.
+        p50_ms: median latency of the answered requests; None without any.
+        p99_ms: the 99th percentile, failed requests being infinitely late; None: infinite.
+        requests: how many ended, well or not.
+        failed: how many of them failed.
+    """
+
+    products_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
+    requests: int
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One alternation."""
+
+    incumbent: Turn
+    candidate: Turn
+
+    @property
+    def speed_ratio(self) -> float:
+        """Products/s of the candidate for each one of the incumbent; higher is better."""
+        return _ratio(self.candidate.products_per_s, self.incumbent.products_per_s)
+
+    @property
+    def latency_ratio(self) -> float:
+        """The incumbent's p99 for each millisecond of the candidate's; higher is better."""
+        return _ratio(_finite(self.incumbent.p99_ms), _finite(self.candidate.p99_ms))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What rounds say of a candidate.
+
+    Attributes:
+        better: whether it is clearly better than the incumbent.
+        ratio: products/s, candidate / incumbent, the median of the rounds; None: the incumbent answered nothing.
+        incumbent_p99_ms: the median of the rounds; None: infinite.
+        candidate_p99_ms: the same.
+        wins: rounds in which it was better in what counts.
+        rounds: how many there were.
+        counts: what counted: ``products/s``, ``p99``, or ``the target`` where only one of them keeps it.
+    """
+
+    better: bool
+    ratio: float | None
+    incumbent_p99_ms: float | None
+    candidate_p99_ms: float | None
+    wins: int
+    rounds: int
+    counts: str
+
+
+def judge(rounds: Sequence[Round], target_ms: float) -> Verdict:
+    """Judge a candidate by at least one round: the most products/s within the target; without it, the lower p99.
+
+    Args:
+        rounds: the alternations.
+        target_ms: the 99th percentile that has to be kept, by the median of the rounds.
+    """
+    incumbent = median(_finite(found.incumbent.p99_ms) for found in rounds)
+    candidate = median(_finite(found.candidate.p99_ms) for found in rounds)
+    keeps = candidate <= target_ms
+    if keeps and incumbent <= target_ms:
+        counts, ratios = "products/s", [found.speed_ratio for found in rounds]
+    else:
+        # A candidate that alone keeps the target must have the clearly lower p99, too: near the target, noise decides.
+        counts = "p99" if keeps == (incumbent <= target_ms) else "the target"
+        ratios = [found.latency_ratio for found in rounds]
+    wins = sum(ratio > 1 for ratio in ratios)
+    clearly = median(ratios) > CLEARLY and wins > len(rounds) / 2
+    return Verdict(
+        better=clearly and (keeps or incumbent > target_ms),
+        ratio=_or_none(median(found.speed_ratio for found in rounds)),
+        incumbent_p99_ms=_or_none(incumbent),
+        candidate_p99_ms=_or_none(candidate),
+        wins=wins,
+        rounds=len(rounds),
+        counts=counts,
+    )
+
+
+def hopeless(rounds: Sequence[Round], planned: int, target_ms: float) -> bool:
+    """Say whether a candidate cannot win most of the planned rounds any more."""
+    if not rounds:
+        return False
+    verdict = judge(rounds, target_ms)
+    return verdict.wins + planned - len(rounds) <= planned / 2
+
+
+def _ratio(above: float, below: float) -> float:
+    if above == below:
+        return 1.0  # also where both are nothing, or both infinite
+    return above / below if below and above != float("inf") else float("inf")
+
+
+def _finite(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def _or_none(value: float) -> float | None:
+    return value if value < float("inf") else None

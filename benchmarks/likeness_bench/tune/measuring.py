@@ -1,0 +1,180 @@
+"""Measuring: the service times of one server, and two servers in alternation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from likeness_client import LikenessError, Product, ServerInfo
+
+from likeness_bench.drive import LoadConfig
+from likeness_bench.figures import LoadReport
+from likeness_bench.load import LAG_LIMIT_MS, Progress, prepare, run_load
+from likeness_bench.steps import read_counters
+from likeness_bench.tune.judge import Round, Turn, hopeless
+from likeness_bench.tune.search import Comparison
+from likeness_bench.tune.servers import TrialError, TrialServer, TrialServers
+from likeness_bench.tune.service import ServiceTime, service_times
+from likeness_bench.tune.settings import Settings
+from likeness_bench.workload import Workload
+
+Says = Callable[[str], None]
+"""Is told what happens next."""
+
+
+@dataclass(kw_only=True)
+class Measuring:
+    """Makes loads on trial servers.
+
+    Attributes:
+        servers: where servers come from.
+        load: how a turn is made, a closed loop; its address does not count.
+        target_ms: the 99th percentile that has to be kept.
+        stop: set it to end a measurement; what it cuts short decides nothing.
+        says: is told what happens next.
+        progress: is shown each load while it runs.
+        longest_start_s: how long a server took to be ready, at most.
+        harness_late_ms: the harness's own lateness (p99) in the worst turn.
+        fewest_requests: of a turn.
+    """
+
+    servers: TrialServers
+    load: LoadConfig
+    target_ms: float
+    stop: asyncio.Event
+    says: Says = lambda _: None
+    progress: Progress = lambda _: None
+    longest_start_s: float = 0.0
+    harness_late_ms: float = 0.0
+    fewest_requests: int | None = None
+
+    def __post_init__(self) -> None:
+        self._workload: Workload | None = None
+        self._info: ServerInfo | None = None
+        self._turns = 0
+
+    async def profile(self, settings: Settings, products: Sequence[Product]) -> tuple[Turn, tuple[ServiceTime, ...]]:
+        """Load a server with these settings, read where its time goes, and keep the products for all later turns.
+
+        Raises:
+            TrialError: the server does not start, or ended meanwhile.
+            LikenessError: it cannot be asked this, or answered nothing.
+        """
+        self.says("the repository as it is")
+        server, _ = await self._timed_start(settings)
+        load = replace(self.load, address=server.address)
+        self._workload, self._info = await prepare(products, load)
+        await self._warm(server)
+        before = await read_counters(server.address)
+        report = await self._load(server, load)
+        server.check()
+        times = service_times(before, await read_counters(server.address))
+        if report.latency is None and not self.stop.is_set():
+            example = report.errors[0].example if report.errors else "no answer came in time; give a longer --round-s"
+            raise LikenessError(f"the repository as it is answered nothing: {example}")
+        return _turn(report), times
+
+    def cost_s(self, rounds: int) -> float:
+        """Return how long it takes at most to compare two settings, one of which has to be started."""
+        return (2 * rounds + 1) * self.load.length_s + self.longest_start_s
+
+    async def compare(
+        self, incumbent: Settings, candidate: Settings, what: str, rounds: int, *, to_the_end: bool = False
+    ) -> Comparison | None:
+        """Compare two settings in alternation; None when it was interrupted.
+
+        A candidate that cannot win most of the rounds any more is left, unless all are wanted ``to_the_end``.
+
+        Raises:
+            TrialError: the incumbent's server does not start.
+        """
+        self.says(what)
+        await self.servers.only(incumbent, candidate)
+        first = await self._ready(incumbent)
+        try:
+            second = await self._ready(candidate)
+        except LikenessError as error:
+            return None if self.stop.is_set() else Comparison(failure=str(error))
+        found: list[Round] = []
+        while len(found) < rounds and (to_the_end or not hopeless(found, rounds, self.target_ms)):
+            self.says(f"{what}: round {len(found) + 1} of {rounds}")
+            try:
+                found.append(await self._round(first, second, len(found)))
+            except TrialError as error:
+                return None if self.stop.is_set() else Comparison(rounds=tuple(found), failure=str(error))
+            if self.stop.is_set():
+                return None
+        return Comparison(rounds=tuple(found))
+
+    async def _round(self, first: TrialServer, second: TrialServer, number: int) -> Round:
+        """Give each its turn; who begins changes, so that a machine that gets slower favours nobody."""
+        self._turns += 1
+        # The same requests for both, other ones in every round.
+        seed = self.load.workload.seed + self._turns
+        load = replace(self.load, workload=replace(self.load.workload, seed=seed))
+        turns = {}
+        for server in (first, second) if number % 2 == 0 else (second, first):
+            turns[server.address] = _turn(await self._load(server, load))
+        for server, name in ((first, "incumbent"), (second, "candidate")):
+            try:
+                server.check()
+            except TrialError as error:
+                raise TrialError(f"{name}: {error}") from error
+        return Round(incumbent=turns[first.address], candidate=turns[second.address])
+
+    async def _ready(self, settings: Settings) -> TrialServer:
+        server, fresh = await self._timed_start(settings)
+        if fresh:
+            await self._warm(server)
+        return server
+
+    async def _timed_start(self, settings: Settings) -> tuple[TrialServer, bool]:
+        began = time.perf_counter()
+        server, fresh = await self.servers.get(settings)
+        self.longest_start_s = max(self.longest_start_s, time.perf_counter() - began)
+        return server, fresh
+
+    async def _warm(self, server: TrialServer) -> None:
+        """Make a load that does not count: the first executions of a network are slow."""
+        await self._load(server, self.load, counts=False)
+
+    async def _load(self, server: TrialServer, load: LoadConfig, *, counts: bool = True) -> LoadReport:
+        assert self._workload is not None
+        assert self._info is not None
+        load = replace(load, address=server.address)
+        report = await run_load(self._workload, self._info, load, stop=self.stop, progress=self.progress)
+        if counts and not self.stop.is_set():
+            late_ms = report.harness_lag.p99_ms if report.harness_lag else 0.0
+            self.harness_late_ms = max(self.harness_late_ms, late_ms)
+            self.fewest_requests = min(report.requests, self.fewest_requests or report.requests)
+        return report
+
+    def doubts(self) -> list[str]:
+        """Say what stands in the way of believing the figures."""
+        found = []
+        if self.harness_late_ms > LAG_LIMIT_MS:
+            found.append(
+                f"the harness itself was late (p99 {self.harness_late_ms:.1f} ms in its worst turn): it shares the "
+                "cores with the servers, and the latencies are partly its own"
+            )
+        if self.fewest_requests is not None and self.fewest_requests < _ENOUGH:
+            found.append(
+                f"a turn had {self.fewest_requests} requests: below {_ENOUGH}, p99 is the maximum; "
+                "use a longer --round-s"
+            )
+        return found
+
+
+_ENOUGH = 100  # requests, for one of them to lie beyond the 99th percentile
+
+
+def _turn(report: LoadReport) -> Turn:
+    return Turn(
+        products_per_s=report.products_per_s,
+        p50_ms=report.latency.p50_ms if report.latency else None,
+        p99_ms=report.p99_with_failures_ms,
+        requests=report.requests,
+        failed=sum(row.count for row in report.errors),
+    )

@@ -1,0 +1,157 @@
+"""The tables and notes of a tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from likeness_bench.load_tables import size_name
+from likeness_bench.tables import NOTHING, Table, number
+from likeness_bench.tune.judge import Turn
+from likeness_bench.tune.report import TuneReport
+from likeness_bench.tune.search import GUESS, Trial
+
+
+def tune_name(report: TuneReport) -> str:
+    """Return a tuning in words."""
+    load, name = report.load, Path(report.repository).name
+    size = size_name(load["workload"]["batch_size"])
+    return (
+        f"Tuning {name}: {load['concurrency']} callers x {size}, p99 <= {report.target_ms:g} ms, {report.cores} cores"
+    )
+
+
+def tune_tables(report: TuneReport) -> list[Table]:
+    """Return where the time went, what was tried, and the final comparison."""
+    tables = [_steps(report), _trials(report.trials)]
+    if report.final and report.final.rounds:
+        tables.append(_final(report.final))
+    if report.changes:
+        tables.append(_changes(report))
+    return tables
+
+
+def tune_notes(report: TuneReport) -> list[str]:
+    """Return the conclusion, how the search ended, and what stands in the way of believing it."""
+    ended = f"{report.ended}; {len(report.trials)} settings were tried in {report.took_s:.0f} s"
+    return [_conclusion(report), ended, *report.notes]
+
+
+def _conclusion(report: TuneReport) -> str:
+    final = report.final
+    if report.written:
+        return f"tuned: {_figures(final)}; written to {_places(report)}"
+    if report.better:
+        return f"tuned: {_figures(final)}; not written"
+    if not report.changes:
+        known = "already the best found" if report.trials and report.ended != "interrupted" else "as they were"
+        return f"the configurations are {known}; nothing was written"
+    if final is None:
+        return "settings that seemed better were not compared with the untuned ones any more; nothing was written"
+    if final.failure:
+        return f"the best settings could not be compared with the untuned ones ({final.failure}); nothing was written"
+    return (
+        f"the configurations are already the best found: what seemed better did not last beside them "
+        f"({_figures(final)}); nothing was written"
+    )
+
+
+def _places(report: TuneReport) -> str:
+    """Return where the result was written; the files themselves stand in the JSON."""
+    inside = [path for path in report.written if Path(path).is_relative_to(report.repository)]
+    others = [path for path in report.written if path not in inside]
+    return ", ".join([f"{len(inside)} files of {report.repository}", *others])
+
+
+def _figures(final: Trial | None) -> str:
+    verdict = final.verdict if final else None
+    if verdict is None:
+        return NOTHING
+    p99 = f"p99 {_ms(verdict.candidate_p99_ms)} instead of {_ms(verdict.incumbent_p99_ms)} ms"
+    wins = f"better in {verdict.wins} of {verdict.rounds} rounds by {verdict.counts}"
+    return f"{number(verdict.ratio, 3)} times the products/s, {p99}, {wins}"
+
+
+def _steps(report: TuneReport) -> Table:
+    rows = tuple(
+        (
+            time.step,
+            f"{100 * time.share:.1f}",
+            number(time.service_ms, 3),
+            number(time.mean_batch),
+            number(time.batch_ms, 2),
+            number(time.queue_ms, 2),
+            "yes" if time.step in report.searched else "no",
+        )
+        for time in report.steps
+    )
+    header = ("step", "share %", "ms per product", "products per batch", "ms per batch", "queue ms", "searched")
+    found = report.untuned
+    speed = f": {number(found.products_per_s)} products/s, p99 {_ms(found.p99_ms)} ms" if found else ""
+    return Table(title=f"Where the time goes as it is{speed}", header=header, rows=rows)
+
+
+def _trials(trials: Sequence[Trial]) -> Table:
+    header = (
+        *(
+            "changed in the best so far",
+            "products/s, ratio",
+            "p99 ms",
+            "p99 ms of the best so far",
+            "rounds won",
+            "kept",
+        ),
+    )
+    return Table(
+        title="What was tried, each beside the best so far",
+        header=header,
+        rows=tuple(_trial(trial) for trial in trials),
+    )
+
+
+def _trial(trial: Trial) -> tuple[str, ...]:
+    changed = f"{GUESS}: {trial.changed}" if trial.why == GUESS else trial.changed
+    verdict = trial.verdict
+    if trial.failure:
+        return (changed, NOTHING, NOTHING, NOTHING, NOTHING, f"failed: {trial.failure}")
+    assert verdict is not None
+    return (
+        changed,
+        number(verdict.ratio, 3),
+        _ms(verdict.candidate_p99_ms),
+        _ms(verdict.incumbent_p99_ms),
+        f"{verdict.wins} of {verdict.rounds}",
+        "yes" if trial.kept else "no",
+    )
+
+
+def _final(final: Trial) -> Table:
+    rows = tuple(
+        (
+            str(place),
+            number(found.incumbent.products_per_s),
+            number(found.candidate.products_per_s),
+            number(found.speed_ratio if found.incumbent.products_per_s else None, 3),
+            *(_p99(turn) for turn in (found.incumbent, found.candidate)),
+            str(found.incumbent.failed + found.candidate.failed),
+        )
+        for place, found in enumerate(final.rounds, 1)
+    )
+    header = ("round", "untuned products/s", "tuned products/s", "tuned / untuned", "untuned p99 ms", "tuned p99 ms")
+    return Table(title="Tuned against untuned, in alternation", header=(*header, "failed"), rows=rows)
+
+
+def _changes(report: TuneReport) -> Table:
+    rows = tuple(
+        (f"[serving.steps.{step}]", ", ".join(f"{key} = {value}" for key, value in keys.items()))
+        for step, keys in report.changes.items()
+    )
+    return Table(title="The best settings found", header=("section of the recipe", "keys"), rows=rows)
+
+
+def _p99(turn: Turn) -> str:
+    return _ms(turn.p99_ms)
+
+
+def _ms(value: float | None) -> str:
+    return "infinite" if value is None else number(value)

@@ -1,0 +1,187 @@
+"""A tuning from beginning to end: profile, search, compare the result with what was there before."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from likeness_client import InputError, LikenessError, Product
+from likeness_export.server import find_tritonserver
+
+from likeness_bench.drive import LoadConfig
+from likeness_bench.load import Progress
+from likeness_bench.tune.candidates import Plan
+from likeness_bench.tune.judge import Turn
+from likeness_bench.tune.measuring import Measuring, Says
+from likeness_bench.tune.report import TuneReport
+from likeness_bench.tune.search import Comparison, Search, Trial
+from likeness_bench.tune.servers import TrialServers
+from likeness_bench.tune.service import ServiceTime
+from likeness_bench.tune.settings import KeysOf, Settings, changes
+from likeness_bench.tune.target import Target
+
+FINAL_ROUNDS = 7
+"""Of the last comparison, which decides whether anything is written."""
+_FEWEST_TRIALS = 2  # what a budget must hold, or nothing would be found out
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """How to tune.
+
+    Attributes:
+        load: a turn: a closed loop; its address does not count.
+        target_ms: the 99th percentile that has to be kept, failures counting as infinitely late.
+        budget_s: how long all of it may take; no trial begins that would leave no time for the final comparison.
+        rounds: alternations of a candidate with the incumbent.
+    """
+
+    load: LoadConfig
+    target_ms: float = 100.0
+    budget_s: float = 900.0
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.load.concurrency is None:
+            raise InputError("a tuning is a closed loop: give a concurrency")
+        if not self.target_ms > 0 or self.rounds < 1:
+            raise InputError("target_ms must be above 0, rounds at least 1")
+        turns = 2 + 2 * _FEWEST_TRIALS * (self.rounds + 1) + 2 * (FINAL_ROUNDS + 1)
+        if self.budget_s < turns * self.load.length_s:
+            raise InputError(
+                f"budget_s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
+                f"{turns * self.load.length_s:.0f} s of load: give more, or a shorter --round-s"
+            )
+
+
+async def run_tune(
+    products: Sequence[Product],
+    target: Target,
+    config: TuneConfig,
+    *,
+    stop: asyncio.Event,
+    says: Says = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> tuple[TuneReport, Settings]:
+    """Tune a repository until nothing is left to try, the time is up, or ``stop`` is set; write nothing.
+
+    Args:
+        products: what is sent.
+        target: the repository.
+        config: how to tune.
+        stop: set it to get what was found so far.
+        says: is told what happens next.
+        progress: is shown each load while it runs.
+
+    Returns:
+        What was found, and the best settings.
+
+    Raises:
+        TrialError: the repository as it is cannot be served.
+        LikenessError: it cannot be asked this, or answers nothing.
+    """
+    tuning = _Tuning(products=products, target=target, config=config, stop=stop)
+    async with TrialServers(target) as servers:
+        measuring = Measuring(
+            servers=servers,
+            load=config.load,
+            target_ms=config.target_ms,
+            stop=stop,
+            says=says,
+            progress=progress,
+        )
+        return await tuning.run(measuring)
+
+
+@dataclass(kw_only=True)
+class _Tuning:
+    """The state of one tuning."""
+
+    products: Sequence[Product]
+    target: Target
+    config: TuneConfig
+    stop: asyncio.Event
+
+    def __post_init__(self) -> None:
+        self.made_at, self.began = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        self.profile = find_tritonserver().profile
+
+    async def run(self, measuring: Measuring) -> tuple[TuneReport, Settings]:
+        start = self.target.settings
+        untuned, times = await measuring.profile(start, self.products)
+        plan = self._plan(times)
+
+        async def compare(incumbent: Settings, candidate: Settings, what: str) -> Comparison | None:
+            return await measuring.compare(incumbent, candidate, what, self.config.rounds)
+
+        search = Search(plan=plan, incumbent=start, compare=compare, over=lambda: self._over(measuring))
+        final = None
+        try:
+            if not self.stop.is_set():
+                await search.run()
+            if search.incumbent != start and not self.stop.is_set():
+                final = await self._final(measuring, plan, start, search.incumbent)
+        except LikenessError as error:  # the best settings so far cannot be served again
+            search.ended = str(error)
+        return self._report(plan, untuned, search, final, measuring), search.incumbent
+
+    def _plan(self, times: tuple[ServiceTime, ...]) -> Plan:
+        keys: KeysOf = self.target.recipe.step_keys()
+        networks = frozenset(step for step in keys if "cpu_threads" in keys[step])
+        on_cpu = self.profile == "cpu"
+        if not on_cpu:
+            keys = {step: tuple(key for key in keys[step] if key != "cpu_threads") for step in keys}
+        waiting = (self.config.load.concurrency or 1) * max(self.config.load.workload.batch_sizes)
+        return Plan(
+            keys=keys,
+            times=times,
+            elsewhere=frozenset() if on_cpu else networks,
+            cores=len(os.sched_getaffinity(0)),
+            largest_batch=min(waiting, self.target.recipe.serving.max_batch_size),
+            target_ms=self.config.target_ms,
+        )
+
+    def _over(self, measuring: Measuring) -> str:
+        if self.stop.is_set():
+            return "interrupted"
+        left_s = self.config.budget_s - (time.perf_counter() - self.began)
+        needed_s = measuring.cost_s(self.config.rounds) + measuring.cost_s(FINAL_ROUNDS)
+        return "" if left_s >= needed_s else f"the time is up ({self.config.budget_s:g} s)"
+
+    async def _final(self, measuring: Measuring, plan: Plan, start: Settings, best: Settings) -> Trial | None:
+        found: Comparison | None = await measuring.compare(
+            start, best, "tuned against untuned", FINAL_ROUNDS, to_the_end=True
+        )
+        if found is None:
+            return None
+        return Trial.of("final", (start, best), plan, found)
+
+    def _report(
+        self, plan: Plan, untuned: Turn, search: Search, final: Trial | None, measuring: Measuring
+    ) -> TuneReport:
+        stopped = self.stop.is_set()
+        return TuneReport(
+            made_at=self.made_at,
+            repository=str(self.target.folder),
+            space=self.target.space,
+            profile=self.profile,
+            cores=plan.cores,
+            load={key: value for key, value in asdict(self.config.load).items() if key != "address"},
+            target_ms=self.config.target_ms,
+            budget_s=self.config.budget_s,
+            took_s=time.perf_counter() - self.began,
+            untuned=None if stopped and not untuned.requests else untuned,
+            steps=plan.times,
+            searched=plan.steps,
+            trials=tuple(search.trials),
+            final=final,
+            changes=changes(self.target.settings, search.incumbent, self.target.recipe.step_keys()),
+            better=final is not None and final.kept,
+            ended="interrupted" if stopped else search.ended or "nothing was left to try",
+            complete=not stopped and not search.ended,
+            notes=tuple(measuring.doubts()),
+        )

@@ -1,0 +1,35 @@
+"""The comparisons of cost on a real server: what they count, never how fast it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from comparisons.learned_blocks import CLIENT_MB, GROWTH_MB, PAIRS_PER_S, SERVER_MB, Learned, measure_learned
+from comparisons.rounds import ComparisonError
+from comparisons.size import CLIENT_MB as COMMAND_MB
+from comparisons.size import SPEED, SizeConfig, measure_sizes, write_photos, write_products
+
+pytestmark = pytest.mark.server
+
+
+def test_learned_blocks_have_speed_and_memory(address: str) -> None:
+    asked = Learned(address=address, queries=30, candidates=200, chunk=200)
+    found = measure_learned(asked, chunk=70, rounds=1)
+    assert [turn.contender for turn in found.turns] == ["at once", "70 candidates at a time"]
+    for turn in found.turns:
+        assert turn.values[PAIRS_PER_S.name] > 0
+        assert turn.values[CLIENT_MB.name] > turn.values[GROWTH_MB.name] >= 0
+        assert turn.values[SERVER_MB.name] > 50
+
+
+def test_sizes_are_embedded_and_weighed(address: str, tmp_path: Path) -> None:
+    templates = write_photos(20, 7, tmp_path)
+    files = {size: write_products(templates, size, tmp_path / f"{size}.jsonl") for size in (5, 25)}
+    config = SizeConfig(sizes=(5, 25), repository=tmp_path, photos=20, rounds=1, seed=7, environments=tmp_path)
+    found = measure_sizes(config, files, address)
+    assert [turn.contender for turn in found.turns] == ["5 products", "25 products"]
+    assert all(turn.values[SPEED.name] > 0 and turn.values[COMMAND_MB.name] > 20 for turn in found.turns)
+    files[5].write_text('{"product_id": "lost", "images": ["images/nowhere.jpg"]}\n', encoding="utf-8")
+    with pytest.raises(ComparisonError, match=r"(?s)of 5 products ended with code 1.*nowhere\.jpg"):
+        measure_sizes(config, files, address)

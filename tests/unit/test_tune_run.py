@@ -1,0 +1,294 @@
+"""A tuning from beginning to end, on servers that only pretend: what it measures, writes and reports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from likeness_bench.drive import LoadConfig
+from likeness_bench.figures import LoadReport, Percentiles
+from likeness_bench.files import write_json
+from likeness_bench.steps import ModelCounters
+from likeness_bench.tune.output import deliver_tune
+from likeness_bench.tune.report import TuneReport
+from likeness_bench.tune.servers import TrialError, TrialServer, complaint
+from likeness_bench.tune.settings import Settings
+from likeness_bench.tune.tables import tune_notes
+from likeness_bench.tune.target import Target, read_target
+from likeness_bench.tune.tuning import FINAL_ROUNDS, TuneConfig, run_tune
+from likeness_bench.workload import WorkloadConfig
+from likeness_client import InputError, LikenessError
+
+
+@dataclass
+class Pretended:
+    """Servers that are as fast as they are told to be.
+
+    Attributes:
+        speed: products/s with given settings.
+        fails: whether a server with these settings does not start.
+        dies: whether it ends under load.
+        stop_at: the load after which the user presses Ctrl-C.
+        running: address -> settings.
+        loads: addresses, in the order in which they were loaded.
+        most: how many servers were up at a time.
+        now_s: what the clock says; a load takes its length.
+    """
+
+    speed: Callable[[Settings], float] = lambda _: 100.0
+    fails: Callable[[Settings], bool] = lambda _: False
+    dies: Callable[[Settings], bool] = lambda _: False
+    stop_at: int = 1_000_000
+    running: dict[str, tuple[Settings, subprocess.Popen[bytes]]] = field(default_factory=dict)
+    loads: list[str] = field(default_factory=list)
+    most: int = 0
+    started: int = 0
+    now_s: float = 0.0
+
+    def serve(self, target: Target, settings: Settings) -> Iterator[TrialServer]:
+        assert target.folder.is_dir()
+        if self.fails(settings):
+            raise TrialError("tritonserver ended with code 1 while it loaded the models: out of memory")
+        self.started += 1
+        address = f"here:{self.started}"
+        process = subprocess.Popen(["sleep", "600"])
+        self.running[address] = settings, process
+        self.most = max(self.most, len(self.running))
+        try:
+            yield TrialServer(address=address, process=process, log=target.folder / "no.log")
+        finally:
+            del self.running[address]
+            process.kill()
+            process.wait()
+
+    async def load(self, workload: Any, info: Any, config: LoadConfig, *, stop: asyncio.Event, **_: Any) -> LoadReport:
+        assert (workload, info) == ("workload", "info")
+        settings, process = self.running[config.address]
+        self.loads.append(config.address)
+        self.now_s += config.length_s
+        if len(self.loads) >= self.stop_at:
+            stop.set()
+        if self.dies(settings):
+            process.kill()
+            process.wait()
+        return load_report(self.speed(settings), config)
+
+    async def counters(self, address: str) -> dict[str, ModelCounters]:
+        done = self.loads.count(address)
+        parts = dict.fromkeys(("success", "queue"), done)
+        busy_ms = {"text_encoder": 60, "image_encoder": 25, "text_preprocess": 12, "fusion_text_image": 3}
+        return {
+            step: ModelCounters(
+                inferences=10 * done,
+                executions=done,
+                failures=0,
+                count=parts,
+                ns=dict.fromkeys(parts, 0),
+                busy_ns=1_000_000 * milliseconds * done,
+            )
+            for step, milliseconds in busy_ms.items()
+        }
+
+
+def load_report(speed: float, config: LoadConfig) -> LoadReport:
+    """A report of a closed loop in which nothing happened but this speed."""
+    latency = Percentiles.of([0.05] * 200) if speed else None
+    nothing: dict[str, Any] = dict.fromkeys(LoadReport.__dataclass_fields__)
+    known = {
+        "load": asdict(config),
+        "requests": 200,
+        "products_per_s": speed,
+        "latency": latency,
+        "p99_with_failures_ms": 50.0 if speed else None,
+        "errors": (),
+    }
+    return LoadReport(**(nothing | known))
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    found = Pretended()
+
+    async def prepare(*_: Any) -> tuple[str, str]:
+        return "workload", "info"
+
+    measuring = "likeness_bench.tune.measuring"
+    monkeypatch.setattr(f"{measuring}.prepare", prepare)
+    monkeypatch.setattr(f"{measuring}.run_load", found.load)
+    monkeypatch.setattr(f"{measuring}.read_counters", found.counters)
+    monkeypatch.setattr("likeness_bench.tune.servers.trial_server", found.serve)
+    monkeypatch.setattr("likeness_bench.tune.tuning.time.perf_counter", lambda: found.now_s)
+    return found
+
+
+@pytest.fixture
+def target(rendered_repository: Path) -> Target:
+    return read_target(rendered_repository)
+
+
+CONFIG = TuneConfig(
+    load=LoadConfig(address="", concurrency=8, duration_s=1.0, warm_up_s=0.0, workload=WorkloadConfig(batch_size=2)),
+    budget_s=100_000.0,
+)
+
+
+def tuned(target: Target, config: TuneConfig = CONFIG) -> tuple[TuneReport, Settings]:
+    return asyncio.run(asyncio.wait_for(run_tune([], target, config, stop=asyncio.Event()), 60))
+
+
+def test_a_repository_that_can_be_faster(pretended: Pretended, target: Target, tmp_path: Path) -> None:
+    pretended.speed = lambda settings: 50.0 * min(3, settings["text_encoder"].instances)
+    report, settings = tuned(target)
+    assert settings["text_encoder"].instances >= 3
+    assert report.better
+    assert report.complete
+    assert [step.step for step in report.steps] == [
+        "text_encoder",
+        "image_encoder",
+        "text_preprocess",
+        "fusion_text_image",
+    ]
+    assert report.searched == ("text_encoder", "image_encoder", "text_preprocess")
+    assert report.changes["text_encoder"]["instances"] == settings["text_encoder"].instances
+    assert report.final is not None
+    assert len(report.final.rounds) == FINAL_ROUNDS
+    assert {found.speed_ratio for found in report.final.rounds} == {3.0}
+    assert pretended.most == 2
+    assert pretended.running == {}
+    written = (f"{report.repository}/manifest.json", f"{report.repository}/text_encoder/config.pbtxt", "shop.toml")
+    deliver_tune(replace(report, written=written), tmp_path / "tune.json")
+    data = json.loads((tmp_path / "tune.json").read_text())
+    assert data["format"] == "likeness-tune-1"
+    assert data["trials"][0]["changes"]
+    text = (tmp_path / "tune.md").read_text()
+    for words in (
+        "first guess",
+        "[serving.steps.text_encoder]",
+        f"written to 2 files of {report.repository}, shop.toml",
+        "Tuned against untuned",
+    ):
+        assert words in text
+    assert "text_encoder" in (tmp_path / "tune.html").read_text()
+
+
+def test_a_repository_that_is_already_best(pretended: Pretended, target: Target) -> None:
+    best = target.settings
+    pretended.speed = lambda settings: 100.0 if settings == best else 80.0
+    report, settings = tuned(target)
+    assert settings == best
+    assert (report.better, report.final, report.changes) == (False, None, {})
+    assert "the configurations are already the best found; nothing was written" in tune_notes(report)
+    assert all(trial.verdict and trial.verdict.rounds == 3 for trial in report.trials)  # of five: they cannot win
+
+
+def test_what_does_not_last_is_not_kept(pretended: Pretended, target: Target) -> None:
+    """The machine flatters every first candidate; beside the untuned settings it shows."""
+    best = target.settings
+    pretended.speed = lambda settings: (
+        200.0 if settings != best and pretended.now_s < 30 else 100.0 if settings == best else 90.0
+    )
+    report, settings = tuned(target)
+    assert settings != best
+    assert report.final is not None
+    assert not report.better
+    assert "what seemed better did not last" in tune_notes(report)[0]
+
+
+def test_the_budget_holds_the_final_comparison(pretended: Pretended, target: Target) -> None:
+    pretended.speed = lambda settings: 50.0 * settings["text_encoder"].instances
+    report, _ = tuned(target, replace(CONFIG, budget_s=60.0))
+    assert report.ended == "the time is up (60 s)"
+    assert not report.complete
+    assert report.final is not None
+    assert pretended.now_s <= 60.0
+
+
+def test_a_server_that_does_not_start_is_a_row(pretended: Pretended, target: Target) -> None:
+    pretended.fails = lambda settings: settings["text_encoder"].instances > 1
+    report, _ = tuned(target)
+    failed = [trial for trial in report.trials if trial.failure]
+    assert failed
+    assert failed[0].failure.endswith("out of memory")
+    assert report.complete
+    assert pretended.running == {}
+
+
+def test_a_server_that_dies_is_a_row(pretended: Pretended, target: Target) -> None:
+    pretended.dies = lambda settings: settings["image_encoder"].queue_delay_us > 0
+    report, _ = tuned(target)
+    failed = [trial.failure for trial in report.trials if trial.failure]
+    assert failed
+    assert set(failed) == {"candidate: the server ended by itself with code -9"}
+    assert report.complete
+    assert pretended.running == {}
+
+
+def test_an_incumbent_that_dies_is_started_again(pretended: Pretended, target: Target) -> None:
+    untuned = target.settings
+    pretended.dies = lambda settings: settings == untuned and pretended.now_s == 7.0
+    report, _ = tuned(target)
+    assert [trial.failure for trial in report.trials if trial.failure] == [
+        "incumbent: the server ended by itself with code -9"
+    ]
+    assert len(report.trials) > 5
+
+
+def test_a_repository_that_cannot_be_served_is_an_error(pretended: Pretended, target: Target) -> None:
+    pretended.fails = lambda _: True
+    with pytest.raises(TrialError, match="out of memory"):
+        tuned(target)
+    pretended.fails = lambda _: False
+    pretended.speed = lambda _: 0.0
+    with pytest.raises(LikenessError, match="the repository as it is answered nothing"):
+        tuned(target)
+    assert pretended.running == {}
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 9, 14])
+def test_ctrl_c_gives_what_was_found_so_far(pretended: Pretended, target: Target, tmp_path: Path, stop_at: int) -> None:
+    pretended.speed = lambda settings: 50.0 * settings["text_encoder"].instances
+    pretended.stop_at = stop_at
+    report, _ = tuned(target)
+    assert report.ended == "interrupted"
+    assert (report.better, report.complete, report.final) == (False, False, None)
+    assert len(pretended.loads) <= stop_at + 2
+    assert pretended.running == {}
+    assert tune_notes(report)[0].endswith("nothing was written")
+    write_json(tmp_path / "tune.json", asdict(report))
+
+
+def test_who_begins_changes_with_every_round(pretended: Pretended, target: Target) -> None:
+    tuned(target, replace(CONFIG, budget_s=60.0))
+    first, second = pretended.loads[0], pretended.loads[2]
+    # Warm-up and profile; the candidate's warm-up; then the rounds.
+    assert pretended.loads[:7] == [first, first, second, first, second, second, first]
+
+
+def test_a_budget_that_holds_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match=r"budget_s 20 does not hold 2 trials and the final comparison, 42 s of load"):
+        replace(CONFIG, budget_s=20.0)
+    with pytest.raises(InputError, match="give a concurrency"):
+        replace(CONFIG, load=LoadConfig(address="", rate=3.0))
+
+
+def test_a_log_says_what_failed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert complaint(log) == ""
+    harmless = 'E1123 03:00:00.1 1 ensemble_scheduler.cc:1468] "unable to create stream for embed_image: no CUDA"\n'
+    log.write_text(f"I1123 03:00:00.1 1 server.cc:676] fine\n{harmless}", encoding="utf-8")
+    assert complaint(log) == ""
+    log.write_text(f"{harmless}error: creating server: Internal - no ports\n", encoding="utf-8")
+    assert complaint(log) == ": error: creating server: Internal - no ports"
+    log.write_text(
+        "E1123 03:00:00.2 1 model_lifecycle.cc:642] \"failed to load 'text_encoder' version 1: Internal: no memory"
+        '\\n\\nAt:\\n  model.py(3): initialize\\n"\n'
+        f"{harmless}error: creating server: Internal - failed to load all models\n",
+        encoding="utf-8",
+    )
+    assert complaint(log) == ": failed to load 'text_encoder' version 1: Internal: no memory"
