@@ -69,7 +69,7 @@ def test_serving_choices_reach_the_configurations() -> None:
     recipe = load_recipe(
         Path("demo"), ["serving.max_batch_size=5", "serving.queue_delay_us=70", "serving.cpu_threads=3"]
     )
-    encoder = render(recipe)["text_encoder"]
+    encoder = render(recipe)["attributes_encoder"]
     assert encoder.default.max_batch_size == 5
     assert encoder.default.dynamic_batching.max_queue_delay_microseconds == 70
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "3"
@@ -105,7 +105,7 @@ def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None
 
 
 def test_one_instance_is_left_to_triton_where_there_may_be_several_gpus() -> None:
-    assert not render(RECIPE)["text_encoder"].default.instance_group
+    assert not render(RECIPE)["fusion_text"].default.instance_group
     everywhere = render(load_recipe(Path("demo"), ["serving.instances=2"]))
     assert everywhere["text_encoder"].default.instance_group[0].count == 2
     assert everywhere["text_preprocess"].default.instance_group[0].count == 2
