@@ -138,7 +138,7 @@ def test_the_settings_of_a_recipe_apply_without_training_again(
     trained_run: Run, repository: Path, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "tuned.toml"
-    text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8")
+    text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
     serving = "\n[serving]\nmax_batch_size = 8\n[serving.steps.text_encoder]\ninstances = 2\ncpu_threads = 1\n"
     recipe.write_text(text + serving, encoding="utf-8")
     folder = tmp_path / "repository"
@@ -154,7 +154,7 @@ def test_the_settings_of_a_recipe_apply_without_training_again(
 
 def test_the_command(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "shop.toml", tmp_path / "tune.json"
-    text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8")
+    text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
     recipe.write_text(f"{text}\n[serving]\nmax_batch_size = 8 # small\n", encoding="utf-8")
     words = f"tune {mine} {demo_catalogue} --recipe {recipe} --signature text --concurrency 2 --round-s 0.2 --rounds 1 "
     words += f"--budget-s 40 --target-ms 60000 --timeout-s 60 --products 40 --out {out}"

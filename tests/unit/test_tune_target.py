@@ -17,7 +17,7 @@ from likeness_client import InputError
 from likeness_export.recipe import BUILT_IN, load_recipe
 from likeness_export.repository import MANIFEST
 
-DEMO = (BUILT_IN / "demo.toml").read_text(encoding="utf-8")
+DEMO = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
 
 
 @pytest.fixture
