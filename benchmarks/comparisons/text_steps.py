@@ -18,6 +18,7 @@ from likeness_client.contract import SCHEMA_PARAMETER, embed_model
 from likeness_client.payloads import payloads
 from likeness_export.preprocessing.text import SETTINGS_FILE, TOKENIZER_FILE, Preprocessor
 from likeness_export.serving.lengths import by_length, used_lengths
+from likeness_export.serving.session import open_session
 from numpy.typing import NDArray
 
 from comparisons.contenders import distinct
@@ -203,14 +204,9 @@ def lengths_name(model: TextModel, texts: Sequence[bytes]) -> str:
 
 
 def _network(path: Path, inputs: Sequence[str], threads: int) -> Compute:
-    import onnxruntime as ort
-
     if not path.is_file():
         raise InputError(f"{path} is not there: export the repository again")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in the server
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path, threads)
 
     def compute(columns: Columns) -> Columns:
         found: Columns = session.run(None, dict(zip(inputs, columns, strict=True)))

@@ -146,12 +146,8 @@ def cpu_threads_of(repository: Path) -> int:
 
 
 def _network(path: Path, config: Any, threads: Threads) -> Step:
-    import onnxruntime as ort  # here: the harness itself only reads configurations
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads.intra_op
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    opener = _module(path.with_name("session.py"), f"session_of_{config.name}")
+    session = opener.open_session(path, threads.intra_op, threads.spinning)
     wanted = [output.name for output in config.output]
 
     def run(inputs: Tensors) -> Tensors:
@@ -161,12 +157,7 @@ def _network(path: Path, config: Any, threads: Threads) -> Step:
 
 
 def _preprocessing(folder: Path, config: Any) -> Step:
-    """Load the code that lies in the repository, as the server does, so that both run the same one."""
-    spec = importlib.util.spec_from_file_location(f"preprocessing_of_{config.name}", folder / "preprocessing.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _module(folder / "preprocessing.py", f"preprocessing_of_{config.name}")
     preprocessor = module.Preprocessor(folder / "assets")
     (raw,) = (tensor.name for tensor in config.input)
     (error_output,) = (tensor.name for tensor in config.output if tensor.name.endswith(ERROR_SUFFIX))
@@ -178,6 +169,18 @@ def _preprocessing(folder: Path, config: Any) -> Step:
         return {**tensors, **cut, error_output: np.array(errors, dtype=np.object_).reshape(-1, 1)}
 
     return run
+
+
+def _module(path: Path, name: str) -> Any:
+    """Load code that lies in the repository, as the server does, so that both run the same one."""
+    if not path.is_file():
+        raise InputError(f"{path} is not there: export the repository again")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def without_padding(tensors: Tensors) -> Tensors:

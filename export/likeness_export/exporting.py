@@ -108,6 +108,7 @@ def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Pat
             shutil.copyfile(inspect.getfile(preprocessing[name]), version / "preprocessing.py")
         elif "cpu" in model.profiles:
             shutil.copyfile(ADAPTERS / "network_model.py", version / "model.py")
+            shutil.copyfile(ADAPTERS / "session.py", version / "session.py")
         else:
             continue
         shutil.copyfile(ADAPTERS / "lengths.py", version / "lengths.py")

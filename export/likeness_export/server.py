@@ -22,6 +22,7 @@ from likeness_client.errors import InputError, LikenessError, MissingExtraError
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
 """Profile -> the files that it needs of every network."""
+_LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
 _STOP_S = 20.0  # how long models may take to unload before the process group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
 # that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
@@ -184,6 +185,10 @@ def _command(
         f"--metrics-address={config.host}",
         f"--metrics-port={config.metrics_port}",
         "--exit-timeout-secs=10",
+        # Every configuration is written whole: to complete one, Triton would start each Python model a first time.
+        "--disable-auto-complete-config",
+        # Most of a start is waiting for processes to come up, so let all of them come up at once.
+        f"--model-load-thread-count={_LOADED_AT_ONCE}",
     ]
     environment = dict(os.environ)
     # The python backend finds its packages through the `python3` on PATH, and this interpreter through its library.

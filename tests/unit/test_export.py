@@ -55,7 +55,8 @@ def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported
     onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)} | {
         "similarity_matrix/1/model.onnx"
     }
-    adapters = {path.replace("model.onnx", name) for path in onnx_files for name in ("model.py", "lengths.py")}
+    beside = ("model.py", "session.py", "lengths.py")
+    adapters = {path.replace("model.onnx", name) for path in onnx_files for name in beside}
     before = {
         f"{tower}_preprocess/1/{name}"
         for tower in ("image", "attributes")

@@ -83,7 +83,8 @@ def _add_masked_fusion(out: Path, recipe: Recipe, network: ProductNetwork, full:
         config.name = MASKED_FUSION
         config.input.add(name=MASK, data_type=model_config_pb2.TYPE_FP32, dims=mask.dims)
         _write(config, folder / path.relative_to(source))
-    shutil.copyfile(source / str(VERSION) / "model.py", version / "model.py")
+    for file in (source / str(VERSION)).glob("*.py"):
+        shutil.copyfile(file, version / file.name)
     module = MaskedFusion(network).eval()
     export_network(module, spec, version / "model.onnx", recipe.serving.max_batch_size)
 

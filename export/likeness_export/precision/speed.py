@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from likeness_export.precision.products import Feed, Products
+from likeness_export.serving.session import open_session
 
 _ROUNDS = 31
 _BATCHES = (1, 8)  # a request by itself, and requests that share a batch
@@ -28,7 +29,7 @@ def speed_ratio(before: Path, after: Path, tower: str, products: Products, threa
     Returns:
         The median over rounds of time before / time after; 0 where there is no product to run.
     """
-    old, new = _session(before, threads), _session(after, threads)
+    old, new = open_session(before, threads), open_session(after, threads)
     ratios = []
     for size in _BATCHES:
         feeds = list(islice(products.feeds(tower, size), _ROUNDS))
@@ -51,11 +52,3 @@ def _seconds(session: ort.InferenceSession, feed: Feed) -> float:
     started = time.perf_counter()
     session.run(None, feed)
     return time.perf_counter() - started
-
-
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    """Open a file as the server's adapter does."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

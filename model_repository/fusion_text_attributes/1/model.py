@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 from lengths import at_once, by_length
+from session import open_session
 
 
 class TritonPythonModel:
@@ -21,12 +21,8 @@ class TritonPythonModel:
         self.gather = at_once
         if "run_tokens" in config["parameters"]:  # rows differ in length
             self.gather = partial(by_length, run_tokens=int(config["parameters"]["run_tokens"]["string_value"]))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(config["parameters"]["cpu_threads"]["string_value"])
-        # Every model is a process of its own; threads that spin while they wait would steal the others' cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = open_session(path, int(config["parameters"]["cpu_threads"]["string_value"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows of the outputs that it asks for."""
