@@ -142,6 +142,7 @@ def perf_analyzer(
     environments: Environments = ENVIRONMENTS,
     count: Count = 1000,
     clients: Clients = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Products per request.")] = 1,
     rounds: Rounds = 5,
     round_s: RoundS = 20.0,
     warm_up_s: WarmUpS = 3.0,
@@ -160,7 +161,9 @@ def perf_analyzer(
         repository=repository,
         environments=environments,
         libb64=libb64,
-        rounds=RoundsConfig(clients=clients, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+        rounds=RoundsConfig(
+            clients=clients, batch_size=batch_size, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s
+        ),
     )
     deliver(compare_perf_analyzer(config), out)
 

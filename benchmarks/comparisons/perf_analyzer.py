@@ -38,7 +38,7 @@ class PerfConfig:
     """What to compare.
 
     Attributes:
-        products: file with products; those that have all of the signature are sent, one per request.
+        products: file with products; those that have all of the signature are sent.
         count: how many of the file to use.
         signature: the ensemble is ``embed_<signature>``.
         repository: the model repository.
@@ -75,7 +75,7 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
             THEIRS: lambda: _theirs(config, program, address, folder),
         }
         rounds = _alternate(turns, config.rounds)
-    title = f"{config.rounds.clients} clients x 1 product, {embed_model(config.signature)}"
+    title = f"{config.rounds.clients} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
     setting = Setting(title=title, config=config.rounds, rounds=rounds, pairs=((OURS, THEIRS),))
     (found,) = setting.ratios
     verdict = "agree" if abs(found.median - 1) <= AGREES else "do not agree"
@@ -132,6 +132,7 @@ def _ours(config: PerfConfig, address: str, folder: Path) -> Round:
     out, rounds = folder / "ours.json", config.rounds
     command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
     command += [f"--server={address}", f"--concurrency={rounds.clients}", f"--signature={config.signature}"]
+    command += [f"--batch-size={rounds.batch_size}"]
     command += [f"--duration-s={rounds.round_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
     _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, rounds)
     report = json.loads(out.read_text(encoding="utf-8"))
@@ -153,7 +154,8 @@ def _ours(config: PerfConfig, address: str, folder: Path) -> Round:
 def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path) -> Round:
     out, rounds = folder / "theirs.csv", config.rounds
     out.unlink(missing_ok=True)
-    command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc", "-b", "1"]
+    command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
+    command += ["-b", str(rounds.batch_size)]
     command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.clients)]
     # Any three windows count as stable: the length of a turn is given, as it is for the other side.
     command += ["--measurement-interval", str(_window_ms(rounds)), "--stability-percentage", "999"]
@@ -175,7 +177,7 @@ def read_csv(text: str, config: RoundsConfig) -> Round:
             contender=THEIRS,
             number=0,
             products_per_s=float(row["Inferences/Second"]),
-            requests=round(float(row["Inferences/Second"]) * config.round_s),
+            requests=round(float(row["Inferences/Second"]) * config.round_s / config.batch_size),
             p50_ms=float(row["p50 latency"]) / 1000,
             p99_ms=float(row["p99 latency"]) / 1000,
         )

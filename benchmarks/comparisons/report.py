@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
 from likeness_bench.files import write_json, write_text
 from likeness_bench.tables import Table, markdown, number, print_tables
@@ -18,8 +19,9 @@ from likeness_bench.tables import Table, markdown, number, print_tables
 from comparisons.rounds import Progress, Ratio, Round, RoundsConfig, ratio
 
 FORMAT = "likeness-comparison-1"
-BUSY_LOAD = 0.5
-"""From this load average on, something else ran when the comparison began."""
+BUSY = "cores busy before"
+BUSY_CORES = 0.3
+"""From so many on, something else ran when the comparison began (a load average counts what has ended, too)."""
 LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that hold some servers back, and others not."""
 
@@ -127,8 +129,9 @@ def machine() -> dict[str, str]:
     if info.is_file():
         lines = info.read_text(encoding="utf-8").splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
-    found = {"processor": cpu, "cores": str(os.cpu_count()), "load average before": load}
+    cores = psutil.cpu_count() or 1
+    busy = psutil.cpu_percent(interval=0.5) / 100 * cores
+    found = {"processor": cpu, "cores": str(cores), BUSY: f"{busy:.2f}"}
     return found | {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
@@ -190,9 +193,9 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def _doubts(comparison: Comparison) -> Iterator[str]:
-    load = comparison.facts.get("load average before", "")
-    if load.replace(".", "").isdigit() and float(load) > BUSY_LOAD:
-        yield f"the load average was {load} when the comparison began: something else ran, figures are indicative only"
+    busy = comparison.facts.get(BUSY, "0")
+    if float(busy) > BUSY_CORES:
+        yield f"{busy} cores were busy when the comparison began: something else ran, figures are indicative only"
     for name in LIMITS:
         if name in comparison.facts:
             yield f"{name} was {comparison.facts[name]}: that holds back torch, but not our server; unset it"

@@ -90,9 +90,9 @@ def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
         rounds=(turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)),
         pairs=(("a", "b"),),
     )
-    comparison = Comparison(title="A and B", settings=(setting,), facts={"load average before": "3.00"}, notes=("n",))
+    comparison = Comparison(title="A and B", settings=(setting,), facts={"cores busy before": "1.40"}, notes=("n",))
     said = "\n".join(notes(comparison))
-    assert "load average was 3.00" in said
+    assert "1.40 cores were busy" in said
     assert "requests of b failed, the first one said: why" in said
     assert "2 rounds; make at least 5" in said
     assert tables(comparison)[1].rows == (("a / b", "4.00", "4.00", "4.00", "1"),)
