@@ -5,6 +5,7 @@ All of it is made once per session, and only when a test asks for it. Tests that
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -38,6 +39,9 @@ OVERRIDES = (
     "serving.max_batch_size=8",  # small, so that a few products are already more than one batch
     "serving.steps={}",  # one process per step: the sooner is the server up
 )
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit "ignore", and pass it on
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
