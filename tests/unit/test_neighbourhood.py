@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from likeness_export.catalogue import NamedPair
 from likeness_export.uses.match import cosine, local_cosines, match
-from likeness_export.uses.neighbourhood import NEIGHBOURS, Rows, Values, scaled, surroundings
+from likeness_export.uses.neighbourhood import NEIGHBOURS, Rows, Values, in_context, surroundings
 
 
 def by_table(table: Values) -> tuple[object, object]:
@@ -63,5 +63,11 @@ def test_what_is_alike_with_everything_needs_more_to_match() -> None:
     assert among.every.f1 > 0.97
 
 
-def test_scaling_takes_both_surroundings_off() -> None:
-    np.testing.assert_allclose(scaled(np.float32([0.9]), np.float32([0.5]), np.float32([0.7])), [0.6], rtol=1e-6)  # type: ignore[arg-type]
+def test_a_pair_and_its_reverse_are_judged_alike() -> None:
+    random = np.random.default_rng(5)
+    scores, left, right = random.random(9, np.float32), *random.random((2, 5, 9), np.float32)
+    found = in_context(scores, left, right)
+    np.testing.assert_array_equal(found, in_context(scores, right, left))
+    np.testing.assert_array_equal(found[:, 0], scores)
+    np.testing.assert_allclose(found[:, 1:6] + found[:, 6:], (2 * scores - left - right).T, rtol=1e-5, atol=1e-6)
+    assert (found[:, 1:6] >= found[:, 6:]).all()

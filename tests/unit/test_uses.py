@@ -13,10 +13,12 @@ from likeness_client import Embeddings, InputError, Product
 from likeness_export.catalogue import NamedPair, read_named_pairs
 from likeness_export.uses.cli import uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
+from likeness_export.uses.decision import best_threshold, figures, fit_decision
 from likeness_export.uses.inputs import Vectors, read_embedded
-from likeness_export.uses.match import best_threshold, cosine, figures, label_pairs, match
+from likeness_export.uses.match import cosine, label_pairs, match
 from likeness_export.uses.mine import check_keys, elect, mine
 from likeness_export.uses.related import Neighbours, nearest
+from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, f1_score, silhouette_score
 from typer.testing import CliRunner
@@ -209,8 +211,61 @@ def test_the_threshold_lies_between_scores() -> None:
     next_to_it = np.nextafter(np.float32(0.5), np.float32(1))
     close = np.array([0.9, next_to_it, 0.5], dtype=np.float32)
     assert figures(close, labels, best_threshold(close, labels)).f1 == 1
-    with pytest.raises(InputError, match="none of the 2 train pairs is positive"):
+    with pytest.raises(InputError, match="none of 2 pairs is positive"):
         best_threshold(np.array([0.5, np.nan], dtype=np.float32), np.array([0, 1]))
+
+
+def drawn(seed: int, count: int, slope: float = 6.0) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Scores of pairs, and labels that are drawn with the probability 1 / (1 + exp(-slope (score - 0.7)))."""
+    random = np.random.default_rng(seed)
+    scores = random.random(count).astype(np.float32)
+    return scores, (random.random(count) < 1 / (1 + np.exp(-slope * (scores - 0.7)))).astype(np.intp)
+
+
+def test_probabilities_are_those_that_labels_were_drawn_with() -> None:
+    scores, labels = drawn(0, 20_000)
+    decision = fit_decision(scores[:, None], labels)
+    expected = 1 / (1 + np.exp(-6 * (scores.astype(np.float64) - 0.7)))
+    np.testing.assert_allclose(decision.probabilities(scores[:, None]), expected, atol=0.02)
+    assert np.isnan(decision.probabilities(np.array([[np.nan]], np.float32))).all()
+
+
+def test_the_decision_nears_the_best_f1_more_closely_than_the_threshold_that_was_best() -> None:
+    """Sixty pairs to learn from, twenty thousand to measure on, a hundred times."""
+    scores, labels = drawn(1, 20_000)
+    ceiling = figures(scores, labels, best_threshold(scores, labels)).f1
+    lost = []
+    for seed in range(2, 102):
+        few, few_labels = drawn(seed, 60)
+        decision = fit_decision(few[:, None], few_labels)
+        thresholds = (decision.score_threshold, best_threshold(few, few_labels))
+        lost.append([ceiling - figures(scores, labels, threshold).f1 for threshold in thresholds])
+    learned, happened = np.mean(lost, 0)
+    assert 0 <= learned < happened / 2
+
+
+def test_a_score_threshold_decides_as_the_probability_does() -> None:
+    scores, labels = drawn(3, 500)
+    decision = fit_decision(scores[:, None], labels)
+    by_score = scores.astype(np.float64) >= decision.score_threshold
+    assert (by_score == (decision.probabilities(scores[:, None]) >= decision.threshold)).all()
+    assert np.isnan(fit_decision(np.stack([scores, scores], 1), labels).score_threshold)
+    assert np.isnan(fit_decision(-scores[:, None], labels).score_threshold)  # a higher score means less alike
+
+
+def test_what_does_not_vary_costs_nothing() -> None:
+    scores, labels = drawn(4, 500)
+    alone = fit_decision(scores[:, None], labels)
+    beside = fit_decision(np.stack([scores, np.ones_like(scores)], 1), labels)
+    assert beside.weights == pytest.approx((alone.weights[0], 0.0))
+    assert beside.threshold == pytest.approx(alone.threshold)
+
+
+@pytest.mark.parametrize(("labels", "kind"), [([0, 0, 1], "positive"), ([1, 1, 0], "negative")])
+def test_a_decision_needs_both_kinds_of_pairs(labels: list[int], kind: str) -> None:
+    features = np.array([[0.5], [0.6], [np.nan]], np.float32)
+    with pytest.raises(InputError, match=f"none of the 3 train pairs is {kind} and has embeddings.*--train-split"):
+        fit_decision(features, np.array(labels))
 
 
 def pair(left: str, right: str, label: int) -> NamedPair:
@@ -229,11 +284,10 @@ def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
         return cosine(left, right)
 
     found = match(ids, vectors, train, measured, score)
-    assert found.threshold == match(ids, vectors, train, flipped, score).threshold
-    assert found.threshold == match(ids, vectors, train, measured[:1], score).threshold
-    assert found.threshold == best_threshold(
-        np.array([vectors[int(p.left)] @ vectors[int(p.right)] for p in train]), np.array([1, 1, 0, 0])
-    )
+    assert found.decision == match(ids, vectors, train, flipped, score).decision
+    assert found.decision == match(ids, vectors, train, measured[:1], score).decision
+    cosines = np.array([vectors[int(p.left)] @ vectors[int(p.right)] for p in train])
+    assert found.decision == fit_decision(cosines[:, None], np.array([1, 1, 0, 0]))
     assert calls[:2] == [4, 2]
     assert (found.train.pairs, found.every.pairs, found.seen.pairs, found.unseen.pairs) == (4, 2, 1, 1)
     assert (found.seen.positives, found.unseen.positives) == (0, 1)
@@ -407,7 +461,7 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     shown = run("match", *files, "--pairs", pairs, "--train-split", "a", "--split", "b", "--out", out)
     assert "1 pairs of b have a product without an embedding" in shown
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert report["pairs"][0]["cosine"] == {"score": None, "matched": False}
+    assert report["pairs"][0]["cosine"] == {"score": None, "probability": None, "matched": False}
     assert report["metrics"]["cosine"]["every"]["recall"] == 0.5
     for wrong in ([], ["--label", "group", "--pairs", str(pairs)]):
         with pytest.raises(InputError, match="either a file of labelled pairs"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from likeness_export.catalogue import Catalogue, NamedPair, hold_out, read_named
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import PairSets
-from likeness_export.uses.match import Scores, best_threshold, figures
-from likeness_export.uses.neighbourhood import NEIGHBOURS, PairScore, Rows, Search, scaled, surroundings
+from likeness_export.uses.decision import Features, best_threshold, figures, fit_decision
+from likeness_export.uses.match import Scores
+from likeness_export.uses.neighbourhood import PairScore, Rows, Search, in_context, surroundings
 
+PairFeatures: TypeAlias = Callable[[Rows, Rows], Features]
+"""What is known of pairs, rows [p] and [p] -> FP32 [p, f]."""
 AMONG_NEIGHBOURS = ", among neighbours"
 _BLOCK = 512
 
@@ -74,7 +78,7 @@ def measure_pair_sets(
         scorers: name -> score.
         catalogue: the products.
         data_root: what relative paths start from.
-        held_out: share of the train pairs that was not trained on; thresholds are chosen on those. 0: on all.
+        held_out: share of the train pairs that was not trained on; decisions are learned from those. 0: from all.
 
     Returns:
         Lines of both tasks.
@@ -91,60 +95,54 @@ def measure_pair_sets(
             continue
         members = np.flatnonzero(sets == name)
         for score, scorer in scorers.items():
-            among = among_neighbours(scorer, members, sides[members], fitted, row_of)
-            for what, pairs in ((score, scorer.pairs), (score + AMONG_NEIGHBOURS, among)):
-                found, count = decide(known, fitted, measured, pairs, row_of)
+            for what, features in (
+                (score, alone(scorer)),
+                (score + AMONG_NEIGHBOURS, among_neighbours(scorer, members, sides[members])),
+            ):
+                found, count = decide(known, fitted, measured, features, row_of)
                 yield Line(task=measure.name, label=name, what=what, count=count, figures=found)
             if scorer.ranks:
                 found, count = find(measured, scorer.search, row_of, members, sides)
                 yield Line(task=measure.search, label=name, what=score, count=count, figures=found)
 
 
-def among_neighbours(
-    scorer: Scorer, members: Rows, sides: NDArray[np.str_], fitted: Sequence[NamedPair], row_of: Mapping[str, int]
-) -> PairScore:
-    """Return a score from which the products' surroundings are taken off; see `neighbourhood`.
+def alone(scorer: Scorer) -> PairFeatures:
+    """Return what is known of pairs by themselves: the score."""
+    return lambda left, right: scorer.pairs(left, right)[:, None]
+
+
+def among_neighbours(scorer: Scorer, members: Rows, sides: NDArray[np.str_]) -> PairFeatures:
+    """Return what is known of pairs in a set: the score and the products' surroundings; see `neighbourhood`.
 
     Args:
         scorer: the score.
         members: the rows of the set.
         sides: their sides.
-        fitted: the pairs that choose the number of neighbours: the one with the best F1.
-        row_of: product id -> row.
     """
     local = surroundings(members, sides, scorer.search, scorer.pairs)
-    place_of = np.zeros(max(row_of.values()) + 1, np.intp)
+    place_of = np.zeros(members.max() + 1, np.intp)
     place_of[members] = np.arange(len(members))
 
-    def with_neighbours(number: int) -> PairScore:
-        def score(left: Rows, right: Rows) -> Scores:
-            return scaled(scorer.pairs(left, right), local[number][place_of[left]], local[number][place_of[right]])
+    def features(left: Rows, right: Rows) -> Features:
+        return in_context(scorer.pairs(left, right), local[:, place_of[left]], local[:, place_of[right]])
 
-        return score
-
-    labels = np.array([pair.label for pair in fitted], dtype=np.intp)
-
-    def fit(number: int) -> float:
-        scores = _scored(fitted, with_neighbours(number), row_of)
-        return figures(scores, labels, best_threshold(scores, labels)).f1
-
-    return with_neighbours(max(range(len(NEIGHBOURS)), key=fit))
+    return features
 
 
 def decide(
     train: Sequence[NamedPair],
     fitted: Sequence[NamedPair],
     measured: Sequence[NamedPair],
-    score: PairScore,
+    features: PairFeatures,
     row_of: Mapping[str, int],
 ) -> tuple[dict[str, float], int]:
-    """Choose a threshold on some pairs and measure it on others that do not repeat a train pair.
+    """Learn a decision from some pairs and measure it on others that do not repeat a train pair.
 
     Args:
         train: all train pairs.
-        fitted: those of them to choose on.
+        fitted: those of them to learn from.
         measured: the pairs to measure on.
-        score: the score.
+        features: what is known of pairs.
         row_of: product id -> row.
 
     Returns:
@@ -155,8 +153,9 @@ def decide(
     fresh = without_repeats(measured, train)
     kept = np.array([pair in fresh for pair in measured], dtype=bool)
     labels, fitted_labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (measured, fitted))
-    scores, fitted_scores = (_scored(pairs, score, row_of) for pairs in (measured, fitted))
-    threshold = best_threshold(fitted_scores, fitted_labels)
+    known, fitted_known = (_known_of(pairs, features, row_of) for pairs in (measured, fitted))
+    decision = fit_decision(fitted_known, fitted_labels)
+    threshold, scores, fitted_scores = decision.threshold, *map(decision.probabilities, (known, fitted_known))
     every = figures(scores[kept], labels[kept], threshold)
     best = figures(scores[kept], labels[kept], best_threshold(scores[kept], labels[kept]))
     found = {"F1": every.f1, "precision": every.precision, "recall": every.recall}
@@ -226,6 +225,6 @@ def _known(pairs: Sequence[NamedPair], row_of: Mapping[str, int]) -> list[NamedP
     return [pair for pair in pairs if pair.left in row_of and pair.right in row_of]
 
 
-def _scored(pairs: Sequence[NamedPair], score: PairScore, row_of: Mapping[str, int]) -> Scores:
+def _known_of(pairs: Sequence[NamedPair], features: PairFeatures, row_of: Mapping[str, int]) -> Features:
     left = np.array([row_of[pair.left] for pair in pairs], dtype=np.intp)
-    return score(left, np.array([row_of[pair.right] for pair in pairs], dtype=np.intp))
+    return features(left, np.array([row_of[pair.right] for pair in pairs], dtype=np.intp))

@@ -1,4 +1,4 @@
-"""Matching: whether two listings are the same product, decided by a threshold that is learned from labelled pairs."""
+"""Matching: whether two listings are the same product, decided by what labelled pairs have taught."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from likeness_export.catalogue import NamedPair
 from likeness_export.progress import each
+from likeness_export.uses.decision import Decision, Features, Figures, Probabilities, figures, fit_decision
 from likeness_export.uses.inputs import Vectors
-from likeness_export.uses.neighbourhood import Rows, scaled, surroundings
+from likeness_export.uses.neighbourhood import Rows, in_context, surroundings
 
 Scores = NDArray[np.float32]
 Score = Callable[[Vectors, Vectors], Scores]
@@ -26,45 +27,28 @@ _BLOCK_SCORES = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """How well the pairs above a threshold are the positive ones.
-
-    Attributes:
-        pairs: how many pairs.
-        positives: how many of them are positive.
-        precision: NaN if nothing was matched.
-        recall: NaN if nothing is positive.
-        f1: NaN if nothing is positive; 0 if nothing positive was matched.
-    """
-
-    pairs: int
-    positives: int
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Matching:
     """The result of `match`.
 
     Attributes:
-        threshold: pairs with at least this score are matched.
-        train: over the pairs that the threshold was chosen on.
+        decision: what was learned; pairs with at least its threshold are matched.
+        train: over the pairs that the decision was learned from.
         every: over the measured pairs.
         seen: over those of which both products occur in the train pairs.
         unseen: over the rest.
         scores: FP32, per measured pair; NaN where a product has no embedding.
+        probabilities: FP64, per measured pair, of being the same product; NaN where a product has no embedding.
         train_unscored: how many train pairs have a product without an embedding; they are not matched.
         unscored: how many measured pairs have one.
     """
 
-    threshold: float
+    decision: Decision
     train: Figures
     every: Figures
     seen: Figures
     unseen: Figures
     scores: Scores
+    probabilities: Probabilities
     train_unscored: int
     unscored: int
 
@@ -77,84 +61,42 @@ def match(
     score: Score,
     local: Scores | None = None,
 ) -> Matching:
-    """Choose the threshold on the train pairs, then measure it on others.
+    """Learn the decision from the train pairs, then measure it on others.
 
     Args:
         ids: the products that have an embedding.
         vectors: FP32 [n, d], their embeddings, unit length.
-        train: the pairs to choose on.
+        train: the pairs to learn from.
         measured: the pairs to measure on.
         score: the measure, e.g. `cosine`.
-        local: FP32 [l, n], to score among neighbours: each product's `surroundings`, for several numbers of neighbours;
-            the number with the best F1 on the train pairs is taken. None: pairs are scored by themselves.
+        local: FP32 [l, n], to judge pairs among their neighbours: each product's `surroundings`, for several numbers of
+            neighbours. None: pairs are judged by themselves.
 
     Raises:
-        InputError: nothing to choose on, or nothing to measure on.
+        InputError: nothing to learn from, or nothing to measure on.
     """
     if not measured:
         raise InputError("there are no pairs to measure on: name their split with --split")
     row_of = {name: row for row, name in enumerate(ids)}
     train_scores, scores = (_scores_of(pairs, row_of, vectors, score) for pairs in (train, measured))
     train_labels, labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (train, measured))
-    if local is not None:
-        candidates = [_scaled(train, row_of, train_scores, of_number) for of_number in local]
-        fit = [figures(found, train_labels, best_threshold(found, train_labels)).f1 for found in candidates]
-        best = int(np.argmax(fit))
-        train_scores, scores = candidates[best], _scaled(measured, row_of, scores, local[best])
-    threshold = best_threshold(train_scores, train_labels)
+    known_of_train = _features(train, row_of, train_scores, local)
+    decision = fit_decision(known_of_train, train_labels)
+    fitted, probabilities = (
+        decision.probabilities(features) for features in (known_of_train, _features(measured, row_of, scores, local))
+    )
     known = {name for pair in train for name in (pair.left, pair.right)}
     seen = np.array([pair.left in known and pair.right in known for pair in measured], dtype=bool)
     return Matching(
-        threshold=threshold,
-        train=figures(train_scores, train_labels, threshold),
-        every=figures(scores, labels, threshold),
-        seen=figures(scores[seen], labels[seen], threshold),
-        unseen=figures(scores[~seen], labels[~seen], threshold),
+        decision=decision,
+        train=figures(fitted, train_labels, decision.threshold),
+        every=figures(probabilities, labels, decision.threshold),
+        seen=figures(probabilities[seen], labels[seen], decision.threshold),
+        unseen=figures(probabilities[~seen], labels[~seen], decision.threshold),
         scores=scores,
+        probabilities=probabilities,
         train_unscored=int(np.isnan(train_scores).sum()),
         unscored=int(np.isnan(scores).sum()),
-    )
-
-
-def best_threshold(scores: Scores, labels: NDArray[np.intp]) -> float:
-    """Return the threshold with the best F1.
-
-    It lies half-way between the lowest score that it accepts and the next lower one, because new pairs fall between.
-    Equal scores are accepted or refused together; among equally good thresholds the highest is taken.
-
-    Args:
-        scores: FP32 [p]; NaN: can never be matched.
-        labels: [p], 1 or 0.
-
-    Raises:
-        InputError: no positive pair has a score.
-    """
-    usable = ~np.isnan(scores)
-    if not labels[usable].any():
-        raise InputError(
-            f"a threshold cannot be chosen: none of the {len(labels)} train pairs is positive and has embeddings on "
-            "both sides; name their split with --train-split"
-        )
-    values, inverse = np.unique(-scores[usable].astype(np.float64), return_inverse=True)  # falling scores
-    values = -values
-    accepted = np.cumsum(np.bincount(inverse))
-    right = np.cumsum(np.bincount(inverse, weights=labels[usable]))
-    f1 = 2 * right / (accepted + labels.sum())  # = 2 tp / (tp + fp + tp + fn)
-    best = int(f1.argmax())
-    return float(values[best : best + 2].mean())
-
-
-def figures(scores: Scores, labels: NDArray[np.intp], threshold: float) -> Figures:
-    """Return precision, recall and F1 of the pairs whose score is at least the threshold; NaN is below any."""
-    matched = scores.astype(np.float64) >= threshold  # in FP32 the threshold could round to the next lower score
-    right, positives = int((matched & (labels == 1)).sum()), int((labels == 1).sum())
-    nothing = float("nan")
-    return Figures(
-        pairs=len(labels),
-        positives=positives,
-        precision=right / int(matched.sum()) if matched.any() else nothing,
-        recall=right / positives if positives else nothing,
-        f1=2 * right / (int(matched.sum()) + positives) if positives else nothing,
     )
 
 
@@ -269,11 +211,13 @@ def _scores_of(pairs: Sequence[NamedPair], row_of: dict[str, int], vectors: Vect
     return scores
 
 
-def _scaled(pairs: Sequence[NamedPair], row_of: dict[str, int], scores: Scores, local: Scores) -> Scores:
-    """Take each product's surroundings off the scores of its pairs; scores that are NaN stay so."""
+def _features(pairs: Sequence[NamedPair], row_of: dict[str, int], scores: Scores, local: Scores | None) -> Features:
+    """Return what the decision is made from: the scores, and with `local` the surroundings beside them."""
+    if local is None:
+        return scores[:, None]
     left = np.array([row_of.get(pair.left, 0) for pair in pairs], dtype=np.intp)
     right = np.array([row_of.get(pair.right, 0) for pair in pairs], dtype=np.intp)
-    return scaled(scores, local[left], local[right])
+    return in_context(scores, local[:, left], local[:, right])
 
 
 def _held(vectors: Vectors, space: str) -> Embeddings:

@@ -1,13 +1,13 @@
 """Scores among neighbours: are two products nearer to each other than to the rest of their surroundings?
 
 One threshold cannot fit all products: of a plain cable there are dozens nearly alike, of a rare camera none.
-Cross-domain
-similarity local scaling (Conneau et al. 2018, word translation without parallel data) measures each product's
-surroundings and takes them off::
+Cross-domain similarity local scaling (Conneau et al. 2018, word translation without parallel data) measures the
+surroundings of each product::
 
-    score'(x, y) = 2 score(x, y) - r(x) - r(y),   r(x) = mean score of x and its k nearest on the other side
+    r_k(x) = mean score of x and its k nearest on the other side
 
-It needs the catalogues, not the pairs: no label enters.
+and takes them off the score, ``2 score(x, y) - r_k(x) - r_k(y)``. Here a decision learns from labelled pairs how much
+of which to take off. Measuring surroundings needs the catalogues alone: no label enters.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Search: TypeAlias = Callable[[Rows, Rows], Values]
 PairScore: TypeAlias = Callable[[Rows, Rows], Values]
 """Scores of pairs, rows [p] and [p] -> FP32 [p]."""
 NEIGHBOURS = (1, 2, 3, 5, 10)
-"""The numbers of neighbours that are tried."""
+"""The numbers of neighbours, k."""
 _BLOCK = 256
 
 
@@ -70,7 +70,16 @@ def _means(falling: Values) -> Values:
     return means
 
 
-def scaled(scores: Values, left: Values, right: Values) -> Values:
-    """Return ``2 score - r(x) - r(y)``; see the module."""
-    result: Values = 2 * scores - left - right
-    return result
+def in_context(scores: Values, left: Values, right: Values) -> Values:
+    """Put margins beside the scores of pairs: how far a score stands out of each product's surroundings.
+
+    Args:
+        scores: FP32 [p].
+        left: FP32 [l, p], r_k of the left products for several k.
+        right: FP32 [l, p], of the right products.
+
+    Returns:
+        FP32 [p, 1 + 2 l]: score, its larger margins (one per k), its smaller ones; the same for a pair and its reverse.
+    """
+    margins = scores[:, None] - np.minimum(left, right).T, scores[:, None] - np.maximum(left, right).T
+    return np.concatenate([scores[:, None], *margins], 1)

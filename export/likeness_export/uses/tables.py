@@ -34,7 +34,8 @@ def write_matching(
     """Write the figures of each metric, and every measured pair with its scores, as JSON."""
     figures = {
         metric: {
-            "threshold": matching.threshold,
+            **_plain(asdict(matching.decision)),
+            "score_threshold": _finite(matching.decision.score_threshold),
             **{name: _plain(asdict(getattr(matching, name))) for name in ("train", "every", "seen", "unseen")},
             "train_without_embedding": matching.train_unscored,
             "without_embedding": matching.unscored,
@@ -47,7 +48,11 @@ def write_matching(
             "right_id": pair.right,
             "label": pair.label,
             **{
-                metric: {"score": _finite(m.scores[row]), "matched": bool(float(m.scores[row]) >= m.threshold)}
+                metric: {
+                    "score": _finite(m.scores[row]),
+                    "probability": _finite(m.probabilities[row]),
+                    "matched": bool(m.probabilities[row] >= m.decision.threshold),
+                }
                 for metric, m in matchings.items()
             },
         }
@@ -85,7 +90,9 @@ def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[
 
 def matching_table(metric: str, matching: Matching, split: str, train_split: str) -> None:
     """Print the figures of one metric."""
-    table = Table(title=f"{metric}: matched from {matching.threshold:.4f}, the best F1 on {train_split}")
+    decision = matching.decision
+    score = "" if math.isnan(decision.score_threshold) else f" (a score of {decision.score_threshold:.4f})"
+    table = Table(title=f"{metric}: matched from a probability of {decision.threshold:.3f}{score}")
     table.add_column("pairs", no_wrap=True)
     for column in ("number", "positive", "precision", "recall", "F1"):
         table.add_column(column, justify="right")
