@@ -8,6 +8,7 @@ from html import escape
 
 NOTHING = "-"
 """A cell that has no figure."""
+_FILE_WIDTH = 160  # a file or a pipe has no width of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ def print_tables(tables: Sequence[Table], notes: Sequence[str]) -> None:
     from rich.table import Table as Drawn
 
     console = Console()
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     for table in tables:
         drawn = Drawn(title=table.title, title_justify="left")
         for number, name in enumerate(table.header):

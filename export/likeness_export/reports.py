@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from likeness_export.console import console
 from likeness_export.evaluation import Row
 from likeness_export.files import write_text
 from likeness_export.onnx_export import ExportReport
@@ -29,7 +29,7 @@ def retrieval_table(rows: Sequence[Row], title: str) -> None:
                 figures = row.figures
                 values = [*figures.recall_at.values(), figures.mean_average_precision, figures.ndcg_at_10]
                 table.add_row(row.signature, str(figures.queries), *(f"{value:.3f}" for value in values))
-        Console().print(table)
+        console().print(table)
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
@@ -52,7 +52,7 @@ def export_table(reports: Sequence[ExportReport]) -> None:
             f"{report.largest_difference:.1e}",
             f"{report.batch_difference:.1e}",
         )
-    Console().print(table)
+    console().print(table)
 
 
 _DRIFT = ("cos min", "cos mean", "same top 10", "in batch", "recall@1")
@@ -74,17 +74,17 @@ def precision_tables(report: PrecisionReport) -> None:
             f"{found.layers - len(found.kept_layers)}/{found.layers}" if found.layers else "",
             *_drift_cells(found.drift),
         )
-    Console().print(table)
+    console().print(table)
     for found in report.networks:
         if found.reason:
-            Console().print(f"{found.name} stays fp32: {found.reason}", markup=False, highlight=False)
+            console().print(f"{found.name} stays fp32: {found.reason}", markup=False, highlight=False)
     table = Table(title="the embeddings of every signature, all of these networks together")
     table.add_column("signature", no_wrap=True)
     for column in ("products", *_DRIFT):
         table.add_column(column, justify="right")
     for signature, drift in report.signatures.items():
         table.add_row(signature, str(drift.products), *_drift_cells(drift))
-    Console().print(table)
+    console().print(table)
 
 
 def _drift_cells(drift: Drift | None) -> list[str]:

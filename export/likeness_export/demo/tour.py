@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from likeness_client import Client, Metric, Product
 from likeness_client.records import field_value
-from rich.console import Console
 from rich.table import Table
 
 from likeness_export.catalogue import Catalogue
+from likeness_export.console import console, cut
 from likeness_export.demo.catalogue import render_catalogue
 from likeness_export.demo.picture import Card, draw_rows
 from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
@@ -123,7 +123,7 @@ def _choose_queries(catalogue: Catalogue) -> list[int]:
 def _show(catalogue: Catalogue, found: Mapping[int, list[Neighbour]], weights: Sequence[Mapping[str, float]]) -> None:
     table = Table(title="queries and their nearest products (* : a listing of the same product)")
     modalities = list(dict.fromkeys(name for shares in weights for name in shares))
-    table.add_column("product", no_wrap=True)
+    table.add_column("product")
     for column in ("cosine", "learned", *modalities):
         table.add_column(column, justify="right", no_wrap=True)
 
@@ -131,16 +131,16 @@ def _show(catalogue: Catalogue, found: Mapping[int, list[Neighbour]], weights: S
         return [f"{weights[row][name]:.2f}" if name in weights[row] else "-" for name in modalities]
 
     for row, neighbours in found.items():
-        table.add_row(f"[bold]{_name(catalogue.products[row])}", "", "", *shares(row))
+        table.add_row(cut(_name(catalogue.products[row]), "bold"), "", "", *shares(row))
         for place, neighbour in enumerate(neighbours):
             table.add_row(
-                f" {'*' if neighbour.same else ' '} {_name(catalogue.products[neighbour.row])}",
+                cut(f" {'*' if neighbour.same else ' '} {_name(catalogue.products[neighbour.row])}"),
                 f"{neighbour.cosine:.3f}",
                 f"{neighbour.learned:.3f}",
                 *shares(neighbour.row),
                 end_section=place + 1 == len(neighbours),
             )
-    Console().print(table)
+    console().print(table)
 
 
 def _draw(

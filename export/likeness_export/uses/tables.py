@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from likeness_export.catalogue import NamedPair
+from likeness_export.console import console
 from likeness_export.files import write_text, written_aside
 from likeness_export.uses.cluster import Agreement, Clustering
 from likeness_export.uses.match import Matching
@@ -85,7 +85,7 @@ def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[
         }
     for name, value in figures.items():
         table.add_row(name, value)
-    Console().print(table)
+    console().print(table)
 
 
 def matching_table(metric: str, matching: Matching, split: str, train_split: str) -> None:
@@ -105,10 +105,10 @@ def matching_table(metric: str, matching: Matching, split: str, train_split: str
     for name, figures in rows.items():
         values = (_figure(value) for value in (figures.precision, figures.recall, figures.f1))
         table.add_row(name, str(figures.pairs), str(figures.positives), *values)
-    Console().print(table)
+    console().print(table)
     for name, count in ((train_split, matching.train_unscored), (split, matching.unscored)):
         if count:
-            Console().print(f"{count} pairs of {name} have a product without an embedding: counted as not matched")
+            console().print(f"{count} pairs of {name} have a product without an embedding: counted as not matched")
 
 
 def mining_table(reports: Sequence[KeyReport], min_share: float) -> None:
@@ -120,7 +120,7 @@ def mining_table(reports: Sequence[KeyReport], min_share: float) -> None:
     for report in reports:
         measured = (_figure(report.precision), _figure(report.coverage))
         table.add_row(report.key, str(report.known), *measured, str(report.missing), str(report.proposed))
-    Console().print(table)
+    console().print(table)
 
 
 def _figure(value: float) -> str:

@@ -1,0 +1,19 @@
+"""Where tables are printed."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+_WIDTH = 160  # of a file or a pipe, which has none of its own: a narrow guess would cut figures off
+
+
+def console() -> Console:
+    """Return the standard output; what is no terminal is wide enough for every table."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_WIDTH)
+
+
+def cut(text: str, style: str = "") -> Text:
+    """Return text for a cell that gives way where a terminal is narrow, so that figures beside it do not."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

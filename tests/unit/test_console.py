@@ -1,0 +1,34 @@
+"""Tables where nobody has set a width."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from likeness_export.console import console, cut
+from rich.console import Console
+from rich.table import Table
+
+
+def table() -> Table:
+    found = Table()
+    found.add_column("product")
+    found.add_column("cosine", no_wrap=True)
+    found.add_row(cut("a product with a name that never ends " * 5), "0.123")
+    return found
+
+
+def test_a_file_is_wide_enough(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console().print(table())
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 160
+
+
+@pytest.mark.parametrize("width", [30, 80, 160])
+def test_names_give_way_and_figures_do_not(width: int) -> None:
+    out = StringIO()
+    Console(width=width, file=out).print(table())
+    shown = out.getvalue()
+    assert "0.123" in shown
+    assert "…" in shown
+    assert len(shown.splitlines()) == 5  # one line per row: names are cut, not folded
