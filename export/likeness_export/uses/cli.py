@@ -94,23 +94,23 @@ def match(
     label: Annotated[
         str, typer.Option(help="Instead of pairs: equal values are a match; the hardest others are none.")
     ] = "",
-    train_split: Annotated[str, typer.Option(help="Split that the threshold is chosen on.")] = "train",
+    train_split: Annotated[str, typer.Option(help="Split that the decision is learned from.")] = "train",
     split: Annotated[str, typer.Option(help="Split that is measured.")] = "val",
     held_out: Annotated[
-        float, typer.Option(min=0, max=1, help="Choose on the pairs that a recipe with this data.held_out kept aside.")
+        float, typer.Option(min=0, max=1, help="Learn from the pairs that a recipe with this data.held_out kept aside.")
     ] = 0.0,
     server: Annotated[str, typer.Option(help="Measure this server's learned metric too (host:port).")] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
     ] = None,
 ) -> None:
-    """Tell duplicates from others: choose a threshold on some labelled pairs, measure it on others."""
+    """Tell duplicates from others: learn a probability from some labelled pairs, measure the decision on others."""
     from likeness_client import Client, InputError
 
     if (pairs is None) == (not label):
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
     if split == train_split:
-        raise InputError(f"the threshold is chosen on split {split!r}: measure on another, --split or --train-split")
+        raise InputError(f"the decision is learned from split {split!r}: measure on another, --split or --train-split")
     held = _read(file, embeddings)
     from likeness_export.catalogue import hold_out
     from likeness_export.uses.match import cosine, learned, local_cosines
