@@ -285,11 +285,14 @@ TABLES = (
                 overrides=(_sets(*_WDC), "training.epochs=2"),
                 what="one network for four kinds of offers; three times as many pairs, so 2 epochs for 6",
             ),
-            Variant(
-                name="abt-buy-terms",
-                recipe="matching",
-                overrides=(_sets("abt-buy"), _TERMS, 'fusion={kind="late"}'),
-                what="with a TF-IDF tower beside the transformer, late fusion",
+            *(
+                Variant(
+                    name=f"{name}-terms",
+                    recipe="matching",
+                    overrides=(_sets(name), _TERMS, 'fusion={kind="late"}'),
+                    what="with a TF-IDF tower beside the transformer, late fusion",
+                )
+                for name in ("abt-buy", "amazon-google")
             ),
         ),
         measures=(PairSets(name="T11", search="T12", pairs="em-text/pairs.csv"),),
