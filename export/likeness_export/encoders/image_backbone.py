@@ -75,6 +75,9 @@ def load_backbone(
         backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
     else:
         backbone = AutoModel.from_pretrained(locate(source, source_root))
+    for module in backbone.modules():
+        if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
+            module.__class__ = _StridedDepthwise  # the same weights under the same names
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     return getattr(backbone, "vision_model", backbone), tuple(config.image_mean), tuple(config.image_std)
 
@@ -104,9 +107,6 @@ class ImageBackbone(Encoder):
         self.train_px = train_px
         # As the pixels come; convolutions run up to twice as fast. The annotations of `Module.to` forget the argument.
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for module in self.backbone.modules():
-            if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
-                module.__class__ = _StridedDepthwise
         self.normalise = Normalise(mean, std)
         size = int(getattr(self.backbone.config, "image_size", 224))
         # Not every architecture names its width in the configuration; one look at an output does.

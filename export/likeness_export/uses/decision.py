@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from likeness_client.errors import InputError
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -61,7 +62,7 @@ class Decision:
     def probabilities(self, features: Features) -> Probabilities:
         """Return FP64 [p], the probability of each pair; NaN where a feature is."""
         logits = features.astype(np.float64) @ np.array(self.weights) + self.intercept
-        found: Probabilities = 1 / (1 + np.exp(-logits))
+        found: Probabilities = expit(logits)
         return found
 
     @property
@@ -69,7 +70,7 @@ class Decision:
         """The score to match from, where the score is the only feature and a higher one means more alike; else NaN."""
         if len(self.weights) != 1 or self.weights[0] <= 0:
             return float("nan")
-        return float((np.log(self.threshold / (1 - self.threshold)) - self.intercept) / self.weights[0])
+        return float((logit(self.threshold) - self.intercept) / self.weights[0])
 
 
 def fit_decision(features: Features, labels: Labels) -> Decision:
