@@ -32,7 +32,8 @@ def train(
     out: Annotated[Path, typer.Option(help="The folder of the run. One that was interrupted goes on.")],
     data_root: DataRoot = Path(),
     override: Annotated[
-        list[str] | None, typer.Option("--set", help="dotted.key=value, instead of what the recipe says.")
+        list[str] | None,
+        typer.Option("--set", help="dotted.key=value, instead of what the recipe says; dotted.key= takes it out."),
     ] = None,
 ) -> None:
     """Train a recipe."""

@@ -178,7 +178,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a TOML file, or the name of a built-in recipe (``demo``).
-        overrides: ``dotted.key=value`` with a TOML value (a bare word is taken as a string), applied on top.
+        overrides: ``dotted.key=value`` with a TOML value (a bare word is taken as a string), applied on top;
+            ``dotted.key=`` takes a key or a section of the file out.
 
     Raises:
         RecipeError: the file is missing, is not TOML, or says something that is not allowed.
@@ -290,4 +291,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise RecipeError(f"--set {override!r}: {section} is not a section")
-    place[last] = value
+    if text.strip():
+        place[last] = value
+    elif place.pop(last, None) is None:
+        raise RecipeError(f"--set {override!r}: the recipe does not set {key.strip()}, so there is nothing to take out")

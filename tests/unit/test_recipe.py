@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 from likeness_export.encoders import AnyEncoderConfig
+from likeness_export.networks.fusion import AttentionConfig
 from likeness_export.pipeline import networks, preprocess_steps
 from likeness_export.recipe import (
     BUILT_IN,
@@ -167,6 +168,12 @@ def test_overrides_take_toml_values_and_bare_words() -> None:
     assert not recipe.towers["text"].freeze
 
 
+def test_an_override_without_a_value_takes_a_tower_or_a_section_out() -> None:
+    recipe = load_recipe(DEMO, ["towers.attributes=", "fusion="])
+    assert list(recipe.towers) == ["text", "image"]
+    assert recipe.fusion == AttentionConfig()
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -174,6 +181,7 @@ def test_overrides_take_toml_values_and_bare_words() -> None:
         ("name.first=x", "name is not a section"),
         ("training.epoch=3", "training.epoch: there is no such key; allowed here are: epochs"),
         ("=3", "there is no such key"),
+        ("training.epoch=", "does not set training.epoch, so there is nothing to take out"),
     ],
 )
 def test_overrides_that_cannot_be_applied_are_refused(override: str, said: str) -> None:

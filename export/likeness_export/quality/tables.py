@@ -161,7 +161,6 @@ _FROZEN = ("towers.look.freeze=true", "training.head_epochs=0", "training.epochs
 _FLIPKART = Ranking(name="T5", labels=("fine_label", "extra.mid_label"), gallery=("train", "val"))
 _LUMA = Ranking(name="T7", labels=("group",), gallery=("train", "val"))
 _WDC = ("wdc-cameras", "wdc-computers", "wdc-shoes", "wdc-watches")
-_TERMS = 'towers.terms={encoder="tfidf", analyzer="char_wb", ngram_range=[3, 4], max_features=50000, components=512}'
 
 
 def _sets(*names: str) -> str:
@@ -285,14 +284,11 @@ TABLES = (
                 overrides=(_sets(*_WDC), "training.epochs=2"),
                 what="one network for four kinds of offers; three times as many pairs, so 2 epochs for 6",
             ),
-            *(
-                Variant(
-                    name=f"{name}-terms",
-                    recipe="matching",
-                    overrides=(_sets(name), _TERMS, 'fusion={kind="late"}'),
-                    what="with a TF-IDF tower beside the transformer, late fusion",
-                )
-                for name in ("abt-buy", "amazon-google")
+            Variant(
+                name="abt-buy-transformer",
+                recipe="matching",
+                overrides=(_sets("abt-buy"), "towers.terms=", "fusion="),
+                what="without the TF-IDF tower",
             ),
         ),
         measures=(PairSets(name="T11", search="T12", pairs="em-text/pairs.csv"),),
