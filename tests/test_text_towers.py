@@ -1,17 +1,20 @@
-"""Two text towers at once, without any pretrained network: trained, exported, served, compared with eager torch."""
+"""Two text towers at once, and two such runs joined, without any pretrained network: served as eager torch has it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from likeness_client import Client, Product
-from likeness_client.contract import modalities_of
+from likeness_client.contract import Metric, modalities_of
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.evaluation import OfflineEmbedder
 from likeness_export.exporting import export_run
+from likeness_export.joining import join_runs
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
 from likeness_export.server import ServeConfig, serving, unused_ports
@@ -33,11 +36,21 @@ RECIPE = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    made = Run(tmp_path_factory.mktemp("words") / "run")
-    train(parse_recipe(RECIPE, "test"), made, demo_catalogue.parent)
-    return made
+@pytest.fixture(scope="module", params=["trained", "joined"])
+def run(request: pytest.FixtureRequest, demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("words")
+    if request.param == "trained":
+        return trained(folder / "run", demo_catalogue)
+    late = {"fusion": {"kind": "late"}}
+    parts = [trained(folder / f"run-{seed}", demo_catalogue, seed=seed, **late) for seed in (1, 2)]
+    join_runs(parts, Run(folder / "run"))
+    return Run(folder / "run")
+
+
+def trained(folder: Path, demo_catalogue: Path, **changes: Any) -> Run:
+    run = Run(folder)
+    train(parse_recipe({**RECIPE, **changes}, "test"), run, demo_catalogue.parent)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +86,16 @@ def test_embeddings_are_those_of_eager_torch(
     there = np.isfinite(expected).all(1)
     assert there.sum() > 50
     assert np.abs(expected[there] - expected[there][0]).max() > 0.1, "all products have one embedding"
+
+
+def test_scores_are_those_of_eager_torch(run: Run, words_client: Client, catalogue: Catalogue) -> None:
+    _, network = run.read_network()
+    found = torch.from_numpy(OfflineEmbedder(run, catalogue).embed(("text", "attributes")))
+    rows = torch.nonzero(found.isfinite().all(1)).flatten()[:20]
+    expected = torch.sigmoid(network.metric(found[rows][:, None], found[rows][None])).detach().numpy()
+    products = [catalogue.products[row] for row in rows.tolist()]
+    served = words_client.similarity_matrix(products, products, metric=Metric.LEARNED)
+    np.testing.assert_allclose(served.values, expected, rtol=0, atol=1e-4)
 
 
 def test_listings_of_one_product_are_found_by_their_words(words_client: Client, catalogue: Catalogue) -> None:

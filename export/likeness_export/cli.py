@@ -1,4 +1,4 @@
-"""The commands ``train``, ``evaluate``, ``export``, ``serve``, ``explain`` and ``demo``.
+"""The commands ``train``, ``join``, ``evaluate``, ``export``, ``serve``, ``explain`` and ``demo``.
 
 The module itself imports nothing heavy, so that ``likeness --help`` answers at once and without any extra.
 """
@@ -44,6 +44,23 @@ def train(
 
     run_training(load_recipe(recipe, override or ()), Run(out), data_root)
     typer.echo(f"trained: {out}")
+
+
+@app.command()
+def join(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs, e.g. of one recipe with three seeds.")],
+    out: Annotated[Path, typer.Option(help="The folder of the joined run.")],
+) -> None:
+    """Join trained runs into one whose similarity is the mean of theirs.
+
+    It answers better than each of them, and costs as much as all of them. Each run has one tower, or fuses late.
+    """
+    _start()
+    from likeness_export.joining import join_runs
+    from likeness_export.run import Run
+
+    join_runs([Run(run) for run in runs], Run(out))
+    typer.echo(f"joined: {out}")
 
 
 @app.command()

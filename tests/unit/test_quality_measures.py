@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,6 +209,31 @@ def test_a_unit_is_trained_measured_and_kept(
     monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained again"))
     work_on(unit)
     assert read_finished(unit) is not None
+
+
+def test_joined_seeds_are_a_unit_that_trains_nothing(
+    table: Table, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = replace(table.variants[0], overrides=("fusion.kind=late",), joined=True)
+    table = replace(table, variants=(variant,))
+    assert [unit.name for unit in units_of(table, [3], [], tmp_path, tiny.root)] == ["tiny/one/seed-3"]
+    *trained, joined = units_of(table, [3, 4], [], tmp_path / "work", tiny.root)
+    assert joined.name == "tiny/one-joined/seeds-3-4"
+    with pytest.raises(InputError, match="seed-3 is not a run"):
+        work_on(joined)
+    for unit in trained:
+        work_on(unit)
+    monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained once more"))
+    work_on(joined)
+    found, parts = read_finished(joined), [read_finished(unit) for unit in trained]
+    assert found
+    assert list(found.recipe["towers"]) == ["image1", "attributes1", "image2", "attributes2"]
+    costs = [part.cost for part in parts if part]
+    assert found.cost["epochs_s"] == pytest.approx(sum(cost["epochs_s"] for cost in costs), abs=0.02)
+    assert found.cost["peak_mb"] == max(cost["peak_mb"] for cost in costs)
+    assert found.cost["parameters"] > 2 * costs[0]["parameters"]
+    # Other parts make another unit.
+    assert read_finished(replace(joined, parts=(joined.parts[0], replace(joined.parts[1], seed=5)))) is None
 
 
 def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def finished(*lines: Line) -> Finished:
 def result(**changes: Any) -> TableResult:
     one, two = TABLE.variants
     variants = (
-        VariantResult(variant=one, seeds={1: finished(line(0.5)), 2: finished(line(0.7))}, failed={}),
-        VariantResult(variant=two, seeds={1: finished(line(0.4))}, failed={2: "went\nwrong"}),
+        VariantResult(variant=one, wanted=2, seeds={1: finished(line(0.5)), 2: finished(line(0.7))}, failed={}),
+        VariantResult(variant=two, wanted=2, seeds={1: finished(line(0.4))}, failed={2: "went\nwrong"}),
     )
     return replace(TableResult(table=TABLE, seeds=(1, 2), variants=variants, baselines=(line(0.25, "v2"),)), **changes)
 
@@ -194,6 +194,28 @@ def one_by_one(units: list[Unit], work: Work[Unit], jobs: int) -> Iterator[tuple
             yield unit, ""
         except InputError as error:
             yield unit, str(error)
+
+
+def test_joined_seeds_wait_for_all_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    one = replace(TABLE.variants[0], overrides=('fusion={kind="late"}',), joined=True)
+    two = replace(one, name="two", joined=False)
+    table = replace(TABLE, variants=(one, two))
+    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    order: list[str] = []
+
+    def note(unit: Unit) -> None:
+        order.append(unit.name)
+        pretend(unit)
+
+    assert run_tables(plan, note) == {}
+    assert order == [
+        *("small/one/seed-1", "small/two/seed-1", "small/one/seed-2", "small/two/seed-2"),
+        "small/one-joined/seeds-1-2",
+    ]
+    text = (plan.out / "small.md").read_text(encoding="utf-8")
+    assert "all of 2 seeds" in text
+    assert "| one-joined | 1 of 1 | the seeds of `one` joined" in text
 
 
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from likeness_client.contract import Metric
@@ -43,6 +45,41 @@ class LearnedMetric(nn.Module):
         correction = self.correction(F.relu(self.hidden(features)))
         logit: Tensor = self.scale * cosine + self.bias + correction  # (..., 1)
         return logit.squeeze(-1)
+
+
+@torch.no_grad()
+def mean_metric(metrics: Sequence[LearnedMetric]) -> LearnedMetric:
+    """Return the mean of k metrics over vectors joined as ``u = [u_1; ...; u_k] / sqrt(k)``, as one metric.
+
+    It is exact: the parts' ``|u_i - v_i|``, ``u_i * v_i`` and cosines are linear in those of the joined vectors, so the
+    hidden units stand side by side. One more unit holds by how much the parts' scales differ from their mean.
+
+    Returns:
+        A metric whose dimension is the sum of theirs, and its width the sum of theirs plus one.
+    """
+    k = len(metrics)
+    sizes = [metric.hidden.in_features // 2 for metric in metrics]
+    joined = LearnedMetric(sum(sizes), sum(metric.hidden.out_features for metric in metrics) + 1)
+    scales = torch.stack([metric.scale for metric in metrics])
+    joined.scale.copy_(scales.mean())
+    weight, bias = joined.hidden.weight.zero_(), joined.hidden.bias.zero_()
+    row, column, products = 0, 0, sum(sizes)
+    for metric, size in zip(metrics, sizes, strict=True):
+        rows = slice(row, row + metric.hidden.out_features)
+        differing, multiplied, cosine = torch.split(metric.hidden.weight, [size, size, 1], 1)
+        weight[rows, column : column + size] = k**0.5 * differing
+        weight[rows, products + column : products + column + size] = k * (multiplied + cosine)
+        weight[-1, products + column : products + column + size] = metric.scale - scales.mean()
+        bias[rows] = metric.hidden.bias
+        joined.correction.weight[:, rows] = metric.correction.weight / k
+        row, column = rows.stop, column + size
+    # A part's share of the joined cosine is at most 1 / k, so that this unit never reaches zero: it is linear.
+    reach = (scales - scales.mean()).abs().sum() / k
+    bias[-1] = reach
+    joined.correction.weight[:, -1] = 1.0
+    biases = torch.stack([metric.bias + metric.correction.bias.squeeze() for metric in metrics])
+    joined.bias.copy_(biases.mean() - reach)
+    return joined
 
 
 class Similarity(nn.Module):

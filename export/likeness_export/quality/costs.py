@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,29 +62,35 @@ def train_measured(recipe: Recipe, run: Run, data_root: Path) -> None:
     )
 
 
-def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, catalogue: Catalogue) -> Cost:
-    """Return what a trained run took.
+def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, trained: Sequence[Run], catalogue: Catalogue) -> Cost:
+    """Return what a run took.
 
     Args:
         recipe: the recipe.
         network: the trained network.
         run: the run.
+        trained: the runs that were trained for it: itself, or those that it joins, one after the other.
         catalogue: its first products are embedded once more, against the clock.
     """
-    place = run.folder / "training.json"
-    training = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    training = [_training_of(one) for one in trained]
     frozen = {f"towers.{name}.encoder." for name, tower in recipe.towers.items() if tower.freeze}
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     return Cost(
         parameters=sum(sizes.values()),
         trained_parameters=sum(size for name, size in sizes.items() if not name.startswith(tuple(frozen))),
-        preparing_s=training.get("preparing_s"),
-        epochs_s=round(epochs_seconds(run), 2),
-        peak_mb=training.get("peak_mb"),
+        preparing_s=sum(one["preparing_s"] for one in training) if all(training) else None,
+        epochs_s=round(sum(epochs_seconds(one) for one in trained), 2),
+        peak_mb=max(one["peak_mb"] for one in training) if all(training) else None,
         product_ms=round(_product_ms(recipe, network, run, catalogue), 3),
         threads=torch.get_num_threads(),
         cores=os.cpu_count() or 0,
     )
+
+
+def _training_of(run: Run) -> dict[str, float]:
+    """Return what `train_measured` kept; empty if the run was trained by other means."""
+    place = run.folder / "training.json"
+    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
 
 
 def epochs_seconds(run: Run) -> float:

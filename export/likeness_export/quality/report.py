@@ -33,11 +33,13 @@ class VariantResult:
 
     Attributes:
         variant: the variant.
-        seeds: seed -> its result, of those that are finished.
+        wanted: how many runs were asked for.
+        seeds: seed -> its result, of those that are finished; 0 for joined seeds.
         failed: seed -> why it failed.
     """
 
     variant: Variant
+    wanted: int
     seeds: Mapping[int, Finished]
     failed: Mapping[int, str]
 
@@ -145,11 +147,10 @@ def labels_of(lines: Sequence[tuple[str, SpreadLine]], task: str) -> list[str]:
 
 
 def _seeds_line(result: TableResult) -> str:
-    wanted = len(result.seeds)
-    counts = [len(found.seeds) for found in result.variants]
-    state = (
-        f"all of {wanted} seeds" if min(counts) == wanted else f"{sum(counts)} of {wanted * len(counts)} runs finished"
+    done, wanted = (
+        sum(counts) for counts in zip(*((len(found.seeds), found.wanted) for found in result.variants), strict=True)
     )
+    state = f"all of {len(result.seeds)} seeds" if done == wanted else f"{done} of {wanted} runs finished"
     return f"Mean ± standard deviation over seeds ({state}); queries and pairs of the split `val`."
 
 
@@ -210,7 +211,7 @@ def _variant_rows(result: TableResult) -> Iterator[list[str]]:
     for found in result.variants:
         variant = found.variant
         recipe = " ".join([f"`{variant.recipe}`", *(f"`{override}`" for override in variant.overrides)])
-        yield [variant.name, f"{len(found.seeds)} of {len(result.seeds)}", variant.what, recipe]
+        yield [variant.name, f"{len(found.seeds)} of {found.wanted}", variant.what, recipe]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

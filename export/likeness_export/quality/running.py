@@ -62,12 +62,13 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
         _write(plan, table, failed)
     with stages("units", "last") as progress:
         task = progress.add_task("quality", total=len(units), completed=len(units) - len(missing), last="")
-        for unit, error in side_by_side(missing, work, plan.jobs):
-            if error:
-                failed[unit.name] = error
-            log.info("%s: %s", unit.name, error or "finished")
-            _write(plan, unit.table, failed)
-            progress.update(task, advance=1, last=unit.name)
+        for wave in ([unit for unit in missing if not unit.parts], [unit for unit in missing if unit.parts]):
+            for unit, error in side_by_side(wave, work, plan.jobs):
+                if error:
+                    failed[unit.name] = error
+                log.info("%s: %s", unit.name, error or "finished")
+                _write(plan, unit.table, failed)
+                progress.update(task, advance=1, last=unit.name)
     return failed
 
 
@@ -98,14 +99,18 @@ def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
     """
     units = units_of(table, plan.seeds, (), *_places(plan))
     done = {unit.name: found for unit in units if (found := read_finished(unit))}
-    variants = [
-        VariantResult(
-            variant=variant,
-            seeds={unit.seed: done[unit.name] for unit in units if unit.variant == variant and unit.name in done},
-            failed={unit.seed: failed[unit.name] for unit in units if unit.variant == variant and unit.name in failed},
-        )
-        for variant in table.variants
-    ]
+    variants = []
+    for variant in table.variants:
+        for one in (variant, variant.of_joined_seeds()):
+            if mine := [unit for unit in units if unit.variant == one]:
+                variants.append(
+                    VariantResult(
+                        variant=one,
+                        wanted=len(mine),
+                        seeds={unit.seed: done[unit.name] for unit in mine if unit.name in done},
+                        failed={unit.seed: failed[unit.name] for unit in mine if unit.name in failed},
+                    )
+                )
     untrained = [unit.name for unit in units if unit.variant is None]
     return TableResult(
         table=table,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from likeness_client.errors import InputError
@@ -18,12 +18,19 @@ class Variant:
         recipe: a built-in recipe, or the path of one.
         overrides: ``dotted.key=value`` on top of the recipe; see `load_recipe`.
         what: one line for readers.
+        joined: whether its seeds, joined into one run, are measured too.
     """
 
     name: str
     recipe: str
     overrides: tuple[str, ...] = ()
     what: str = ""
+    joined: bool = False
+
+    def of_joined_seeds(self) -> Variant:
+        """Return how its joined seeds stand in the table."""
+        what = f"the seeds of `{self.name}` joined into one run: the mean of their similarities"
+        return replace(self, name=f"{self.name}-joined", what=what, joined=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +180,9 @@ TABLES = (
         title="Groceries: photos from a smartphone against the shop's catalogue",
         products="grocery/products.jsonl",
         variants=(
-            Variant(name="finetuned", recipe="grocery", what="the recipe: the image network is fine-tuned"),
+            Variant(
+                name="finetuned", recipe="grocery", what="the recipe: the image network is fine-tuned", joined=True
+            ),
             Variant(
                 name="frozen",
                 recipe="grocery",
@@ -275,7 +284,13 @@ TABLES = (
         products="em-text/products.jsonl",
         variants=(
             *(
-                Variant(name=name, recipe="matching", overrides=(_sets(name),), what=f"the recipe on {name} alone")
+                Variant(
+                    name=name,
+                    recipe="matching",
+                    overrides=(_sets(name),),
+                    what=f"the recipe on {name} alone",
+                    joined=True,
+                )
                 for name in ("abt-buy", "amazon-google", "walmart-amazon")
             ),
             Variant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate
+from likeness_export.joining import join_runs
 from likeness_export.metrics import Retrieval, retrieval
 from likeness_export.quality.costs import Cost, cost_of, train_measured
 from likeness_export.quality.lines import Line
@@ -42,14 +43,40 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
     run = Run(folder)
     _share_features(run)
     train_measured(recipe, run, data_root)
+    return _measure(table, run, [run], data_root)
+
+
+def join_and_measure(table: Table, runs: Sequence[Run], folder: Path, data_root: Path) -> tuple[list[Line], Cost]:
+    """Join trained runs, then measure what comes of it and draw its contact sheet.
+
+    Args:
+        table: says what to measure.
+        runs: the trained runs.
+        folder: the joined run's folder.
+        data_root: what relative paths start from.
+
+    Returns:
+        The figures, and what they cost: seconds are those of all runs together, memory that of the largest.
+
+    Raises:
+        InputError: a run is not trained, or they do not fit together.
+    """
+    joined = Run(folder)
+    _share_features(joined)
+    join_runs(runs, joined)
+    return _measure(table, joined, runs, data_root)
+
+
+def _measure(table: Table, run: Run, trained: Sequence[Run], data_root: Path) -> tuple[list[Line], Cost]:
+    recipe = run.read_recipe()
     catalogue = read_catalogue(data_root / table.products).only(recipe.data.only).masked(recipe.data.masked)
     catalogue = catalogue.of_splits(table.splits)
     embedder = OfflineEmbedder(run, catalogue)
     lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root)]
     if table.sheet:
         task = Task(labels=table.sheet.labels[:1], queries=table.sheet.queries, gallery=table.sheet.gallery)
-        draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, folder / "sheet.png")
-    return lines, cost_of(recipe, embedder.network, run, catalogue)
+        draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, run.folder / "sheet.png")
+    return lines, cost_of(recipe, embedder.network, run, trained, catalogue)
 
 
 def _share_features(run: Run) -> None:

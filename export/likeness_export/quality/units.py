@@ -1,4 +1,4 @@
-"""One unit of a table: a variant with one seed, trained and measured, or the baselines; kept in its folder."""
+"""One unit of a table: a variant with one seed, or its joined seeds, or the baselines; measured, kept in its folder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from likeness_client.errors import InputError
 
 from likeness_export.files import write_text
+from likeness_export.joining import joined_recipe
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import Table, Variant
 from likeness_export.recipe import Recipe, load_recipe
+from likeness_export.run import Run
 
 FORMAT = 1
 """Raised when the same declaration is measured in another way, so that kept figures are not taken for the new ones."""
@@ -33,6 +35,7 @@ class Unit:
         seed: the recipe's seed.
         work: the folder of all tables' runs.
         data_root: what the recipe's relative paths start from.
+        parts: the units whose runs are joined; empty: one run is trained.
     """
 
     table: Table
@@ -40,12 +43,15 @@ class Unit:
     seed: int = 0
     work: Path
     data_root: Path
+    parts: tuple[Unit, ...] = ()
 
     @property
     def name(self) -> str:
         """How it is reported."""
         if self.variant is None:
             return f"{self.table.name}/{BASELINES}"
+        if self.parts:
+            return f"{self.table.name}/{self.variant.name}/seeds-{'-'.join(str(part.seed) for part in self.parts)}"
         return f"{self.table.name}/{self.variant.name}/seed-{self.seed}"
 
     @property
@@ -54,13 +60,15 @@ class Unit:
         return self.work / self.name
 
     def recipe(self) -> Recipe | None:
-        """Return the recipe with this seed; None for baselines.
+        """Return the recipe with this seed, or that of the joined runs; None for baselines.
 
         Raises:
-            RecipeError: see `load_recipe`.
+            InputError: see `load_recipe` and `joined_recipe`.
         """
         if self.variant is None:
             return None
+        if self.parts:
+            return joined_recipe([recipe for part in self.parts if (recipe := part.recipe())])
         return load_recipe(Path(self.variant.recipe), [*self.variant.overrides, f"seed={self.seed}"])
 
     def key(self) -> str:
@@ -68,7 +76,8 @@ class Unit:
         recipe, table = self.recipe(), self.table
         methods = () if recipe else (table.baselines, table.masked)
         content = (FORMAT, recipe and recipe.digest(), table.products, [repr(m) for m in table.measures], methods)
-        return hashlib.sha256(repr(content).encode()).hexdigest()
+        seeds = [part.key() for part in self.parts]
+        return hashlib.sha256(repr((*content, seeds) if seeds else content).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +98,7 @@ class Finished:
 
 
 def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path, data_root: Path) -> list[Unit]:
-    """Return the units of a table, the baselines first, then the first seed of all variants before the second.
+    """Return the units of a table: the baselines, the first seed of all variants before the second, joined seeds.
 
     Args:
         table: the table.
@@ -102,12 +111,18 @@ def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path
         InputError: an unknown variant.
     """
     chosen = [table.variant(name) for name in only] or table.variants
-    units = [Unit(table=table, variant=None, work=work, data_root=data_root)] if table.baselines else []
-    return units + [
-        Unit(table=table, variant=variant, seed=seed, work=work, data_root=data_root)
-        for seed in seeds
+    whole = Unit(table=table, variant=None, work=work, data_root=data_root)
+    trained = [replace(whole, variant=variant, seed=seed) for seed in seeds for variant in chosen]
+    joined = [
+        replace(
+            whole,
+            variant=variant.of_joined_seeds(),
+            parts=tuple(unit for unit in trained if unit.variant == variant),
+        )
         for variant in chosen
+        if variant.joined and len(seeds) > 1
     ]
+    return [*([whole] if table.baselines else []), *trained, *joined]
 
 
 def read_finished(unit: Unit) -> Finished | None:
@@ -139,11 +154,14 @@ def work_on(unit: Unit) -> None:
     with _logged(unit.folder / "unit.log"):
         from likeness_export.quality.baselines import measure_baselines
         from likeness_export.quality.costs import Cost
-        from likeness_export.quality.trained import train_and_measure
+        from likeness_export.quality.trained import join_and_measure, train_and_measure
 
         recipe = unit.recipe()
         if recipe is None:
             lines, cost = measure_baselines(unit.table, unit.data_root, unit.folder), Cost()
+        elif unit.parts:
+            runs = [Run(part.folder) for part in unit.parts]
+            lines, cost = join_and_measure(unit.table, runs, unit.folder, unit.data_root)
         else:
             lines, cost = train_and_measure(unit.table, recipe, unit.folder, unit.data_root)
     kept = {

@@ -1,0 +1,120 @@
+"""Join trained runs into one whose similarity is the mean of theirs.
+
+Networks that were trained from different seeds err in different places, so their mean is better than each of them
+(deep ensembles, Lakshminarayanan et al. 2017). Late fusion makes the mean an embedding like any other, so that a joined
+run is evaluated, exported and served like one that was trained.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+
+import torch
+from likeness_client.errors import InputError
+
+from likeness_export.networks.fusion import LateConfig, LateFusion
+from likeness_export.networks.product import ProductNetwork, build_network
+from likeness_export.networks.similarity import mean_metric
+from likeness_export.recipe import Recipe, parse_recipe
+from likeness_export.run import Run
+from likeness_export.serving_section import ServingSection
+
+TEXT = "text"
+
+
+def join_runs(runs: Sequence[Run], out: Run) -> None:
+    """Join trained runs into a new one, ``z = [z_1; ...; z_k] / sqrt(k)``.
+
+    Cosine and learned metric are the means of the runs' own, exactly, for products that have the modalities of every
+    run; for others, late fusion shares out the weights anew.
+
+    Args:
+        runs: what to join; each has one tower, or fuses late.
+        out: the folder to fill; an earlier join of the same recipes is made anew.
+
+    Raises:
+        InputError: a run is not trained to its end, they do not fit together, or ``out`` holds something else.
+    """
+    parts = [run.read_network() for run in runs]
+    recipe = joined_recipe([recipe for recipe, _ in parts])
+    if (out.folder / "recipe.json").is_file() and out.read_recipe().digest() != recipe.digest():
+        raise InputError(f"{out.folder} holds a run of another recipe: choose another folder or remove it")
+    out.weights.unlink(missing_ok=True)  # until all is there again, the run counts as not trained
+    out.write_recipe(recipe)
+    names = _tower_names([recipe for recipe, _ in parts])
+    for run, renamed in zip(runs, names, strict=True):
+        for name, new in renamed.items():
+            shutil.copytree(run.towers / name, out.towers / new, dirs_exist_ok=True)
+    network = build_network(recipe, out.towers, None)
+    _fill(network, [part for _, part in parts], names)
+    out.write_weights(network)
+
+
+def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
+    """Return the recipe of a joined run: all towers, late fusion, and for the rest what the first recipe says.
+
+    Raises:
+        InputError: the recipes do not fit together.
+    """
+    if len(recipes) < 2:
+        raise InputError("one run is nothing to join: name at least two")
+    first = recipes[0]
+    for place, recipe in enumerate(recipes, 1):
+        who = f"run {place} of {len(recipes)} ({recipe.name}, seed {recipe.seed})"
+        if len(recipe.towers) > 1 and not isinstance(recipe.fusion, LateConfig):
+            raise InputError(
+                f"{who} fuses {len(recipe.towers)} towers by {recipe.fusion.kind}: only runs of one tower, or with "
+                "late fusion, can be joined; train it with --set 'fusion={kind=\"late\"}'"
+            )
+        if recipe.dimension != first.dimension:
+            raise InputError(
+                f"{who} has dimension {recipe.dimension}, the first has {first.dimension}: train them alike"
+            )
+    readers = [recipe for recipe in recipes if TEXT in recipe.modalities()]
+    if len({recipe.data.text_fields for recipe in readers}) > 1:
+        raise InputError("the runs compose text from different data.text_fields: train them alike")
+    fields = (readers or recipes)[0].data.text_fields
+    towers = {
+        new: recipe.towers[name]
+        for recipe, renamed in zip(recipes, _tower_names(recipes), strict=True)
+        for name, new in renamed.items()
+    }
+    joined = first.model_copy(
+        update={
+            "data": first.data.model_copy(update={"text_fields": fields}),
+            "towers": towers,
+            "fusion": LateConfig(kind="late"),
+            "similarity": first.similarity.model_copy(
+                update={"hidden": sum(recipe.similarity.hidden for recipe in recipes) + 1}
+            ),
+            "serving": ServingSection(),  # the first run's steps have other names here
+        }
+    )
+    return parse_recipe(joined.model_dump(mode="json"), f"{first.name}, joined")
+
+
+def _tower_names(recipes: Sequence[Recipe]) -> list[dict[str, str]]:
+    """Return, for each recipe, its towers' names -> their names in the joined one, with its place behind if need be."""
+    every = [name for recipe in recipes for name in recipe.towers]
+    if len(set(every)) == len(every):
+        return [{name: name for name in recipe.towers} for recipe in recipes]
+    renamed = [{name: f"{name}{place}" for name in recipe.towers} for place, recipe in enumerate(recipes, 1)]
+    if len({new for names in renamed for new in names.values()}) < len(every):  # text of run 11, text1 of run 1
+        raise InputError(
+            f"the towers' names, {', '.join(sorted(set(every)))}, cannot be told apart with numbers behind"
+        )
+    return renamed
+
+
+def _fill(network: ProductNetwork, parts: Sequence[ProductNetwork], names: Sequence[Mapping[str, str]]) -> None:
+    """Give a joined network the weights of its parts."""
+    shares = []
+    for part, renamed in zip(parts, names, strict=True):
+        for name, new in renamed.items():
+            network.tower(new).load_state_dict(part.tower(name).state_dict())
+        logits = part.fusion.logits.detach() if isinstance(part.fusion, LateFusion) else torch.zeros(1)
+        shares.append(torch.softmax(logits, 0) / len(parts))
+    assert isinstance(network.fusion, LateFusion)
+    network.fusion.logits.data = torch.cat(shares).log()
+    network.metric = mean_metric([part.metric for part in parts])

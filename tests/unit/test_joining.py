@@ -1,0 +1,165 @@
+"""Joined runs: their similarity is the mean of their parts', and what does not fit together is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from likeness_client.contract import encoder_model
+from likeness_client.errors import InputError
+from likeness_export.catalogue import read_catalogue
+from likeness_export.cli import app
+from likeness_export.evaluation import OfflineEmbedder
+from likeness_export.exporting import export_run
+from likeness_export.joining import join_runs, joined_recipe
+from likeness_export.networks.similarity import LearnedMetric, mean_metric
+from likeness_export.recipe import Recipe, parse_recipe
+from likeness_export.run import Run
+from likeness_export.training import train
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+from typer.testing import CliRunner
+
+from tests.unit.conftest import GROUPS, RECIPE, Tiny
+
+IMAGE, ATTRIBUTES = ({name: RECIPE["towers"][name]} for name in ("image", "attributes"))
+LATE: dict[str, Any] = {"fusion": {"kind": "late"}}
+
+
+def recipe_of(seed: int = 7, **changes: Any) -> Recipe:
+    return parse_recipe({**RECIPE, "seed": seed, **changes}, "test")
+
+
+def trained(tiny: Tiny, recipes: Sequence[Recipe]) -> list[Run]:
+    runs = [Run(tiny.root.parent / f"run-{place}") for place in range(len(recipes))]
+    for run, recipe in zip(runs, recipes, strict=True):
+        train(recipe, run, tiny.root)
+    return runs
+
+
+def embedded(run: Run, tiny: Tiny, signature: Sequence[str]) -> NDArray[np.float32]:
+    return OfflineEmbedder(run, read_catalogue(tiny.products)).embed(signature)
+
+
+def learned(run: Run, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    _, network = run.read_network()
+    both = torch.from_numpy(vectors)
+    found: NDArray[np.float32] = network.metric(both[:, None], both[None]).detach().numpy()
+    return found
+
+
+def units(count: int, size: int) -> Tensor:
+    return normalize(torch.randn(count, size), dim=1)
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 12, 5)])
+def test_the_mean_of_metrics_is_one_metric(sizes: tuple[int, ...]) -> None:
+    metrics = []
+    for place, size in enumerate(sizes):
+        metric = LearnedMetric(size, 4 + place)
+        metric.scale.data.fill_(5.0 + 4 * place)
+        metric.bias.data.fill_(-1.0 * place)
+        torch.nn.init.normal_(metric.correction.weight)
+        torch.nn.init.normal_(metric.correction.bias)
+        metrics.append(metric)
+    left, right = ([units(50, size) for size in sizes] for _ in range(2))
+    left[0][0] = right[0][0]  # the cosine at its end
+    joined = mean_metric(metrics)
+    found = joined(*(torch.cat(side, 1) / len(sizes) ** 0.5 for side in (left, right)))
+    wanted = torch.stack([metric(*pair) for metric, *pair in zip(metrics, left, right, strict=True)]).mean(0)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"towers": IMAGE}, LATE], ids=["one tower", "late fusion"])
+def test_a_joined_run_s_scores_are_the_mean_of_its_parts(tiny: Tiny, tmp_path: Path, changes: dict[str, Any]) -> None:
+    runs = trained(tiny, [recipe_of(seed, **changes) for seed in (1, 2, 3)])
+    joined = Run(tmp_path / "joined")
+    join_runs(runs, joined)
+    recipe = joined.read_recipe()
+    names = [f"{name}{place}" for place in (1, 2, 3) for name in runs[0].read_recipe().towers]
+    assert list(recipe.towers) == names
+    signature = recipe.modalities()
+    parts = [embedded(run, tiny, signature) for run in runs]
+    there = OfflineEmbedder(joined, read_catalogue(tiny.products)).present.all(1)
+    assert GROUPS < there.sum() < len(there)
+    parts, whole = [part[there] for part in parts], embedded(joined, tiny, signature)[there]
+    np.testing.assert_allclose(whole @ whole.T, np.mean([part @ part.T for part in parts], 0), atol=1e-6)
+    wanted = np.mean([learned(run, part) for run, part in zip(runs, parts, strict=True)], 0)
+    np.testing.assert_allclose(learned(joined, whole), wanted, atol=1e-4)
+    # Export verifies every network against torch, with the names that the joined run gives them.
+    reports = export_run(joined, tmp_path / "repository")
+    assert {encoder_model(name) for name in names} <= {report.name for report in reports}
+
+
+def test_runs_of_different_modalities_answer_for_products_of_one(tiny: Tiny, tmp_path: Path) -> None:
+    runs = trained(tiny, [recipe_of(towers=IMAGE), recipe_of(towers=ATTRIBUTES)])
+    joined = Run(tmp_path / "joined")
+    join_runs(runs, joined)
+    assert list(joined.read_recipe().towers) == ["image", "attributes"]
+    for run, modality in zip(runs, ("image", "attributes"), strict=True):
+        whole, part = embedded(joined, tiny, [modality]), embedded(run, tiny, [modality])
+        np.testing.assert_allclose(whole @ whole.T, part @ part.T, atol=1e-6)
+
+
+def test_a_join_is_made_anew_but_nothing_else_is_overwritten(tiny: Tiny, tmp_path: Path) -> None:
+    first, second, other = trained(
+        tiny, [recipe_of(1, towers=IMAGE), recipe_of(2, towers=IMAGE), recipe_of(3, towers=ATTRIBUTES)]
+    )
+    joined = Run(tmp_path / "joined")
+    answer = CliRunner().invoke(
+        app, ["join", *(str(run.folder) for run in (first, second)), "--out", str(joined.folder)]
+    )
+    assert answer.output == f"joined: {joined.folder}\n", answer.exception
+    before = joined.weights.read_bytes()
+    joined.weights.unlink()
+    join_runs([first, second], joined)
+    assert joined.weights.read_bytes() == before
+    with pytest.raises(InputError, match="holds a run of another recipe: choose another folder or remove it"):
+        join_runs([first, other], joined)
+    other.weights.unlink()
+    with pytest.raises(InputError, match="run-2 is not trained to its end"):
+        join_runs([first, other], Run(tmp_path / "more"))
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipes", "said"),
+    [
+        ([recipe_of(towers=IMAGE)], "name at least two"),
+        (
+            [recipe_of(towers=IMAGE), recipe_of(4)],
+            r"run 2 of 2 \(tiny, seed 4\) fuses 2 towers by attention: only runs",
+        ),
+        (
+            [recipe_of(towers=IMAGE), recipe_of(towers=IMAGE, dimension=8)],
+            "run 2 of 2 .* dimension 8, the first has 16",
+        ),
+        (
+            [
+                recipe_of(
+                    data={**RECIPE["data"], "text_fields": fields},
+                    towers={"text": {"encoder": "word_vectors"}},
+                )
+                for fields in (["title"], ["title", "description"])
+            ],
+            "compose text from different data.text_fields",
+        ),
+        (
+            [recipe_of(**LATE, towers={"image": IMAGE["image"], "image1": IMAGE["image"]}) for _ in range(11)],
+            "the towers' names, image, image1, cannot be told apart",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit_together_are_refused(recipes: list[Recipe], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        joined_recipe(recipes)
+
+
+def test_the_joined_recipe_reads_text_as_the_run_that_has_text() -> None:
+    text = recipe_of(data={**RECIPE["data"], "text_fields": ["title"]}, towers={"text": {"encoder": "word_vectors"}})
+    assert joined_recipe([recipe_of(towers=IMAGE), text]).data.text_fields == ("title",)
