@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder, EncoderConfig
-from likeness_export.encoders.image_common import Normalise, augment_pixels, occlude, write_image_assets
+from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
 from likeness_export.preprocessing import image
 from likeness_export.sources import locate
 from likeness_export.tensors import TensorSpec
@@ -37,9 +37,6 @@ class ImageBackboneConfig(EncoderConfig):
         le=1024,
         description="side of the photos while the network is fine-tuned; default: image_px",
     )
-    occlusion: float = Field(
-        default=0.0, ge=0, le=1, description="share of the photos that are partly covered by another one in training"
-    )
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """RGB bytes of one square photo."""
@@ -52,8 +49,7 @@ class ImageBackboneConfig(EncoderConfig):
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained network, or its bare architecture."""
-        network = load_backbone(self.source, tower, source_root)
-        return ImageBackbone(*network, train_px=self.train_px, occlusion=self.occlusion)
+        return ImageBackbone(*load_backbone(self.source, tower, source_root), train_px=self.train_px)
 
 
 def write_architecture(source: str, tower: Path, data_root: Path) -> None:
@@ -105,16 +101,10 @@ class ImageBackbone(Encoder):
     """The network's pooled output."""
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        *,
-        train_px: int | None = None,
-        occlusion: float = 0.0,
+        self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, train_px: int | None = None
     ) -> None:
         super().__init__()
-        self.train_px, self.occlusion = train_px, occlusion
+        self.train_px = train_px
         # As the pixels come; convolutions run up to twice as fast. The annotations of `Module.to` forget the argument.
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalise = Normalise(mean, std)
@@ -131,8 +121,7 @@ class ImageBackbone(Encoder):
 
     def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Vary the photo."""
-        varied = augment_pixels(tensors[0], self.train_px)
-        return (occlude(varied, self.occlusion) if self.occlusion else varied,)
+        return (augment_pixels(tensors[0], self.train_px),)
 
     def train(self, mode: bool = True) -> ImageBackbone:
         """Train everything but the statistics of batch normalisation.

@@ -57,33 +57,6 @@ def augment_pixels(pixels: Tensor, size: int | None = None) -> Tensor:
     return vary(images, size).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def occlude(pixels: Tensor, probability: float) -> Tensor:
-    """Cover a part of some photos with the same part of another photo of the batch, as a hand or a neighbour would.
-
-    A network that cannot rely on one part of a product looks at all of them (random erasing, Zhong et al. 2020; here
-    with what photos hold instead of noise).
-
-    Args:
-        pixels: UINT8 [n, h, w, 3].
-        probability: of a photo to be covered, by a rectangle of 15 to 50 % of its height and as much of its width.
-
-    Returns:
-        UINT8 [n, h, w, 3].
-    """
-    n, height, width, _ = pixels.shape
-    covered = _stretch(n, height).unsqueeze(2) & _stretch(n, width).unsqueeze(1)  # (n, h, w)
-    covered &= (torch.rand(n) < probability).view(n, 1, 1)
-    return torch.where(covered.unsqueeze(3), pixels[torch.randperm(n)], pixels)
-
-
-def _stretch(n: int, size: int) -> Tensor:
-    """Draw n stretches of a line of ``size`` pixels, BOOL [n, size]."""
-    length = (0.15 + 0.35 * torch.rand(n, 1)) * size
-    start = torch.rand(n, 1) * (size - length)
-    place = torch.arange(size).expand(n, -1)
-    return (place >= start) & (place < start + length)
-
-
 def vary(images: Tensor, size: int | None = None) -> Tensor:
     """Vary images like `augment_pixels`; the frames of one clip, stacked as channels, all alike.
 
