@@ -19,7 +19,6 @@ GUIDES.append(ROOT / "export" / "choices.md")
 ELSEWHERE = (
     "likeness serve",
     "likeness train",
-    "likeness join",
     "likeness export",
     "likeness evaluate runs/mine",
     "likeness evaluate runs/fashion",

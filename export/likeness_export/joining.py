@@ -18,7 +18,6 @@ from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.networks.similarity import mean_metric
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.serving_section import ServingSection
 
 TEXT = "text"
 
@@ -60,6 +59,7 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
     if len(recipes) < 2:
         raise InputError("one run is nothing to join: name at least two")
     first = recipes[0]
+    fields = next((one.data.text_fields for one in recipes if TEXT in one.modalities()), first.data.text_fields)
     for place, recipe in enumerate(recipes, 1):
         who = f"run {place} of {len(recipes)} ({recipe.name}, seed {recipe.seed})"
         if len(recipe.towers) > 1 and not isinstance(recipe.fusion, LateConfig):
@@ -71,10 +71,11 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
             raise InputError(
                 f"{who} has dimension {recipe.dimension}, the first has {first.dimension}: train them alike"
             )
-    readers = [recipe for recipe in recipes if TEXT in recipe.modalities()]
-    if len({recipe.data.text_fields for recipe in readers}) > 1:
-        raise InputError("the runs compose text from different data.text_fields: train them alike")
-    fields = (readers or recipes)[0].data.text_fields
+        if TEXT in recipe.modalities() and recipe.data.text_fields != fields:
+            raise InputError(
+                f"{who} composes text of {', '.join(recipe.data.text_fields)}, one before it of {', '.join(fields)}: "
+                "train them with the same data.text_fields"
+            )
     towers = {
         new: recipe.towers[name]
         for recipe, renamed in zip(recipes, _tower_names(recipes), strict=True)
@@ -88,7 +89,8 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
             "similarity": first.similarity.model_copy(
                 update={"hidden": sum(recipe.similarity.hidden for recipe in recipes) + 1}
             ),
-            "serving": ServingSection(),  # the first run's steps have other names here
+            # The first run's steps have other names here, and its signatures may be too few.
+            "serving": first.serving.model_copy(update={"steps": {}, "signatures": ()}),
         }
     )
     return parse_recipe(joined.model_dump(mode="json"), f"{first.name}, joined")

@@ -95,6 +95,7 @@ def test_a_joined_run_s_scores_are_the_mean_of_its_parts(tiny: Tiny, tmp_path: P
     recipe = joined.read_recipe()
     names = [f"{name}{place}" for place in (1, 2, 3) for name in runs[0].read_recipe().towers]
     assert list(recipe.towers) == names
+    assert recipe.serving.max_batch_size == RECIPE["serving"]["max_batch_size"]
     signature = recipe.modalities()
     parts = [embedded(run, tiny, signature) for run in runs]
     there = OfflineEmbedder(joined, read_catalogue(tiny.products)).present.all(1)
@@ -159,7 +160,7 @@ def test_a_join_is_made_anew_but_nothing_else_is_overwritten(tiny: Tiny, tmp_pat
                 )
                 for fields in (["title"], ["title", "description"])
             ],
-            "compose text from different data.text_fields",
+            "run 2 of 2 .* composes text of title, description, one before it of title: train",
         ),
         (
             [recipe_of(**LATE, towers={"image": IMAGE["image"], "image1": IMAGE["image"]}) for _ in range(11)],

@@ -111,18 +111,18 @@ def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path
         InputError: an unknown variant.
     """
     chosen = [table.variant(name) for name in only] or table.variants
-    whole = Unit(table=table, variant=None, work=work, data_root=data_root)
-    trained = [replace(whole, variant=variant, seed=seed) for seed in seeds for variant in chosen]
+    baselines = Unit(table=table, variant=None, work=work, data_root=data_root)
+    trained = [replace(baselines, variant=variant, seed=seed) for seed in seeds for variant in chosen]
     joined = [
         replace(
-            whole,
+            baselines,
             variant=variant.of_joined_seeds(),
             parts=tuple(unit for unit in trained if unit.variant == variant),
         )
         for variant in chosen
         if variant.joined and len(seeds) > 1
     ]
-    return [*([whole] if table.baselines else []), *trained, *joined]
+    return [*([baselines] if table.baselines else []), *trained, *joined]
 
 
 def read_finished(unit: Unit) -> Finished | None:
