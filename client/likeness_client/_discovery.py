@@ -33,7 +33,7 @@ class ServerInfo:
         dimension: length of an embedding, d.
         max_batch_size: the most products that one request may carry.
         schema: how a product becomes the bytes that it expects.
-        error_outputs: per signature, the outputs that say why an item could not be read, one per tower.
+        error_outputs: per signature, the outputs that say why an item could not be read, one per preprocessing step.
     """
 
     space: str

@@ -23,7 +23,7 @@ from likeness_export.networks.product import ProductNetwork
 from likeness_export.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
 from likeness_export.pipeline import networks
 from likeness_export.progress import each
-from likeness_export.recipe import Recipe
+from likeness_export.recipe import Recipe, with_serving
 from likeness_export.repository import MANIFEST as MANIFEST  # it is a part of this module's surface, too
 from likeness_export.repository import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import check
@@ -83,13 +83,14 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         RepositoryError: the configurations do not fit together.
     """
     recipe, network = run.read_network()
+    recipe = share_preprocessing(recipe, run)
     space = fingerprint(recipe, run)
     models = render(recipe, space)
     check(models)
     with replaced_repository(repository) as aside:
         write_configs(models, aside)
         write_adapters(recipe, models, aside)
-        for tower in recipe.towers:
+        for tower in recipe.preprocessed_towers():
             shutil.copytree(run.towers / tower / ASSETS, aside / preprocess_model(tower) / str(VERSION) / ASSETS)
         reports = _export_networks(recipe, network, aside)
         sections = {step.section: asdict(step(aside)) for step in steps}
@@ -100,7 +101,7 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
 
 def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Path) -> None:
     """Copy ``model.py`` beside every network, and byte-identical preprocessing beside every preprocessing step."""
-    preprocessing = {preprocess_model(name): tower.preprocessing for name, tower in recipe.towers.items()}
+    preprocessing = {preprocess_model(name): recipe.towers[name].preprocessing for name in recipe.preprocessed_towers()}
     for name, model in models.items():
         version = folder / name / str(VERSION)
         if name in preprocessing:
@@ -112,6 +113,30 @@ def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Pat
         else:
             continue
         shutil.copyfile(ADAPTERS / "lengths.py", version / "lengths.py")
+
+
+def share_preprocessing(recipe: Recipe, run: Run) -> Recipe:
+    """Let towers whose preprocessing is the same code with the same assets share one step: a photo is decoded once.
+
+    A tower whose step has settings of its own, ``[serving.steps.<tower>_preprocess]``, keeps it.
+
+    Args:
+        recipe: the run's recipe.
+        run: holds the towers' assets.
+
+    Returns:
+        The recipe with ``serving.shared_preprocessing`` as it was found.
+    """
+    first: dict[tuple[object, ...], str] = {}
+    shared = {}
+    for name, tower in recipe.towers.items():
+        assets = run.towers / name / ASSETS
+        files = sorted(path for path in assets.rglob("*") if path.is_file())
+        hashes = tuple((path.relative_to(assets), hashlib.sha256(path.read_bytes()).digest()) for path in files)
+        same = first.setdefault((tower.modality, tower.preprocessing, tower.tensors(), hashes), name)
+        if same != name and preprocess_model(name) not in recipe.serving.steps:
+            shared[name] = same
+    return with_serving(recipe, recipe.serving.model_copy(update={"shared_preprocessing": shared}))
 
 
 def fingerprint(recipe: Recipe, run: Run) -> str:

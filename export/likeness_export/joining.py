@@ -90,7 +90,7 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
                 update={"hidden": sum(recipe.similarity.hidden for recipe in recipes) + 1}
             ),
             # The first run's steps have other names here, and its signatures may be too few.
-            "serving": first.serving.model_copy(update={"steps": {}, "signatures": ()}),
+            "serving": first.serving.model_copy(update={"steps": {}, "signatures": (), "shared_preprocessing": {}}),
         }
     )
     return parse_recipe(joined.model_dump(mode="json"), f"{first.name}, joined")

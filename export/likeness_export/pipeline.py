@@ -61,15 +61,15 @@ def raw_input(modality: str) -> TensorSpec:
 
 
 def preprocess_steps(recipe: Recipe) -> list[StepSpec]:
-    """Declare one step per tower from raw bytes to the encoder's tensors."""
+    """Declare one step per tower from raw bytes to the encoder's tensors; towers that read alike share one."""
     return [
         StepSpec(
             name=preprocess_model(name),
-            inputs=(raw_input(tower.modality),),
-            outputs=(*tower.tensors(), TensorSpec(tower_error(name), "BYTES", (1,))),
+            inputs=(raw_input(recipe.towers[name].modality),),
+            outputs=(*recipe.towers[name].tensors(), TensorSpec(tower_error(name), "BYTES", (1,))),
             tower=name,
         )
-        for name, tower in recipe.towers.items()
+        for name in recipe.preprocessed_towers()
     ]
 
 

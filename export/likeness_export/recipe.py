@@ -135,6 +135,18 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _shared_preprocessing_fits(self) -> Recipe:
+        for name, other in self.serving.shared_preprocessing.items():
+            towers = [self.towers.get(name), self.towers.get(other)]
+            kinds = {(tower.modality, tower.preprocessing, tower.tensors()) for tower in towers if tower}
+            if name == other or None in towers or len(kinds) > 1 or other in self.serving.shared_preprocessing:
+                raise ValueError(
+                    f"serving.shared_preprocessing.{name}: must be another tower that reads the same and has a step of "
+                    f"its own; leave the section out, the export fills it in (given: {other!r})"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _steps_exist(self) -> Recipe:
         if faults := self.serving.faults(self.step_keys()):
             raise ValueError("\n  ".join(faults))
@@ -147,7 +159,11 @@ class Recipe(_Section):
 
     def step_keys(self) -> dict[str, tuple[str, ...]]:
         """Return the models that compute something -> the keys that ``serving.steps`` may give them."""
-        return keys_of_steps(self.towers, self.signatures())
+        return keys_of_steps(self.preprocessed_towers(), self.towers, self.signatures())
+
+    def preprocessed_towers(self) -> list[str]:
+        """Return the towers that have a preprocessing step of their own, in the recipe's order."""
+        return [name for name in self.towers if name not in self.serving.shared_preprocessing]
 
     def embedding_dimension(self) -> int:
         """Return the length of the embedding."""

@@ -22,7 +22,6 @@ from likeness_client.contract import (
     fusion_model,
     modalities_of,
     pair_model,
-    preprocess_model,
     sided,
     tower_embedding,
     tower_error,
@@ -162,18 +161,25 @@ class _Renderer:
         """One product of this signature to its embedding: the towers side by side, then the fusion head."""
         config = self.ensemble(embed_model(signature))
         towers = towers_of(self.recipe, signature)
-        errors = [TensorSpec(tower_error(name), "BYTES", (1,)) for name in towers]
+        preprocessing = [spec for spec in preprocess_steps(self.recipe) if spec.tower in towers]
+        errors = [TensorSpec(tower_error(spec.tower), "BYTES", (1,)) for spec in preprocessing]
         fusion = next(spec for spec in fusion_networks(self.recipe) if spec.signature == signature)
         _declare(config, [raw_input(name) for name in modalities_of(signature)], [*fusion.outputs, *errors])
+        for spec in preprocessing:
+            error = tower_error(spec.tower)
+            raw = {tensor.name: tensor.name for tensor in spec.inputs}
+            _add_step(config, spec.name, raw, {**self.inner_tensors(spec.tower), error: error})
         for name in towers:
-            tower = self.recipe.towers[name]
-            inner = {tensor.name: f"{name}_{tensor.name}" for tensor in tower.tensors()}
-            error = tower_error(name)
-            _add_step(config, preprocess_model(name), {tower.modality: tower.modality}, {**inner, error: error})
-            _add_step(config, encoder_model(name), inner, {tower_embedding(name): tower_embedding(name)})
+            source = self.recipe.serving.shared_preprocessing.get(name, name)
+            vector = tower_embedding(name)
+            _add_step(config, encoder_model(name), self.inner_tensors(source), {vector: vector})
         vectors = {tower_embedding(name): tower_embedding(name) for name in towers}
         _add_step(config, fusion_model(signature), vectors, {name: name for name in (EMBEDDING, MODALITY_WEIGHTS)})
         return config
+
+    def inner_tensors(self, tower: str) -> dict[str, str]:
+        """Return the tensors that a tower's preprocessing puts out -> their names inside an ensemble."""
+        return {tensor.name: f"{tower}_{tensor.name}" for tensor in self.recipe.towers[tower].tensors()}
 
     def pair(self, signature: str) -> ModelConfig:
         """Two products of this signature to their scores, in one round trip."""

@@ -58,6 +58,9 @@ class ServingSection(BaseModel):
         default=(), description="the sets of modalities to serve, e.g. text_image; default: every one there is"
     )
     steps: dict[str, StepSection] = Field(default={}, description="model -> what holds for it instead")
+    shared_preprocessing: dict[str, str] = Field(
+        default={}, description="tower -> the one whose preprocessing step it takes its tensors from; the export says"
+    )
 
     def of(self, step: str) -> StepSettings:
         """Return what holds for a step."""
@@ -93,17 +96,19 @@ class ServingSection(BaseModel):
         return found
 
 
-def keys_of_steps(towers: Iterable[str], signatures: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def keys_of_steps(
+    preprocessed: Iterable[str], towers: Iterable[str], signatures: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
     """Return the models that compute something, in the order of the pipeline, and the keys that each may be given.
 
     Args:
+        preprocessed: the towers that have a preprocessing step of their own.
         towers: the recipe's towers.
         signatures: those that it serves.
     """
-    names = list(towers)
     return (
-        {preprocess_model(name): _PYTHON for name in names}
-        | {encoder_model(name): _NETWORK for name in names}
+        {preprocess_model(name): _PYTHON for name in preprocessed}
+        | {encoder_model(name): _NETWORK for name in towers}
         | {fusion_model(signature): _NETWORK for signature in signatures}
         | {SIMILARITY_MODEL: _NETWORK, MATRIX_MODEL: _BLOCKS}
     )

@@ -24,7 +24,8 @@ Speed = Callable[[Settings], float]
 
 
 def keys(towers: int = 2) -> dict[str, tuple[str, ...]]:
-    return keys_of_steps([f"t{number}" for number in range(towers)], ["text"])
+    names = [f"t{number}" for number in range(towers)]
+    return keys_of_steps(names, names, ["text"])
 
 
 def untuned(towers: int = 2, **serving: Any) -> Settings:
