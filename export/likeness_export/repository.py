@@ -131,6 +131,8 @@ class _Renderer:
             if chosen.instances != 1:  # one is what Triton starts by itself, on each GPU where there are some
                 other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
         cpu.parameters["cpu_threads"].string_value = str(chosen.cpu_threads)
+        if chosen.cpu_threads_alone:
+            cpu.parameters["cpu_threads_alone"].string_value = str(chosen.cpu_threads_alone)
         if tower and any(-1 in entry.dims for entry in cpu.input):
             # Texts of all lengths share an execution: the adapter groups them better than buckets do.
             cpu.parameters["run_tokens"].string_value = str(self.recipe.towers[tower].run_tokens)

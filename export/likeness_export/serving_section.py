@@ -10,7 +10,7 @@ from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL, encoder_mod
 from pydantic import BaseModel, ConfigDict, Field
 
 _PYTHON = ("instances", "preferred_batch_size", "queue_delay_us")
-_NETWORK = ("instances", "cpu_threads", "preferred_batch_size", "queue_delay_us")
+_NETWORK = ("instances", "cpu_threads", "cpu_threads_alone", "preferred_batch_size", "queue_delay_us")
 _BLOCKS = ("instances", "cpu_threads")  # a block is a batch by itself: nothing is gathered
 
 
@@ -23,12 +23,14 @@ class StepSettings:
         cpu_threads: threads of one operator in the ``cpu`` profile; says nothing where the step is no network.
         preferred_batch_size: what the batcher tries to gather, the sizes ascending; empty: whatever is there.
         queue_delay_us: how long it waits for that.
+        cpu_threads_alone: instead of ``cpu_threads`` where a batch is a single product; None: the same.
     """
 
     instances: int
     cpu_threads: int
     preferred_batch_size: tuple[int, ...]
     queue_delay_us: int
+    cpu_threads_alone: int | None = None
 
 
 class StepSection(BaseModel):
@@ -38,6 +40,9 @@ class StepSection(BaseModel):
 
     instances: int | None = Field(default=None, ge=1, description="executions of this step that may run side by side")
     cpu_threads: int | None = Field(default=None, ge=1, description="of a network: threads of one operator on a CPU")
+    cpu_threads_alone: int | None = Field(
+        default=None, ge=1, description="instead where a batch is a single product; costs the network's memory again"
+    )
     # Every step must take the ensemble's largest batch, so this, and not `max_batch_size`, is a step's own choice.
     preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="sizes that the batcher tries to gather; default: whatever is there"

@@ -255,7 +255,7 @@ def test_the_steps_of_a_recipe_are_those_of_its_pipeline(name: str) -> None:
     }
 
 
-NETWORK_KEYS = "instances, cpu_threads, preferred_batch_size, queue_delay_us"
+NETWORK_KEYS = "instances, cpu_threads, cpu_threads_alone, preferred_batch_size, queue_delay_us"
 
 
 @pytest.mark.parametrize(

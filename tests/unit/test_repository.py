@@ -79,7 +79,8 @@ def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None
     plain = render(RECIPE)
     overrides = [
         "serving.steps.text_preprocess={instances=3, queue_delay_us=40}",
-        "serving.steps.text_encoder={instances=2, cpu_threads=5, preferred_batch_size=[4, 16]}",
+        "serving.steps.text_encoder={instances=2, cpu_threads=5, cpu_threads_alone=7, preferred_batch_size=[4, 16]}",
+        "serving.steps.image_encoder={instances=2, cpu_threads=1}",
         "serving.steps.similarity={instances=2, queue_delay_us=60}",
         "serving.steps.similarity_matrix={instances=4, cpu_threads=1}",
     ]
@@ -96,12 +97,14 @@ def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None
     assert encoder.profiles["tensorrt"].instance_group[0].kind == KIND.KIND_AUTO
     assert encoder.profiles["cpu"].instance_group[0].kind == KIND.KIND_CPU
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "5"
+    assert encoder.profiles["cpu"].parameters["cpu_threads_alone"].string_value == "7"
+    assert "cpu_threads_alone" not in models["image_encoder"].profiles["cpu"].parameters
     assert models["similarity"].default.dynamic_batching.max_queue_delay_microseconds == 60
     blocks = models["similarity_matrix"].profiles["cpu"]
     assert blocks.instance_group[0].count == 4
     assert not blocks.HasField("dynamic_batching")
     changed = {name for name, model in models.items() if list(model.files()) != list(plain[name].files())}
-    assert changed == {"text_preprocess", "text_encoder", "similarity", "similarity_matrix"}
+    assert changed == {"text_preprocess", "text_encoder", "image_encoder", "similarity", "similarity_matrix"}
 
 
 def test_one_instance_is_left_to_triton_where_there_may_be_several_gpus() -> None:
