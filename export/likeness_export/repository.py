@@ -133,11 +133,14 @@ class _Renderer:
         cpu.parameters["cpu_threads"].string_value = str(chosen.cpu_threads)
         if chosen.cpu_threads_alone:
             cpu.parameters["cpu_threads_alone"].string_value = str(chosen.cpu_threads_alone)
-        if tower and any(-1 in entry.dims for entry in cpu.input):
+        encoder = self.recipe.towers[tower] if tower else None
+        if encoder and any(-1 in entry.dims for entry in cpu.input):
             # Texts of all lengths share an execution: the adapter groups them better than buckets do.
-            cpu.parameters["run_tokens"].string_value = str(self.recipe.towers[tower].run_tokens)
+            cpu.parameters["run_tokens"].string_value = str(encoder.run_tokens)
             for entry in cpu.input:
                 entry.allow_ragged_batch = True
+        elif encoder and encoder.run_rows:
+            cpu.parameters["run_rows"].string_value = str(encoder.run_rows * chosen.cpu_threads)
         return RenderedModel(default=onnx, profiles={"cpu": self.python(cpu), "tensorrt": tensorrt})
 
     def pairs(self, spec: StepSpec) -> ModelConfig:

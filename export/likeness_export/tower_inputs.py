@@ -52,6 +52,7 @@ class TowerInputs:
         self.name = name
         self.items = items
         self.specs = config.tensors()
+        self.run_rows = config.run_rows * torch.get_num_threads() if config.run_rows else _CHUNK
         self.preprocessor = config.preprocessing.Preprocessor(tower / ASSETS)
         self.present: NDArray[np.bool_] = np.array([item is not None for item in items], dtype=bool)
         self._fixed: dict[str, NDArray[np.generic]] = {}
@@ -99,8 +100,8 @@ class TowerInputs:
         # Neighbours of equal length waste no padding.
         rows = sorted(np.flatnonzero(self.present), key=lambda row: len(self.items[row] or b""))
         run = self._traced(encoder) if len(rows) >= _WORTH_TRACING else partial(_eager, encoder)
-        for start in each(range(0, len(rows), _CHUNK), f"encoding {self.name}"):
-            chunk = np.array(rows[start : start + _CHUNK])
+        for start in each(range(0, len(rows), self.run_rows), f"encoding {self.name}"):
+            chunk = np.array(rows[start : start + self.run_rows])
             features[chunk] = run(self.batch(chunk))
         return features
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from likeness_export.serving.lengths import at_once, by_length, runs_of, used_lengths
+from likeness_export.serving.lengths import at_once, by_length, by_number, runs_of, used_lengths
 
 RUN_TOKENS = 8
 LENGTHS = st.lists(st.integers(1, 60), max_size=9)
@@ -62,6 +62,23 @@ def test_rows_keep_their_places_and_networks_see_no_needless_padding(requests: l
     assert pairs.shape == (len(every), 2)
     assert sum(rows for rows, _ in seen) == len(every)
     assert max(width for _, width in seen) == max(every)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 12))
+def test_rows_run_a_few_at_a_time_and_keep_their_places(requests: list[int], run_rows: int) -> None:
+    rows = np.arange(sum(requests), dtype=np.float32)[:, None]
+    parts = np.split(rows, np.cumsum(requests)[:-1])
+    seen = []
+
+    def compute(tensors: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        seen.append(len(tensors[0]))
+        return [tensors[0] + tensors[1], tensors[0][:, 0]]
+
+    sums, first = by_number([parts, parts], compute, run_rows)
+    assert np.array_equal(sums, 2 * rows)
+    assert np.array_equal(first, rows[:, 0])
+    assert seen[:-1] == [run_rows] * (len(seen) - 1)
+    assert 0 < seen[-1] <= run_rows
 
 
 def test_one_request_is_not_copied() -> None:

@@ -75,6 +75,15 @@ def test_serving_choices_reach_the_configurations() -> None:
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "3"
 
 
+def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
+    recipe = load_recipe(Path("fashion"), ["serving.cpu_threads=3"])
+    rows = {name: model.profiles["cpu"].parameters for name, model in render(recipe).items() if "cpu" in model.profiles}
+    assert rows["image_encoder"]["run_rows"].string_value == "6"
+    assert {"run_tokens"} == {key for key in rows["text_encoder"] if key.startswith("run_")}
+    assert not any(key.startswith("run_") for name in rows if "encoder" not in name for key in rows[name])
+    assert "run_rows" not in render(recipe)["image_encoder"].default.parameters  # a GPU takes the batch whole
+
+
 def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None:
     plain = render(RECIPE)
     overrides = [

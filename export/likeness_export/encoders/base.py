@@ -61,6 +61,8 @@ class EncoderConfig(BaseModel, ABC):
     preprocessing: ClassVar[ModuleType]
     run_tokens: ClassVar[int] = 1_000_000
     """What one more run costs on a CPU, in tokens of padding, where lengths vary; large: never worth it."""
+    run_rows: ClassVar[int | None] = None
+    """How many products a CPU computes at a time, per thread, where lengths do not vary; None: the whole batch."""
 
     freeze: bool = Field(
         default=True, description="keep the encoder as it is and cache its features; only its projection learns"

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder, EncoderConfig
-from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
+from likeness_export.encoders.image_common import PHOTOS_PER_THREAD, Normalise, augment_pixels, write_image_assets
 from likeness_export.preprocessing import image
 from likeness_export.sources import locate
 from likeness_export.tensors import TensorSpec
@@ -27,6 +27,7 @@ class ImageBackboneConfig(EncoderConfig):
 
     modality: ClassVar[str] = "image"
     preprocessing: ClassVar[ModuleType] = image
+    run_rows: ClassVar[int] = PHOTOS_PER_THREAD
 
     encoder: Literal["vision"]
     source: str = Field(description="directory, package or hub name of a Hugging Face vision network")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from likeness_export.encoders.base import Encoder, EncoderConfig
 from likeness_export.encoders.image_backbone import load_backbone, write_architecture
-from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
+from likeness_export.encoders.image_common import PHOTOS_PER_THREAD, Normalise, augment_pixels, write_image_assets
 from likeness_export.preprocessing import image
 from likeness_export.tensors import TensorSpec
 
@@ -32,6 +32,7 @@ class LocalFeaturesConfig(EncoderConfig):
 
     modality: ClassVar[str] = "image"
     preprocessing: ClassVar[ModuleType] = image
+    run_rows: ClassVar[int] = PHOTOS_PER_THREAD
 
     encoder: Literal["local_features"]
     source: str = Field(description="directory, package or hub name of a Hugging Face vision network")

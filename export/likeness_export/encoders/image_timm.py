@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from likeness_export.encoders.base import Encoder, EncoderConfig
-from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
+from likeness_export.encoders.image_common import PHOTOS_PER_THREAD, Normalise, augment_pixels, write_image_assets
 from likeness_export.preprocessing import image
 from likeness_export.tensors import TensorSpec
 
@@ -23,6 +23,7 @@ class TimmConfig(EncoderConfig):
 
     modality: ClassVar[str] = "image"
     preprocessing: ClassVar[ModuleType] = image
+    run_rows: ClassVar[int] = PHOTOS_PER_THREAD
 
     encoder: Literal["timm"]
     model: str = Field(description="name in timm, e.g. inception_v3 or resnet50.a1_in1k")

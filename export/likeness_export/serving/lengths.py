@@ -1,9 +1,10 @@
-"""Rows of different length: how long each is, and which of them to compute together.
+"""Which rows of a batch to compute together on a CPU, and how long each of them is.
 
 Tensors of varying length are padded with zeros on the right, and networks do not see padding; so it can be cut off.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,30 @@ def runs_of(lengths: NDArray[np.intp], run_tokens: int) -> list[NDArray[np.intp]
     return runs[::-1]
 
 
+def gathering(parameters: Mapping[str, str]) -> Callable[[Columns, Compute], list[NDArray[Any]]]:
+    """Return how a model gathers its rows: as the parameters of its configuration say, or all at once."""
+    if "run_tokens" in parameters:
+        return partial(by_length, run_tokens=int(parameters["run_tokens"]))
+    if "run_rows" in parameters:
+        return partial(by_number, run_rows=int(parameters["run_rows"]))
+    return at_once
+
+
 def at_once(columns: Columns, compute: Compute) -> list[NDArray[Any]]:
     """Run all rows of all requests in one batch."""
-    return compute([parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in columns])
+    return compute(_joined(columns))
+
+
+def by_number(columns: Columns, compute: Compute, run_rows: int) -> list[NDArray[Any]]:
+    """Run at most ``run_rows`` rows at a time, in their order: what a run works on should fit into the caches."""
+    whole = _joined(columns)
+    starts = range(0, len(whole[0]), run_rows)
+    found = [compute([tensor[start : start + run_rows] for tensor in whole]) for start in starts]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def _joined(columns: Columns) -> list[NDArray[Any]]:
+    return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in columns]
 
 
 def by_length(columns: Columns, compute: Compute, run_tokens: int) -> list[NDArray[Any]]:

@@ -1,11 +1,16 @@
 """How a CPU opens a network: the settings of onnxruntime that the server runs it with, for all who measure it."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnxruntime as ort
 
 SLOWER_THAN_ITS_PARTS = ["SkipLayerNormFusion"]
 """The fused kernel runs scalar code: addition and normalisation apart take a fraction of its time."""
+
+_BETWEEN_OPERATORS_US = 50  # threads that spin for so long need no waking within a run, and stop soon after it
 
 
 def open_session(path: Path, threads: int, spinning: bool = False, spin_us: int | None = None) -> ort.InferenceSession:
@@ -26,3 +31,29 @@ def open_session(path: Path, threads: int, spinning: bool = False, spin_us: int 
     return ort.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER_THAN_ITS_PARTS
     )
+
+
+class Sessions:
+    """One network, opened once for batches and once for a product that comes alone and has the cores to itself.
+
+    Args:
+        path: of the file.
+        threads: that share one operator of a batch.
+        threads_alone: of a product alone; the same number opens no second session.
+    """
+
+    def __init__(self, path: Path, threads: int, threads_alone: int) -> None:
+        self.batches = self.alone = open_session(path, threads)
+        if threads_alone != threads:
+            self.alone = open_session(path, threads_alone, spinning=threads_alone > 1, spin_us=_BETWEEN_OPERATORS_US)
+        self.ended, self.took_s = 0.0, 0.0  # the last batch
+
+    @contextmanager
+    def for_batch(self, rows: int) -> Iterator[ort.InferenceSession]:
+        """Give the session for a batch that is computed inside the block."""
+        started = time.perf_counter()
+        # Under load there is no pause between two batches, and the other instances need the cores.
+        paused = started - self.ended > self.took_s / 2
+        yield self.alone if rows == 1 and paused else self.batches
+        self.ended = time.perf_counter()
+        self.took_s = self.ended - started

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from likeness_export.serving.session import Sessions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """Write a network that adds one."""
+    one = onnx.numpy_helper.from_array(np.ones(1, np.float32), "one")
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")]
+    node = onnx.helper.make_node("Add", ["x", "one"], ["y"])
+    graph = onnx.helper.make_graph([node], "plus", tensors[:1], tensors[1:], [one])
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_a_product_has_more_threads_only_alone_and_after_a_pause(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter([10.0, 12.0, 12.5, 14.5, 16.0, 18.0, 30.0, 31.0])
+    monkeypatch.setattr("likeness_export.serving.session.time.perf_counter", lambda: next(moments))
+    sessions = Sessions(network, 1, 2)
+    given = []
+    for rows in (1, 1, 1, 4):
+        with sessions.for_batch(rows) as opened:
+            assert opened.run(None, {"x": np.zeros((rows, 2), np.float32)})[0].tolist() == [[1.0, 1.0]] * rows
+            given.append("alone" if opened is sessions.alone else "batches")
+    assert given == ["alone", "batches", "alone", "batches"]  # the second came half a second after one of two seconds
+    assert sessions.alone.get_session_options().intra_op_num_threads == 2
+    assert sessions.batches.get_session_options().intra_op_num_threads == 1
+
+
+def test_the_same_number_of_threads_opens_one_session(network: Path) -> None:
+    sessions = Sessions(network, 2, 2)
+    assert sessions.alone is sessions.batches
