@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from likeness_client._discovery import ServerInfo
 from likeness_client.errors import InputError
 
 DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
+_INFO_S = 30.0  # how long the server's answer to what it offers is relied on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +70,20 @@ class BaseClient:
         self._max_attempts = max_attempts
         self._tls = tls
         self._info: ServerInfo | None = None
+        self._asked_s = 0.0
         self._closed = False
         self._prepare()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s})"
+
+    def _must_ask(self) -> bool:
+        """Return whether to ask the server what it offers; others go by the last answer while one asks again."""
+        known, now = self._info is not None, time.monotonic()
+        if known and now - self._asked_s < _INFO_S:
+            return False
+        self._asked_s = now
+        return True
 
     def _prepare(self) -> None:
         """Make what one kind of client needs before its first call."""

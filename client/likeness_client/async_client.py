@@ -15,7 +15,7 @@ from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
 from likeness_client.contract import Metric
-from likeness_client.errors import LikenessError, ModelNotFoundError, translate
+from likeness_client.errors import LikenessError, ModelNotFoundError, ServerUnavailableError, translate
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
@@ -75,9 +75,9 @@ class AsyncClient(_channel.BaseClient):
         brief = _brief([left, right])
         return await self._run(lambda info: _operations.compare(left, right, info), brief=brief)
 
-    async def info(self) -> ServerInfo:
+    async def info(self, *, refresh: bool = False) -> ServerInfo:
         """Return what the server offers; see `Client.info`."""
-        if self._info is None:
+        if self._must_ask() or refresh or self._info is None:
             self._info = await self._discover()
         return self._info
 
@@ -121,6 +121,9 @@ class AsyncClient(_channel.BaseClient):
             if self._info is None:  # it was the question itself that failed
                 raise
             self._info = None  # the repository has changed since it was asked
+        except ServerUnavailableError:
+            self._info = None  # another one may stand in its place when it is back
+            raise
         return await self._drive(operation(await self.info()), brief)
 
     async def _drive(self, operation: Operation[T], brief: bool) -> T:

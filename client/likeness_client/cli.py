@@ -143,6 +143,7 @@ class _EmbedRun:
         products = [item for item in chunk if isinstance(item, Product)]
         if not products:
             return
+        client.info(refresh=True)
         found = client.embed(products, on_error="return")
         for index, error in found.errors.items():
             self._fail(error.at(self.writer.rows + index))

@@ -15,7 +15,7 @@ from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
 from likeness_client.contract import Metric
-from likeness_client.errors import LikenessError, ModelNotFoundError, translate
+from likeness_client.errors import LikenessError, ModelNotFoundError, ServerUnavailableError, translate
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
@@ -121,14 +121,17 @@ class Client(_channel.BaseClient):
         """
         return self._run(lambda info: _operations.compare(left, right, info))
 
-    def info(self) -> ServerInfo:
-        """Return what the server offers; asked once, and again when a model has gone.
+    def info(self, *, refresh: bool = False) -> ServerInfo:
+        """Return what the server offers; asked again every half minute, and when a model or the server has gone.
+
+        Args:
+            refresh: ask now, e.g. before vectors are put beside earlier ones: the server may have been replaced.
 
         Raises:
             SpaceMismatchError: its repository is half rolled out.
             ServerError: it cannot be reached, or is not a Likeness server.
         """
-        if self._info is None:
+        if self._must_ask() or refresh or self._info is None:
             self._info = self._discover()
         return self._info
 
@@ -175,6 +178,9 @@ class Client(_channel.BaseClient):
             if self._info is None:  # it was the question itself that failed
                 raise
             self._info = None  # the repository has changed since it was asked
+        except ServerUnavailableError:
+            self._info = None  # another one may stand in its place when it is back
+            raise
         return self._drive(operation(self.info()))
 
     def _drive(self, operation: Operation[T]) -> T:

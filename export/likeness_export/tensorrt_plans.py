@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL
+from likeness_client.contract import MATRIX_MODEL, MAX_BLOCK_SIDE, SIMILARITY_MODEL
 from likeness_client.errors import InputError
 
 from likeness_export.encoders.base import ASSETS
@@ -26,7 +26,7 @@ from likeness_export.run import Run
 
 Shape: TypeAlias = tuple[int, ...]
 _USUAL_BATCH = 8
-_USUAL_BLOCK, _LARGEST_BLOCK = 128, 1024  # products on one side of a block of similarities; 1024 by 1024 take 2 GB
+_USUAL_BLOCK = 128  # products on one side of a block of similarities
 _WORKSPACE_BYTES = 4 << 30
 
 
@@ -106,7 +106,7 @@ def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
         lengths = _lengths(run, spec) if spec.tower else (1, 1, 1)
         found[spec.name] = _shapes(spec, batches, lengths)
         if spec.name == SIMILARITY_MODEL:
-            found[MATRIX_MODEL] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, _LARGEST_BLOCK))
+            found[MATRIX_MODEL] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, MAX_BLOCK_SIDE))
     return found
 
 

@@ -100,6 +100,25 @@ def test_info_is_asked_once_and_again_when_a_model_is_gone(client: Any, endpoint
         client.embed(BATCH[:1])
 
 
+def test_a_server_that_was_replaced_is_noticed(
+    client: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.embed(BATCH[:1]).space == "space-1"
+    endpoint.servicer.fake.space = "space-2"
+    assert client.embed(BATCH[:1]).space == "space-1"  # within the half minute
+    monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
+    assert client.embed(BATCH[:1]).space == "space-2"
+    monkeypatch.undo()
+    endpoint.servicer.fake.space = "space-3"
+    assert client.info(refresh=True).space == "space-3"
+    endpoint.servicer.fake.space = "space-4"
+    endpoint.servicer.interfere = lambda _: grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(ServerUnavailableError):
+        client.embed(BATCH[:1])
+    endpoint.servicer.interfere = lambda _: None
+    assert client.embed(BATCH[:1]).space == "space-4"
+
+
 @pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "large"])
 def test_grpc_retries_what_can_be_retried(client: Any, endpoint: Endpoint, size: int) -> None:
     client.info()

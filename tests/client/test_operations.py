@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client import _calls, _operations
 from likeness_client._calls import Call, Vector
-from likeness_client.contract import Metric, all_signatures
+from likeness_client.contract import MAX_BLOCK_SIDE, Metric, all_signatures
 from likeness_client.errors import BatchError, InputError, ProductError, ServerError, SpaceMismatchError
 from likeness_client.records import Product
 from likeness_client.results import Embeddings, ScoreMatrix, Scores
@@ -252,6 +252,15 @@ def test_learned_blocks_are_bounded_and_complete(
     found = matrix(fake, left, right, Metric.LEARNED)
     np.testing.assert_allclose(found.values, reference(Metric.LEARNED, left, right), atol=1e-6)
     assert all(call.inputs["left"].shape[1] * call.inputs["right"].shape[1] <= 6 for call in fake.rounds[0])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 5000), (5000, 3), (2000, 2000)])
+def test_no_side_of_a_learned_block_is_larger_than_a_plan_takes(rows: int, columns: int) -> None:
+    left, right = np.zeros((rows, 2), np.float32), np.zeros((columns, 2), np.float32)
+    calls = _calls.matrix_calls(left, right, Metric.LEARNED)
+    shapes = [(call.inputs["left"].shape[1], call.inputs["right"].shape[1]) for call, _, _ in calls]
+    assert max(max(shape) for shape in shapes) <= MAX_BLOCK_SIDE
+    assert sum(a * b for a, b in shapes) == rows * columns
 
 
 def test_equal_vectors_are_at_distance_zero(fake: FakeServer) -> None:
