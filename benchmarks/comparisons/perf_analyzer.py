@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from likeness_client import Client, InputError, Product
+from likeness_client import Client, InputError, Product, ProductError
 from likeness_client.contract import embed_model, modalities_of
 from likeness_client.payloads import payloads
 
@@ -101,7 +101,10 @@ def input_data(products: Sequence[Product], signature: str, address: str) -> dic
         raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
     entries = []
     for product in products:
-        found = payloads(product, info.schema, info.modalities)
+        try:
+            found = payloads(product, info.schema, info.modalities)
+        except ProductError:  # the other side leaves it out, too
+            continue
         if set(modalities_of(signature)) <= set(found):
             entries.append(entry({name: found[name] for name in modalities_of(signature)}))
     if not entries:

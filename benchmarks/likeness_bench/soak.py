@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from likeness_client import Client, Embeddings, LikenessError, Product
+from likeness_client import Client, Embeddings, InputError, LikenessError, Product
 from numpy.typing import NDArray
 
 
@@ -82,7 +82,10 @@ def soak(products: Sequence[Product], config: SoakConfig) -> SoakReport:
     draw = random.Random(config.seed)
     with Client(config.address) as client:
         modalities = client.info().modalities
-        mixed = [_reduced(product, modalities, draw) for product in products]
+        there = [product for product in products if _present(product, modalities)]
+        if not there:
+            raise InputError(f"none of {len(products)} products has {', '.join(modalities)}: give other products")
+        mixed = [_reduced(product, modalities, draw) for product in there]
         alone = [client.embed([product]) for product in mixed]
     run = _Run(mixed, np.concatenate([answer.vectors for answer in alone]), config)
     with ThreadPoolExecutor(config.clients) as pool:
@@ -93,12 +96,16 @@ def soak(products: Sequence[Product], config: SoakConfig) -> SoakReport:
 
 def _reduced(product: Product, modalities: Sequence[str], draw: random.Random) -> Product:
     """Keep each modality of a product by the toss of a coin, and one of them for certain."""
-    there = [name for name in modalities if any(getattr(product, field) for field in _fields(name))]
+    there = _present(product, modalities)
     certain = draw.choice(there)
     kept = {name for name in there if name == certain or draw.random() < 0.5}
     nothing = Product()
     lost = {field: getattr(nothing, field) for name in there if name not in kept for field in _fields(name)}
     return replace(product, **lost)
+
+
+def _present(product: Product, modalities: Sequence[str]) -> list[str]:
+    return [name for name in modalities if any(getattr(product, field) for field in _fields(name))]
 
 
 def _fields(modality: str) -> tuple[str, ...]:

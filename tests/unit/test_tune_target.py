@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from likeness_bench.tune.settings import Settings
 from likeness_bench.tune.target import read_target
 from likeness_bench.tune.writing import write_result
 from likeness_client import InputError
-from likeness_export.recipe import BUILT_IN, load_recipe
-from likeness_export.repository import MANIFEST
+from likeness_export.recipe import BUILT_IN, load_recipe, with_serving
+from likeness_export.repository import MANIFEST, render, write_configs
 
 DEMO = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
 
@@ -111,6 +112,31 @@ def test_either_all_files_are_written_or_none(repository: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         write_result(target, other(target.settings))
     assert content(repository) == before
+
+
+def test_a_repository_that_was_exported_again_meanwhile_is_left_as_it_is(repository: Path) -> None:
+    target = read_target(repository)
+    for path in [repository / MANIFEST, *repository.rglob("*.pbtxt")]:
+        path.write_text(path.read_text(encoding="utf-8").replace(target.space, "another"), encoding="utf-8")
+    before = content(repository)
+    with pytest.raises(InputError, match="was exported again while it was tuned"):
+        write_result(target, other(target.settings))
+    assert content(repository) == before
+
+
+def test_a_recipe_whose_towers_share_their_preprocessing_is_the_repositorys_own(tmp_path: Path) -> None:
+    second = '\n[towers.back]\nencoder = "small_cnn"\nimage_px = 64\n'
+    own = tmp_path / "shop.toml"
+    own.write_text(DEMO + second, encoding="utf-8")
+    recipe = load_recipe(own)
+    shared = recipe.serving.model_copy(update={"shared_preprocessing": {"back": "image"}})
+    recipe = with_serving(recipe, shared)
+    folder = tmp_path / "repository"
+    write_configs(render(recipe, "space"), folder)
+    (folder / MANIFEST).write_text(json.dumps({"space": "space", "recipe": recipe.model_dump(mode="json")}))
+    target = read_target(folder, own)
+    write_result(target, target.settings.changed("back_encoder", instances=3))
+    assert load_recipe(own).serving.of("back_encoder").instances == 3
 
 
 # --- repositories that cannot be tuned

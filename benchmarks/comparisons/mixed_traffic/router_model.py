@@ -65,7 +65,7 @@ class TritonPythonModel:
     async def tower(self, tower: dict[str, Any], items: Any) -> Any:
         """Turn one modality's bytes into a tower's vector."""
         raw = pb_utils.Tensor(tower["modality"], items)
-        tensors = await call(f"{tower['name']}_preprocess", [raw], tower["tensors"])
+        tensors = await call(tower["preprocess"], [raw], tower["tensors"])
         (vector,) = await call(f"{tower['name']}_encoder", tensors, [f"{tower['name']}_embedding"])
         return vector
 

@@ -14,8 +14,15 @@ from pathlib import Path
 
 from google.protobuf import text_format
 from likeness_client import InputError
-from likeness_client.contract import EMBEDDING, MODALITY_WEIGHTS, embed_model, fusion_model, signature_of
-from likeness_export.exporting import MANIFEST, fingerprint
+from likeness_client.contract import (
+    EMBEDDING,
+    MODALITY_WEIGHTS,
+    embed_model,
+    fusion_model,
+    preprocess_model,
+    signature_of,
+)
+from likeness_export.exporting import MANIFEST, fingerprint, share_preprocessing
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.onnx_export import export_network
 from likeness_export.pipeline import StepSpec, fusion_networks, signatures
@@ -47,6 +54,7 @@ def build_variants(run: Run, repository: Path, out: Path, router_instances: int)
         ExportError: the fusion head could not be exported.
     """
     recipe, network = run.read_network()
+    recipe = share_preprocessing(recipe, run)
     _check(run, recipe, repository)
     if out.exists() and not (out / MASKED).is_dir():
         raise InputError(f"{out} is there, and is not a copy made here: give another folder")
@@ -112,7 +120,12 @@ def _add_router(out: Path, recipe: Recipe, full: str, instances: int) -> None:
         if output.name in (EMBEDDING, MODALITY_WEIGHTS):
             config.output.add().CopyFrom(output)
     towers = [
-        {"name": name, "modality": tower.modality, "tensors": [spec.name for spec in tower.tensors()]}
+        {
+            "name": name,
+            "modality": tower.modality,
+            "preprocess": preprocess_model(recipe.serving.shared_preprocessing.get(name, name)),
+            "tensors": [spec.name for spec in tower.tensors()],
+        }
         for name, tower in recipe.towers.items()
     ]
     config.parameters["towers"].string_value = json.dumps(towers)

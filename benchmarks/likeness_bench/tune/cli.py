@@ -86,7 +86,9 @@ def tune(
             return await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
 
         report, settings = run_until_interrupted(work)
-    if report.better:
-        report = replace(report, written=tuple(map(str, write_result(target, settings))))
-    with needs_extra():
-        deliver_tune(report, out)
+    try:
+        if report.better:
+            report = replace(report, written=tuple(map(str, write_result(target, settings))))
+    finally:  # what was found is told even where it cannot be written
+        with needs_extra():
+            deliver_tune(report, out)

@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf import text_format
 from likeness_client import InputError
-from likeness_export.recipe import Recipe, load_recipe, parse_recipe
+from likeness_export.recipe import Recipe, load_recipe, parse_recipe, with_serving
 from likeness_export.repository import MANIFEST, ModelConfig, render
 
 from likeness_bench.tune.recipes import recipe_text, settings_of
@@ -81,6 +81,9 @@ def read_target(folder: Path, recipe_file: Path | None = None) -> Target:
 def _check_recipe(path: Path, folder: Path, recipe: Recipe) -> None:
     """Check that a recipe file fits the repository and can take settings, before time is spent on finding some."""
     theirs = load_recipe(path)
+    if theirs.towers.keys() == recipe.towers.keys():
+        shared = {"shared_preprocessing": recipe.serving.shared_preprocessing}  # which the export has found
+        theirs = with_serving(theirs, theirs.serving.model_copy(update=shared))
     if (theirs.step_keys(), theirs.serving.max_batch_size) != (recipe.step_keys(), recipe.serving.max_batch_size):
         raise InputError(f"{path} has other steps, or another max_batch_size, than {folder}: give its own recipe")
     settings = settings_of(theirs)

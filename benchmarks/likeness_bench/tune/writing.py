@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from likeness_client import InputError
 from likeness_export.repository import MANIFEST, render
 
 from likeness_bench.files import write_text
 from likeness_bench.tune.recipes import recipe_text, recipe_with
 from likeness_bench.tune.settings import Settings
-from likeness_bench.tune.target import Target
+from likeness_bench.tune.target import Target, read_target
 
 
 def write_result(target: Target, settings: Settings) -> list[Path]:
@@ -24,8 +25,11 @@ def write_result(target: Target, settings: Settings) -> list[Path]:
         The files that were changed.
 
     Raises:
-        InputError: a file cannot be written, or the recipe file cannot take the settings.
+        InputError: a file cannot be written, the recipe file cannot take the settings, or the repository is no longer
+            the one that was tuned.
     """
+    if read_target(target.folder, target.recipe_file).manifest != target.manifest:
+        raise InputError(f"{target.folder} was exported again while it was tuned: tune it as it is now")
     recipe = recipe_with(target.recipe, settings)
     texts = {
         f"{name}/{path}": text
