@@ -128,6 +128,12 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _towers_are_no_ensembles(self) -> Recipe:
+        if taken := self.towers.keys() & {"embed", "fusion", "similarity"}:
+            raise ValueError(f"towers.{min(taken)}: models of that name are other steps; choose another name")
+        return self
+
+    @model_validator(mode="after")
     def _signatures_exist(self) -> Recipe:
         known = all_signatures(self.modalities())
         if unknown := [name for name in self.serving.signatures if name not in known]:

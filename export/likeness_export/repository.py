@@ -131,7 +131,7 @@ class _Renderer:
             if chosen.instances != 1:  # one is what Triton starts by itself, on each GPU where there are some
                 other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
         cpu.parameters["cpu_threads"].string_value = str(chosen.cpu_threads)
-        if chosen.cpu_threads_alone:
+        if (chosen.cpu_threads_alone or 0) > chosen.cpu_threads:
             cpu.parameters["cpu_threads_alone"].string_value = str(chosen.cpu_threads_alone)
         encoder = self.recipe.towers[tower] if tower else None
         if encoder and any(-1 in entry.dims for entry in cpu.input):

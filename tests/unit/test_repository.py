@@ -75,6 +75,13 @@ def test_serving_choices_reach_the_configurations() -> None:
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "3"
 
 
+def test_a_product_alone_never_has_fewer_threads_than_a_batch() -> None:
+    steps = ["serving.steps.text_encoder={cpu_threads=4, cpu_threads_alone=2}"]  # as tuning may leave it
+    assert (
+        "cpu_threads_alone" not in render(load_recipe(Path("demo"), steps))["text_encoder"].profiles["cpu"].parameters
+    )
+
+
 def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
     recipe = load_recipe(Path("fashion"), ["serving.cpu_threads=3"])
     rows = {name: model.profiles["cpu"].parameters for name, model in render(recipe).items() if "cpu" in model.profiles}

@@ -16,7 +16,7 @@ from likeness_export.preprocessing import image
 
 MIN_PX = 8
 PHOTOS_PER_THREAD = 2  # of one run on a CPU. MobileNet V2 gets through 1.4, a small ViT 1.3 times as many as of 32
-MAX_PIXELS = 50_000_000  # a 50-megapixel camera; decoding takes 150 MB for a moment
+MAX_PIXELS = 50_000_000  # a 50-megapixel camera; with transparency it takes 1 GB for a moment
 
 
 def write_image_assets(tower: Path, image_px: int) -> None:

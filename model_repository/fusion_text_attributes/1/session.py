@@ -10,6 +10,7 @@ import onnxruntime as ort
 SLOWER_THAN_ITS_PARTS = ["SkipLayerNormFusion"]
 """The fused kernel runs scalar code: addition and normalisation apart take a fraction of its time."""
 
+_HAND_OVER_S = 0.002  # after more than this no request was waiting, however long the last one took
 _BETWEEN_OPERATORS_US = 50  # threads that spin for so long need no waking within a run, and stop soon after it
 
 
@@ -52,8 +53,8 @@ class Sessions:
     def for_batch(self, rows: int) -> Iterator[ort.InferenceSession]:
         """Give the session for a batch that is computed inside the block."""
         started = time.perf_counter()
-        # Under load there is no pause between two batches, and the other instances need the cores.
-        paused = started - self.ended > self.took_s / 2
+        # Under load there is next to no pause between two batches, and the other instances need the cores.
+        paused = started - self.ended > min(self.took_s / 2, _HAND_OVER_S)
         yield self.alone if rows == 1 and paused else self.batches
         self.ended = time.perf_counter()
         self.took_s = self.ended - started

@@ -7,7 +7,9 @@ import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SETTINGS_FILE = "image.json"
 # Pillow's codecs that open untrusted bytes; the rest of its fifty plugins (EPS runs Ghostscript) stay shut.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_LARGE_PIXELS = 4_000_000  # decoded one at a time: 50 million of them with transparency take 1 GB for a moment
 # Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
 # not safe in threads, it can leave every warning of the process silenced.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -41,6 +44,7 @@ class Preprocessor:
         self.min_px: int = settings["min_px"]
         self.max_pixels: int = settings["max_pixels"]
         self.max_bytes: int = settings["max_bytes"]
+        self.large = Lock()
         # Pillow releases the interpreter lock while it decodes and resizes.
         self.pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="decode")
 
@@ -79,8 +83,9 @@ class Preprocessor:
                 self._check_size(*image.size)
                 # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
                 image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
-                upright = ImageOps.exif_transpose(image)
-                small = to_rgb(upright).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
+                with self.large if image.width * image.height > _LARGE_PIXELS else nullcontext():
+                    upright = ImageOps.exif_transpose(image)
+                    small = to_rgb(upright).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
         except ImageSizeError:
             raise
         except Image.DecompressionBombError as error:  # by a limit of Pillow's own, before `_check_size`
