@@ -30,6 +30,7 @@ RECIPE = {
         "terms": {"encoder": "tfidf", "max_features": 3000},
         "vectors": {"encoder": "word_vectors", "vector_size": 24, "epochs": 10, "freeze": False},
         "attributes": {"encoder": "one_hot", "keys": ["kind", "material", "colour", "price_usd"]},
+        "code": {"encoder": "hashed", "keys": ["size", "brand"]},
     },
     "training": {"epochs": 6, "groups_per_batch": 12, "group_size": 2},
     "serving": {"max_batch_size": 8},

@@ -11,13 +11,15 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from likeness_client.contract import MAX_BYTES
+from likeness_export.encoders.hashed import HashedConfig
 from likeness_export.encoders.image_common import write_image_assets
 from likeness_export.encoders.one_hot import OneHotConfig
 from likeness_export.encoders.text_transformer import TextTransformerConfig
-from likeness_export.preprocessing import attributes, image, text
+from likeness_export.preprocessing import attributes, hashing, image, text
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
@@ -457,3 +459,69 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
     assert [row[2] for row in found] == [0] * 5
     edges = json.loads((tmp_path / "assets/attributes.json").read_text(encoding="utf-8"))["keys"][1]["edges"]
     assert config.build(tmp_path, None).feature_dim == (1 + 2) + (2 + len(edges)) + 1
+
+
+# --- hashed attributes
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> hashing.Preprocessor:
+    tower = tmp_path_factory.mktemp("codes")
+    HashedConfig(encoder="hashed", keys=("modelno", "gtin"), bits=512).prepare([], tower, tower)
+    return hashing.Preprocessor(tower / "assets")
+
+
+def signs(codes: hashing.Preprocessor, item: object) -> NDArray[np.generic]:
+    tensors, errors = codes([json.dumps(item).encode()])
+    assert errors == [""]
+    found: NDArray[np.generic] = tensors["signs"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("DS-3", "ds3"), ("p-sdhc4g4-ef / gray", "PSDHC4G4EFGRAY"), ("5389", 5389), (5389, 5389.0), (" Ä1 ", "ä1")],
+)
+def test_values_are_compared_by_letters_and_digits(codes: hashing.Preprocessor, one: object, other: object) -> None:
+    found = signs(codes, {"modelno": one, "ignored": 1})
+    assert set(np.unique(found)) == {-1.0, 1.0}
+    assert np.array_equal(found, signs(codes, {"modelno": other}))
+
+
+@few
+@given(values=st.lists(st.integers(0, 10**13), min_size=2, max_size=2, unique=True))
+def test_different_values_are_nearly_orthogonal(codes: hashing.Preprocessor, values: list[int]) -> None:
+    one, other = (signs(codes, {"gtin": value}).astype(float) for value in values)
+    assert abs(one @ other) / codes.bits < 7 / codes.bits**0.5
+
+
+def test_a_value_counts_under_its_key_and_keys_add_up(codes: hashing.Preprocessor) -> None:
+    model, gtin = signs(codes, {"modelno": "1"}), signs(codes, {"gtin": "1"})
+    assert not np.array_equal(model, gtin)
+    assert np.array_equal(signs(codes, {"modelno": "1", "gtin": "1"}), model.astype(float) + gtin.astype(float))
+
+
+@pytest.mark.parametrize("value", ["", " - / ", None, True, ["x1"], {"x": 1}, float("nan"), float("inf")])
+def test_what_is_no_value_leaves_zeros(codes: hashing.Preprocessor, value: object) -> None:
+    assert not signs(codes, {"modelno": value}).any()
+    assert not signs(codes, {}).any()
+
+
+@few
+@given(item=st.dictionaries(st.sampled_from(["modelno", "gtin", "x"]), JSON) | JSON)
+@example(item={"modelno": "\ud800"})
+def test_hashing_arbitrary_json_never_raises(codes: hashing.Preprocessor, item: object) -> None:
+    reason = reason_beside_neighbours(codes, b'{"modelno": "DS-3"}', json.dumps(item).encode())
+    assert bool(reason) == (not isinstance(item, dict))
+
+
+def test_hashing_oversized_attributes_has_a_reason(codes: hashing.Preprocessor) -> None:
+    reason = reason_beside_neighbours(codes, b'{"modelno": "DS-3"}', b" " * (MAX_BYTES["attributes"] + 1))
+    assert "are allowed" in reason
+
+
+def test_hashed_codes_have_unit_length(codes: hashing.Preprocessor, tmp_path: Path) -> None:
+    encoder = HashedConfig(encoder="hashed", keys=("modelno",), bits=512).build(tmp_path, None)
+    found = encoder(torch.from_numpy(signs(codes, {"modelno": "DS-3"})[None]))
+    assert found.shape == (1, encoder.feature_dim)
+    assert float(found.norm()) == pytest.approx(1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from likeness_export.encoders.als import AlsConfig
 from likeness_export.encoders.base import Encoder, EncoderConfig
+from likeness_export.encoders.hashed import HashedConfig
 from likeness_export.encoders.image_backbone import ImageBackboneConfig
 from likeness_export.encoders.image_local import LocalFeaturesConfig
 from likeness_export.encoders.image_small import SmallConvNetConfig
@@ -22,6 +23,7 @@ AnyEncoderConfig = (
     | ImageBackboneConfig
     | SmallConvNetConfig
     | OneHotConfig
+    | HashedConfig
     | AlsConfig
     | LocalFeaturesConfig
     | TimmConfig
