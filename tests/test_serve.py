@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from likeness_client import Client, Product, ServerUnavailableError
-from likeness_client.contract import embed_model, encoder_model, fusion_model, preprocess_model
+from likeness_client.contract import embed_model, encoder_model, preprocess_model
 from likeness_export.server import NETWORK_FILES, find_tritonserver
 
 pytestmark = pytest.mark.server
@@ -31,7 +31,7 @@ def small(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The part of the repository that embeds attributes, which starts in seconds."""
     folder = tmp_path_factory.mktemp("small") / "repository"
     name = "attributes"
-    for model in (preprocess_model(name), encoder_model(name), fusion_model(name), embed_model(name)):
+    for model in (preprocess_model(name), encoder_model(name), embed_model(name)):
         shutil.copytree(repository / model, folder / model)
     return folder
 
@@ -160,7 +160,7 @@ def test_it_says_when_all_endpoints_answer_and_stops_cleanly(
             assert client.info().signatures == ("attributes",)
             assert client.embed([Product(attributes={"kind": "cushion"})]).vectors.shape == (1, client.info().dimension)
         members = family(serving.process.pid)
-        assert len(members) == 4, "the server and its three models that compute"
+        assert len(members) == 3, "the server and its two models that compute"
         memory = shared_memory(members)
         assert memory
         assert serving.end(number) == (0, "stopped\n")
@@ -193,7 +193,7 @@ def test_a_killed_command_leaves_no_server_behind(small: Path, ports: list[int],
         serving.wait_until_ready()
         members = family(serving.process.pid)
         memory = shared_memory(members)
-        assert len(members) == 4
+        assert len(members) == 3
         assert serving.end(signal.SIGKILL)[0] == -signal.SIGKILL
         try:
             until(lambda: not still_there(members), "the server outlived the command")
@@ -241,7 +241,7 @@ def test_a_busy_port(small: Path, ports: list[int], place: int) -> None:
 @pytest.mark.parametrize("name", NETWORK_FILES["cpu"])
 def test_a_missing_model_file(small: Path, tmp_path: Path, name: str) -> None:
     incomplete = shutil.copytree(small, tmp_path / "incomplete")
-    model = incomplete / fusion_model("attributes")
+    model = incomplete / encoder_model("attributes")
     (model / "1" / name).unlink()
     assert refused(incomplete).startswith(
         f"{model} has no {name}, which profile cpu needs: export into it with `likeness"

@@ -155,7 +155,7 @@ def embed_calls(items: Iterable[Item], info: ServerInfo) -> list[tuple[Call, lis
         # Texts of like length in one batch are padded least.
         members.sort(key=lambda item: len(item.parts[0]))
         for batch in _batches(members, _weight, info.max_batch_size):
-            outputs = (EMBEDDING, MODALITY_WEIGHTS, *info.error_outputs[signature])
+            outputs = (EMBEDDING, *_weights(signature), *info.error_outputs[signature])
             planned.append((Call(embed_model(signature), _columns(batch), outputs), batch))
     return planned
 
@@ -164,11 +164,24 @@ def read_embeddings(
     call: Call, answer: Answer, batch: Sequence[Item], info: ServerInfo
 ) -> Iterator[Vector | ProductError]:
     """Read the answer of an embedding call, row by row."""
-    names = modalities_of(batch[0].signature)
     vectors = tensor(call, answer, EMBEDDING, (len(batch), info.dimension))
-    weights = tensor(call, answer, MODALITY_WEIGHTS, (len(batch), len(names)))
+    weights = read_weights(call, answer, batch[0].signature, len(batch))
     for row, error in enumerate(read_errors(call, answer, len(batch))):
-        yield error or Vector(vectors[row], dict(zip(names, weights[row].tolist(), strict=True)))
+        yield error or Vector(vectors[row], weights[row])
+
+
+def _weights(signature: str) -> tuple[str, ...]:
+    """Name the output that says how much each modality counted; of a single one it goes without saying."""
+    return (MODALITY_WEIGHTS,) if len(modalities_of(signature)) > 1 else ()
+
+
+def read_weights(call: Call, answer: Answer, signature: str, rows: int, side: str = "") -> list[dict[str, float]]:
+    """Read how much each modality counted, row by row."""
+    names = modalities_of(signature)
+    if not _weights(signature):
+        return [dict.fromkeys(names, 1.0) for _ in range(rows)]
+    weights = tensor(call, answer, sided(side, MODALITY_WEIGHTS) if side else MODALITY_WEIGHTS, (rows, len(names)))
+    return [dict(zip(names, row, strict=True)) for row in weights.tolist()]
 
 
 def pair_calls(
@@ -189,7 +202,7 @@ def pair_calls(
         groups.setdefault(pair[1].signature, []).append(pair)
     planned = []
     for signature, members in groups.items():
-        per_side = (MODALITY_WEIGHTS, *info.error_outputs[signature])
+        per_side = (*_weights(signature), *info.error_outputs[signature])
         outputs = (*metrics, *(sided(side, name) for side in (LEFT, RIGHT) for name in per_side))
         for batch in _batches(members, lambda pair: _weight(pair[1]) + _weight(pair[2]), info.max_batch_size):
             left = _columns([pair[1] for pair in batch])

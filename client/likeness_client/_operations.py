@@ -17,7 +17,7 @@ from likeness_client import _calls
 from likeness_client._calls import Answer, Call, Item, Operation, Vector
 from likeness_client._discovery import ServerInfo
 from likeness_client._scoring import cosine_matrix, euclidean_matrix
-from likeness_client.contract import LEFT, MODALITY_WEIGHTS, RIGHT, Metric, modalities_of, sided
+from likeness_client.contract import LEFT, RIGHT, Metric
 from likeness_client.errors import BatchError, InputError, ProductError
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, FloatArray, ScoreMatrix, Scores, require_same_space
@@ -207,21 +207,21 @@ def _score_pairs(
     embed_plan = _calls.embed_calls((item for _, a, b in apart for item in (a, b)), info)
     answers = yield from _ask([call for call, _ in pair_plan] + [call for call, _ in embed_plan])
     for (call, rows), answer in zip(pair_plan, answers, strict=False):
-        _read_pairs(pairs, call, rows, answer, modalities_of(direct[rows[0]][0].signature))
+        _read_pairs(pairs, call, rows, answer, direct[rows[0]][0].signature)
     vectors = _read_embedded(embed_plan, answers[len(pair_plan) :], info)
     yield from _score_vectors(pairs, [(i, vectors[a], vectors[b]) for i, a, b in apart], info)
     return pairs
 
 
-def _read_pairs(pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer, names: tuple[str, ...]) -> None:
+def _read_pairs(pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer, signature: str) -> None:
     """Take in the answer of a pair ensemble."""
     for side in (LEFT, RIGHT):
-        weights = _calls.tensor(call, answer, sided(side, MODALITY_WEIGHTS), (len(rows), len(names)))
+        weights = _calls.read_weights(call, answer, signature, len(rows), side)
         for row, error in enumerate(_calls.read_errors(call, answer, len(rows), side)):
             if error:
                 pairs.fail(rows[row], side, error)
             else:
-                pairs.weights[side][rows[row]] = dict(zip(names, weights[row].tolist(), strict=True))
+                pairs.weights[side][rows[row]] = weights[row]
     _read_scores(pairs, call, rows, answer)
 
 

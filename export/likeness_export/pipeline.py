@@ -82,19 +82,23 @@ def encoder_networks(recipe: Recipe) -> list[StepSpec]:
 
 
 def fusion_networks(recipe: Recipe) -> list[StepSpec]:
-    """Declare one fusion head per signature."""
+    """Declare one fusion head per signature that has something to fuse."""
     return [
         StepSpec(
             name=fusion_model(signature),
             inputs=tuple(_vector(recipe, name) for name in towers_of(recipe, signature)),
-            outputs=(
-                TensorSpec(EMBEDDING, "FP32", (recipe.embedding_dimension(),)),
-                TensorSpec(MODALITY_WEIGHTS, "FP32", (len(modalities_of(signature)),)),
-            ),
+            outputs=embedding_outputs(recipe, signature),
             signature=signature,
         )
-        for signature in signatures(recipe)
+        for signature in recipe.fused_signatures()
     ]
+
+
+def embedding_outputs(recipe: Recipe, signature: str) -> tuple[TensorSpec, ...]:
+    """Describe an embedding, and how much each modality counted, which goes without saying of a single one."""
+    embedding = TensorSpec(EMBEDDING, "FP32", (recipe.embedding_dimension(),))
+    count = len(modalities_of(signature))
+    return (embedding, TensorSpec(MODALITY_WEIGHTS, "FP32", (count,))) if count > 1 else (embedding,)
 
 
 def similarity_network(recipe: Recipe) -> StepSpec:

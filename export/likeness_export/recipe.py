@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from likeness_client.contract import MODALITIES, InputSchema, all_signatures
+from likeness_client.contract import MODALITIES, InputSchema, all_signatures, modalities_of
 from likeness_client.errors import InputError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -163,9 +163,15 @@ class Recipe(_Section):
         chosen = self.serving.signatures
         return [name for name in all_signatures(self.modalities()) if not chosen or name in chosen]
 
+    def fused_signatures(self) -> list[str]:
+        """Return the served signatures that have a fusion head; the embedding of the others is their only vector."""
+        towers = list(self.tower_modalities().values())
+        counts = {name: sum(modality in modalities_of(name) for modality in towers) for name in self.signatures()}
+        return [name for name, count in counts.items() if not self.fusion.keeps(count, len(towers))]
+
     def step_keys(self) -> dict[str, tuple[str, ...]]:
         """Return the models that compute something -> the keys that ``serving.steps`` may give them."""
-        return keys_of_steps(self.preprocessed_towers(), self.towers, self.signatures())
+        return keys_of_steps(self.preprocessed_towers(), self.towers, self.fused_signatures())
 
     def preprocessed_towers(self) -> list[str]:
         """Return the towers that have a preprocessing step of their own, in the recipe's order."""

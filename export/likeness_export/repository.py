@@ -12,14 +12,12 @@ from likeness_client.contract import (
     EMBEDDING,
     LEFT,
     MATRIX_MODEL,
-    MODALITY_WEIGHTS,
     RIGHT,
     SCHEMA_PARAMETER,
     SIMILARITY_MODEL,
     SPACE_PARAMETER,
     embed_model,
     encoder_model,
-    fusion_model,
     modalities_of,
     pair_model,
     sided,
@@ -31,6 +29,7 @@ from tritonclient.grpc import model_config_pb2
 from likeness_export.networks.similarity import SCORES
 from likeness_export.pipeline import (
     StepSpec,
+    embedding_outputs,
     encoder_networks,
     fusion_networks,
     preprocess_steps,
@@ -163,13 +162,14 @@ class _Renderer:
         return config
 
     def embed(self, signature: str) -> ModelConfig:
-        """One product of this signature to its embedding: the towers side by side, then the fusion head."""
+        """One product of this signature to its embedding: the towers side by side, then the fusion head, if any."""
         config = self.ensemble(embed_model(signature))
         towers = towers_of(self.recipe, signature)
         preprocessing = [spec for spec in preprocess_steps(self.recipe) if spec.tower in towers]
         errors = [TensorSpec(tower_error(spec.tower), "BYTES", (1,)) for spec in preprocessing]
-        fusion = next(spec for spec in fusion_networks(self.recipe) if spec.signature == signature)
-        _declare(config, [raw_input(name) for name in modalities_of(signature)], [*fusion.outputs, *errors])
+        heads = [spec for spec in fusion_networks(self.recipe) if spec.signature == signature]
+        outputs = [*embedding_outputs(self.recipe, signature), *errors]
+        _declare(config, [raw_input(name) for name in modalities_of(signature)], outputs)
         for spec in preprocessing:
             error = tower_error(spec.tower)
             raw = {tensor.name: tensor.name for tensor in spec.inputs}
@@ -177,9 +177,11 @@ class _Renderer:
         for name in towers:
             source = self.recipe.serving.shared_preprocessing.get(name, name)
             vector = tower_embedding(name)
-            _add_step(config, encoder_model(name), self.inner_tensors(source), {vector: vector})
-        vectors = {tower_embedding(name): tower_embedding(name) for name in towers}
-        _add_step(config, fusion_model(signature), vectors, {name: name for name in (EMBEDDING, MODALITY_WEIGHTS)})
+            found = {vector: vector if heads else EMBEDDING}
+            _add_step(config, encoder_model(name), self.inner_tensors(source), found)
+        for head in heads:
+            given, taken = ({tensor.name: tensor.name for tensor in side} for side in (head.inputs, head.outputs))
+            _add_step(config, head.name, given, taken)
         return config
 
     def inner_tensors(self, tower: str) -> dict[str, str]:

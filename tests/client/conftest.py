@@ -69,7 +69,8 @@ class FakeServer:
         for name in modalities_of(signature):
             config.input.add(name=name, dims=[1])
         config.output.add(name=EMBEDDING, dims=[DIMENSION])
-        config.output.add(name=MODALITY_WEIGHTS, dims=[len(modalities_of(signature))])
+        if (count := len(modalities_of(signature))) > 1:
+            config.output.add(name=MODALITY_WEIGHTS, dims=[count])
         for name in modalities_of(signature):
             config.output.add(name=tower_error(name), dims=[1])
         return config
@@ -102,10 +103,9 @@ class FakeServer:
         rows = list(zip(*(column[:, 0] for column in inputs.values()), strict=True))
         assert 0 < len(rows) <= MAX_BATCH_SIZE
         weights = np.arange(1, len(inputs) + 1, dtype=np.float32)
-        answer = {
-            EMBEDDING: np.stack([unit_vector(b"|".join(parts)) for parts in rows]),
-            MODALITY_WEIGHTS: np.tile(weights / weights.sum(), (len(rows), 1)),
-        }
+        answer: dict[str, NDArray[Any]] = {EMBEDDING: np.stack([unit_vector(b"|".join(parts)) for parts in rows])}
+        if len(inputs) > 1:
+            answer[MODALITY_WEIGHTS] = np.tile(weights / weights.sum(), (len(rows), 1))
         for name, column in inputs.items():
             reasons = [[b"cannot be read" if part.startswith(UNREADABLE) else b""] for part in column[:, 0]]
             answer[tower_error(name)] = np.array(reasons, dtype=np.object_)

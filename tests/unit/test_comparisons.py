@@ -150,7 +150,7 @@ def test_the_masked_head_fuses_as_the_head_of_each_signature(tmp_path: Path) -> 
     for signature in ("image", "attributes", "image_attributes"):
         head = SignatureFusion(network, signature)
         mask = torch.tensor([[float(name in signature.split("_")) for name in network.modalities]]).expand(3, -1)
-        expected, _ = head(*(vectors[name] for name in head.towers))
+        expected, *_ = head(*(vectors[name] for name in head.towers))
         found, weights = masked(*vectors.values(), mask)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(weights.sum(1), torch.ones(3))

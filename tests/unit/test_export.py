@@ -195,9 +195,11 @@ def test_a_network_whose_file_differs_is_named_and_the_earlier_repository_stays(
         return Perturbed(module_of(network, spec), by)
 
     before = files(exported.repository)
-    one_network(monkeypatch, "fusion_image")
+    one_network(monkeypatch, "fusion_image_attributes")
     monkeypatch.setattr(exporting, "module_of", module)
-    with pytest.raises(ExportError, match=f"fusion_image: differs from eager torch by {shown}, allowed is 1e-04"):
+    with pytest.raises(
+        ExportError, match=f"fusion_image_attributes: differs from eager torch by {shown}, allowed is 1e-04"
+    ):
         export_run(exported.run, exported.repository)
     assert files(exported.repository) == before
     assert list(exported.repository.parent.glob(".*")) == []
@@ -206,7 +208,7 @@ def test_a_network_whose_file_differs_is_named_and_the_earlier_repository_stays(
 def test_the_command_says_which_network_failed_and_exits_with_1(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_network(monkeypatch, "fusion_image")
+    one_network(monkeypatch, "fusion_image_attributes")
     monkeypatch.setattr(exporting, "module_of", lambda network, spec: Perturbed(module_of(network, spec), 0.01))
     monkeypatch.setattr(
         "sys.argv", ["likeness", "export", str(exported.run.folder), "--repository", str(tmp_path / "new")]
@@ -216,7 +218,7 @@ def test_the_command_says_which_network_failed_and_exits_with_1(
     assert stop.value.code == 1
     said = capsys.readouterr().err
     assert "nothing was exported" in said
-    assert "fusion_image: differs from eager torch" in said
+    assert "fusion_image_attributes: differs from eager torch" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -172,11 +172,28 @@ def test_the_head_of_a_signature_is_the_masked_network(kind: str, signature: str
     head = SignatureFusion(network, signature)
     columns = [j for j, modality in enumerate(network.tower_modalities.values()) if modality in there]
     assert head.towers == [list(network.tower_modalities)[j] for j in columns]
-    alone, weights_alone = head(*(vectors[:, j] for j in columns))
+    alone, *weights_alone = head(*(vectors[:, j] for j in columns))
     torch.testing.assert_close(alone, embedding)
-    torch.testing.assert_close(weights_alone, weights[:, present[0]])
-    assert weights_alone.shape == (ROWS, len(there))
-    torch.testing.assert_close(weights_alone.sum(1), torch.ones(ROWS))
+    if len(there) == 1:
+        assert not weights_alone
+        torch.testing.assert_close(weights[:, present[0]], torch.ones(ROWS, 1))
+    for found in weights_alone:
+        torch.testing.assert_close(found, weights[:, present[0]])
+        assert found.shape == (ROWS, len(there))
+        torch.testing.assert_close(found.sum(1), torch.ones(ROWS))
+
+
+@pytest.mark.parametrize(
+    "config", [AttentionConfig(score="mlp"), ConcatenationConfig(kind="concatenation"), LateConfig(kind="late")]
+)
+@pytest.mark.parametrize(("towers", "of"), [(1, 1), (1, 3), (2, 3)])
+def test_a_head_is_left_out_exactly_where_it_changes_nothing(config: FusionConfig, towers: int, of: int) -> None:
+    fusion = config.build(of, DIMENSION)
+    randomised(fusion)
+    vectors = unit_vectors(ROWS, of, DIMENSION)
+    embedding, _ = fusion(vectors, (torch.arange(of) < towers).unsqueeze(0))
+    unchanged = embedding.shape == vectors[:, 0].shape and torch.allclose(embedding, vectors[:, 0], atol=1e-6)
+    assert config.keeps(towers, of) == unchanged
 
 
 def test_a_modality_s_weight_is_the_sum_of_its_towers() -> None:

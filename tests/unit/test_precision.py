@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from likeness_client.cli import main
 from likeness_export import exporting
 from likeness_export.exporting import export_run
@@ -147,8 +148,7 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.narrow(self.wide(tokens).relu())
-        return found
+        return F.normalize(self.narrow(self.wide(tokens).relu()), dim=-1)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,17 @@ def test_fp16_keeps_the_types_of_inputs_and_outputs(block: Path, tmp_path: Path)
     assert {tensor.data_type for tensor in onnx.load(target).graph.initializer} >= {onnx.TensorProto.FLOAT16}
     writer.write(target, writer.layers)
     assert difference(block, target) < 0.001
+
+
+def test_vectors_of_an_fp16_file_have_unit_length(exported: Exported, tmp_path: Path) -> None:
+    source, target = exported.repository / "image_encoder/1/model.onnx", tmp_path / "half.onnx"
+    Half(source).write(target)
+    session = open_session("image", target)
+    (given,) = session.get_inputs()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *given.shape[1:]), dtype=np.uint8)
+    (vectors,) = session.run(None, {given.name: pixels})
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    assert np.abs(vectors - open_session("image", source).run(None, {given.name: pixels})[0]).max() > 1e-6
 
 
 def test_a_network_is_known_by_what_it_consists_of(

@@ -28,7 +28,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_rendered_repository_fits_together() -> None:
     models = render(RECIPE)
     check(models)
-    assert len(models) == 3 + 3 + 7 + 2 + 7 + 7
+    assert len(models) == 3 + 3 + 4 + 2 + 7 + 7
     assert {name for name, model in models.items() if model.default.platform == "ensemble"} == {
         f"{kind}_{signature}"
         for kind in ("embed", "similarity")
@@ -124,7 +124,7 @@ def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None
 
 
 def test_one_instance_is_left_to_triton_where_there_may_be_several_gpus() -> None:
-    assert not render(RECIPE)["fusion_text"].default.instance_group
+    assert not render(RECIPE)["fusion_text_image"].default.instance_group
     everywhere = render(load_recipe(Path("demo"), ["serving.instances=2"]))
     assert everywhere["text_encoder"].default.instance_group[0].count == 2
     assert everywhere["text_preprocess"].default.instance_group[0].count == 2
@@ -288,10 +288,36 @@ def test_every_step_of_the_demo_is_pinned_to_the_version_that_is_written() -> No
         assert {step.model_version for step in model.default.ensemble_scheduling.step} <= {VERSION}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "heads"),
+    [
+        ([], {"text_image", "text_attributes", "image_attributes", "text_image_attributes"}),
+        (["serving.signatures=['text', 'image']"], set()),
+        (["serving.signatures=['text', 'image']", "fusion={kind='concatenation'}"], {"text", "image"}),
+        (["serving.signatures=['text', 'image']", "fusion={kind='late'}"], {"text", "image"}),
+        (["fusion={kind='late'}", "towers.image=", "towers.attributes=", "serving="], set()),
+        (
+            ["serving.signatures=['text', 'image']", "towers.texture={encoder='small_cnn', image_px=32}"],
+            {"image"},
+        ),
+    ],
+)
+def test_what_a_single_tower_embeds_has_no_head(overrides: list[str], heads: set[str]) -> None:
+    recipe = load_recipe(Path("demo"), overrides)
+    models = render(recipe)
+    check(models)
+    assert {name.removeprefix("fusion_") for name in models if name.startswith("fusion_")} == heads
+    for signature in recipe.signatures():
+        embed, pair = (models[f"{kind}_{signature}"].default for kind in ("embed", "similarity"))
+        several = "_" in signature
+        assert ("modality_weights" in {entry.name for entry in embed.output}) == several
+        assert ("left_modality_weights" in {entry.name for entry in pair.output}) == several
+
+
 def test_a_recipe_may_serve_fewer_signatures() -> None:
     models = render(load_recipe(Path("demo"), ['serving.signatures=["text_image", "image"]']))
     check(models)
     assert {name for name in models if name.startswith("embed_")} == {"embed_image", "embed_text_image"}
-    assert {name for name in models if name.startswith("fusion_")} == {"fusion_image", "fusion_text_image"}
+    assert {name for name in models if name.startswith("fusion_")} == {"fusion_text_image"}
     with pytest.raises(RecipeError, match="there is no image_text; allowed are: text, image, "):
         load_recipe(Path("demo"), ['serving.signatures=["image_text"]'])

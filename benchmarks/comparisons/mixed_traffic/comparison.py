@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from likeness_client import Product, ServerInfo
-from likeness_client.contract import EMBEDDING, MODALITY_WEIGHTS, embed_model, signature_of
+from likeness_client.contract import EMBEDDING, embed_model, signature_of
 from likeness_client.errors import translate
 from likeness_client.payloads import payloads
 from likeness_export.run import Run
@@ -138,7 +138,7 @@ async def _ask(stub: InferenceServerClient, address: str, call: Call, timeout_s:
     for name, data in tensors.items():
         tensor = InferInput(name, list(data.shape), "BYTES" if data.dtype == np.object_ else "FP32")
         inputs.append(tensor.set_data_from_numpy(data))
-    outputs = [InferRequestedOutput(name) for name in (EMBEDDING, MODALITY_WEIGHTS)]
+    outputs = [InferRequestedOutput(EMBEDDING)]
     with translate(address, model):
         answer = await stub.infer(model, inputs, outputs=outputs, client_timeout=timeout_s)
     vectors: NDArray[np.float32] = answer.as_numpy(EMBEDDING)

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-OUTPUTS = ["embedding", "modality_weights"]
-
 
 class TritonPythonModel:
     """Groups requests by what they have; groups, and the towers of a group, run side by side."""
@@ -21,6 +19,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self.towers = json.loads(parameters["towers"]["string_value"])
         self.modalities = json.loads(parameters["modalities"]["string_value"])
+        self.fused = json.loads(parameters["fused"]["string_value"])
 
     async def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request."""
@@ -51,15 +50,14 @@ class TritonPythonModel:
         parts = {name: np.concatenate([request[name] for request in given]) for name in given[0]}
         towers = [tower for tower in self.towers if tower["modality"] in parts]
         vectors = await asyncio.gather(*(self.tower(tower, parts[tower["modality"]]) for tower in towers))
-        embedding, weights = await call(f"fusion_{signature}", list(vectors), OUTPUTS)
+        # A signature without a head is embedded by its only tower.
+        found = await call(f"fusion_{signature}", list(vectors), ["embedding"]) if signature in self.fused else vectors
+        embedding = found[0].as_numpy()
         responses, start = [], 0
         for request in given:
             rows = slice(start, start + len(request[next(iter(request))]))
             start = rows.stop
-            full = np.zeros((rows.stop - rows.start, len(self.modalities)), np.float32)
-            full[:, [self.modalities.index(name) for name in parts]] = weights.as_numpy()[rows]
-            outputs = [pb_utils.Tensor("embedding", embedding.as_numpy()[rows]), pb_utils.Tensor(OUTPUTS[1], full)]
-            responses.append(pb_utils.InferenceResponse(outputs))
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("embedding", embedding[rows])]))
         return responses
 
     async def tower(self, tower: dict[str, Any], items: Any) -> Any:

@@ -117,7 +117,7 @@ def _add_router(out: Path, recipe: Recipe, full: str, instances: int) -> None:
     for modality in recipe.modalities():
         config.input.add(name=modality, data_type=model_config_pb2.TYPE_STRING, dims=[1], optional=True)
     for output in ensemble.output:
-        if output.name in (EMBEDDING, MODALITY_WEIGHTS):
+        if output.name == EMBEDDING:
             config.output.add().CopyFrom(output)
     towers = [
         {
@@ -130,6 +130,7 @@ def _add_router(out: Path, recipe: Recipe, full: str, instances: int) -> None:
     ]
     config.parameters["towers"].string_value = json.dumps(towers)
     config.parameters["modalities"].string_value = json.dumps(recipe.modalities())
+    config.parameters["fused"].string_value = json.dumps(recipe.fused_signatures())
     config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.max_queue_delay_microseconds = 0
     _write(config, out / ROUTER / "config.pbtxt")

@@ -22,6 +22,10 @@ class _FusionConfig(BaseModel, ABC):
         """Return the length of the embedding."""
         return dimension
 
+    def keeps(self, towers: int, of: int) -> bool:  # noqa: ARG002 (two kinds need it)
+        """Say whether a product with ``towers`` of ``of`` vectors is embedded by its only vector as it is."""
+        return False
+
 
 class AttentionConfig(_FusionConfig):
     """``kind = "attention"``."""
@@ -32,6 +36,10 @@ class AttentionConfig(_FusionConfig):
     def build(self, towers: int, dimension: int) -> Fusion:
         """Build the head."""
         return AttentionFusion(towers, dimension, hidden=dimension // 2 if self.score == "mlp" else 0)
+
+    def keeps(self, towers: int, of: int) -> bool:  # noqa: ARG002 (one kind needs it)
+        """A single vector has the weight 1."""
+        return towers == 1
 
 
 class ConcatenationConfig(_FusionConfig):
@@ -56,6 +64,10 @@ class LateConfig(_FusionConfig):
     def embedding_dimension(self, towers: int, dimension: int) -> int:
         """Return the length of all vectors side by side."""
         return towers * dimension
+
+    def keeps(self, towers: int, of: int) -> bool:  # noqa: ARG002 (all parts have their places)
+        """A single vector stays as it is where no other one has a place beside it."""
+        return of == 1
 
 
 FusionConfig = Annotated[AttentionConfig | ConcatenationConfig | LateConfig, Field(discriminator="kind")]

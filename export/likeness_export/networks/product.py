@@ -101,13 +101,13 @@ class SignatureFusion(nn.Module):
         self.register_buffer("present", present, persistent=False)
         self.columns = [place for place, there in enumerate(present[0].tolist()) if there]
 
-    def forward(self, *vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Fuse t' vectors FP32 [n, d] into the embedding FP32 [n, d] and the weights FP32 [n, m'] of its modalities."""
+    def forward(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """Fuse t' vectors FP32 [n, d] into the embedding FP32 [n, e] and, if several, modality weights FP32 [n, m']."""
         given = dict(zip(self.towers, vectors, strict=True))
         blank = torch.zeros_like(vectors[0])
         stacked = torch.stack([given.get(name, blank) for name in self.network.tower_modalities], 1)  # (n, t, d)
         embedding, weights = self.network.fuse(stacked, self.present)
-        return embedding, weights[:, self.columns]
+        return (embedding, weights[:, self.columns]) if len(self.columns) > 1 else (embedding,)
 
 
 def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> ProductNetwork:

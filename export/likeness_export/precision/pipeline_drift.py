@@ -61,8 +61,10 @@ class Pipeline:
 
     def _fused(self, signature: str, vectors: Mapping[str, Embedded]) -> Embedded:
         """Fuse the vectors of all products that have the whole signature."""
-        session = open_session(signature, self.folder / fusion_model(signature) / str(VERSION) / "model.onnx")
         towers = towers_of(self.recipe, signature)
+        if signature not in self.recipe.fused_signatures():
+            return vectors[towers[0]]
+        session = open_session(signature, self.folder / fusion_model(signature) / str(VERSION) / "model.onnx")
 
         def fuse(given: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
             there = ~np.logical_or.reduce([np.isnan(found).any(1) for found in given.values()])
