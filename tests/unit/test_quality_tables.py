@@ -59,6 +59,21 @@ def test_every_declared_recipe_and_override_can_be_read() -> None:
             if (BUILT_IN / f"{variant.recipe}.toml").is_file():
                 recipe = load_recipe(Path(variant.recipe), variant.overrides)
                 assert recipe.data.products == table.products
+            else:
+                assert variant.joins
+
+
+def test_what_joins_others_has_their_joined_recipe(tmp_path: Path) -> None:
+    found = {
+        (table.name, variant.name): unit.recipe()
+        for table in TABLES
+        for variant in table.variants
+        if variant.joins
+        for unit in units_of(table, [1], [variant.name], tmp_path, tmp_path)[-1:]
+    }
+    recipe = found["matching", "walmart-amazon-and-model"]
+    assert recipe is not None
+    assert list(recipe.towers) == ["text", "terms", "model"]
 
 
 def test_names_are_unique_and_can_be_folders() -> None:
@@ -143,12 +158,14 @@ def test_markdown() -> None:
     assert markdown(result()) == GOLDEN
 
 
-def test_many_labels_share_a_table_and_a_panel() -> None:
+def test_many_labels_share_a_table_and_have_a_panel_each() -> None:
     lines = tuple(line(0.1 * place, label=f"set {place}") for place in range(1, 5))
     found = result(baselines=lines, variants=())
     assert "## T\n" in markdown(replace(found, variants=result().variants[:1]))
     assert "| of | variant |" in markdown(replace(found, variants=result().variants[:1]))
-    assert list(panels_of(found)) == [("T", "hit@1")]
+    bars = panels_of(found)
+    assert list(bars) == [(f"T: set {place}", "hit@1") for place in range(1, 5)]
+    assert [(bar.place, bar.series) for bar in bars["T: set 1", "hit@1"]] == [("untrained", "untrained, text")]
 
 
 def test_json_holds_every_seed() -> None:
@@ -216,6 +233,30 @@ def test_joined_seeds_wait_for_all_trainings(tmp_path: Path, monkeypatch: pytest
     text = (plan.out / "small.md").read_text(encoding="utf-8")
     assert "all of 2 seeds" in text
     assert "| one-joined | 1 of 1 | the seeds of `one` joined" in text
+
+
+def test_variants_that_are_joined_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    one = replace(TABLE.variants[0], overrides=('fusion={kind="late"}',))
+    both = Variant(name="both", joins=("one", "two"), joined=True)
+    table = replace(TABLE, variants=(both, one, replace(one, name="two"), replace(one, name="three")))
+    places = {"data_root": tmp_path, "work": tmp_path / "work", "out": tmp_path / "out"}
+    plan = Plan(tables=[table], seeds=[1, 2], only=["both"], jobs=2, **places)
+    order: list[str] = []
+
+    def note(unit: Unit) -> None:
+        order.append(unit.name)
+        pretend(unit)
+
+    assert run_tables(plan, note) == {}
+    assert order == [
+        *("small/one/seed-1", "small/two/seed-1", "small/one/seed-2", "small/two/seed-2"),
+        *("small/both/seed-1", "small/both/seed-2", "small/both-joined/seeds-1-2"),
+    ]
+    last = units_of(table, plan.seeds, plan.only, plan.work, plan.data_root)[-1]
+    assert [part.name for part in last.parts] == [order[place] for place in (0, 1, 2, 3)]
+    text = (plan.out / "small.md").read_text(encoding="utf-8")
+    assert "| both | 2 of 2 |  | `likeness join` of one and two |" in text
 
 
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

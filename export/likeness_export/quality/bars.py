@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 _SHOWN = ("hit@1", "F1", "R@1")
 _GREY = "#b9b6b0"
 _WIDTH, _HEIGHT, _LEAST_PLACES = 12.0, 3.4, 8
+_MANY_PANELS = 8  # so many, or more, stand in two columns
+_LABEL_WIDTH = 14  # letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +53,13 @@ def draw_bars(result: TableResult, path: Path) -> bool:
     panels = panels_of(result)
     if not panels:
         return False
-    figure = Figure(figsize=(_WIDTH, _HEIGHT * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
-    for axis, ((title, metric), bars) in zip(axes, panels.items(), strict=True):
+    columns = 2 if len(panels) >= _MANY_PANELS else 1
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).T.ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis, ((title, metric), bars) in zip(axes, panels.items(), strict=False):
         _draw(axis, bars)
         axis.set_ylabel(metric)
         axis.set_title(title, loc="left", fontsize=10)
@@ -63,29 +71,31 @@ def draw_bars(result: TableResult, path: Path) -> bool:
 def panels_of(result: TableResult) -> dict[tuple[str, str], list[Bar]]:
     """Return the bars of each panel by the panel's title and figure.
 
-    A task of few labels has a panel for each, with a place per set of modalities; one of many has a single panel, with
-    a place per label.
+    Every label of a task has a panel. Few labels are different questions to the same variants, which stand side by side
+    for each set of modalities; many are different sets, most variants being of one: there each variant has its place.
     """
     lines = all_lines(result)
     panels: dict[tuple[str, str], list[Bar]] = {}
-    for variant, line in lines:
-        metric = next((name for name in _SHOWN if name in line.figures), "")
-        if not metric:
-            continue
-        if len(labels_of(lines, line.task)) < MANY_LABELS:
-            title = f"{line.task}: {line.label}"
-            bar = Bar(place=_place(variant, line), series=variant, value=line.figures[metric])
-        else:
-            title = line.task
-            bar = Bar(place=line.label, series=f"{variant}, {line.what}", value=line.figures[metric])
-        panels.setdefault((title, metric), []).append(bar)
+    for task in dict.fromkeys(line.task for _, line in lines):
+        labels = labels_of(lines, task)
+        place = _place if len(labels) < MANY_LABELS else _place_of_variant
+        for label in labels:
+            for variant, line in lines:
+                metric = next((name for name in _SHOWN if name in line.figures), "")
+                if metric and (line.task, line.label) == (task, label):
+                    bars = panels.setdefault((f"{task}: {label}", metric), [])
+                    bars.append(place(variant, line, line.figures[metric]))
     return panels
 
 
-def _place(variant: str, line: SpreadLine) -> str:
-    if variant == UNTRAINED:
-        return f"{UNTRAINED}\n{line.what}"
-    return line.what.replace("_", "\n")
+def _place(variant: str, line: SpreadLine, value: Spread) -> Bar:
+    where = f"{UNTRAINED}\n{line.what}" if variant == UNTRAINED else line.what.replace("_", "\n")
+    return Bar(place=where, series=variant, value=value)
+
+
+def _place_of_variant(variant: str, line: SpreadLine, value: Spread) -> Bar:
+    series = f"{UNTRAINED}, {line.what}" if variant == UNTRAINED else line.what
+    return Bar(place="\n".join(textwrap.wrap(variant, _LABEL_WIDTH)), series=series, value=value)
 
 
 def _draw(axis: Axes, bars: Sequence[Bar]) -> None:

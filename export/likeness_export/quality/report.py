@@ -15,7 +15,7 @@ from likeness_export.quality.units import Finished
 
 UNTRAINED = "untrained"
 MANY_LABELS = 4
-"""A task with so many labels, or more, has one table and one panel for all of them."""
+"""A task with so many labels, or more, has one table for all of them; in pictures, a place for each variant."""
 _NO_CONTEST = ("lost", "F1 best", "F1 fitted", "F1 repeats")  # more of it is not better, or it is no result
 _COST_COLUMNS = {
     "parameters": "parameters",
@@ -92,6 +92,7 @@ def _plain_variant(found: VariantResult) -> dict[str, Any]:
         "what": found.variant.what,
         "built_from": found.variant.recipe,
         "overrides": list(found.variant.overrides),
+        "joins": list(found.variant.joins),
         "recipe": recipes[0] if recipes else {},
         "failed": {str(seed): message for seed, message in found.failed.items()},
         "over_seeds": [line.plain() for line in found.lines()],
@@ -209,8 +210,9 @@ def _number(value: float) -> str:
 def _variant_rows(result: TableResult) -> Iterator[list[str]]:
     for found in result.variants:
         variant = found.variant
-        recipe = " ".join([f"`{variant.recipe}`", *(f"`{override}`" for override in variant.overrides)])
-        yield [variant.name, f"{len(found.seeds)} of {found.wanted}", variant.what, recipe]
+        recipe = " ".join(f"`{part}`" for part in (variant.recipe, *variant.overrides) if part)
+        joins = f"`likeness join` of {' and '.join(variant.joins)}"
+        yield [variant.name, f"{len(found.seeds)} of {found.wanted}", variant.what, joins if variant.joins else recipe]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

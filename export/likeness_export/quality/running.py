@@ -63,7 +63,7 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
     with stages("units", "last") as progress:
         task = progress.add_task("quality", total=len(units), completed=len(units) - len(missing), last="")
         trained = [unit for unit in missing if not unit.parts]
-        joined = [unit for unit in missing if unit.parts]  # they need what the others train
+        joined = [unit for unit in missing if unit.parts]  # of what the others train
         for wave in (trained, joined):
             for unit, error in side_by_side(wave, work, plan.jobs):
                 if error:

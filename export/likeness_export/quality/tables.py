@@ -11,19 +11,21 @@ from likeness_client.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to train.
+    """One way to train, or to join what others train.
 
     Attributes:
         name: as it stands in the table; also the name of its folder.
         recipe: a built-in recipe, or the path of one.
         overrides: ``dotted.key=value`` on top of the recipe; see `load_recipe`.
+        joins: variants of the same table whose runs are joined, seed by seed; it has no recipe then.
         what: one line for readers.
         joined: whether its seeds, joined into one run, are measured too.
     """
 
     name: str
-    recipe: str
+    recipe: str = ""
     overrides: tuple[str, ...] = ()
+    joins: tuple[str, ...] = ()
     what: str = ""
     joined: bool = False
 
@@ -298,6 +300,22 @@ TABLES = (
                 recipe="matching",
                 overrides=(_sets(*_WDC), "training.epochs=2"),
                 what="one network for four kinds of offers; three times as many pairs, so 2 epochs for 6",
+            ),
+            Variant(
+                name="walmart-amazon-model",
+                recipe="matching",
+                overrides=(
+                    _sets("walmart-amazon"),
+                    *("towers.text=", "towers.terms=", "fusion="),
+                    'towers.model={encoder="hashed",keys=["modelno"]}',
+                ),
+                what="model numbers alone, hashed; products without one have no embedding",
+            ),
+            Variant(
+                name="walmart-amazon-and-model",
+                joins=("walmart-amazon", "walmart-amazon-model"),
+                what="text and model numbers, trained apart and joined",
+                joined=True,
             ),
             Variant(
                 name="abt-buy-transformer",

@@ -1,4 +1,4 @@
-"""One unit of a table: a variant with one seed, or its joined seeds, or the baselines; measured, kept in its folder."""
+"""One unit of a table: a variant with one seed, or joined runs, or the baselines; measured, kept in its folder."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ class Unit:
         """How it is reported."""
         if self.variant is None:
             return f"{self.table.name}/{BASELINES}"
-        if self.parts:
-            return f"{self.table.name}/{self.variant.name}/seeds-{'-'.join(str(part.seed) for part in self.parts)}"
-        return f"{self.table.name}/{self.variant.name}/seed-{self.seed}"
+        seeds = [str(seed) for seed in dict.fromkeys(part.seed for part in self.parts)] or [str(self.seed)]
+        return f"{self.table.name}/{self.variant.name}/{'seeds' if len(seeds) > 1 else 'seed'}-{'-'.join(seeds)}"
 
     @property
     def folder(self) -> Path:
@@ -103,26 +102,32 @@ def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path
     Args:
         table: the table.
         seeds: the seeds.
-        only: names of variants; empty: all of them.
+        only: names of variants, to which those that they join are added; empty: all of them.
         work: see `Unit`.
         data_root: see `Unit`.
 
     Raises:
         InputError: an unknown variant.
     """
-    chosen = [table.variant(name) for name in only] or table.variants
+    named = [name for wanted in only for name in (*table.variant(wanted).joins, wanted)]
+    chosen = [table.variant(name) for name in dict.fromkeys(named)] or table.variants
     baselines = Unit(table=table, variant=None, work=work, data_root=data_root)
-    trained = [replace(baselines, variant=variant, seed=seed) for seed in seeds for variant in chosen]
+
+    def unit(variant: Variant, seed: int) -> Unit:
+        parts = tuple(unit(table.variant(name), seed) for name in variant.joins)
+        return replace(baselines, variant=variant, seed=seed, parts=parts)
+
+    of_seeds = [unit(variant, seed) for seed in seeds for variant in chosen]
     joined = [
         replace(
             baselines,
             variant=variant.of_joined_seeds(),
-            parts=tuple(unit for unit in trained if unit.variant == variant),
+            parts=tuple(part for one in of_seeds if one.variant == variant for part in one.parts or (one,)),
         )
         for variant in chosen
         if variant.joined and len(seeds) > 1
     ]
-    return [*([baselines] if table.baselines else []), *trained, *joined]
+    return [*([baselines] if table.baselines else []), *of_seeds, *joined]
 
 
 def read_finished(unit: Unit) -> Finished | None:
