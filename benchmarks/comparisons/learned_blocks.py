@@ -100,7 +100,7 @@ def _ask(asked: Learned) -> Answered:
         for part in parts_of(right, asked.chunk):
             client.similarity_matrix(left, part, metric=Metric.LEARNED)
         seconds = time.perf_counter() - began
-    # Kernels count the two apart and each a little late: without growth the peak can read some pages below the memory before.
+    # The kernel keeps the two apart, each a little late: without growth the peak can read some pages below.
     return Answered(seconds=seconds, before_mb=before_mb, peak_mb=max(before_mb, high_water_mb(os.getpid())))
 
 
