@@ -148,7 +148,7 @@ class NamedPair:
     label: int
 
 
-def hold_out(pairs: Sequence[NamedPair], share: float) -> tuple[list[NamedPair], list[NamedPair]]:
+def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[list[NamedPair], list[NamedPair]]:
     """Divide pairs into those that are trained on and those that are held out.
 
     A hash of the two ids decides, so that everyone who knows the share divides alike, whatever the order of the pairs,
@@ -157,12 +157,13 @@ def hold_out(pairs: Sequence[NamedPair], share: float) -> tuple[list[NamedPair],
     Args:
         pairs: the pairs.
         share: how many are held out, 0 to 1, on average.
+        fold: which of them, 0 to 1 / share; no pair is held out by two folds.
     """
     parts: tuple[list[NamedPair], list[NamedPair]] = ([], [])
     for pair in pairs:
         name = "\0".join(sorted((pair.left, pair.right)))
         chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-        parts[chance < share].append(pair)
+        parts[fold * share <= chance < (fold + 1) * share].append(pair)
     return parts
 
 

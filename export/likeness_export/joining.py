@@ -83,7 +83,7 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
     }
     joined = first.model_copy(
         update={
-            "data": first.data.model_copy(update={"text_fields": fields}),
+            "data": first.data.model_copy(update={"text_fields": fields, "joined_folds": _folds(recipes)}),
             "towers": towers,
             "fusion": LateConfig(kind="late"),
             "similarity": first.similarity.model_copy(
@@ -94,6 +94,23 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
         }
     )
     return parse_recipe(joined.model_dump(mode="json"), f"{first.name}, joined")
+
+
+def _folds(recipes: Sequence[Recipe]) -> tuple[int, ...]:
+    """Return the fold of the pairs that each recipe holds out; nothing if it is the same for all of them.
+
+    Raises:
+        InputError: folds of different sizes, or of a run that was itself joined of several.
+    """
+    if any(recipe.data.joined_folds for recipe in recipes):
+        raise InputError("a run is itself joined of several folds: join the trained runs, all at once")
+    shares = {recipe.data.held_out for recipe in recipes}
+    folds = tuple(recipe.data.fold for recipe in recipes)
+    if len(set(folds)) == 1:
+        return ()
+    if len(shares) > 1:
+        raise InputError(f"the runs hold out different shares of the pairs, {sorted(shares)}: train them alike")
+    return folds
 
 
 def _tower_names(recipes: Sequence[Recipe]) -> list[dict[str, str]]:

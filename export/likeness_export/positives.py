@@ -219,7 +219,7 @@ def training_pairs(data: DataSection, data_root: Path) -> list[NamedPair]:
     """
     if data.pairs is None:
         return []
-    return hold_out(read_named_pairs(data_root / data.pairs, data.train_splits), data.held_out)[0]
+    return hold_out(read_named_pairs(data_root / data.pairs, data.train_splits), data.held_out, data.fold)[0]
 
 
 def positives_of(

@@ -49,6 +49,10 @@ class DataSection(_Section):
     held_out: float = Field(
         default=0.0, ge=0, lt=1, description="share of the pairs that is kept from training, to choose thresholds on"
     )
+    fold: int = Field(default=0, ge=0, description="which share of the pairs that is, of 1 / held_out")
+    joined_folds: tuple[int, ...] = Field(
+        default=(), description="of a joined run, whose parts have different folds: theirs, in order; `join` says"
+    )
     source: str | None = Field(
         default=None, description="field that says where a product comes from; the draws of a label take turns over it"
     )
@@ -65,6 +69,10 @@ class DataSection(_Section):
             raise ValueError(f"{len(self.label_weights)} label_weights for {len(self.labels)} labels")
         if self.held_out and not self.pairs:
             raise ValueError("held_out belongs to pairs; labels have splits")
+        if any((fold + 1) * self.held_out > 1.001 for fold in (self.fold, *self.joined_folds)):
+            raise ValueError(f"fold: with held_out = {self.held_out} there are {int(1.001 / self.held_out)}, from 0 on")
+        if not self.held_out and (self.fold or self.joined_folds):
+            raise ValueError("fold: nothing is held out; give held_out, too")
         if self.pairs and self.source:
             raise ValueError("source belongs to labels; pairs are drawn as they are")
         return self

@@ -119,6 +119,11 @@ def test_held_out_pairs_do_not_depend_on_order_and_take_their_mirror_images_alon
     assert [pair.right for pair in hold_out(mirrored[::-1], 0.2)[1]] == [pair.left for pair in held[::-1]]
     assert hold_out(pairs, 0.0) == (pairs, [])
     assert set(map(id, hold_out(pairs, 0.3)[1])) > set(map(id, held))  # a larger share holds the smaller one
+    folds = [hold_out(pairs, 0.2, fold)[1] for fold in range(5)]
+    assert folds[0] == held
+    assert (
+        sorted((pair for fold in folds for pair in fold), key=pairs.index) == pairs
+    )  # every pair is held out by one of them
 
 
 def test_only_products_with_the_given_values_stay() -> None:

@@ -176,3 +176,21 @@ def test_recipes_that_do_not_fit_together_are_refused(recipes: list[Recipe], sai
 def test_the_joined_recipe_reads_text_as_the_run_that_has_text() -> None:
     text = recipe_of(data={**RECIPE["data"], "text_fields": ["title"]}, towers={"text": {"encoder": "word_vectors"}})
     assert joined_recipe([recipe_of(towers=IMAGE), text]).data.text_fields == ("title",)
+
+
+def test_a_joined_run_knows_which_pairs_its_parts_have_not_seen() -> None:
+    def recipe(fold: int, held_out: float = 0.2) -> Recipe:
+        data = {"products": "products.jsonl", "pairs": "pairs.csv", "held_out": held_out, "fold": fold}
+        return recipe_of(data=data, towers=IMAGE)
+
+    assert joined_recipe([recipe(1), recipe(1)]).data.joined_folds == ()
+    joined = joined_recipe([recipe(2), recipe(0), recipe(4)])
+    assert joined.data.joined_folds == (2, 0, 4)
+    with pytest.raises(InputError, match="different shares"):
+        joined_recipe([recipe(0), recipe(1, 0.3)])
+    with pytest.raises(InputError, match="itself joined"):
+        joined_recipe([joined, recipe(1)])
+    with pytest.raises(InputError, match=r"with held_out = 0.2 there are 5, from 0 on"):
+        recipe(5)
+    with pytest.raises(InputError, match="nothing is held out"):
+        recipe(1, 0.0)

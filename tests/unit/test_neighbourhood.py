@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from likeness_export.catalogue import NamedPair
-from likeness_export.uses.match import cosine, local_cosines, match
+from likeness_export.uses.match import Judged, among_neighbours, cosine, match
 from likeness_export.uses.neighbourhood import NEIGHBOURS, Rows, Values, in_context, surroundings
 
 
@@ -57,8 +57,9 @@ def test_what_is_alike_with_everything_needs_more_to_match() -> None:
     pairs = [NamedPair(left=f"l{i}", right=f"r{i}", label=1) for i in range(80)]
     pairs += [NamedPair(left=f"l{i}", right=f"r{(i + 1) % 80}", label=0) for i in range(80)]
     train, measured = pairs[::2], pairs[1::2]
-    alone = match(ids, vectors, train, measured, cosine)
-    among = match(ids, vectors, train, measured, cosine, local_cosines(ids, vectors, pairs))
+    taught, asked = (Judged(pairs=some, vectors=vectors) for some in (train, measured))
+    alone = match(ids, [taught], asked, cosine)
+    among = match(ids, [among_neighbours(ids, taught, pairs)], among_neighbours(ids, asked, pairs), cosine)
     assert alone.every.f1 < 0.9
     assert among.every.f1 > 0.97
 

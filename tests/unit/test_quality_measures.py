@@ -74,7 +74,7 @@ def test_the_threshold_is_chosen_on_train_pairs_alone() -> None:
 
     train = [pair("a", "b"), pair("a", "c", 0)]  # matched from 0.6 to 0.7
     measured = [pair("a", "b"), pair("e", "f"), pair("e", "g"), pair("a", "h", 0)]
-    found, count = decide(train, train, measured, features, place)
+    found, count = decide(train, [(train, features)], (measured, features), place)
     assert count == 3  # a-b repeats a train pair
     assert found["F1"] == pytest.approx(0.5)
     assert found["F1 best"] == pytest.approx(0.8)

@@ -10,12 +10,12 @@ import likeness_export.uses.match as match_module
 import numpy as np
 import pytest
 from likeness_client import Embeddings, InputError, Product
-from likeness_export.catalogue import NamedPair, read_named_pairs
+from likeness_export.catalogue import NamedPair, hold_out, read_named_pairs
 from likeness_export.uses.cli import uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
 from likeness_export.uses.decision import best_threshold, figures, fit_decision
 from likeness_export.uses.inputs import Vectors, read_embedded
-from likeness_export.uses.match import cosine, label_pairs, match
+from likeness_export.uses.match import Judged, cosine, folds_of, label_pairs, match
 from likeness_export.uses.mine import check_keys, elect, mine
 from likeness_export.uses.related import Neighbours, nearest
 from numpy.typing import NDArray
@@ -283,9 +283,10 @@ def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
         calls.append(len(left))
         return cosine(left, right)
 
-    found = match(ids, vectors, train, measured, score)
-    assert found.decision == match(ids, vectors, train, flipped, score).decision
-    assert found.decision == match(ids, vectors, train, measured[:1], score).decision
+    taught, asked, other, fewer = (Judged(pairs=p, vectors=vectors) for p in (train, measured, flipped, measured[:1]))
+    found = match(ids, [taught], asked, score)
+    assert found.decision == match(ids, [taught], other, score).decision
+    assert found.decision == match(ids, [taught], fewer, score).decision
     cosines = np.array([vectors[int(p.left)] @ vectors[int(p.right)] for p in train])
     assert found.decision == fit_decision(cosines[:, None], np.array([1, 1, 0, 0]))
     assert calls[:2] == [4, 2]
@@ -296,7 +297,9 @@ def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
 def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:
     vectors = unit([[1, 0], [1, 0.1], [0, 1]])
     train = [pair("a", "b", 1), pair("a", "c", 0), pair("a", "gone", 1)]
-    found = match(["a", "b", "c"], vectors, train, [pair("b", "a", 1), pair("a", "gone", 1), pair("x", "y", 0)], cosine)
+    measured = [pair("b", "a", 1), pair("a", "gone", 1), pair("x", "y", 0)]
+    taught, asked = (Judged(pairs=pairs, vectors=vectors) for pairs in (train, measured))
+    found = match(["a", "b", "c"], [taught], asked, cosine)
     assert (found.train_unscored, found.unscored) == (1, 2)
     assert (found.every.pairs, found.every.positives, found.every.recall, found.every.precision) == (3, 2, 0.5, 1)
     assert found.every.f1 == pytest.approx(2 / 3)
@@ -305,7 +308,24 @@ def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:
     assert (found.seen.pairs, found.unseen.pairs) == (2, 1)
     assert np.isnan([found.unseen.f1, found.unseen.recall, found.unseen.precision]).all()
     with pytest.raises(InputError, match="no pairs to measure on"):
-        match(["a"], vectors[:1], train, [], cosine)
+        match(["a"], [taught], Judged(pairs=[], vectors=vectors), cosine)
+
+
+def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_not_seen() -> None:
+    names = [f"p{i}" for i in range(40)]
+    train = [pair(names[i], names[i + 1], i % 2) for i in range(39)]
+    parts = [unit(np.random.default_rng(place).normal(size=(40, 8))) for place in range(5)]
+    joined = np.concatenate(parts, 1) / 5**0.5
+    taught = folds_of(joined, train, 0.2, [3, 1, 0, 4, 2])
+    assert [len(judged.pairs) > 0 for judged in taught] == [True] * 5
+    assert sorted(p.left for judged in taught for p in judged.pairs) == sorted(p.left for p in train)
+    for judged, part, fold in zip(taught, parts, [3, 1, 0, 4, 2], strict=True):
+        assert judged.vectors == pytest.approx(part, abs=1e-6)
+        assert list(judged.pairs) == hold_out(train, 0.2, fold)[1]
+    (whole,) = folds_of(joined, train, 0.0, [0])
+    assert list(whole.pairs) == train
+    with pytest.raises(InputError, match="not joined of 3 equal parts"):
+        folds_of(joined, train, 0.2, [0, 1, 2])
 
 
 def test_pairs_of_a_label_have_the_hardest_negatives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,25 @@ class Scorer:
     ranks: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What decisions are learned from: train pairs, and scores by a network that has not seen them.
+
+    Attributes:
+        scorers: name -> score; the names are those of the measured scores.
+        held_out: share of the train pairs that the network was not trained on; 0: it was trained on none.
+        fold: which of the shares; see `hold_out`.
+    """
+
+    scorers: Mapping[str, Scorer]
+    held_out: float = 0.0
+    fold: int = 0
+
+    def pairs(self, train: Sequence[NamedPair]) -> list[NamedPair]:
+        """Return those of the train pairs that it teaches with."""
+        return hold_out(train, self.held_out, self.fold)[1] if self.held_out else list(train)
+
+
 def trained_scores(vectors: NDArray[np.float32], network: ProductNetwork) -> dict[str, Scorer]:
     """Return the scores of a trained network: ``cosine``, and ``learned`` (its metric's logit).
 
@@ -69,7 +88,11 @@ def trained_scores(vectors: NDArray[np.float32], network: ProductNetwork) -> dic
 
 
 def measure_pair_sets(
-    measure: PairSets, scorers: Mapping[str, Scorer], catalogue: Catalogue, data_root: Path, held_out: float = 0.0
+    measure: PairSets,
+    scorers: Mapping[str, Scorer],
+    catalogue: Catalogue,
+    data_root: Path,
+    lessons: Sequence[Lesson] = (),
 ) -> Iterator[Line]:
     """Measure every set with every score, of the pair alone and among its neighbours.
 
@@ -78,7 +101,7 @@ def measure_pair_sets(
         scorers: name -> score.
         catalogue: the products.
         data_root: what relative paths start from.
-        held_out: share of the train pairs that was not trained on; decisions are learned from those. 0: from all.
+        lessons: what decisions are learned from; nothing: from all train pairs by the same scores.
 
     Returns:
         Lines of both tasks.
@@ -87,19 +110,22 @@ def measure_pair_sets(
     sets = catalogue.labels(measure.set_field)
     sides = catalogue.labels(measure.side_field)
     row_of = {product.product_id: row for row, product in enumerate(catalogue.products)}
+    lessons = lessons or (Lesson(scorers=scorers),)
     train, val = (_known(read_named_pairs(path, [split]), row_of) for split in ("train", "val"))
     for name in dict.fromkeys(sets.tolist()):
         known, measured = ([pair for pair in pairs if sets[row_of[pair.left]] == name] for pairs in (train, val))
-        fitted = hold_out(known, held_out)[1] if held_out else known
-        if not fitted or not measured:
+        taught = [(lesson, lesson.pairs(known)) for lesson in lessons]
+        if not any(pairs for _, pairs in taught) or not measured:
             continue
         members = np.flatnonzero(sets == name)
+
+        def in_set(scorer: Scorer, members: Rows = members) -> PairFeatures:
+            return among_neighbours(scorer, members, sides[members])
+
         for score, scorer in scorers.items():
-            for what, features in (
-                (score, alone(scorer)),
-                (score + AMONG_NEIGHBOURS, among_neighbours(scorer, members, sides[members])),
-            ):
-                found, count = decide(known, fitted, measured, features, row_of)
+            for what, knowing in ((score, alone), (score + AMONG_NEIGHBOURS, in_set)):
+                learned_from = [(pairs, knowing(lesson.scorers[score])) for lesson, pairs in taught if pairs]
+                found, count = decide(known, learned_from, (measured, knowing(scorer)), row_of)
                 yield Line(task=measure.name, label=name, what=what, count=count, figures=found)
             if scorer.ranks:
                 found, count = find(measured, scorer.search, row_of, members, sides)
@@ -131,18 +157,16 @@ def among_neighbours(scorer: Scorer, members: Rows, sides: NDArray[np.str_]) -> 
 
 def decide(
     train: Sequence[NamedPair],
-    fitted: Sequence[NamedPair],
-    measured: Sequence[NamedPair],
-    features: PairFeatures,
+    taught: Sequence[tuple[Sequence[NamedPair], PairFeatures]],
+    asked: tuple[Sequence[NamedPair], PairFeatures],
     row_of: Mapping[str, int],
 ) -> tuple[dict[str, float], int]:
     """Learn a decision from some pairs and measure it on others that do not repeat a train pair.
 
     Args:
         train: all train pairs.
-        fitted: those of them to learn from.
-        measured: the pairs to measure on.
-        features: what is known of pairs.
+        taught: those of them to learn from, and what is known of them.
+        asked: the pairs to measure on, and what is known of them.
         row_of: product id -> row.
 
     Returns:
@@ -150,10 +174,13 @@ def decide(
         ``neither`` product occurs in a train pair, where such pairs exist; the ceiling ``F1 best``; F1 of the fitted
         pairs; ``F1 repeats``, with the repeated pairs. And how many pairs were measured.
     """
+    measured, features = asked
     fresh = without_repeats(measured, train)
     kept = np.array([pair in fresh for pair in measured], dtype=bool)
-    labels, fitted_labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (measured, fitted))
-    known, fitted_known = (_known_of(pairs, features, row_of) for pairs in (measured, fitted))
+    labels = np.array([pair.label for pair in measured], dtype=np.intp)
+    fitted_labels = np.array([pair.label for pairs, _ in taught for pair in pairs], dtype=np.intp)
+    known = _known_of(measured, features, row_of)
+    fitted_known = np.concatenate([_known_of(pairs, known_of, row_of) for pairs, known_of in taught])
     decision = fit_decision(fitted_known, fitted_labels)
     threshold, scores, fitted_scores = decision.threshold, *map(decision.probabilities, (known, fitted_known))
     every = figures(scores[kept], labels[kept], threshold)

@@ -19,6 +19,7 @@ class Variant:
         overrides: ``dotted.key=value`` on top of the recipe; see `load_recipe`.
         joins: variants of the same table whose runs are joined, seed by seed; it has no recipe then.
         what: one line for readers.
+        folds: whether each seed holds another fold of the pairs out (``data.fold``).
         joined: whether its seeds, joined into one run, are measured too.
     """
 
@@ -27,6 +28,7 @@ class Variant:
     overrides: tuple[str, ...] = ()
     joins: tuple[str, ...] = ()
     what: str = ""
+    folds: bool = False
     joined: bool = False
 
     def of_joined_seeds(self) -> Variant:
@@ -293,7 +295,15 @@ TABLES = (
                     what=f"the recipe on {name} alone",
                     joined=True,
                 )
-                for name in ("abt-buy", "amazon-google", "walmart-amazon")
+                for name in ("abt-buy", "walmart-amazon")
+            ),
+            Variant(
+                name="amazon-google",
+                recipe="matching",
+                overrides=(_sets("amazon-google"), "training.epochs=12"),
+                what="the recipe on amazon-google alone, 12 epochs for 6; each seed holds out another fifth",
+                folds=True,
+                joined=True,
             ),
             Variant(
                 name="wdc",

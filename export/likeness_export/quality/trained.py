@@ -16,7 +16,7 @@ from likeness_export.joining import join_runs
 from likeness_export.metrics import Retrieval, retrieval
 from likeness_export.quality.costs import Cost, cost_of, train_measured
 from likeness_export.quality.lines import Line
-from likeness_export.quality.pair_sets import measure_pair_sets, trained_scores
+from likeness_export.quality.pair_sets import Lesson, Scorer, measure_pair_sets, trained_scores
 from likeness_export.quality.sheet import draw_sheet
 from likeness_export.quality.tables import Incomplete, Measure, PairSets, Ranking, Table, Views
 from likeness_export.recipe import Recipe
@@ -72,7 +72,7 @@ def _measure(table: Table, run: Run, trained: Sequence[Run], data_root: Path) ->
     catalogue = read_catalogue(data_root / table.products).only(recipe.data.only).masked(recipe.data.masked)
     catalogue = catalogue.of_splits(table.splits)
     embedder = OfflineEmbedder(run, catalogue)
-    lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root)]
+    lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root, trained)]
     if table.sheet:
         task = Task(labels=table.sheet.labels[:1], queries=table.sheet.queries, gallery=table.sheet.gallery)
         draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, run.folder / "sheet.png")
@@ -89,7 +89,12 @@ def _share_features(run: Run) -> None:
 
 
 def take(
-    measure: Measure, run: Run, embedder: OfflineEmbedder, catalogue: Catalogue, data_root: Path
+    measure: Measure,
+    run: Run,
+    embedder: OfflineEmbedder,
+    catalogue: Catalogue,
+    data_root: Path,
+    parts: Sequence[Run] = (),
 ) -> Iterator[Line]:
     """Take one measure.
 
@@ -99,6 +104,7 @@ def take(
         embedder: embeds ``catalogue``.
         catalogue: the products of all splits that the measure needs.
         data_root: what relative paths start from.
+        parts: the runs that a joined one was made of.
     """
     match measure:
         case Ranking():
@@ -108,9 +114,27 @@ def take(
         case Views():
             yield _views(measure, run, catalogue)
         case PairSets():
-            vectors = embedder.embed(embedder.recipe.modalities())
-            scores = trained_scores(vectors, embedder.network)
-            yield from measure_pair_sets(measure, scores, catalogue, data_root, embedder.recipe.data.held_out)
+            scores = _scores_of(embedder)
+            yield from measure_pair_sets(
+                measure, scores, catalogue, data_root, _lessons(embedder, scores, catalogue, parts)
+            )
+
+
+def _scores_of(embedder: OfflineEmbedder) -> dict[str, Scorer]:
+    return trained_scores(embedder.embed(embedder.recipe.modalities()), embedder.network)
+
+
+def _lessons(
+    embedder: OfflineEmbedder, scores: dict[str, Scorer], catalogue: Catalogue, parts: Sequence[Run]
+) -> list[Lesson]:
+    """Return what decisions are learned from: pairs that nothing was trained on, or each part's own such pairs."""
+    data = embedder.recipe.data
+    if not data.joined_folds:
+        return [Lesson(scorers=scores, held_out=data.held_out, fold=data.fold)]
+    return [
+        Lesson(scorers=_scores_of(OfflineEmbedder(part, catalogue)), held_out=data.held_out, fold=fold)
+        for part, fold in zip(parts, data.joined_folds, strict=True)
+    ]
 
 
 def figures_of(found: Retrieval) -> dict[str, float]:

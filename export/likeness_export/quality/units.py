@@ -33,6 +33,7 @@ class Unit:
         table: the table.
         variant: what is trained; None: nothing, the baselines are measured.
         seed: the recipe's seed.
+        fold: the recipe's fold of the pairs.
         work: the folder of all tables' runs.
         data_root: what the recipe's relative paths start from.
         parts: the units whose runs are joined; empty: one run is trained.
@@ -41,6 +42,7 @@ class Unit:
     table: Table
     variant: Variant | None
     seed: int = 0
+    fold: int = 0
     work: Path
     data_root: Path
     parts: tuple[Unit, ...] = ()
@@ -68,7 +70,8 @@ class Unit:
             return None
         if self.parts:
             return joined_recipe([recipe for part in self.parts if (recipe := part.recipe())])
-        return load_recipe(Path(self.variant.recipe), [*self.variant.overrides, f"seed={self.seed}"])
+        own = [f"seed={self.seed}", *([f"data.fold={self.fold}"] if self.variant.folds else [])]
+        return load_recipe(Path(self.variant.recipe), [*self.variant.overrides, *own])
 
     def key(self) -> str:
         """Return a SHA-256 of everything that shapes the figures: recipe, catalogue, what is measured."""
@@ -113,11 +116,11 @@ def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path
     chosen = [table.variant(name) for name in dict.fromkeys(named)] or table.variants
     baselines = Unit(table=table, variant=None, work=work, data_root=data_root)
 
-    def unit(variant: Variant, seed: int) -> Unit:
-        parts = tuple(unit(table.variant(name), seed) for name in variant.joins)
-        return replace(baselines, variant=variant, seed=seed, parts=parts)
+    def unit(variant: Variant, seed: int, fold: int) -> Unit:
+        parts = tuple(unit(table.variant(name), seed, fold) for name in variant.joins)
+        return replace(baselines, variant=variant, seed=seed, fold=fold, parts=parts)
 
-    of_seeds = [unit(variant, seed) for seed in seeds for variant in chosen]
+    of_seeds = [unit(variant, seed, fold) for fold, seed in enumerate(seeds) for variant in chosen]
     joined = [
         replace(
             baselines,

@@ -99,6 +99,10 @@ def match(
     held_out: Annotated[
         float, typer.Option(min=0, max=1, help="Learn from the pairs that a recipe with this data.held_out kept aside.")
     ] = 0.0,
+    fold: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="That recipe's data.fold; of a run joined of several folds, each of them in order."),
+    ] = None,
     server: Annotated[str, typer.Option(help="Measure this server's learned metric too (host:port).")] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
@@ -111,23 +115,26 @@ def match(
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
     if split == train_split:
         raise InputError(f"the decision is learned from split {split!r}: measure on another, --split or --train-split")
+    folds = fold or [0]
+    if any((place + 1) * held_out > 1.001 for place in folds) or (fold and not held_out):
+        raise InputError(f"--fold {' '.join(map(str, folds))}: --held-out {held_out:g} has no such fold")
+    if server and len(folds) > 1:
+        raise InputError("a server knows only the joined metric, which has seen all pairs: leave --server out")
     held = _read(file, embeddings)
-    from likeness_export.catalogue import hold_out
-    from likeness_export.uses.match import cosine, learned, local_cosines
+    from likeness_export.uses.match import Judged, among_neighbours, cosine, folds_of, learned
     from likeness_export.uses.match import match as run_matching
     from likeness_export.uses.tables import matching_table, write_matching
 
     train, measured = (_pairs(held, pairs, label, name) for name in (train_split, split))
-    local = local_cosines(held.ids, held.vectors, [*train, *measured])
-    train = hold_out(train, held_out)[1] if held_out else train
+    taught, asked = folds_of(held.vectors, train, held_out, folds), Judged(pairs=measured, vectors=held.vectors)
+    local = [among_neighbours(held.ids, judged, [*train, *measured]) for judged in (*taught, asked)]
     matchings = {
-        "cosine": run_matching(held.ids, held.vectors, train, measured, cosine),
-        "cosine, among neighbours": run_matching(held.ids, held.vectors, train, measured, cosine, local),
+        "cosine": run_matching(held.ids, taught, asked, cosine),
+        "cosine, among neighbours": run_matching(held.ids, local[:-1], local[-1], cosine),
     }
     if server:
         with Client(server) as client:
-            score = learned(client, held.space)
-            matchings["learned"] = run_matching(held.ids, held.vectors, train, measured, score)
+            matchings["learned"] = run_matching(held.ids, taught, asked, learned(client, held.space))
     for metric, matching in matchings.items():
         matching_table(metric, matching, split, train_split)
     if out:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from likeness_client.client import Client
@@ -12,7 +12,7 @@ from likeness_client.errors import InputError
 from likeness_client.results import Embeddings
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import NamedPair
+from likeness_export.catalogue import NamedPair, hold_out
 from likeness_export.progress import each
 from likeness_export.uses.decision import Decision, Features, Figures, Probabilities, figures, fit_decision
 from likeness_export.uses.inputs import Vectors
@@ -53,40 +53,47 @@ class Matching:
     unscored: int
 
 
-def match(
-    ids: Sequence[str],
-    vectors: Vectors,
-    train: list[NamedPair],
-    measured: list[NamedPair],
-    score: Score,
-    local: Scores | None = None,
-) -> Matching:
-    """Learn the decision from the train pairs, then measure it on others.
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Pairs, and the space that they are judged in.
 
-    Args:
-        ids: the products that have an embedding.
-        vectors: FP32 [n, d], their embeddings, unit length.
-        train: the pairs to learn from.
-        measured: the pairs to measure on.
-        score: the measure, e.g. `cosine`.
+    Attributes:
+        pairs: the pairs.
+        vectors: FP32 [n, d], embeddings of unit length.
         local: FP32 [l, n], to judge pairs among their neighbours: each product's `surroundings`, for several numbers of
             neighbours. None: pairs are judged by themselves.
+    """
+
+    pairs: Sequence[NamedPair]
+    vectors: Vectors
+    local: Scores | None = None
+
+
+def match(ids: Sequence[str], taught: Sequence[Judged], asked: Judged, score: Score) -> Matching:
+    """Learn the decision from train pairs, then measure it on others.
+
+    Args:
+        ids: the n products that have an embedding.
+        taught: the pairs to learn from; those of each fold in the space of a network that has not seen them.
+        asked: the pairs to measure on.
+        score: the measure, e.g. `cosine`.
 
     Raises:
         InputError: nothing to learn from, or nothing to measure on.
     """
-    if not measured:
+    if not asked.pairs:
         raise InputError("there are no pairs to measure on: name their split with --split")
     row_of = {name: row for row, name in enumerate(ids)}
-    train_scores, scores = (_scores_of(pairs, row_of, vectors, score) for pairs in (train, measured))
+    train, measured = [pair for judged in taught for pair in judged.pairs], asked.pairs
     train_labels, labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (train, measured))
-    known_of_train = _features(train, row_of, train_scores, local)
-    decision = fit_decision(known_of_train, train_labels)
-    fitted, probabilities = (
-        decision.probabilities(features) for features in (known_of_train, _features(measured, row_of, scores, local))
+    known_of_train, known = (
+        np.concatenate([_features(judged, row_of, score) for judged in side]) for side in (taught, [asked])
     )
-    known = {name for pair in train for name in (pair.left, pair.right)}
-    seen = np.array([pair.left in known and pair.right in known for pair in measured], dtype=bool)
+    decision = fit_decision(known_of_train, train_labels)
+    fitted, probabilities = (decision.probabilities(features) for features in (known_of_train, known))
+    train_scores, scores = known_of_train[:, 0], known[:, 0]
+    taught_ids = {name for pair in train for name in (pair.left, pair.right)}
+    seen = np.array([pair.left in taught_ids and pair.right in taught_ids for pair in measured], dtype=bool)
     return Matching(
         decision=decision,
         train=figures(fitted, train_labels, decision.threshold),
@@ -201,18 +208,44 @@ def _hardest(vectors: Vectors, codes: NDArray[np.intp], wanted: int) -> list[tup
     return [(int(i), int(j)) for i, j in kept]
 
 
-def _scores_of(pairs: Sequence[NamedPair], row_of: dict[str, int], vectors: Vectors, score: Score) -> Scores:
-    """Score pairs; NaN where a product has no embedding."""
+def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: float, folds: Sequence[int]) -> list[Judged]:
+    """Return the pairs that training has not seen; with several folds, each in the space of its part of a joined run.
+
+    Args:
+        vectors: FP32 [n, d], the products' embeddings.
+        train: all train pairs.
+        held_out: the runs' ``data.held_out``; 0: none of the pairs was trained on.
+        folds: their ``data.fold``, in the order in which they were joined; a single one for a run that was not.
+
+    Raises:
+        InputError: the embeddings cannot be divided into so many parts.
+    """
+    if vectors.shape[1] % len(folds):
+        raise InputError(
+            f"embeddings of {vectors.shape[1]} dimensions are not joined of {len(folds)} equal parts: give --fold once "
+            "for each run that was joined"
+        )
+    parts = np.split(vectors, len(folds), 1)
+    lengths = [np.linalg.norm(part, axis=1, keepdims=True).clip(min=1e-12) for part in parts]
+    return [
+        Judged(pairs=hold_out(train, held_out, fold)[1] if held_out else train, vectors=part / length)
+        for fold, part, length in zip(folds, parts, lengths, strict=True)
+    ]
+
+
+def among_neighbours(ids: Sequence[str], judged: Judged, pairs: Sequence[NamedPair]) -> Judged:
+    """Return the same pairs to be judged among their neighbours by cosine; for ``pairs`` see `local_cosines`."""
+    return replace(judged, local=local_cosines(ids, judged.vectors, pairs))
+
+
+def _features(judged: Judged, row_of: dict[str, int], score: Score) -> Features:
+    """Return what the decision is made from: the score first, NaN where a product has no embedding."""
+    pairs, local = judged.pairs, judged.local
     scores = np.full(len(pairs), np.nan, dtype=np.float32)
     live = [place for place, pair in enumerate(pairs) if pair.left in row_of and pair.right in row_of]
     if live:
-        left = vectors[[row_of[pairs[place].left] for place in live]]
-        scores[live] = score(left, vectors[[row_of[pairs[place].right] for place in live]])
-    return scores
-
-
-def _features(pairs: Sequence[NamedPair], row_of: dict[str, int], scores: Scores, local: Scores | None) -> Features:
-    """Return what the decision is made from: the scores, and with `local` the surroundings beside them."""
+        left = judged.vectors[[row_of[pairs[place].left] for place in live]]
+        scores[live] = score(left, judged.vectors[[row_of[pairs[place].right] for place in live]])
     if local is None:
         return scores[:, None]
     left = np.array([row_of.get(pair.left, 0) for pair in pairs], dtype=np.intp)
