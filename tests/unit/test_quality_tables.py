@@ -13,6 +13,7 @@ from likeness_client.errors import InputError
 from likeness_export.files import write_text
 from likeness_export.quality import running
 from likeness_export.quality.bars import draw_bars, panels_of
+from likeness_export.quality.kept import kept_results
 from likeness_export.quality.lines import Line, over_seeds, spread
 from likeness_export.quality.report import TableResult, VariantResult, markdown, plain
 from likeness_export.quality.running import Plan, run_tables
@@ -284,3 +285,32 @@ def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pyt
     write_text(unit.folder / "figures.json", "{")
     with pytest.raises(InputError, match=r"figures\.json is damaged"):
         read_finished(unit)
+
+
+def test_a_table_keeps_what_ran_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+
+    def train(unit: Unit) -> None:
+        recipe = unit.recipe()
+        assert recipe is not None
+        raw, digest = recipe.model_dump(mode="json"), recipe.digest()
+        kept = {"key": unit.key(), "digest": digest, "recipe": raw, "cost": finished().cost}
+        write_text(unit.folder / "figures.json", json.dumps({**kept, "lines": [line(0.5).plain()]}))
+
+    plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "one", out=tmp_path / "out", jobs=2)
+    assert run_tables(plan, train) == {}
+    place = plan.out / "small.json"
+    whole = place.read_text(encoding="utf-8")
+    elsewhere = replace(plan, work=tmp_path / "other", only=["two"])
+    assert run_tables(elsewhere, train) == {}
+    assert place.read_text(encoding="utf-8") == whole
+    units = units_of(TABLE, [1, 2], (), elsewhere.work, tmp_path)
+    assert len(kept_results(TABLE, units, place)) == 4
+    # Not what was trained or measured in another way.
+    other = replace(units[0], variant=replace(TABLE.variants[0], overrides=("training.epochs=2",)))
+    assert kept_results(TABLE, [other], place) == {}
+    assert kept_results(replace(TABLE, products="others.jsonl"), units, place) == {}
+    assert kept_results(TABLE, units, tmp_path / "none.json") == {}
+    write_text(place, "{")
+    with pytest.raises(InputError, match=r"small\.json is damaged"):
+        kept_results(TABLE, units, place)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from likeness_export.files import write_text
+from likeness_export.quality.kept import measures_key
 from likeness_export.quality.lines import Line, Spread, SpreadLine, over_seeds, spread
 from likeness_export.quality.tables import Table, Variant
 from likeness_export.quality.units import Finished
@@ -79,6 +80,7 @@ def plain(result: TableResult) -> dict[str, Any]:
         "table": result.table.name,
         "title": result.table.title,
         "seeds": list(result.seeds),
+        "measures": measures_key(result.table),
         "notes": list(result.table.notes),
         "baselines": [line.plain() for line in result.baselines],
         "baselines_failed": result.baselines_failed,

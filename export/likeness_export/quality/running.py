@@ -9,6 +9,7 @@ from pathlib import Path
 
 from likeness_export.progress import stages
 from likeness_export.quality.bars import draw_bars
+from likeness_export.quality.kept import kept_results
 from likeness_export.quality.report import TableResult, VariantResult, write_result
 from likeness_export.quality.tables import Table
 from likeness_export.quality.units import Unit, read_finished, units_of, work_on
@@ -92,7 +93,7 @@ def _write(plan: Plan, table: Table, failed: dict[str, str]) -> None:
 
 
 def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
-    """Read what is finished of a table, also of variants that were left out this time.
+    """Read what is finished of a table, also of variants that were left out this time or ran on another machine.
 
     Args:
         plan: the seeds and places.
@@ -100,7 +101,8 @@ def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
         failed: unit -> why it failed.
     """
     units = units_of(table, plan.seeds, (), *_places(plan))
-    done = {unit.name: found for unit in units if (found := read_finished(unit))}
+    done = kept_results(table, units, plan.out / f"{table.name}.json")
+    done |= {unit.name: found for unit in units if (found := read_finished(unit))}
     variants = []
     for variant in table.variants:
         for one in (variant, variant.of_joined_seeds()):
