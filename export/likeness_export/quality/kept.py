@@ -60,7 +60,7 @@ def _found(units: Sequence[Unit], held: Mapping[str, Any]) -> Iterator[tuple[str
             continue
         # The file has one recipe for all seeds; they differ in these two.
         raw = {**variant["recipe"], "seed": recipe.seed}
-        raw["data"] = {**raw["data"], "fold": recipe.data.fold}
+        raw["data"] = {**raw.get("data", {}), "fold": recipe.data.fold}
         try:
             same = parse_recipe(raw, unit.name).digest() == recipe.digest()
         except InputError:  # of a version whose recipes could say other things
