@@ -488,12 +488,12 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
             run("match", *files, *wrong)
     with pytest.raises(InputError, match="measure on another"):
         run("match", *files, "--label", "group", "--split", "train")
-    with pytest.raises(InputError, match="--held-out 0.2 has no such fold"):
+    with pytest.raises(InputError, match=r"--held-out 0\.2 has no such fold"):
         run("match", *files, "--label", "group", "--held-out", "0.2", "--fold", "5")
     with pytest.raises(InputError, match="--held-out 0 has no such fold"):
         run("match", *files, "--label", "group", "--fold", "1")
+    folds = ("--fold", "0", "--fold", "1")
     with pytest.raises(InputError, match="has seen all pairs: leave --server out"):
-        folds = ("--fold", "0", "--fold", "1")
         run("match", *files, "--label", "group", "--held-out", "0.2", *folds, "--server", "localhost:1")
 
 
