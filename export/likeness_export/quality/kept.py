@@ -12,13 +12,13 @@ from likeness_client.errors import InputError
 
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import Table
-from likeness_export.quality.units import Finished, Unit
+from likeness_export.quality.units import FORMAT, Finished, Unit
 from likeness_export.recipe import parse_recipe
 
 
 def measures_key(table: Table) -> str:
     """Return a SHA-256 of what is measured of every run, and of what is measured untrained."""
-    content = (table.products, [repr(measure) for measure in table.measures], table.baselines, table.masked)
+    content = (FORMAT, table.products, [repr(measure) for measure in table.measures], table.baselines, table.masked)
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

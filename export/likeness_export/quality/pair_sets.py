@@ -124,8 +124,13 @@ def measure_pair_sets(
 
         for score, scorer in scorers.items():
             for what, knowing in ((score, alone), (score + AMONG_NEIGHBOURS, in_set)):
-                learned_from = [(pairs, knowing(lesson.scorers[score])) for lesson, pairs in taught if pairs]
-                found, count = decide(known, learned_from, (measured, knowing(scorer)), row_of)
+                features = knowing(scorer)  # surroundings take a search of the whole set: once is enough
+                learned_from = [
+                    (pairs, features if lesson.scorers[score] is scorer else knowing(lesson.scorers[score]))
+                    for lesson, pairs in taught
+                    if pairs
+                ]
+                found, count = decide(known, learned_from, (measured, features), row_of)
                 yield Line(task=measure.name, label=name, what=what, count=count, figures=found)
             if scorer.ranks:
                 found, count = find(measured, scorer.search, row_of, members, sides)

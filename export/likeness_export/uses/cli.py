@@ -5,6 +5,7 @@ The module itself imports nothing heavy; see `likeness_export.cli`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,10 +128,14 @@ def match(
 
     train, measured = (_pairs(held, pairs, label, name) for name in (train_split, split))
     taught, asked = folds_of(held.vectors, train, held_out, folds), Judged(pairs=measured, vectors=held.vectors)
-    local = [among_neighbours(held.ids, judged, [*train, *measured]) for judged in (*taught, asked)]
+    near = among_neighbours(held.ids, asked, [*train, *measured])
+    if len(folds) > 1:
+        near_taught = [among_neighbours(held.ids, judged, [*train, *measured]) for judged in taught]
+    else:  # one and the same space
+        near_taught = [replace(judged, local=near.local) for judged in taught]
     matchings = {
         "cosine": run_matching(held.ids, taught, asked, cosine),
-        "cosine, among neighbours": run_matching(held.ids, local[:-1], local[-1], cosine),
+        "cosine, among neighbours": run_matching(held.ids, near_taught, near, cosine),
     }
     if server:
         with Client(server) as client:
