@@ -255,7 +255,8 @@ def test_variants_that_are_joined_seed_by_seed(tmp_path: Path, monkeypatch: pyte
         *("small/both/seed-1", "small/both/seed-2", "small/both-joined/seeds-1-2"),
     ]
     last = units_of(table, plan.seeds, plan.only, plan.work, plan.data_root)[-1]
-    assert [part.name for part in last.parts] == [order[place] for place in (0, 1, 2, 3)]
+    assert [part.name for part in last.parts] == order[4:6]
+    assert [one.name for one in last.trained] == order[:4]
     text = (plan.out / "small.md").read_text(encoding="utf-8")
     assert "| both | 2 of 2 |  | `likeness join` of one and two |" in text
 

@@ -63,9 +63,8 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
         _write(plan, table, failed)
     with stages("units", "last") as progress:
         task = progress.add_task("quality", total=len(units), completed=len(units) - len(missing), last="")
-        trained = [unit for unit in missing if not unit.parts]
-        joined = [unit for unit in missing if unit.parts]  # of what the others train
-        for wave in (trained, joined):
+        for depth in sorted({unit.depth for unit in missing}):  # what is joined has to be there first
+            wave = [unit for unit in missing if unit.depth == depth]
             for unit, error in side_by_side(wave, work, plan.jobs):
                 if error:
                     failed[unit.name] = error

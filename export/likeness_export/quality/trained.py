@@ -43,15 +43,18 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
     run = Run(folder)
     _share_features(run)
     train_measured(recipe, run, data_root)
-    return _measure(table, run, [run], data_root)
+    return _measure(table, run, [run], [run], data_root)
 
 
-def join_and_measure(table: Table, runs: Sequence[Run], folder: Path, data_root: Path) -> tuple[list[Line], Cost]:
-    """Join trained runs, then measure what comes of it and draw its contact sheet.
+def join_and_measure(
+    table: Table, parts: Sequence[Run], trained: Sequence[Run], folder: Path, data_root: Path
+) -> tuple[list[Line], Cost]:
+    """Join runs, then measure what comes of it and draw its contact sheet.
 
     Args:
         table: says what to measure.
-        runs: the trained runs.
+        parts: the runs to join, themselves trained or joined.
+        trained: all runs that were trained for them.
         folder: the joined run's folder.
         data_root: what relative paths start from.
 
@@ -63,16 +66,18 @@ def join_and_measure(table: Table, runs: Sequence[Run], folder: Path, data_root:
     """
     joined = Run(folder)
     _share_features(joined)
-    join_runs(runs, joined)
-    return _measure(table, joined, runs, data_root)
+    join_runs(parts, joined)
+    return _measure(table, joined, parts, trained, data_root)
 
 
-def _measure(table: Table, run: Run, trained: Sequence[Run], data_root: Path) -> tuple[list[Line], Cost]:
+def _measure(
+    table: Table, run: Run, parts: Sequence[Run], trained: Sequence[Run], data_root: Path
+) -> tuple[list[Line], Cost]:
     recipe = run.read_recipe()
     catalogue = read_catalogue(data_root / table.products).only(recipe.data.only).masked(recipe.data.masked)
     catalogue = catalogue.of_splits(table.splits)
     embedder = OfflineEmbedder(run, catalogue)
-    lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root, trained)]
+    lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root, parts)]
     if table.sheet:
         task = Task(labels=table.sheet.labels[:1], queries=table.sheet.queries, gallery=table.sheet.gallery)
         draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, run.folder / "sheet.png")

@@ -33,7 +33,7 @@ class Unit:
         table: the table.
         variant: what is trained; None: nothing, the baselines are measured.
         seed: the recipe's seed.
-        fold: the recipe's fold of the pairs.
+        place: of the seed among all of them; where pairs are held out, each seed holds out another share (`data.fold`)
         work: the folder of all tables' runs.
         data_root: what the recipe's relative paths start from.
         parts: the units whose runs are joined; empty: one run is trained.
@@ -42,7 +42,7 @@ class Unit:
     table: Table
     variant: Variant | None
     seed: int = 0
-    fold: int = 0
+    place: int = 0
     work: Path
     data_root: Path
     parts: tuple[Unit, ...] = ()
@@ -54,6 +54,16 @@ class Unit:
             return f"{self.table.name}/{BASELINES}"
         seeds = [str(seed) for seed in dict.fromkeys(part.seed for part in self.parts)] or [str(self.seed)]
         return f"{self.table.name}/{self.variant.name}/{'seeds' if len(seeds) > 1 else 'seed'}-{'-'.join(seeds)}"
+
+    @property
+    def trained(self) -> list[Unit]:
+        """The units that train for it: itself, or those that its parts need."""
+        return [one for part in self.parts for one in part.trained] or [self]
+
+    @property
+    def depth(self) -> int:
+        """How many joins lie between it and what is trained."""
+        return 1 + max(part.depth for part in self.parts) if self.parts else 0
 
     @property
     def folder(self) -> Path:
@@ -70,8 +80,11 @@ class Unit:
             return None
         if self.parts:
             return joined_recipe([recipe for part in self.parts if (recipe := part.recipe())])
-        own = [f"seed={self.seed}", *([f"data.fold={self.fold}"] if self.variant.folds else [])]
-        return load_recipe(Path(self.variant.recipe), [*self.variant.overrides, *own])
+        recipe = load_recipe(Path(self.variant.recipe), [*self.variant.overrides, f"seed={self.seed}"])
+        if not recipe.data.held_out:
+            return recipe
+        fold = self.place % int(1.001 / recipe.data.held_out)
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"fold": fold})})
 
     def key(self) -> str:
         """Return a SHA-256 of everything that shapes the figures: recipe, catalogue, what is measured."""
@@ -116,16 +129,16 @@ def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path
     chosen = [table.variant(name) for name in dict.fromkeys(named)] or table.variants
     baselines = Unit(table=table, variant=None, work=work, data_root=data_root)
 
-    def unit(variant: Variant, seed: int, fold: int) -> Unit:
-        parts = tuple(unit(table.variant(name), seed, fold) for name in variant.joins)
-        return replace(baselines, variant=variant, seed=seed, fold=fold, parts=parts)
+    def unit(variant: Variant, seed: int, place: int) -> Unit:
+        parts = tuple(unit(table.variant(name), seed, place) for name in variant.joins)
+        return replace(baselines, variant=variant, seed=seed, place=place, parts=parts)
 
-    of_seeds = [unit(variant, seed, fold) for fold, seed in enumerate(seeds) for variant in chosen]
+    of_seeds = [unit(variant, seed, place) for place, seed in enumerate(seeds) for variant in chosen]
     joined = [
         replace(
             baselines,
             variant=variant.of_joined_seeds(),
-            parts=tuple(part for one in of_seeds if one.variant == variant for part in one.parts or (one,)),
+            parts=tuple(one for one in of_seeds if one.variant == variant),
         )
         for variant in chosen
         if variant.joined and len(seeds) > 1
@@ -168,8 +181,8 @@ def work_on(unit: Unit) -> None:
         if recipe is None:
             lines, cost = measure_baselines(unit.table, unit.data_root, unit.folder), Cost()
         elif unit.parts:
-            runs = [Run(part.folder) for part in unit.parts]
-            lines, cost = join_and_measure(unit.table, runs, unit.folder, unit.data_root)
+            parts, trained = ([Run(one.folder) for one in units] for units in (unit.parts, unit.trained))
+            lines, cost = join_and_measure(unit.table, parts, trained, unit.folder, unit.data_root)
         else:
             lines, cost = train_and_measure(unit.table, recipe, unit.folder, unit.data_root)
     kept = {
