@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 from likeness_client._calls import MAX_CALL_BYTES, Answer, Call
 from likeness_client._discovery import ServerInfo
-from likeness_client.errors import InputError
+from likeness_client.contract import MAX_BYTES
+from likeness_client.errors import InputError, LikenessError
 
 DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
@@ -27,11 +29,23 @@ class Tls:
         root_certificates: PEM file of the authorities to trust.
         private_key: PEM file of the client's key, for mutual TLS.
         certificate_chain: PEM file of the client's certificates, for mutual TLS.
+
+    Raises:
+        InputError: a file cannot be read, or there is a key without certificates or the reverse.
     """
 
     root_certificates: Path | None = None
     private_key: Path | None = None
     certificate_chain: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):  # gRPC would abort the process
+            raise InputError("mutual TLS needs both private_key and certificate_chain")
+        for path in filter(None, (self.root_certificates, self.private_key, self.certificate_chain)):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 class BaseClient:
@@ -40,8 +54,8 @@ class BaseClient:
     Args:
         address: ``host:port``, without a scheme. ``dns:///host:port`` balances over all addresses that the name has.
         timeout_s: the deadline of each call, retries included.
-        max_concurrency: the most calls in flight at a time, over all threads or tasks that share the client. 8 keep the
-            batchers of a few steps busy; more only wait in the server's queues.
+        max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
+            keep the batchers of a few steps busy; more only wait in the server's queues.
         max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
         tls: set for an encrypted channel.
 
@@ -60,8 +74,8 @@ class BaseClient:
     ) -> None:
         if not address or address.startswith(("http://", "https://")):
             raise InputError(f"address must be host:port of the gRPC endpoint, without http://, not {address!r}")
-        if not timeout_s > 0 or max_concurrency < 1:
-            raise InputError("timeout_s and max_concurrency must be positive")
+        if not (timeout_s > 0 and math.isfinite(timeout_s)) or max_concurrency < 1:
+            raise InputError("timeout_s and max_concurrency must be positive, and not infinite")
         if not 1 <= max_attempts <= 5:  # gRPC caps it at 5, silently
             raise InputError("max_attempts must be 1 to 5")
         self.address = address
@@ -77,13 +91,21 @@ class BaseClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s})"
 
-    def _must_ask(self) -> bool:
-        """Return whether to ask the server what it offers; others go by the last answer while one asks again."""
-        known, now = self._info is not None, time.monotonic()
-        if known and now - self._asked_s < _INFO_S:
-            return False
+    def _known(self) -> ServerInfo | None:
+        """Return what the server offers if that is known well enough; while one caller asks again, for the others."""
+        known, now = self._info, time.monotonic()
+        if known is not None and now - self._asked_s < _INFO_S:
+            return known
         self._asked_s = now
-        return True
+        return None
+
+    def _forget(self, info: ServerInfo) -> None:
+        """Ask the server again before the next call, unless another caller has done so already."""
+        if self._info is info:
+            self._info = None
+
+    def _closed_error(self) -> LikenessError:
+        return LikenessError(f"this client of {self.address} is closed")
 
     def _prepare(self) -> None:
         """Make what one kind of client needs before its first call."""
@@ -115,21 +137,30 @@ def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
     if max_attempts > 1:
         method["retryPolicy"] = {
             "maxAttempts": max_attempts,
-            "initialBackoff": "0.1s",
-            "maxBackoff": "2s",
+            # Four attempts in 3.5 s: longer than a server takes to start again.
+            "initialBackoff": "0.5s",
+            "maxBackoff": "4s",
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
         }
     # round_robin spreads single calls over all addresses of a `dns:///host:port` name, such as a headless service;
     # gRPC's default sends everything to the first.
-    service_config = {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]}
+    service_config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [method],
+        # While more than half of the calls fail, none is tried again: retries must not keep a full server full.
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+    }
     return [
         ("grpc.service_config", json.dumps(service_config)),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         # Calls that do not fit into this buffer are not retried, without a word; the default is 256 KiB.
-        ("grpc.per_rpc_retry_buffer_size", 2 * MAX_CALL_BYTES),
-        # A server that comes back is found within seconds; the default backs off to two minutes.
+        ("grpc.per_rpc_retry_buffer_size", MAX_CALL_BYTES + 2 * sum(MAX_BYTES.values())),
+        # Each of the attempts above shall try to connect, not wait for the default of a second; and a server that comes
+        # back is found within seconds, where the default backs off to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         # Keepalive also sets TCP_USER_TIMEOUT, so that a peer that vanished is noticed after the 20 s. Triton drops
         # clients that ping more often than every 300 s without data (--grpc-http2-min-recv-ping-interval-without-data).

@@ -44,12 +44,6 @@ class ServerInfo:
     schema: InputSchema
     error_outputs: Mapping[str, tuple[str, ...]]
 
-    @property
-    def towers(self) -> tuple[str, ...]:
-        """The towers whose inputs can fail, by name."""
-        names = {name.removesuffix(ERROR_SUFFIX) for outputs in self.error_outputs.values() for name in outputs}
-        return tuple(sorted(names))
-
 
 def embed_models(index: Iterable[Any]) -> list[str]:
     """Pick the ensembles that embed products out of a repository index.
@@ -78,7 +72,7 @@ def discover(configs: Sequence[Any]) -> ServerInfo:
     """Read what a server offers.
 
     Args:
-        configs: the ``ModelConfig`` messages of all models that `embed_models` names.
+        configs: the ``ModelConfig`` messages of all models that `embed_models` names, at least one.
 
     Returns:
         What they offer together.
@@ -87,8 +81,6 @@ def discover(configs: Sequence[Any]) -> ServerInfo:
         SpaceMismatchError: they are of different spaces: the repository is half rolled out.
         ServerError: a config is not what the contract says.
     """
-    if not configs:
-        raise ServerError(f"has no model '{_PREFIX}*'; not a Likeness server?", code="NOT_FOUND")
     spaces = {_parameter(config, SPACE_PARAMETER) for config in configs}
     if len(spaces) > 1:
         raise SpaceMismatchError(
@@ -102,8 +94,7 @@ def discover(configs: Sequence[Any]) -> ServerInfo:
         modalities=tuple(name for name in MODALITIES if name in present),
         signatures=tuple(sorted(by_signature, key=lambda name: (len(modalities_of(name)), name))),
         dimension=_dimension(configs),
-        # 0 means that Triton does not batch this model; a request then is one product.
-        max_batch_size=max(1, min(config.max_batch_size for config in configs)),
+        max_batch_size=min(config.max_batch_size for config in configs),
         schema=_schema(configs[0]),
         error_outputs={
             signature: tuple(output.name for output in config.output if output.name.endswith(ERROR_SUFFIX))

@@ -8,10 +8,10 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +19,11 @@ from numpy.typing import NDArray
 from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, ProductError
 
+if TYPE_CHECKING:
+    from likeness_client.results import Embeddings
+
 FORMAT = "likeness-embeddings-2"
 SUFFIXES = (".npz", ".parquet")
-
-
-class Stored(Protocol):
-    """What a file holds: the fields of `Embeddings`, which knows this module and not the other way round."""
-
-    @property
-    def vectors(self) -> NDArray[np.float32]: ...
-    @property
-    def modality_weights(self) -> tuple[Mapping[str, float], ...]: ...
-    @property
-    def signatures(self) -> tuple[str, ...]: ...
-    @property
-    def product_ids(self) -> tuple[str, ...]: ...
-    @property
-    def space(self) -> str: ...
-    @property
-    def errors(self) -> Mapping[int, ProductError]: ...
 
 
 def check_path(path: Path) -> None:
@@ -55,7 +41,7 @@ def check_path(path: Path) -> None:
         _pyarrow()
 
 
-def save(embeddings: Stored, path: Path) -> None:
+def save(embeddings: Embeddings, path: Path) -> None:
     """Write embeddings; see `Embeddings.save`."""
     with writing(path) as writer:
         writer.add(embeddings)
@@ -72,9 +58,20 @@ def writing(path: Path) -> Iterator[Writer]:
         MissingExtraError: parquet without pyarrow.
     """
     check_path(path)
+    with ExitStack() as stack:
+        with _told(path):
+            aside = stack.enter_context(_replacing(path))
+            writer = stack.enter_context((_npz if path.suffix == ".npz" else _parquet)(aside))
+        yield _ToldWriter(writer, path)
+        with _told(path):
+            stack.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say which file could not be written. What else fails while it is open is not its fault."""
     try:
-        with _replacing(path) as aside, (_npz if path.suffix == ".npz" else _parquet)(aside) as writer:
-            yield writer
+        yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -82,11 +79,26 @@ def writing(path: Path) -> Iterator[Writer]:
 class Writer(Protocol):
     """Takes embeddings of one space in parts, at least one."""
 
-    rows: int
-    """How many were added."""
+    @property
+    def rows(self) -> int:
+        """How many were added."""
 
-    def add(self, part: Stored) -> None:
+    def add(self, part: Embeddings) -> None:
         """Append a part; the positions of its errors count on."""
+
+
+@dataclass(frozen=True)
+class _ToldWriter:
+    writer: Writer
+    path: Path
+
+    @property
+    def rows(self) -> int:
+        return self.writer.rows
+
+    def add(self, part: Embeddings) -> None:
+        with _told(self.path):
+            self.writer.add(part)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
     try:
         return _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} does not hold embeddings: {error}") from error
 
 
@@ -118,7 +130,7 @@ class _NpzWriter:
     rows: int = 0
     dimension: int = 0
 
-    def add(self, part: Stored) -> None:
+    def add(self, part: Embeddings) -> None:
         if not self.dimension:
             self._line({"format": FORMAT, "space": part.space})
             self.dimension = part.vectors.shape[1]
@@ -174,7 +186,7 @@ class _ParquetWriter:
     rows: int = 0
     file: Any = None
 
-    def add(self, part: Stored) -> None:
+    def add(self, part: Embeddings) -> None:
         table = _table(part)
         if self.file is None:
             _, parquet = _pyarrow()
@@ -183,7 +195,7 @@ class _ParquetWriter:
         self.rows += len(part.vectors)
 
 
-def _table(part: Stored) -> Any:
+def _table(part: Embeddings) -> Any:
     pa, _ = _pyarrow()
     count, dimension = part.vectors.shape
     errors = [part.errors.get(index) for index in range(count)]

@@ -73,9 +73,9 @@ def similarity_matrix(
     candidates: Sequence[Product] | Embeddings,
     metric: Metric,
     on_error: OnError,
-    info: ServerInfo,
+    info: ServerInfo | None,
 ) -> Operation[ScoreMatrix]:
-    """Score every query with every candidate. See `Client.similarity_matrix`."""
+    """Score every query with every candidate. See `Client.similarity_matrix`; no ``info`` if not `needs_server`."""
     _check_on_error(on_error)
     metric = _metric(metric)
     given = [side for side in (queries, candidates) if isinstance(side, Embeddings)]
@@ -83,9 +83,9 @@ def similarity_matrix(
         (side, name) for side, name in ((queries, QUERY), (candidates, CANDIDATE)) if not isinstance(side, Embeddings)
     ]
     # Before any work is done for vectors that could not be compared. The learned metric belongs to the server's space.
-    own = [info.space] if fresh or metric is Metric.LEARNED else []
+    own = [info.space] if info and needs_server(queries, candidates, metric) else []
     require_same_space(*own, *(side.space for side in given))
-    embedded = iter((yield from _embed(fresh, info)))
+    embedded = iter((yield from _embed(fresh, info)) if info else ())
     left, right = (side if isinstance(side, Embeddings) else next(embedded) for side in (queries, candidates))
     if metric is Metric.COSINE:
         values = cosine_matrix(left.vectors, right.vectors)
@@ -105,6 +105,13 @@ def similarity_matrix(
     if right is not candidates:
         new |= {len(left) + index: error for index, error in result.candidate_errors.items()}
     return _settle(result, new, on_error)
+
+
+def needs_server(
+    queries: Sequence[Product] | Embeddings, candidates: Sequence[Product] | Embeddings, metric: Metric
+) -> bool:
+    """Say whether a matrix can only be had from a server: something is to be embedded, or the learned metric asked."""
+    return not (isinstance(queries, Embeddings) and isinstance(candidates, Embeddings)) or metric == Metric.LEARNED
 
 
 def held(side: Iterable[Product] | Embeddings) -> Sequence[Product] | Embeddings:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
 from likeness_client.contract import Metric
-from likeness_client.errors import LikenessError, ModelNotFoundError, ServerUnavailableError, translate
+from likeness_client.errors import ModelNotFoundError, ServerUnavailableError, translate
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
@@ -23,13 +24,16 @@ T = TypeVar("T")
 
 _FEW = 8
 """So many products that need no file and no encoding are prepared sooner than a thread is woken for them."""
+_SMALL = 200_000
+"""Bytes of an image that are hashed in that time."""
 
 
 class AsyncClient(_channel.BaseClient):
     """Embeds and compares products on a Triton server; see `BaseClient` for the arguments.
 
     One client may be shared by any number of tasks of one event loop: the one that it is first used in. Close it, or
-    use it in an ``async with`` statement. Files are read and inputs encoded in a thread, so that the loop stays free.
+    use it in an ``async with`` statement. Files are read and products encoded in a thread, so that the loop stays free
+    for all but what gRPC does with the message.
     """
 
     _opened: Any = None
@@ -68,6 +72,8 @@ class AsyncClient(_channel.BaseClient):
     ) -> ScoreMatrix:
         """Score every query with every candidate; see `Client.similarity_matrix`."""
         sides = _operations.held(queries), _operations.held(candidates)
+        if not _operations.needs_server(*sides, metric):
+            return await self._drive(_operations.similarity_matrix(*sides, metric, on_error, None), brief=False)
         return await self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info))
 
     async def compare(self, left: Product, right: Product) -> Comparison:
@@ -77,9 +83,8 @@ class AsyncClient(_channel.BaseClient):
 
     async def info(self, *, refresh: bool = False) -> ServerInfo:
         """Return what the server offers; see `Client.info`."""
-        if self._must_ask() or refresh or self._info is None:
-            self._info = await self._discover()
-        return self._info
+        known = None if refresh else self._known()
+        return known or await self._ask(alone=refresh)
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -98,31 +103,46 @@ class AsyncClient(_channel.BaseClient):
 
     def _prepare(self) -> None:
         self._slots = asyncio.Semaphore(self.max_concurrency)
+        self._asking: asyncio.Task[ServerInfo] | None = None
 
     def _stub(self) -> Any:
         """Return the channel, opened at first use: it belongs to the event loop that is running then."""
         if self._closed:
-            raise LikenessError(f"this client of {self.address} is closed")
+            raise self._closed_error()
         if self._opened is None:
             self._opened = InferenceServerClient(**self._channel())
         return self._opened
 
+    async def _ask(self, *, alone: bool) -> ServerInfo:
+        """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
+        if alone or self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._learn())
+        # One caller that is cancelled takes the answer from nobody else.
+        return await asyncio.shield(self._asking)
+
+    async def _learn(self) -> ServerInfo:
+        try:
+            self._info = found = await self._discover()
+        except BaseException:
+            self._info = None  # what is known may be wrong by now
+            raise
+        return found
+
     async def _discover(self) -> ServerInfo:
         stub = self._stub()
-        with translate(self.address):
+        with translate(self.address), self._open():
             index = await stub.get_model_repository_index(client_timeout=self.timeout_s)
             asked = (stub.get_model_config(name, client_timeout=self.timeout_s) for name in embed_models(index.models))
             return discover([answer.config for answer in await asyncio.gather(*asked)])
 
     async def _run(self, operation: Callable[[ServerInfo], Operation[T]], *, brief: bool = False) -> T:
+        info = await self.info()
         try:
-            return await self._drive(operation(await self.info()), brief)
+            return await self._drive(operation(info), brief)
         except ModelNotFoundError:
-            if self._info is None:  # it was the question itself that failed
-                raise
-            self._info = None  # the repository has changed since it was asked
+            self._forget(info)  # the repository has changed since it was asked
         except ServerUnavailableError:
-            self._info = None  # another one may stand in its place when it is back
+            self._forget(info)  # another one may stand in its place when it is back
             raise
         return await self._drive(operation(await self.info()), brief)
 
@@ -137,10 +157,23 @@ class AsyncClient(_channel.BaseClient):
 
     async def _execute(self, calls: list[Call]) -> list[Answer]:
         """Run calls at the same time; the first failure cancels the others."""
-        if len(calls) == 1:
-            return [await self._send(calls[0])]
-        tasks = [asyncio.ensure_future(self._send(call)) for call in calls]
+        tasks: list[asyncio.Task[Answer]] = []
+        failed = False
+
+        def finish(task: asyncio.Task[Answer]) -> None:
+            nonlocal failed
+            failed |= not task.cancelled() and task.exception() is not None
+            self._slots.release()
+
         try:
+            for call in calls:
+                # One slot after the other, so that operations which share the client take turns.
+                await self._slots.acquire()
+                if failed:
+                    self._slots.release()
+                    break
+                tasks.append(asyncio.create_task(self._send(call)))
+                tasks[-1].add_done_callback(finish)
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -148,11 +181,22 @@ class AsyncClient(_channel.BaseClient):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, call: Call) -> Answer:
-        async with self._slots:
-            inputs, outputs = _channel.encode(call)
-            with translate(self.address, call.model):
-                result = await self._stub().infer(call.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
-            return _channel.decode(call, result)
+        """Send one call; its slot is taken, and given back when the answer is there."""
+        inputs, outputs = _channel.encode(call)
+        with translate(self.address, call.model), self._open():
+            result = await self._stub().infer(call.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
+        return _channel.decode(call, result)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Say that the client is closed where closing it cancels a call; a caller that is cancelled stays so."""
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise self._closed_error() from error
+            raise
 
 
 def _brief(*sides: Sequence[Product]) -> bool:
@@ -161,5 +205,6 @@ def _brief(*sides: Sequence[Product]) -> bool:
 
 
 def _at_hand(product: Product) -> bool:
-    """Say whether a product can be sent as it is: no file has to be read, no array encoded."""
-    return all(isinstance(part, bytes) for part in (*product.images, *filter(None, [product.video])))
+    """Say whether a product can be sent as it is: no file has to be read, no array encoded, no clip hashed."""
+    parts = [*product.images[:1], *filter(None, [product.video])]
+    return all(isinstance(part, bytes) and len(part) <= _SMALL for part in parts)

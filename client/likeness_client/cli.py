@@ -96,6 +96,8 @@ def embed(
 ) -> None:
     """Embed the products of a file. Bad lines and products are reported; the others go on."""
     _files.check_path(out)
+    if not file.is_file():  # lines are counted first, for the progress bar
+        raise InputError(f"{file} is no file that can be read twice: write it to disk first")
     with file.open("rb") as lines:
         total = sum(1 for _ in lines)
     bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
@@ -143,12 +145,12 @@ class _EmbedRun:
         products = [item for item in chunk if isinstance(item, Product)]
         if not products:
             return
-        client.info(refresh=True)
         found = client.embed(products, on_error="return")
         for index, error in found.errors.items():
             self._fail(error.at(self.writer.rows + index))
         self.space = self.space or found.space
-        require_same_space(self.space, found.space)  # a server may be replaced while it is asked
+        # A server may be replaced while it is asked: it has to be the one that was known, now as before.
+        require_same_space(self.space, found.space, client.info(refresh=True).space)
         self.writer.add(found)
         self.succeeded += len(found) - len(found.errors)
 
@@ -187,7 +189,10 @@ def _product(text: str, side: str) -> Product:
         raise InputError(f"{side}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise InputError(f"{side}: expected a JSON object")
-    return Product.from_record(record, base)
+    try:
+        return Product.from_record(record, base)
+    except RecordError as error:
+        raise InputError(f"{side}: {error}") from error
 
 
 def _table(result: Comparison) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -93,7 +94,8 @@ class Client(_channel.BaseClient):
     ) -> ScoreMatrix:
         """Score every query with every candidate.
 
-        Cosine and Euclidean scores are computed here, the learned ones by the server.
+        Cosine and Euclidean scores are computed here, the learned ones by the server. For two given embeddings and a
+        score of the first kind no server is asked.
 
         Args:
             queries: products, or embeddings that are already there.
@@ -110,6 +112,8 @@ class Client(_channel.BaseClient):
             ServerError: the server failed as a whole.
         """
         sides = _operations.held(queries), _operations.held(candidates)
+        if not _operations.needs_server(*sides, metric):
+            return self._drive(_operations.similarity_matrix(*sides, metric, on_error, None))
         return self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info))
 
     def compare(self, left: Product, right: Product) -> Comparison:
@@ -131,9 +135,8 @@ class Client(_channel.BaseClient):
             SpaceMismatchError: its repository is half rolled out.
             ServerError: it cannot be reached, or is not a Likeness server.
         """
-        if self._must_ask() or refresh or self._info is None:
-            self._info = self._discover()
-        return self._info
+        known = None if refresh else self._known()
+        return known or self._ask(alone=refresh)
 
     def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -154,32 +157,63 @@ class Client(_channel.BaseClient):
     def _prepare(self) -> None:
         self._slots = threading.Semaphore(self.max_concurrency)
         self._lock = threading.Lock()
+        self._asking: Future[ServerInfo] | None = None
 
     def _stub(self) -> Any:
         """Return the channel, opened at first use: one that exists before a fork does not work after it."""
         with self._lock:
             if self._closed:
-                raise LikenessError(f"this client of {self.address} is closed")
+                raise self._closed_error()
             if self._opened is None:
                 self._opened = InferenceServerClient(**self._channel())
             return self._opened
 
+    def _ask(self, *, alone: bool) -> ServerInfo:
+        """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
+        with self._lock:
+            waited_for = None if alone else self._asking
+            asking: Future[ServerInfo] = waited_for or Future()
+            self._asking = asking
+        if waited_for:
+            return asking.result()
+        try:
+            self._info = found = self._discover()
+            asking.set_result(found)
+        except BaseException as error:
+            self._info = None  # what is known may be wrong by now
+            asking.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                if self._asking is asking:
+                    self._asking = None
+        return found
+
     def _discover(self) -> ServerInfo:
         stub = self._stub()
-        with translate(self.address):
+        with translate(self.address), self._open():
             index = stub.get_model_repository_index(client_timeout=self.timeout_s)
             names = embed_models(index.models)
             return discover([stub.get_model_config(name, client_timeout=self.timeout_s).config for name in names])
 
-    def _run(self, operation: Callable[[ServerInfo], Operation[T]]) -> T:
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Say that the client is closed where another thread closes the channel under a call."""
         try:
-            return self._drive(operation(self.info()))
+            yield
+        except ValueError as error:
+            if self._closed and not isinstance(error, LikenessError):
+                raise self._closed_error() from error
+            raise
+
+    def _run(self, operation: Callable[[ServerInfo], Operation[T]]) -> T:
+        info = self.info()
+        try:
+            return self._drive(operation(info))
         except ModelNotFoundError:
-            if self._info is None:  # it was the question itself that failed
-                raise
-            self._info = None  # the repository has changed since it was asked
+            self._forget(info)  # the repository has changed since it was asked
         except ServerUnavailableError:
-            self._info = None  # another one may stand in its place when it is back
+            self._forget(info)  # another one may stand in its place when it is back
             raise
         return self._drive(operation(self.info()))
 
@@ -232,7 +266,7 @@ class Client(_channel.BaseClient):
             inputs, outputs = _channel.encode(call)
             # tritonclient keeps the call in an attribute until its callback is attached: two threads at once would
             # swap their answers.
-            with self._lock:
+            with self._lock, self._open():
                 context = stub.async_infer(call.model, inputs, receive, outputs=outputs, client_timeout=self.timeout_s)
         except BaseException:
             self._slots.release()

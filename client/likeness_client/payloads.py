@@ -29,6 +29,7 @@ def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -
     Raises:
         ProductError: a part cannot be read or is too large, or nothing is left. Its index is not known here.
     """
+    _check_types(product)
     wanted = tuple(modalities)
     found = {name: data for name in wanted if (data := ENCODERS[name](product, schema)) is not None}
     for name, data in found.items():
@@ -38,8 +39,32 @@ def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -
     return found
 
 
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "title": (str, bytes),
+    "description": (str, bytes),
+    "attributes": (Mapping,),
+    "images": (tuple, list),
+    "interactions": (Mapping,),
+}
+"""What the parts of a product may be. Python does not check, and rows of a data frame bring None and NaN."""
+
+
+def _check_types(product: Product) -> None:
+    if not isinstance(product.product_id, str):
+        raise ProductError(f"product_id must be a string, found {product.product_id!r:.80}", str(product.product_id))
+    for name, kinds in _TYPES.items():
+        value = getattr(product, name)
+        if not isinstance(value, kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            reason = f"{name} must be a {expected}, found {type(value).__name__}; leave it out if there is none"
+            raise ProductError(reason, product.product_id)
+
+
 def _text(product: Product, schema: InputSchema) -> bytes | None:
     """Return the composed text as UTF-8; None when blank."""
+    for key in (name.removeprefix("attributes.") for name in schema.text_fields if name.startswith("attributes.")):
+        if key in product.attributes:
+            _plain(product, key, product.attributes[key])  # refuses what is no text and no number
     return compose_text(product, schema.text_fields).encode("utf-8") or None
 
 

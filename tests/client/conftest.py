@@ -134,9 +134,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.fake = FakeServer()
         self.interfere: Callable[[str], grpc.StatusCode | None] = lambda _: None
         self.delay_s = 0.0
+        self.index_delay_s = 0.0
+        self.index_calls = 0
         self.index_state = "READY"
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.index_calls += 1
+        time.sleep(self.index_delay_s)
         response = service_pb2.RepositoryIndexResponse()
         for name in ["similarity", *(embed_model(signature) for signature in self.fake.signatures)]:
             response.models.add(name=name, version="1", state=self.index_state)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]  # ships no types
@@ -24,6 +25,7 @@ from likeness_client import (
     Product,
     ServerError,
     ServerUnavailableError,
+    Tls,
 )
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient
@@ -216,6 +218,7 @@ def test_a_closed_client_says_so(client: Any) -> None:
         {"address": "http://localhost:8001"},
         {"address": ""},
         {"timeout_s": 0},
+        {"timeout_s": float("inf")},
         {"max_concurrency": 0},
         {"max_attempts": 6},
     ],
@@ -252,3 +255,97 @@ def test_both_clients_have_the_same_methods() -> None:
         return {name: inspect.signature(found) for name, found in vars(kind).items() if not name.startswith("_")}
 
     assert methods(Client) == methods(AsyncClient)
+
+
+def test_all_callers_get_over_a_model_that_is_gone(endpoint: Endpoint) -> None:
+    def missing(_: str) -> grpc.StatusCode | None:
+        if next(asked) >= 8:
+            return None
+        together.wait()  # so that no caller asks anew before all have been refused
+        return grpc.StatusCode.NOT_FOUND
+
+    together, asked = threading.Barrier(8), iter(range(1000))
+    endpoint.servicer.interfere = missing
+    with Client(endpoint.address) as client, ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(lambda product: client.embed([product]), BATCH[:8]))) == 8
+
+    async def run() -> int:
+        async with AsyncClient(endpoint.address) as client:
+            return len(await asyncio.gather(*(client.embed([product]) for product in BATCH[:8])))
+
+    asked = iter(range(1000))
+    assert asyncio.run(run()) == 8
+
+
+def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoint) -> None:
+    endpoint.servicer.index_delay_s = 0.3
+    with Client(endpoint.address) as client, ThreadPoolExecutor(8) as pool:
+        assert len({info.space for info in pool.map(lambda _: client.info(), range(8))}) == 1
+
+    async def run() -> None:
+        async with AsyncClient(endpoint.address) as client:
+            await asyncio.gather(*(client.info() for _ in range(8)))
+
+    asyncio.run(run())
+    assert endpoint.servicer.index_calls == 2
+
+
+def test_a_small_operation_does_not_wait_for_the_end_of_a_large_one(endpoint: Endpoint) -> None:
+    order: list[str] = []
+
+    async def run() -> None:
+        async with AsyncClient(endpoint.address, max_concurrency=1) as client:
+
+            async def embed(name: str, products: list[Product]) -> None:
+                await client.embed(products)
+                order.append(name)
+
+            await client.info()
+            large = asyncio.create_task(embed("large", [Product(title=f"{place}") for place in range(200)]))
+            await asyncio.sleep(0.02)
+            await asyncio.gather(large, embed("small", BATCH[:1]))
+
+    endpoint.servicer.delay_s = 0.005
+    asyncio.run(run())
+    assert order == ["small", "large"]
+
+
+def test_closing_a_client_under_a_call_is_an_error_of_the_call(endpoint: Endpoint) -> None:
+    endpoint.servicer.delay_s = 0.5
+
+    async def run() -> None:
+        client = AsyncClient(endpoint.address)
+        await client.info()
+        call = asyncio.create_task(client.embed(BATCH))
+        await asyncio.sleep(0.1)
+        await client.close()
+        with pytest.raises(LikenessError, match="is closed"):
+            await call
+
+    asyncio.run(run())
+    client = Client(endpoint.address)
+    client.info()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.embed, BATCH)
+        time.sleep(0.1)
+        client.close()
+        with pytest.raises(LikenessError):
+            call.result()
+
+
+def test_given_embeddings_are_scored_without_a_server(kind: Any, client: Any) -> None:
+    found = client.embed(BATCH[:4])
+    with kind("127.0.0.1:1", timeout_s=1, max_attempts=1) as away:
+        values = away.similarity_matrix(found, found).values
+        np.testing.assert_allclose(values, found.vectors @ found.vectors.T, atol=1e-6)
+        with pytest.raises(ServerUnavailableError):
+            away.similarity_matrix(found, found, metric=Metric.LEARNED)
+
+
+def test_tls_files_are_checked(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text("")
+    with pytest.raises(InputError, match="both private_key and certificate_chain"):
+        Tls(private_key=key)
+    with pytest.raises(InputError, match=r"cannot read .*none\.pem: No such file"):
+        Tls(root_certificates=tmp_path / "none.pem")

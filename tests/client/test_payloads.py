@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,3 +183,27 @@ def test_the_size_limit_names_size_limit_and_way_out(tmp_path: Path) -> None:
     with pytest.raises(ProductError, match=r"text: 1,000 bytes, the server's limit is 10; shorten it"):
         encode(Product(title="x" * 1000), schema)
     assert encode(Product(title="x" * 10), schema)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"title": None}, "title must be a str or bytes, found NoneType"),
+        ({"description": float("nan")}, "description must be a str or bytes, found float"),
+        ({"attributes": None}, "attributes must be a Mapping, found NoneType"),
+        ({"interactions": None}, "interactions must be a Mapping"),
+        ({"images": np.zeros((2, 2), np.uint8)}, "images must be a tuple or list, found ndarray"),
+        ({"images": Path("a.jpg")}, "images must be a tuple or list"),
+        ({"product_id": np.int64(7)}, "product_id must be a string"),
+    ],
+)
+def test_parts_of_another_type_cost_one_product(parts: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ProductError, match=reason):
+        encode(Product(**{"title": "a", **parts}))
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), True])
+def test_attributes_in_the_text_are_text_or_numbers(value: Any) -> None:
+    schema = InputSchema(text_fields=("attributes.brand", "title"))
+    with pytest.raises(ProductError, match="'brand' must be a string or a finite number"):
+        encode(Product(title="a", attributes={"brand": value}), schema)
