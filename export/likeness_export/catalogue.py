@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from likeness_client.payloads import payloads
 from likeness_client.records import Product, Record, field_value, scan_products
 from numpy.typing import NDArray
 
+from likeness_export.masking import Mask
+
 log = logging.getLogger(__name__)
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019]\w*)?")
-_COMPOUND = re.compile(rf"{_WORD.pattern}(?:-{_WORD.pattern})*")
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
 
@@ -64,23 +63,20 @@ class Catalogue:
         """Return the products without the words, in title and description, that any product has in these fields.
 
         So that a text cannot state the label that is measured: all values of the fields, of all products, make one list
-        of words; number (``shirts``), possession (``women's``) and case make no difference.
+        of words; see `Mask`.
+
+        Raises:
+            InputError: no product has a value in one of the fields.
         """
         if not fields:
             return self
-        values = " ".join(value for field in fields for value in self.labels(field).tolist())
-        words = {_stem(word) for word in _WORD.findall(values)}
-
-        def cut_word(word: re.Match[str]) -> str:
-            return "" if _stem(word[0]) in words else word[0]
-
-        def cut_compound(compound: re.Match[str]) -> str:
-            whole = compound[0].replace("-", "")  # T-shirt is Tshirt
-            return "" if _stem(whole) in words else _WORD.sub(cut_word, compound[0])
+        values = {field: set(self.labels(field).tolist()) - {""} for field in fields}
+        if unknown := [field for field, found in values.items() if not found]:
+            raise InputError(f"data.masked: no product has a value in {', '.join(unknown)}; is the name spelled right?")
+        mask = Mask(set().union(*values.values()))
 
         def cut(text: str | bytes) -> str:
-            plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-            return " ".join(_COMPOUND.sub(cut_compound, plain).split())
+            return mask(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
         products = [replace(p, title=cut(p.title), description=cut(p.description)) for p in self.products]
         return Catalogue(products=tuple(products), records=self.records)
@@ -107,12 +103,6 @@ class Catalogue:
                 log.warning("left out: %s", error)
                 found.append({})
         return found
-
-
-def _stem(word: str) -> str:
-    """Return what a word has in common with its plural and its possessive."""
-    plain = re.sub(r"['\u2019]s?$", "", word.lower())
-    return plain.removesuffix("s") if len(plain) > 3 else plain
 
 
 def read_catalogue(path: Path) -> Catalogue:

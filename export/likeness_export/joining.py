@@ -62,7 +62,7 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
     fields = next((one.data.text_fields for one in recipes if TEXT in one.modalities()), first.data.text_fields)
     for place, recipe in enumerate(recipes, 1):
         who = f"run {place} of {len(recipes)} ({recipe.name}, seed {recipe.seed})"
-        if len(recipe.towers) > 1 and not isinstance(recipe.fusion, LateConfig):
+        if not (isinstance(recipe.fusion, LateConfig) or recipe.fusion.keeps(len(recipe.towers), len(recipe.towers))):
             raise InputError(
                 f"{who} fuses {len(recipe.towers)} towers by {recipe.fusion.kind}: only runs of one tower, or with "
                 "late fusion, can be joined; train it with --set 'fusion={kind=\"late\"}'"
@@ -76,6 +76,9 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
                 f"{who} composes text of {', '.join(recipe.data.text_fields)}, one before it of {', '.join(fields)}: "
                 "train them with the same data.text_fields"
             )
+    masks = {one.data.masked for one in recipes if TEXT in one.modalities()} or {first.data.masked}
+    if len(masks) > 1:
+        raise InputError("the runs have different data.masked, but a joined one reads one text: train them alike")
     towers = {
         new: recipe.towers[name]
         for recipe, renamed in zip(recipes, _tower_names(recipes), strict=True)
@@ -83,7 +86,9 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
     }
     joined = first.model_copy(
         update={
-            "data": first.data.model_copy(update={"text_fields": fields, "joined_folds": _folds(recipes)}),
+            "data": first.data.model_copy(
+                update={"text_fields": fields, "masked": masks.pop(), "joined_folds": _folds(recipes)}
+            ),
             "towers": towers,
             "fusion": LateConfig(kind="late"),
             "similarity": first.similarity.model_copy(
@@ -106,11 +111,9 @@ def _folds(recipes: Sequence[Recipe]) -> tuple[int, ...]:
         raise InputError("a run is itself joined of several folds: join the trained runs, all at once")
     shares = {recipe.data.held_out for recipe in recipes}
     folds = tuple(recipe.data.fold for recipe in recipes)
-    if len(set(folds)) == 1:
-        return ()
     if len(shares) > 1:
         raise InputError(f"the runs hold out different shares of the pairs, {sorted(shares)}: train them alike")
-    return folds
+    return folds if len(set(folds)) > 1 else ()
 
 
 def _tower_names(recipes: Sequence[Recipe]) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ PROXY_SCALE, PROXY_SMOOTHING = 16.0, 0.1
 
 
 def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    """Formula 4.1: ``-log exp(s_ij / tau) / sum_k exp(s_ik / tau)``, the mean over the pairs (i, j) that are alike.
+    """Formula 4.1: ``-log exp(s_ij / tau) / sum_k exp(s_ik / tau)``, k other than i, for pairs (i, j) that are alike.
 
     Args:
         embeddings: FP32 [n, d], unit vectors; s is their cosine.
@@ -20,7 +20,7 @@ def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Te
         temperature: tau.
 
     Returns:
-        A scalar; 0 when the batch has no positive pair.
+        A scalar, the mean over the products of the mean over what is alike to each; 0 when nothing is.
     """
     itself = torch.eye(len(embeddings), dtype=torch.bool)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
@@ -38,9 +38,11 @@ def decoupled(embeddings: Tensor, positives: Tensor, temperature: float) -> Tens
     What is alike then never competes with itself, so that large groups are not pushed apart (Yeh et al. 2022, decoupled
     contrastive learning). Arguments and result as in `contrastive`; products without a negative do not count.
     """
-    logits = embeddings @ embeddings.T / temperature
     itself = torch.eye(len(embeddings), dtype=torch.bool)
-    pairs, negatives = positives & ~itself, ~(positives | itself)
+    return _decoupled(embeddings @ embeddings.T / temperature, positives & ~itself, ~(positives | itself))
+
+
+def _decoupled(logits: Tensor, pairs: Tensor, negatives: Tensor) -> Tensor:
     counted = pairs.any(1) & negatives.any(1)
     # Rows that do not count get a finite denominator: NaN would survive the masking in the gradient.
     masked = logits.masked_fill(~(negatives | ~counted.unsqueeze(1)), float("-inf"))
@@ -49,14 +51,17 @@ def decoupled(embeddings: Tensor, positives: Tensor, temperature: float) -> Tens
     return per_product[counted].sum() / counted.sum().clamp(min=1)
 
 
-def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float) -> Tensor:
+def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float, *, decouple: bool = False) -> Tensor:
     """Co-learning (2.2.3): formula 4.1 from one modality to another, so that one can stand in for the other.
+
+    Decoupled it is the article's listing (5) word for word: there the two modalities are text and image.
 
     Args:
         left: FP32 [n, d], the products by one modality.
         right: FP32 [n, d], the same products by another.
         positives: BOOL [n, n], symmetric; a product is alike itself.
         temperature: tau.
+        decouple: leave what is alike out of the denominator, as `decoupled` does.
 
     Returns:
         A scalar, the mean over both directions.
@@ -65,6 +70,8 @@ def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float) -
     pairs = positives | torch.eye(len(left), dtype=torch.bool)
 
     def one_way(scores: Tensor) -> Tensor:
+        if decouple:
+            return _decoupled(scores, pairs, ~pairs)
         log_probability = scores - scores.logsumexp(1, keepdim=True)
         return (-log_probability.masked_fill(~pairs, 0.0).sum(1) / pairs.sum(1)).mean()
 

@@ -88,7 +88,9 @@ class Objective(nn.Module):
             if both.sum() > 1:
                 one = self.network.modality_vector(vectors[both], left)
                 other = self.network.modality_vector(vectors[both], right)
-                losses.append(across(one, other, alike[both][:, both], self.training_section.temperature))
+                settings = self.training_section
+                decouple = settings.loss == "decoupled"
+                losses.append(across(one, other, alike[both][:, both], settings.temperature, decouple=decouple))
         return torch.stack(losses).mean() if losses else vectors.new_zeros(())
 
 

@@ -65,8 +65,9 @@ class Positives(Protocol):
 class LabelPositives:
     """Products with equal labels are alike; several labels give several notions, from coarse to fine.
 
-    A batch draws ``groups_per_batch`` values of the finest label that at least two products share, and ``group_size``
-    products of each. An epoch shows as many products as there are.
+    A batch draws ``groups_per_batch`` groups and ``group_size`` products of each. The products of a group share the
+    finest label; those that share it with nobody, but a coarser one, make groups by that. An epoch shows as many
+    products as are in groups.
 
     Args:
         labels: per notion, a label per product; empty where there is none.
@@ -81,17 +82,15 @@ class LabelPositives:
         self.codes = [np.unique(label, return_inverse=True)[1] for label in labels]
         self.known = [label != "" for label in labels]
         self.class_counts = tuple(int(codes.max()) + 1 for codes in self.codes)
-        self.source = np.zeros(len(labels[0]), np.intp) if source is None else np.unique(source, return_inverse=True)[1]
-        finest, known = self.codes[-1], self.known[-1]
-        members = [np.flatnonzero((finest == code) & known) for code in np.unique(finest[known])]
-        self.groups = [rows for rows in members if len(rows) > 1]
+        self.source = None if source is None else np.unique(source, return_inverse=True)[1]
+        self.groups = _groups(self.codes, self.known)
         if len(self.groups) < 2:
             raise InputError(
                 f"{len(self.groups)} label values are shared by several training products; contrast needs at least two"
             )
         self.groups_per_batch = min(training.groups_per_batch, len(self.groups))
         self.group_size = training.group_size
-        self.hard = round(training.hard_negatives * self.groups_per_batch)
+        self.hard = min(round(training.hard_negatives * self.groups_per_batch), self.groups_per_batch - 1)
         shown = self.groups_per_batch * self.group_size
         self.batches_per_epoch = max(1, round(sum(map(len, self.groups)) / shown))
 
@@ -105,15 +104,19 @@ class LabelPositives:
             drawn = random.choice(len(self.groups), easy, replace=False, p=weight / weight.sum())
             if centres is not None:
                 drawn = np.concatenate([drawn, _nearest_others(centres, drawn, self.hard, random)])
-            yield np.concatenate([self._draw(self.groups[place], random) for place in drawn])
+            rows = np.concatenate([self._draw(self.groups[place], random) for place in drawn])
+            yield rows[np.sort(np.unique(rows, return_index=True)[1])]  # nobody twice: a copy is too easy to find
 
     def _draw(self, group: Rows, random: np.random.Generator) -> Rows:
-        shuffled = random.permutation(group)
+        shuffled: Rows = random.permutation(group)
+        if self.source is None:
+            return shuffled[: self.group_size]
         # How many of a product's own source come before it: sorted by that, the sources take turns.
         source = self.source[shuffled]
-        turn = [int((source[:place] == own).sum()) for place, own in enumerate(source)]
-        drawn: Rows = shuffled[np.argsort(turn, kind="stable")][: self.group_size]
-        return drawn
+        turn = np.zeros(len(source), np.intp)
+        for own in np.unique(source):
+            turn[source == own] = np.arange((source == own).sum())
+        return shuffled[np.argsort(turn, kind="stable")][: self.group_size]
 
     def judge(self, rows: Rows) -> Judgement:
         """Equal and known labels are alike."""
@@ -129,8 +132,26 @@ class LabelPositives:
         return Judgement(alike=tuple(alike), judged=torch.from_numpy(both[-1]), classes=tuple(classes))
 
 
+def _groups(codes: Sequence[Rows], known: Sequence[NDArray[np.bool_]]) -> list[Rows]:
+    """Return the products that share a label, by the finest one that each shares with another."""
+    groups: list[Rows] = []
+    lonely = np.ones(len(codes[0]), dtype=bool)
+    for of_label, labelled in zip(reversed(codes), reversed(known), strict=True):
+        for code in np.unique(of_label[lonely & labelled]):
+            mates = (of_label == code) & labelled
+            rows = np.flatnonzero(mates & lonely)
+            if len(rows) == 1:  # all others have a finer label in common, but it is like them in this one
+                rows = np.flatnonzero(mates)
+            if len(rows) > 1:
+                groups.append(rows)
+                lonely[rows] = False
+    return groups
+
+
 class PairPositives:
     """Explicit pairs: those labelled 1 are alike, those labelled 0 are not.
+
+    Two products that both match a third are alike, too, unless their pair is labelled 0.
 
     A batch draws ``groups_per_batch`` left sides that share candidates, as far as there are such, and all products that
     they are paired with: each product is encoded once and serves all its pairs. An epoch shows every pair once.
@@ -141,13 +162,21 @@ class PairPositives:
 
     class_counts: tuple[int, ...] = ()
 
-    def __init__(self, pairs: Sequence[tuple[int, int, int]], products: int, training: TrainingSection) -> None:
+    def __init__(
+        self, pairs: Sequence[tuple[int, int, int]], usable: NDArray[np.bool_], training: TrainingSection
+    ) -> None:
+        products = len(usable)
+        self.usable = usable
         self.partners: list[set[int]] = [set() for _ in range(products)]
         self.rejected: list[set[int]] = [set() for _ in range(products)]
         for i, j, label in pairs:
             known = self.partners if label == 1 else self.rejected
             known[i].add(j)
             known[j].add(i)
+        self.alike = [
+            partners.union(*(self.partners[other] for other in partners)) - self.rejected[row] - {row}
+            for row, partners in enumerate(self.partners)
+        ]
         matches = sum(label for _, _, label in pairs)
         if matches < 2:
             raise InputError(f"{matches} training pairs are labelled 1; contrast needs at least two")
@@ -192,15 +221,19 @@ class PairPositives:
         if not matched:
             return np.empty(0, np.intp)
         nearness = (embeddings @ embeddings[matched].T).max(1)  # (n,)
-        nearness[rows] = -np.inf
-        nearest: Rows = np.argsort(-nearness, kind="stable")[: len(embeddings) - len(rows)]
+        others = self.usable.copy()
+        others[rows] = False
+        nearness[~others] = -np.inf
+        nearest: Rows = np.argsort(-nearness, kind="stable")[: others.sum()]
         return nearest
 
     def judge(self, rows: Rows) -> Judgement:
         """Pairs labelled 1 are alike; those labelled 0, and no others, are judged too."""
-        matched = np.array([[int(j) in self.partners[i] for j in rows] for i in rows], dtype=bool)
-        rejected = np.array([[int(j) in self.rejected[i] for j in rows] for i in rows], dtype=bool)
-        return Judgement(alike=(torch.from_numpy(matched),), judged=torch.from_numpy(matched | rejected))
+        alike, matched, rejected = (
+            torch.tensor([[int(j) in known[i] for j in rows] for i in rows])
+            for known in (self.alike, self.partners, self.rejected)
+        )
+        return Judgement(alike=(alike,), judged=matched | rejected)
 
 
 def _nearest_others(centres: Vectors, drawn: Rows, count: int, random: np.random.Generator) -> Rows:
@@ -244,7 +277,7 @@ def positives_of(
         named = training_pairs(recipe.data, data_root)
         pairs = [(row_of[p.left], row_of[p.right], p.label) for p in named if p.left in row_of and p.right in row_of]
         log.info("%d of %d training pairs are between usable products of the catalogue", len(pairs), len(named))
-        return PairPositives(pairs, len(catalogue), training)
+        return PairPositives(pairs, usable, training)
     labels = [np.where(usable, catalogue.labels(field), "") for field in recipe.data.labels]
     source = catalogue.labels(recipe.data.source) if recipe.data.source else None
     return LabelPositives(labels, training, source)

@@ -119,7 +119,7 @@ class Recipe(_Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     dimension: int = Field(default=128, ge=8, le=4096, description="length of every tower's vector")
-    seed: int = 7
+    seed: int = Field(default=7, ge=0, lt=2**32, description="of all random draws")
     data: DataSection
     towers: dict[
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], Annotated[AnyEncoderConfig, Field(discriminator="encoder")]
@@ -133,6 +133,14 @@ class Recipe(_Section):
     def _proxies_have_classes(self) -> Recipe:
         if self.training.proxies and self.data.pairs:
             raise ValueError("training.proxies: needs data.labels; pairs have no classes")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_reads_what_is_masked(self) -> Recipe:
+        read = {*self.data.text_fields, *(f"attributes.{key}" for key in self.input_schema().attribute_keys)}
+        masked = {part.strip() for field in self.data.masked for part in field.split("+")}
+        if both := sorted(read & masked):
+            raise ValueError(f"data.masked: {', '.join(both)} is also read, in data.text_fields or by a tower's keys")
         return self
 
     @model_validator(mode="after")

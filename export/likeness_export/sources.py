@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+from likeness_client.errors import InputError
 
 
 def locate(source: str, data_root: Path) -> str:
@@ -28,3 +31,30 @@ def locate(source: str, data_root: Path) -> str:
             if (candidate / "config.json").is_file():
                 return str(candidate)
     return source
+
+
+def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> Any:
+    """Load something of a pretrained network.
+
+    Args:
+        kind: a class with ``from_pretrained``, e.g. ``AutoModel``.
+        source: see `locate`.
+        data_root: see `locate`.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        InputError: there is nothing by that name; says where it was looked for.
+    """
+    place = locate(source, data_root)
+    try:
+        return kind.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:
+        if place != source:
+            raise InputError(
+                f"source {source!r}: {place} does not hold a network that can be loaded ({error})"
+            ) from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"source {source!r}: there is no such folder below {data_root.absolute()} (--data-root), no installed "
+            f"package carries a model of that name, and the hub gave none ({reason})"
+        ) from error

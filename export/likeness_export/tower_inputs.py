@@ -53,7 +53,8 @@ class TowerInputs:
         self.items = items
         self.specs = config.tensors()
         self.run_rows = config.run_rows * torch.get_num_threads() if config.run_rows else _CHUNK
-        self.preprocessor = config.preprocessing.Preprocessor(tower / ASSETS)
+        self.assets = tower / ASSETS
+        self.preprocessor = config.preprocessing.Preprocessor(self.assets)
         self.present: NDArray[np.bool_] = np.array([item is not None for item in items], dtype=bool)
         self._fixed: dict[str, NDArray[np.generic]] = {}
         # Inputs of one size (photos, categories) are kept; texts differ in length and are cheap to tokenise again.
@@ -114,7 +115,8 @@ class TowerInputs:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "encoder.onnx"
             try:
-                export_network(encoder, spec, path, _CHUNK)
+                with torch.random.fork_rng():  # the samples' draws are nobody else's: a warm cache changes no training
+                    export_network(encoder, spec, path, _CHUNK)
             except ExportError as error:
                 log.warning("%s; encoding in eager torch, which is slower", error)
                 return partial(_eager, encoder)
@@ -157,7 +159,7 @@ def read_inputs(
 
 
 def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig, cache: Path) -> NDArray[np.float32]:
-    """Return a frozen encoder's features, computed once per encoder and set of inputs.
+    """Return a frozen encoder's features, computed once per encoder, preprocessing and set of inputs.
 
     Args:
         inputs: the products.
@@ -168,6 +170,11 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
     key = hashlib.sha256(config.model_dump_json(exclude=_ONLY_TRAINING).encode())
     for tensor in encoder.state_dict().values():
         key.update(tensor.numpy().tobytes())
+    # What was fitted need not be in the encoder: a vocabulary of the same size gives the same network.
+    for path in sorted(inputs.assets.rglob("*")):
+        if path.is_file():
+            key.update(path.read_bytes())
+    key.update(Path(str(config.preprocessing.__file__)).read_bytes())
     for item in inputs.items:
         key.update(hashlib.sha256(b"\0" if item is None else item).digest())
     place = cache / f"{inputs.name}-{key.hexdigest()[:16]}.npy"

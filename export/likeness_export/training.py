@@ -176,6 +176,11 @@ class _Trainer:
             loss, whole = self.objective(self._vectors(rows), self.present[rows], self.positives.judge(rows))
             self.latest[rows] = whole.detach()
             self.optimizer.zero_grad(set_to_none=True)
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"the loss of epoch {epoch + 1} is {loss.item()}: training has run away; lower the learning rates, "
+                    "or train with training.precision = 'fp32'"
+                )
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimizer.step()

@@ -9,6 +9,7 @@ from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
 from likeness_client.records import Product
 from likeness_export.catalogue import Catalogue, NamedPair, hold_out, read_catalogue, read_named_pairs
+from likeness_export.masking import Mask
 
 HEADER = "left_id,right_id,label,split\n"
 
@@ -73,7 +74,9 @@ def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> No
     ("title", "left"),
     [
         ("Fjord Men's Navy Blue T-shirt, XL", "Fjord , XL"),
-        ("FJORD WOMEN blue-tooth shirts", "FJORD -tooth"),
+        ("FJORD WOMEN blue-tooth shirts", "FJORD tooth"),
+        ("A woman's t shirt - blues, for man", "A , for"),
+        ("Nike - run", "Nike - run"),
         ("Menswear in redwood", "Menswear in redwood"),
         ("Tshirt \u00c9t\u00e9 6", "\u00c9t\u00e9 6"),
         ("", ""),
@@ -89,6 +92,31 @@ def test_masking_cuts_the_words_of_all_labels(tmp_path: Path, title: str, left: 
     assert (masked.products[2].title, masked.products[2].description) == (left, left)
     assert masked.labels("fine_label").tolist() == ["Tshirts", "Shirts", ""]
     assert whole.masked([]) is whole
+    with pytest.raises(InputError, match=r"data\.masked: no product has a value in fine_labl"):
+        whole.masked(["fine_labl"])
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("Watches", "watch"),
+        ("Dresses", "dress"),
+        ("Scarves", "scarf scarves"),
+        ("Clutches", "clutch"),
+        ("Accessories", "accessory"),
+        ("Ties", "tie"),
+        ("Women", "woman women woman's womens"),
+        ("Tshirts", "T-shirt t shirts tshirt"),
+        ("T-shirts", "Tshirt"),
+        ("X100", "x 100 X-100"),
+        ("42", "42"),
+    ],
+)
+def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
+    mask = Mask([label])
+    assert mask(text) == ""
+    assert mask(f"red {text} case") == "red case"
+    assert Mask([text])(label) == ""
 
 
 def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-from likeness_export.encoders.image_backbone import load_backbone, write_architecture
+from likeness_client.errors import InputError
+from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
 from torch import Tensor, nn
-from transformers import AutoModel, MobileNetV2Config, PreTrainedModel
+from transformers import AutoModel, MobileNetV2Config, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
 
 PX = 32
 
@@ -49,3 +51,41 @@ def test_weights_and_answers_are_those_of_the_plain_network(tmp_path: Path) -> N
     with torch.inference_mode():
         expected = nn.Module.eval(plain)(pixels).pooler_output
         torch.testing.assert_close(network.eval()(pixels).pooler_output, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])
+def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(kind: type, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=PX,
+        patch_size=16,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    kind(config).save_pretrained(tmp_path / "network")
+    (tmp_path / "network" / "preprocessor_config.json").write_text("{}")
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    features = []
+    pixels = torch.randint(0, 255, (2, PX, PX, 3), dtype=torch.uint8)
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # what is initialised at random must not be heard of
+        encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX).eval()
+        features.append(encoder(pixels))
+    torch.testing.assert_close(*features)
+    answer = encoder.backbone(encoder.normalise(pixels))
+    expected = answer.last_hidden_state[:, 0] if kind is ViTForImageClassification else answer.pooler_output
+    torch.testing.assert_close(features[1], expected)
+    with pytest.raises(InputError, match="image_px = 48 does not fit the network"):
+        ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=48)
+
+
+def test_a_network_that_is_not_there_is_named_with_the_places_looked_in(tmp_path: Path) -> None:
+    # No name of a hub has three parts, so that none is asked.
+    with pytest.raises(InputError, match=r"source 'weights/of/nothing': there is no such folder below .*--data-root"):
+        write_architecture("weights/of/nothing", tmp_path / "tower", tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"source 'broken': .*broken does not hold a network that can be loaded"):
+        write_architecture("broken", tmp_path / "tower", tmp_path)

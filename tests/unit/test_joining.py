@@ -149,6 +149,10 @@ def test_a_join_is_made_anew_but_nothing_else_is_overwritten(tiny: Tiny, tmp_pat
             r"run 2 of 2 \(tiny, seed 4\) fuses 2 towers by attention: only runs",
         ),
         (
+            [recipe_of(towers=IMAGE), recipe_of(towers=IMAGE, fusion={"kind": "concatenation"})],
+            "run 2 of 2 .* fuses 1 towers by concatenation",
+        ),
+        (
             [recipe_of(towers=IMAGE), recipe_of(towers=IMAGE, dimension=8)],
             "run 2 of 2 .* dimension 8, the first has 16",
         ),
@@ -178,6 +182,15 @@ def test_the_joined_recipe_reads_text_as_the_run_that_has_text() -> None:
     assert joined_recipe([recipe_of(towers=IMAGE), text]).data.text_fields == ("title",)
 
 
+def test_the_joined_recipe_masks_as_the_run_that_has_text() -> None:
+    def text(*masked: str) -> Recipe:
+        return recipe_of(data={**RECIPE["data"], "masked": masked}, towers={"text": {"encoder": "word_vectors"}})
+
+    assert joined_recipe([recipe_of(towers=IMAGE), text("group")]).data.masked == ("group",)
+    with pytest.raises(InputError, match=r"different data\.masked"):
+        joined_recipe([text("group"), text()])
+
+
 def test_a_joined_run_knows_which_pairs_its_parts_have_not_seen() -> None:
     def recipe(fold: int, held_out: float = 0.2) -> Recipe:
         data = {"products": "products.jsonl", "pairs": "pairs.csv", "held_out": held_out, "fold": fold}
@@ -186,8 +199,9 @@ def test_a_joined_run_knows_which_pairs_its_parts_have_not_seen() -> None:
     assert joined_recipe([recipe(1), recipe(1)]).data.joined_folds == ()
     joined = joined_recipe([recipe(2), recipe(0), recipe(4)])
     assert joined.data.joined_folds == (2, 0, 4)
-    with pytest.raises(InputError, match="different shares"):
-        joined_recipe([recipe(0), recipe(1, 0.3)])
+    for other in (recipe(1, 0.3), recipe(0, 0.0)):
+        with pytest.raises(InputError, match="different shares"):
+            joined_recipe([recipe(0), other])
     with pytest.raises(InputError, match="itself joined"):
         joined_recipe([joined, recipe(1)])
     with pytest.raises(InputError, match=r"with held_out = 0.2 there are 5, from 0 on"):

@@ -140,3 +140,19 @@ def test_across_is_formula_4_1_from_one_modality_to_the_other() -> None:
             partners = [j for j in range(4) if j == i or positives[i, j]]
             terms.append(-sum(math.log(scores[j] / sum(scores)) for j in partners) / len(partners))
     assert across(left, right, positives, 0.2).item() == pytest.approx(sum(terms) / 8, abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 1, 1, 2, 2, 3, 3, 3]])
+def test_the_listing_contrasts_two_modalities_without_the_positives_below(labels: list[int]) -> None:
+    left, right, pairs = embeddings(), embeddings(N + 1)[:N], alike(labels)
+
+    def one_way(logits: Tensor) -> float:
+        rows = []
+        for i in range(N):
+            below = math.log(sum(math.exp(float(logits[i, k])) for k in range(N) if not pairs[i, k]))
+            rows.append(sum(below - float(logits[i, j]) for j in range(N) if pairs[i, j]) / int(pairs[i].sum()))
+        return sum(rows) / N
+
+    logits = left @ right.T / TAU
+    expected = (one_way(logits) + one_way(logits.T)) / 2
+    assert float(across(left, right, pairs, TAU, decouple=True)) == pytest.approx(expected, abs=1e-5)

@@ -13,6 +13,7 @@ from likeness_export.catalogue import read_catalogue
 from likeness_export.objective import drop_modalities
 from likeness_export.positives import LabelPositives, PairPositives, positives_of
 from likeness_export.recipe import TrainingSection, parse_recipe
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Tiny
@@ -22,6 +23,10 @@ LABELS = np.array(["a", "a", "a", "b", "b", "c", "", ""])
 
 
 NONE = np.zeros((0, 2), np.float32)  # embeddings of no epoch
+
+
+def all_of(products: int) -> NDArray[np.bool_]:
+    return np.ones(products, dtype=bool)
 
 
 def batch_of(groups: int, size: int = 2, hard_negatives: float = 0.0) -> TrainingSection:
@@ -67,6 +72,22 @@ def test_a_group_with_one_member_and_products_without_a_label_are_not_drawn() ->
             assert set(rows.tolist()) <= {0, 1, 2, 3, 4}
 
 
+def test_products_that_share_only_a_coarser_label_are_drawn_by_that() -> None:
+    coarse = np.array(["x", "x", "x", "y", "y", "y", "z", "z", ""])
+    finest = np.array(["a", "a", "b", "c", "d", "", "e", "e", "f"])
+    positives = LabelPositives([coarse, finest], batch_of(8, 8))
+    # 0, 1 and 6, 7 by the finest; 3, 4, 5 by the coarse one; 2 with its mates, as nobody else is left there.
+    assert sorted(map(sorted, (group.tolist() for group in positives.groups))) == [[0, 1], [0, 1, 2], [3, 4, 5], [6, 7]]
+    for rows in positives.batches(np.random.default_rng(0), NONE):
+        assert sorted(rows.tolist()) == [0, 1, 2, 3, 4, 5, 6, 7]  # nobody twice
+
+
+def test_a_batch_is_never_of_hard_groups_alone() -> None:
+    positives = LabelPositives([LABELS], batch_of(2, 2, hard_negatives=0.99))
+    rows = next(iter(positives.batches(np.random.default_rng(0), np.eye(8, dtype=np.float32))))
+    assert len(rows) == 4
+
+
 def test_the_same_seed_draws_the_same_batches() -> None:
     positives = LabelPositives([LABELS], batch_of(2, 2))
     first, again, other = (
@@ -105,9 +126,9 @@ PAIRS = [(0, 1, 1), (2, 3, 1), (1, 2, 1), (0, 3, 0), (4, 5, 0)]
 
 
 def test_pairs_labelled_1_are_alike_and_those_labelled_0_are_judged_in_both_directions() -> None:
-    judgement = PairPositives(PAIRS, 6, batch_of(2)).judge(np.arange(6))
+    judgement = PairPositives(PAIRS, all_of(6), batch_of(2)).judge(np.arange(6))
     (mask,) = judgement.alike
-    assert pairs_in(mask) == {(0, 1), (2, 3), (1, 2)}
+    assert pairs_in(mask) == {(0, 1), (2, 3), (1, 2), (0, 2), (1, 3)}  # 0 and 2 both match 1
     assert pairs_in(judgement.judged) == {(0, 1), (2, 3), (1, 2), (0, 3), (4, 5)}
     assert torch.equal(mask, mask.T)
     assert torch.equal(judgement.judged, judgement.judged.T)
@@ -118,7 +139,7 @@ def pairs_in(mask: torch.Tensor) -> set[tuple[int, int]]:
 
 
 def test_an_epoch_shows_every_pair_once() -> None:
-    positives = PairPositives(PAIRS, 6, batch_of(2))
+    positives = PairPositives(PAIRS, all_of(6), batch_of(2))
     shown = [rows.tolist() for rows in positives.batches(np.random.default_rng(0), NONE)]
     assert len(shown) == 2
     assert all(any({i, j} <= set(rows) for rows in shown) for i, j, _ in PAIRS)
@@ -127,7 +148,7 @@ def test_an_epoch_shows_every_pair_once() -> None:
 
 def test_left_sides_that_share_candidates_come_together() -> None:
     apart = [(left, 100 + left % 10, int(left < 10)) for left in range(40)]  # ten candidates, each with four left sides
-    for rows in PairPositives(apart, 110, batch_of(4)).batches(np.random.default_rng(5), NONE):
+    for rows in PairPositives(apart, all_of(110), batch_of(4)).batches(np.random.default_rng(5), NONE):
         assert len(rows) == 5
 
 
@@ -135,10 +156,12 @@ def test_hard_negatives_of_pairs_are_mined_for_products_with_a_known_match_only(
     angle = np.arange(6) * 0.1
     embeddings = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
     pairs = [(0, 1, 1), (2, 1, 1)]
-    (rows,) = PairPositives(pairs, 6, batch_of(2, hard_negatives=0.25)).batches(np.random.default_rng(0), embeddings)
+    (rows,) = PairPositives(pairs, all_of(6), batch_of(2, hard_negatives=0.25)).batches(
+        np.random.default_rng(0), embeddings
+    )
     assert rows.tolist() == [0, 1, 2, 3]  # 3 lies nearest to one of 0 and 2
     unmatched = [*pairs, (4, 5, 0)]
-    positives = PairPositives(unmatched, 6, batch_of(2, hard_negatives=0.4))
+    positives = PairPositives(unmatched, all_of(6), batch_of(2, hard_negatives=0.4))
     drawn = [rows.tolist() for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), embeddings)]
     assert [4, 5] in drawn  # nothing is mined for 4 alone
 
@@ -146,7 +169,7 @@ def test_hard_negatives_of_pairs_are_mined_for_products_with_a_known_match_only(
 @pytest.mark.parametrize("pairs", [[], [(0, 1, 1)], [(0, 1, 1), (1, 2, 0)]])
 def test_too_few_pairs_are_refused(pairs: list[tuple[int, int, int]]) -> None:
     with pytest.raises(InputError, match="training pairs are labelled 1; contrast needs at least two"):
-        PairPositives(pairs, 3, batch_of(2))
+        PairPositives(pairs, all_of(3), batch_of(2))
 
 
 def test_the_recipe_chooses_labels_or_the_pairs_of_its_training_splits(tiny: Tiny) -> None:
@@ -210,3 +233,10 @@ def test_how_often_modalities_are_dropped() -> None:
     assert float(touched) == pytest.approx(0.5 * (1 - 0.5**3), abs=0.05)
     signatures = {tuple(row) for row in drop_modalities(present, 1.0).tolist()}
     assert len(signatures) == 7
+
+
+def test_what_nothing_is_known_of_is_never_mined() -> None:
+    usable = np.array([True, True, True, True, False, False])
+    positives = PairPositives([(0, 1, 1), (2, 3, 1)], usable, batch_of(2, hard_negatives=0.9))
+    for rows in positives.batches(np.random.default_rng(0), np.eye(6, dtype=np.float32)):
+        assert set(rows.tolist()) == {0, 1, 2, 3}

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import ClassVar, Literal
 
 import torch
+from likeness_client.errors import InputError
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
@@ -16,7 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from likeness_export.encoders.base import BACKBONE, Encoder, EncoderConfig
 from likeness_export.encoders.image_common import PHOTOS_PER_THREAD, Normalise, augment_pixels, write_image_assets
 from likeness_export.preprocessing import image
-from likeness_export.sources import locate
+from likeness_export.sources import load_pretrained, locate
 from likeness_export.tensors import TensorSpec
 
 _HALF = (0.5, 0.5, 0.5)
@@ -50,14 +51,21 @@ class ImageBackboneConfig(EncoderConfig):
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained network, or its bare architecture."""
-        return ImageBackbone(*load_backbone(self.source, tower, source_root), train_px=self.train_px)
+        return ImageBackbone(
+            *load_backbone(self.source, tower, source_root), image_px=self.image_px, train_px=self.train_px
+        )
 
 
 def write_architecture(source: str, tower: Path, data_root: Path) -> None:
-    """Store a network's architecture in a tower's folder, the mean and deviation that it was trained with in it."""
-    place = locate(source, data_root)
-    config = AutoConfig.from_pretrained(place)
-    processor, _ = ImageProcessingMixin.get_image_processor_dict(place)
+    """Store a network's architecture in a tower's folder, the mean and deviation that it was trained with in it.
+
+    Also whether it brings weights for its pooling: checkpoints of classifiers often do not, and a pooling layer of
+    random weights would spoil every feature.
+    """
+    config = load_pretrained(AutoConfig, source, data_root)
+    _, loading = load_pretrained(AutoModel, source, data_root, output_loading_info=True)
+    config.random_pooler = any("pooler" in name for name in loading["missing_keys"])
+    processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
     config.image_mean = list(processor.get("image_mean") or _HALF)
     config.image_std = list(processor.get("image_std") or _HALF)
     config.save_pretrained(tower / BACKBONE)
@@ -72,15 +80,17 @@ def load_backbone(
         The network, and the mean and deviation of its pixels.
     """
     config = AutoConfig.from_pretrained(tower / BACKBONE)
-    if source_root is None:
+    if source_root is None:  # noqa: SIM108 (two lines with what they need)
         backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
     else:
-        backbone = AutoModel.from_pretrained(locate(source, source_root))
+        backbone = load_pretrained(AutoModel, source, source_root)
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = _StridedDepthwise  # the same weights under the same names
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
-    return getattr(backbone, "vision_model", backbone), tuple(config.image_mean), tuple(config.image_std)
+    found = getattr(backbone, "vision_model", backbone)
+    found.random_pooler = bool(getattr(config, "random_pooler", False))
+    return found, tuple(config.image_mean), tuple(config.image_std)
 
 
 class _StridedDepthwise(nn.Conv2d):
@@ -99,25 +109,41 @@ class _StridedDepthwise(nn.Conv2d):
 
 
 class ImageBackbone(Encoder):
-    """The network's pooled output."""
+    """The network's pooled output; of a transformer without a trained pooling the vector of its class token.
+
+    Raises:
+        InputError: the network does not take photos of ``image_px``.
+    """
 
     def __init__(
-        self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, train_px: int | None = None
+        self,
+        backbone: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        image_px: int,
+        train_px: int | None = None,
     ) -> None:
         super().__init__()
         self.train_px = train_px
         # As the pixels come; convolutions run up to twice as fast. The annotations of `Module.to` forget the argument.
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalise = Normalise(mean, std)
-        size = int(getattr(self.backbone.config, "image_size", 224))
         # Not every architecture names its width in the configuration; one look at an output does.
         self.eval()
         with torch.no_grad():
-            self.feature_dim = self.forward(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+            try:
+                self.feature_dim = self.forward(torch.zeros(1, image_px, image_px, 3, dtype=torch.uint8)).shape[1]
+            except (RuntimeError, ValueError) as error:
+                raise InputError(f"image_px = {image_px} does not fit the network: {error}") from error
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""
-        pooled: Tensor = self.backbone(self.normalise(tensors[0])).pooler_output
+        answer = self.backbone(self.normalise(tensors[0]))
+        pooled: Tensor | None = getattr(answer, "pooler_output", None)
+        if pooled is None or self.backbone.random_pooler:
+            hidden: Tensor = answer.last_hidden_state  # (n, tokens, f), or a map (n, f, h, w)
+            return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
         return pooled.flatten(1)  # (n, f); ResNets pool to (n, f, 1, 1)
 
     def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from likeness_client.contract import MAX_BYTES
+from likeness_client.errors import InputError
 from pydantic import Field
 from torch import Tensor
 
@@ -41,8 +42,18 @@ class OneHotConfig(EncoderConfig):
         return self.keys
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (no pretrained part)
-        """Fit the vocabulary."""
+        """Fit the vocabulary.
+
+        Raises:
+            InputError: no product has one of the keys.
+        """
         records = [json.loads(item) for item in items]
+        if missing := [name for name in self.keys if not any(name in record for record in records)]:
+            known = ", ".join(sorted({name for record in records for name in record}))
+            raise InputError(
+                f"towers.{tower.name}.keys: no training product has {', '.join(missing)}; of the keys it reads there "
+                f"are: {known}"
+            )
         vocabulary = {
             "keys": [self._key(name, [record[name] for record in records if name in record]) for name in self.keys],
             "max_bytes": MAX_BYTES["attributes"],

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
-from likeness_export.sources import locate
+from likeness_export.sources import load_pretrained
 from likeness_export.tensors import TensorSpec
 
 # RoBERTa and its kin number positions from behind the id of padding; those before are never used.
@@ -53,10 +53,9 @@ class TextTransformerConfig(EncoderConfig):
         Raises:
             InputError: the network cannot read texts of ``max_tokens``, or is an XLNet of a kind that cannot encode.
         """
-        place = locate(self.source, data_root)
-        config = AutoConfig.from_pretrained(place)
+        config = load_pretrained(AutoConfig, self.source, data_root)
         self._check(config, tower.name)
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
         assets = tower / ASSETS
         assets.mkdir(parents=True, exist_ok=True)
         (assets / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
@@ -84,7 +83,7 @@ class TextTransformerConfig(EncoderConfig):
             config = AutoConfig.from_pretrained(tower / BACKBONE)
             backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
         else:
-            backbone = AutoModel.from_pretrained(locate(self.source, source_root))
+            backbone = load_pretrained(AutoModel, self.source, source_root)
         return TextTransformer(backbone, self.token_dropout)
 
 

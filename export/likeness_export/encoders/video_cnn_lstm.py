@@ -41,10 +41,10 @@ class CnnLstmConfig(VideoConfig):
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Build it; only the source's network can have pretrained weights."""
-        cnn = (
-            ImageBackbone(*load_backbone(self.source, tower, source_root)) if self.source else SmallConvNet(self.width)
-        )
-        return CnnLstm(cnn, self)
+        if not self.source:
+            return CnnLstm(SmallConvNet(self.width), self)
+        backbone = load_backbone(self.source, tower, source_root)
+        return CnnLstm(ImageBackbone(*backbone, image_px=self.video_px), self)
 
 
 class CnnLstm(Encoder):

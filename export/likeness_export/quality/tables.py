@@ -248,9 +248,21 @@ TABLES = (
         name="flipkart",
         title="Flipkart: categories and families of a mixed shop",
         products="flipkart/products.jsonl",
-        variants=(Variant(name="recipe", recipe="flipkart", what="the recipe as it is"),),
+        variants=(
+            Variant(name="recipe", recipe="flipkart", what="the recipe as it is; titles often state the category"),
+            Variant(
+                name="masked",
+                recipe="flipkart",
+                overrides=(
+                    'data.masked=["fine_label", "extra.mid_label"]',
+                    'towers.attributes.keys=["Color", "Material", "Ideal For", "Occasion", "Pattern", "Dial Shape"]',
+                ),
+                what="titles without the words of the categories, attributes without `Type`, which nearly is one",
+            ),
+        ),
         measures=(_FLIPKART, Ranking(name="T6", labels=("group",), gallery=("train", "val"))),
-        baselines=("text", "v2", "v1", "v1-small", "text+v2"),
+        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2"),
+        masked=("fine_label", "extra.mid_label"),
         sheet=_FLIPKART,
         notes=("146 to 208 queries: differences below about 0.05 are noise.",),
     ),
@@ -260,6 +272,12 @@ TABLES = (
         products="luma/products.jsonl",
         variants=(
             Variant(name="family", recipe="luma", what="the recipe as it is: alike are families and categories"),
+            Variant(
+                name="family-masked",
+                recipe="luma",
+                overrides=('data.masked=["fine_label", "coarse_label", "attributes.color"]',),
+                what="titles without the words of categories and colours",
+            ),
             Variant(
                 name="colour",
                 recipe="luma",
@@ -273,7 +291,8 @@ TABLES = (
             Ranking(name="T9", labels=("attributes.color",), gallery=("train", "val")),
             Views(name="T10 last view to main view"),
         ),
-        baselines=("text", "v2", "v1", "v1-small", "text+v2"),
+        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2"),
+        masked=("fine_label", "coarse_label", "attributes.color"),
         sheet=_LUMA,
         notes=(
             "42 to 49 queries: differences below about 0.10 are noise.",

@@ -20,7 +20,7 @@ from likeness_export.quality.tables import Table, Variant
 from likeness_export.recipe import Recipe, load_recipe
 from likeness_export.run import Run
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same declaration is measured in another way, so that kept figures are not taken for the new ones."""
 BASELINES = "baselines"
 

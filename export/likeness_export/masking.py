@@ -1,0 +1,57 @@
+"""Texts without the words of a label, so that a text cannot state what is measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019]\w*)?|\d+")
+_BETWEEN = re.compile(r"[\s-]*")
+_STRAY = re.compile(r"(?<!\w)-+|-+(?!\w)")
+
+
+class Mask:
+    """Cuts the words of labels out of texts.
+
+    Number (``watches``, ``women``), possession (``women's``), case, and whether a compound is written in one word or in
+    two (``T-shirt``, ``Tshirts``, ``t shirt``) make no difference.
+
+    Args:
+        labels: what must not be stated, each of one or several words.
+    """
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        words = [[word[0] for word in _WORD.finditer(label)] for label in set(labels)]
+        self.stems = {_stem(word) for of_label in words for word in of_label}
+        self.stems |= {_stem(one + other) for of_label in words for one, other in pairwise(of_label)}
+
+    def __call__(self, text: str) -> str:
+        """Return the text without them; runs of whitespace become one space."""
+        words = list(_WORD.finditer(text))
+        cut = {word for word in words if _stem(word[0]) in self.stems}
+        for one, other in pairwise(words):
+            together = _BETWEEN.fullmatch(text, one.end(), other.start()) is not None
+            if together and _stem(one[0] + other[0]) in self.stems:
+                cut |= {one, other}
+        if cut:
+            kept = "".join(text[start:end] for start, end in _gaps(sorted(word.span() for word in cut), len(text)))
+            text = _STRAY.sub(" ", kept)
+        return " ".join(text.split())
+
+
+def _gaps(spans: list[tuple[int, int]], length: int) -> Iterable[tuple[int, int]]:
+    """Return what lies between sorted spans."""
+    edges = [0, *(edge for span in spans for edge in span), length]
+    return zip(edges[::2], edges[1::2], strict=True)
+
+
+def _stem(word: str) -> str:
+    """Return what a word has in common with its plural and its possessive: both lose the same letters."""
+    plain = re.sub(r"['\u2019]s?$", "", word.lower())
+    if len(plain) > 2 and plain.endswith("s") and not plain.endswith("ss"):
+        plain = plain[:-1]
+    plain = re.sub(r"men$", "man", plain)
+    if len(plain) > 2:
+        plain = plain.removesuffix("e")  # watch-es as shoe-s
+    return re.sub(r"v$", "f", re.sub(r"y$", "i", plain))  # scarves, accessories
