@@ -94,7 +94,9 @@ class Catalogue:
         rows = [row for row, record in enumerate(self.records) if record.get("split") in splits]
         if not rows:
             known = sorted({str(record.get("split")) for record in self.records})
-            raise InputError(f"no product has split {' or '.join(splits)}; there are: {', '.join(known)}")
+            raise InputError(
+                f"no product has split {' or '.join(dict.fromkeys(splits))}; there are: {', '.join(known)}"
+            )
         return self.select(rows)
 
     def payloads(self, schema: InputSchema, modalities: Sequence[str]) -> list[dict[str, bytes]]:
@@ -129,8 +131,27 @@ def read_catalogue(path: Path) -> Catalogue:
         products.append(item[0])
         records.append(item[1])
     if not products:
-        raise InputError(f"{path} holds no products")
+        raise InputError(f"{path} holds no products: give a file with one JSON object per line")
     return Catalogue(products=tuple(products), records=tuple(records))
+
+
+def read_recipe_catalogue(products: str, data_root: Path) -> Catalogue:
+    """Read the product file that a recipe names.
+
+    Args:
+        products: the recipe's ``data.products``.
+        data_root: what the recipe's relative paths start from.
+
+    Raises:
+        InputError: as of `read_catalogue`; where there is no such file, says where it was looked for.
+    """
+    path = data_root / products
+    if not path.exists():
+        raise InputError(
+            f"cannot read {path}: there is no such file. The recipe's paths start from --data-root (now "
+            f"'{data_root}'; or LIKENESS_DATA)."
+        )
+    return read_catalogue(path)
 
 
 @dataclass(frozen=True, kw_only=True)
