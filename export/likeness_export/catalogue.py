@@ -6,9 +6,11 @@ import csv
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from likeness_client.contract import InputSchema
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 log = logging.getLogger(__name__)
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019]\w*)?")
 _COMPOUND = re.compile(rf"{_WORD.pattern}(?:-{_WORD.pattern})*")
+_NO_LABELS = {"product_id", "title", "description", "images", "video"}
+_SHOWN_KEYS = 12
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
 
@@ -41,6 +45,27 @@ class Catalogue:
     def labels(self, field: str) -> NDArray[np.str_]:
         """Return a label per product (see `field_value`); empty where there is none."""
         return np.array([field_value(record, field) for record in self.records], dtype=np.str_)
+
+    def needed_labels(self, field: str, splits: Sequence[str] = ()) -> NDArray[np.str_]:
+        """Return the labels where they are asked for by name, so that a wrong name does not pass for no label.
+
+        Args:
+            field: see `field_value`.
+            splits: at least one product of these must have a label; empty: at least one of all.
+
+        Raises:
+            InputError: none has; names the keys that products have.
+        """
+        among = self.of_splits(splits) if splits else self
+        if not (among.labels(field) != "").any():
+            where = f" of split {' or '.join(dict.fromkeys(splits))}" if splits else ""
+            raise InputError(f"no product{where} has the label {field!r}; products have: {_named(among.label_keys())}")
+        return self.labels(field)
+
+    def label_keys(self) -> list[str]:
+        """Return the fields that can serve as labels, those of most products first."""
+        counts = Counter(key for record in self.records for key in _label_keys(record))
+        return [key for key, _ in counts.most_common()]
 
     def select(self, rows: Sequence[int] | NDArray[np.intp]) -> Catalogue:
         """Return some of the products."""
@@ -109,6 +134,19 @@ class Catalogue:
                 log.warning("left out: %s", error)
                 found.append({})
         return found
+
+
+def _label_keys(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _label_keys(value, f"{before}{key}.") if before or key != "interactions" else ()
+        elif (before or key not in _NO_LABELS) and field_value(record, key):
+            yield before + key
+
+
+def _named(keys: Sequence[str]) -> str:
+    more = f", and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+    return ", ".join(keys[:_SHOWN_KEYS]) + more if keys else "none"
 
 
 def _stem(word: str) -> str:

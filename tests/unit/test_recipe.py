@@ -23,6 +23,7 @@ from likeness_export.recipe import (
     with_serving,
 )
 from likeness_export.serving_section import ServingSection, StepSection, StepSettings
+from pydantic import BaseModel
 
 DEMO = Path("demo")
 
@@ -328,12 +329,13 @@ def test_another_serving_section_leaves_the_digest_and_is_checked() -> None:
 
 def test_the_guide_has_every_key_with_its_default() -> None:
     guide = (Path(__file__).parents[2] / "export" / "README.md").read_text(encoding="utf-8")
-    for name, section in {
+    sections: dict[str, type[BaseModel]] = {
         "data": DataSection,
         "similarity": SimilaritySection,
         "training": TrainingSection,
         "serving": ServingSection,
-    }.items():
+    }
+    for name, section in sections.items():
         for key, field in section.model_fields.items():
             found = re.search(rf"^\| `{name}\.{key}(?:\.<model>)?` \| (.+?) \|", guide, flags=re.MULTILINE)
             assert found, f"{name}.{key}"
