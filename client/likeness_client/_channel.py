@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError, LikenessError
 
 DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
+_WITHOUT_PORT = re.compile(r"(?:[^:/\[\]]+|\[[^\]]*\]):?")  # a host or [ipv6] alone; gRPC would call its port 443
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
 
 
@@ -74,6 +76,8 @@ class BaseClient:
     ) -> None:
         if not address or address.startswith(("http://", "https://")):
             raise InputError(f"address must be host:port of the gRPC endpoint, without http://, not {address!r}")
+        if _WITHOUT_PORT.fullmatch(address):
+            raise InputError(f"{address}: the port is missing; e.g. {address.rstrip(':')}:8001")
         if not (timeout_s > 0 and math.isfinite(timeout_s)) or max_concurrency < 1:
             raise InputError("timeout_s and max_concurrency must be positive, and not infinite")
         if not 1 <= max_attempts <= 5:  # gRPC caps it at 5, silently

@@ -64,7 +64,11 @@ def embed_models(index: Iterable[Any]) -> list[str]:
         raise ServerError(f"has no model '{_PREFIX}*'; not a Likeness server?", code="NOT_FOUND")
     if not ready:
         reasons = {entry.reason for entry in found if entry.reason}
-        raise ServerUnavailableError(f"its models are not ready: {'; '.join(sorted(reasons))}", code="UNAVAILABLE")
+        raise ServerUnavailableError(
+            f"not ready: {'; '.join(sorted(reasons)) or 'no reason given'}",
+            model=min(entry.name for entry in found),
+            code="UNAVAILABLE",
+        )
     return sorted(ready)
 
 

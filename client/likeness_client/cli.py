@@ -108,6 +108,8 @@ def embed(
                 run.add(client, chunk)
                 bar.update(len(chunk))
         run.report()
+        if not run.succeeded and not run.failed:
+            raise InputError(f"{file} holds no products: give a file with one JSON object per line")
         if not run.succeeded:
             raise InputError(f"no product of {file} could be embedded; nothing was written")
     typer.echo(f"{run.succeeded} products embedded to {out}", err=True)

@@ -154,9 +154,19 @@ class ServerError(LikenessError):
 
 
 class ServerUnavailableError(ServerError):
-    """The server is not reachable or not ready, or its queue is full, also after the retries."""
+    """The server is not reachable or not ready, or its queue is full, also after the retries.
 
-    hint = "is it running, ready and not overloaded?"
+    Questions about the server have no queue: where one of them, and not a model, is unavailable, there is no server, or
+    it is just starting or ending.
+    """
+
+    hint = "is the server running (`likeness serve REPOSITORY`), ready and not overloaded?"
+
+    def __str__(self) -> str:
+        if self.model:
+            return super().__str__()
+        where = f" at {self.address}" if self.address else ""
+        return f"no server answers{where}; start one with `likeness serve REPOSITORY` ({self.message}) [{self.code}]"
 
 
 class DeadlineExceededError(ServerError):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from likeness_client.contract import InputSchema
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from likeness_export.masking import Mask
 
 log = logging.getLogger(__name__)
+_NO_LABELS = {"product_id", "title", "description", "images", "video"}
+_SHOWN_KEYS = 12
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
 
@@ -40,6 +44,27 @@ class Catalogue:
     def labels(self, field: str) -> NDArray[np.str_]:
         """Return a label per product (see `field_value`); empty where there is none."""
         return np.array([field_value(record, field) for record in self.records], dtype=np.str_)
+
+    def needed_labels(self, field: str, splits: Sequence[str] = ()) -> NDArray[np.str_]:
+        """Return the labels where they are asked for by name, so that a wrong name does not pass for no label.
+
+        Args:
+            field: see `field_value`.
+            splits: at least one product of these must have a label; empty: at least one of all.
+
+        Raises:
+            InputError: none has; names the keys that products have.
+        """
+        among = self.of_splits(splits) if splits else self
+        if not (among.labels(field) != "").any():
+            where = f" of split {' or '.join(dict.fromkeys(splits))}" if splits else ""
+            raise InputError(f"no product{where} has the label {field!r}; products have: {_named(among.label_keys())}")
+        return self.labels(field)
+
+    def label_keys(self) -> list[str]:
+        """Return the fields that can serve as labels, those of most products first."""
+        counts = Counter(key for record in self.records for key in _label_keys(record))
+        return [key for key, _ in counts.most_common()]
 
     def select(self, rows: Sequence[int] | NDArray[np.intp]) -> Catalogue:
         """Return some of the products."""
@@ -90,7 +115,9 @@ class Catalogue:
         rows = [row for row, record in enumerate(self.records) if record.get("split") in splits]
         if not rows:
             known = sorted({str(record.get("split")) for record in self.records})
-            raise InputError(f"no product has split {' or '.join(splits)}; there are: {', '.join(known)}")
+            raise InputError(
+                f"no product has split {' or '.join(dict.fromkeys(splits))}; there are: {', '.join(known)}"
+            )
         return self.select(rows)
 
     def payloads(self, schema: InputSchema, modalities: Sequence[str]) -> list[dict[str, bytes]]:
@@ -103,6 +130,19 @@ class Catalogue:
                 log.warning("left out: %s", error)
                 found.append({})
         return found
+
+
+def _label_keys(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _label_keys(value, f"{before}{key}.") if before or key != "interactions" else ()
+        elif (before or key not in _NO_LABELS) and field_value(record, key):
+            yield before + key
+
+
+def _named(keys: Sequence[str]) -> str:
+    more = f", and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+    return ", ".join(keys[:_SHOWN_KEYS]) + more if keys else "none"
 
 
 def read_catalogue(path: Path) -> Catalogue:
@@ -119,8 +159,27 @@ def read_catalogue(path: Path) -> Catalogue:
         products.append(item[0])
         records.append(item[1])
     if not products:
-        raise InputError(f"{path} holds no products")
+        raise InputError(f"{path} holds no products: give a file with one JSON object per line")
     return Catalogue(products=tuple(products), records=tuple(records))
+
+
+def read_recipe_catalogue(products: str, data_root: Path) -> Catalogue:
+    """Read the product file that a recipe names.
+
+    Args:
+        products: the recipe's ``data.products``.
+        data_root: what the recipe's relative paths start from.
+
+    Raises:
+        InputError: as of `read_catalogue`; where there is no such file, says where it was looked for.
+    """
+    path = data_root / products
+    if not path.exists():
+        raise InputError(
+            f"cannot read {path}: there is no such file. The recipe's paths start from --data-root (now "
+            f"'{data_root}'; or LIKENESS_DATA)."
+        )
+    return read_catalogue(path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,8 @@ def join(
 ) -> None:
     """Join trained runs into one whose similarity is the mean of theirs.
 
-    It answers better than each of them, and costs as much as all of them. Each run has one tower, or fuses late.
+    It usually answers better than each of them, and costs as much as all of them. Each run has one tower, or fuses
+    late.
     """
     _start()
     from likeness_export.joining import join_runs

@@ -14,7 +14,7 @@ from likeness_client.contract import all_signatures, modalities_of
 from numpy.typing import NDArray
 from torch import Tensor
 
-from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.metrics import Retrieval, retrieval
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
@@ -128,7 +128,7 @@ class Task:
 def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
     """Read the products that a task needs."""
     data = run.read_recipe().data
-    catalogue = read_catalogue(data_root / data.products).only(data.only).masked(data.masked)
+    catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
     return catalogue.of_splits([*task.queries, *task.gallery])
 
 

@@ -1,4 +1,4 @@
-"""Training losses: multimodal contrastive learning (article, formula 4.1) and the learned metric's pair loss."""
+"""Training losses: InfoNCE with several positives (article, 4.1), and the learned metric's pair loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROXY_SCALE, PROXY_SMOOTHING = 16.0, 0.1
 
 
 def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    """Formula 4.1: ``-log exp(s_ij / tau) / sum_k exp(s_ik / tau)``, k other than i, for pairs (i, j) that are alike.
+    """InfoNCE (4.1): ``-log exp(s_ij / tau) / sum_k exp(s_ik / tau)``, k other than i, for pairs (i, j) that are alike.
 
     Args:
         embeddings: FP32 [n, d], unit vectors; s is their cosine.
@@ -52,7 +52,7 @@ def _decoupled(logits: Tensor, pairs: Tensor, negatives: Tensor) -> Tensor:
 
 
 def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float, *, decouple: bool = False) -> Tensor:
-    """Co-learning (2.2.3): formula 4.1 from one modality to another, so that one can stand in for the other.
+    """Co-learning (2.2.3): InfoNCE from one modality to another, so that one can stand in for the other.
 
     Decoupled it is the article's listing (5) word for word: there the two modalities are text and image.
 

@@ -97,10 +97,10 @@ class TrainingSection(_Section):
     learning_rate: float = Field(default=2e-3, gt=0, description="of projections, fusion head and learned metric")
     weight_decay: float = Field(default=0.01, ge=0)
     loss: Literal["contrastive", "decoupled"] = Field(
-        default="contrastive", description="formula 4.1, or with the positives left out of the denominator"
+        default="contrastive", description="InfoNCE (article, 4.1), or with the positives left out of the denominator"
     )
     contrast: float = Field(default=1.0, ge=0, description="weight of that loss")
-    temperature: float = Field(default=0.07, gt=0, description="tau of formula 4.1")
+    temperature: float = Field(default=0.07, gt=0, description="tau of that loss")
     proxies: float = Field(default=0.0, ge=0, description="weight of classification by one learned vector per label")
     hard_negatives: float = Field(
         default=0.0, ge=0, lt=1, description="share of a batch that is drawn because it is hard to tell from the rest"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from likeness_client.errors import InputError
 from torch import Tensor, nn
 
-from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.files import write_text, written_aside
 from likeness_export.networks.product import ProductNetwork, build_network
@@ -42,13 +43,15 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
     Raises:
         InputError: the folder holds a run of another recipe, another process trains there, or the data cannot be used.
     """
-    _claim(recipe, run)
     if run.weights.is_file():
+        _claim(recipe, run)
         log.info("%s is already trained", run.folder)
         if run.read_recipe().serving != recipe.serving:
             log.info("its [serving] section stays; `likeness export --serving RECIPE` takes another one")
         return
+    run.folder.mkdir(parents=True, exist_ok=True)
     with _alone(run):
+        _claim(recipe, run)
         catalogue = training_catalogue(recipe, data_root)
         torch.manual_seed(recipe.seed)
         trainer = _Trainer(recipe, run, catalogue, data_root)
@@ -58,7 +61,9 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
 
 
 def _claim(recipe: Recipe, run: Run) -> None:
-    if not (run.folder / "recipe.json").is_file():
+    """Store the recipe, in place of one that no epoch was trained with; refuse a run of another recipe."""
+    if not (run.weights.is_file() or run.checkpoint.is_file()):
+        shutil.rmtree(run.towers, ignore_errors=True)  # those of that recipe would stay
         run.write_recipe(recipe)
     elif run.read_recipe().digest() != recipe.digest():
         raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
@@ -82,7 +87,7 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
         InputError: the data cannot be used, or nothing is left.
     """
     data = recipe.data
-    catalogue = read_catalogue(data_root / data.products).only(data.only).masked(data.masked)
+    catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
     if data.pairs is None:
         return catalogue.of_splits(data.train_splits)
     wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}

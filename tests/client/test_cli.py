@@ -66,6 +66,16 @@ def test_embed_names_ten_failures_and_counts_the_others(
     assert not out.exists()
 
 
+def test_a_file_without_products_says_so_and_asks_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, out = tmp_path / "empty.jsonl", tmp_path / "out.npz"
+    path.write_text("\n")
+    assert run(monkeypatch, "embed", str(path), "--out", str(out), "--server", "127.0.0.1:1") == 1
+    assert f"{path} holds no products: give a file with one JSON object per line" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_embed_refuses_before_it_works(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -172,14 +173,17 @@ def test_deadlines_hold(kind: Any, endpoint: Endpoint) -> None:
         assert time.monotonic() - start < 0.9
 
 
+AWAY = r"^no server answers at 127\.0\.0\.1:1; start one with `likeness serve REPOSITORY` \(.*\) \[UNAVAILABLE\]$"
+
+
 def test_no_server(kind: Any) -> None:
-    with kind("127.0.0.1:1", timeout_s=5) as client, pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1:1"):
+    with kind("127.0.0.1:1", timeout_s=5) as client, pytest.raises(ServerUnavailableError, match=AWAY):
         client.embed([])
 
 
 def test_a_server_that_is_not_ready_says_so(client: Any, endpoint: Endpoint) -> None:
     endpoint.servicer.index_state = "UNAVAILABLE"
-    with pytest.raises(ServerUnavailableError, match=f"server at {endpoint.address}: its models are not ready"):
+    with pytest.raises(ServerUnavailableError, match=f"at {endpoint.address}: not ready"):
         client.info()
     endpoint.servicer.index_state = "READY"
     assert client.info().space == "space-1"
@@ -227,6 +231,20 @@ def test_arguments_are_checked(arguments: dict[str, Any]) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(InputError):
             kind(**arguments)
+
+
+@pytest.mark.parametrize("address", ["localhost", "10.0.0.1", "shop.example:", "[::1]"])
+def test_an_address_without_a_port_is_refused(address: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InputError, match=rf"^{re.escape(address)}: the port is missing; e\.g\. .*[^:]:8001$"):
+            kind(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:8001", "[::1]:8001", "dns:///shop:8001", "unix:/run/likeness", "unix:a"]
+)
+def test_other_addresses_are_left_to_grpc(address: str) -> None:
+    assert Client(address).address == AsyncClient(address).address == address
 
 
 def test_threads_share_a_client_and_get_their_own_answers(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,12 +62,24 @@ def test_labels_are_fields_or_several_fields(tmp_path: Path) -> None:
     assert products.labels("group+attributes.colour").tolist() == ["1+red", "", "", ""]
 
 
+def test_a_label_that_nobody_has_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    products = catalogue(tmp_path)
+    assert products.needed_labels("group", ["train"]).tolist() == ["1", "", "1", "2"]
+    with pytest.raises(InputError, match=r"no product has the label 'nolabel'; products have: .*attributes\.colour"):
+        products.needed_labels("nolabel")
+    with pytest.raises(InputError, match="no product of split val has the label 'group'"):
+        products.needed_labels("group", ["val"])
+    with pytest.raises(InputError, match="no product has split test"):
+        products.needed_labels("group", ["test"])
+    assert "title" not in products.label_keys()
+
+
 def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> None:
     products = catalogue(tmp_path)
     assert [product.product_id for product in products.of_splits(["train"]).products] == ["a", "c"]
     assert [record["product_id"] for record in products.of_splits(["val", "train"]).records] == ["a", "b", "c"]
     with pytest.raises(InputError, match="no product has split test or dev; there are: None, train, val"):
-        products.of_splits(["test", "dev"])
+        products.of_splits(["test", "dev", "test"])
 
 
 @pytest.mark.parametrize(

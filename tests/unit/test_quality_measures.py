@@ -265,6 +265,14 @@ def test_a_sheet_of_a_run(exported: Exported, tmp_path: Path) -> None:
         assert sheet.size[1] <= 2 * 260
     answer = CliRunner().invoke(app, [*command, "--signature", "text"])
     assert "has no signature text; there are: image, attributes, image_attributes" in str(answer.exception)
+    out.unlink()
+    for label, reason in (
+        ("nolabel", "no product of split train has the label"),
+        ("product_id", "no query has another"),
+    ):
+        answer = CliRunner().invoke(app, [*command, "--label", label, "--out", str(out)])
+        assert reason in str(answer.exception)
+    assert not out.exists()
 
 
 # Baselines

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,17 @@ from likeness_export.networks.fusion import AttentionConfig
 from likeness_export.pipeline import networks, preprocess_steps
 from likeness_export.recipe import (
     BUILT_IN,
+    DataSection,
     Recipe,
     RecipeError,
+    SimilaritySection,
     TrainingSection,
     load_recipe,
     parse_recipe,
     with_serving,
 )
 from likeness_export.serving_section import ServingSection, StepSection, StepSettings
+from pydantic import BaseModel
 
 DEMO = Path("demo")
 
@@ -321,3 +325,19 @@ def test_another_serving_section_leaves_the_digest_and_is_checked() -> None:
     assert (other.serving.of("text_encoder").instances, other.serving.cpu_threads) == (3, 1)
     with pytest.raises(RecipeError, match=r"serving\.steps\.video_encoder: there is no such step"):
         with_serving(recipe, ServingSection(steps={"video_encoder": StepSection()}))
+
+
+def test_the_guide_has_every_key_with_its_default() -> None:
+    guide = (Path(__file__).parents[2] / "export" / "README.md").read_text(encoding="utf-8")
+    sections: dict[str, type[BaseModel]] = {
+        "data": DataSection,
+        "similarity": SimilaritySection,
+        "training": TrainingSection,
+        "serving": ServingSection,
+    }
+    for name, section in sections.items():
+        for key, field in section.model_fields.items():
+            found = re.search(rf"^\| `{name}\.{key}(?:\.<model>)?` \| (.+?) \|", guide, flags=re.MULTILINE)
+            assert found, f"{name}.{key}"
+            if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+                assert float(found[1]) == field.default, f"{name}.{key}"

@@ -103,11 +103,20 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path, caplog: pyt
 
 
 def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    run.write_recipe(changed(tiny.recipe, training={"epochs": 4}))
+    run, other = Run(tmp_path / "run"), changed(tiny.recipe, training={"epochs": 4})
+    run.write_recipe(other)
+    run.checkpoint.touch()
     with pytest.raises(InputError, match="holds a run of another recipe: choose another folder or remove it"):
         train(tiny.recipe, run, tiny.root)
-    assert [path.name for path in run.folder.iterdir()] == ["recipe.json"]
+    assert run.read_recipe() == other
+
+
+def test_a_training_that_failed_before_its_first_epoch_leaves_the_folder_to_others(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"there is no such file. The recipe's paths start from --data-root \(now "):
+        train(changed(tiny.recipe, training={"epochs": 4}), run, tmp_path / "elsewhere")
+    train(tiny.recipe, run, tiny.root)
+    assert run.read_recipe() == tiny.recipe
 
 
 def test_two_processes_do_not_train_the_same_run(tiny: Tiny, tmp_path: Path) -> None:

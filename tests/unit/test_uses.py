@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from likeness_client import Embeddings, InputError, Product
 from likeness_export.catalogue import NamedPair, hold_out, read_named_pairs
-from likeness_export.uses.cli import uses_app
+from likeness_export.uses.cli import TURNED, uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
 from likeness_export.uses.decision import best_threshold, figures, fit_decision
 from likeness_export.uses.inputs import Vectors, read_embedded
@@ -466,6 +466,10 @@ def test_related_and_cluster_commands(files: tuple[str, str], tmp_path: Path) ->
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
     with pytest.raises(InputError, match="threshold 'high' is neither a cosine"):
         run("cluster", *files, "--out", out, "--threshold", "high")
+    out.unlink()
+    with pytest.raises(InputError, match="no product has the label 'colour'; products have: split, group"):
+        run("cluster", *files, "--out", out, "--label", "colour")
+    assert not out.exists()
 
 
 def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
@@ -495,6 +499,20 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     folds = ("--fold", "0", "--fold", "1")
     with pytest.raises(InputError, match="has seen all pairs: leave --server out"):
         run("match", *files, "--label", "group", "--held-out", "0.2", *folds, "--server", "localhost:1")
+
+
+def test_a_label_that_makes_no_pairs_is_named(files: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match="no product of split train has the label 'colour'"):
+        run("match", *files, "--label", "colour")
+    with pytest.raises(InputError, match="no two products of split 'train' have the same 'product_id'"):
+        run("match", *files, "--label", "product_id")
+
+
+def test_figures_of_a_turned_decision_come_with_a_warning(files: tuple[str, str], tmp_path: Path) -> None:
+    assert TURNED not in run("match", *files, "--label", "group")
+    noise = unit(np.random.default_rng(1).normal(size=(40, 16)))
+    random = str(save(tmp_path / "r.npz", [f"p{row}" for row in range(40)], noise))
+    assert f"cosine: {TURNED}" in run("match", files[0], random, "--label", "group")
 
 
 def test_mine_command(files: tuple[str, str], tmp_path: Path) -> None:

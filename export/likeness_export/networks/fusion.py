@@ -31,7 +31,9 @@ class AttentionConfig(_FusionConfig):
     """``kind = "attention"``."""
 
     kind: Literal["attention"] = "attention"
-    score: Literal["linear", "mlp"] = Field(default="linear", description="the scoring function f of formula 4.2")
+    score: Literal["linear", "mlp"] = Field(
+        default="linear", description="scoring function of the softmax attention (article, 4.2)"
+    )
 
     def build(self, towers: int, dimension: int) -> Fusion:
         """Build the head."""
@@ -91,7 +93,7 @@ class Fusion(nn.Module, ABC):
 
 
 class AttentionFusion(Fusion):
-    """``z = sum_j alpha_j x_j`` with ``alpha = softmax_j f_j(x_j)`` over the present towers (formula 4.2).
+    """``z = sum_j alpha_j x_j`` with ``alpha = softmax_j f_j(x_j)`` over the present towers: softmax attention (4.2).
 
     f is linear, or a network of one hidden layer; each tower has its own. Scores start at zero, so that training starts
     from the plain mean.

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.onnx_export import open_session
 from likeness_export.precision.gate import Embedded
 from likeness_export.recipe import Recipe
@@ -81,7 +81,7 @@ def judged_products(run: Run, data_root: Path) -> Products:
     """
     recipe = run.read_recipe()
     data = recipe.data
-    catalogue = read_catalogue(data_root / data.products).only(data.only).masked(data.masked)
+    catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
     if any(record.get("split") == "val" for record in catalogue.records):
         return _read(run, recipe, _some(catalogue.of_splits(["val"]), _MOST), "val")
     return _read(run, recipe, _some(training_catalogue(recipe, data_root), _MOST), "train")

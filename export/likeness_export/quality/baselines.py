@@ -14,7 +14,7 @@ from likeness_client.records import Product
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders.image_backbone import ImageBackboneConfig
 from likeness_export.files import written_aside
 from likeness_export.metrics import retrieval
@@ -41,7 +41,7 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
     Raises:
         InputError: the data or a network cannot be read, or there is no such baseline.
     """
-    catalogue = read_catalogue(data_root / table.products)
+    catalogue = read_recipe_catalogue(table.products, data_root)
     shown = {"": catalogue.of_splits(table.splits), "masked ": catalogue.masked(table.masked).of_splits(table.splits)}
     source = _Source(data_root, cache)
     lines = []

@@ -17,7 +17,7 @@ _ROWS = 5
 
 def draw_sheet(
     vectors: NDArray[np.float32], catalogue: Catalogue, task: Task, path: Path, rows: int = _ROWS, seed: int = 0
-) -> None:
+) -> bool:
     """Draw queries with their first neighbours: first those whose nearest is right, then those where it is wrong.
 
     Args:
@@ -27,6 +27,9 @@ def draw_sheet(
         path: the picture to write, PNG.
         rows: how many of each kind at most.
         seed: of the choice of queries.
+
+    Returns:
+        Whether there was a query to draw: one with another product of its label in the gallery.
     """
     labels = catalogue.labels(task.labels[0])
     split = np.array([str(record.get("split")) for record in catalogue.records])
@@ -51,6 +54,7 @@ def draw_sheet(
             break
     if good or bad:
         draw_rows([*good, *bad], path)
+    return bool(good or bad)
 
 
 def _card(catalogue: Catalogue, row: int, before: str, labels: NDArray[np.str_], wanted: str | None) -> Card:

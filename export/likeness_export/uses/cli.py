@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from likeness_export.uses.inputs import Embedded
 
 uses_app = typer.Typer()
+TURNED = (
+    "the learned decision calls less similar pairs matches: these embeddings do not carry this label, or the negatives "
+    "were chosen by the same cosine. Do not use these figures."
+)
 
 Products = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
 Vectors = Annotated[
@@ -72,7 +76,7 @@ def cluster(
     from likeness_export.uses.cluster import cluster as run_clustering
     from likeness_export.uses.tables import cluster_table, write_lines
 
-    truth = held.catalogue.labels(label) if label else None
+    truth = held.catalogue.needed_labels(label, split or ()) if label else None
     found = run_clustering(held.vectors, cut)
     agreed = None if truth is None else agreement(found.labels, truth)
     sizes = found.sizes
@@ -93,7 +97,7 @@ def match(
         Path | None, typer.Option(help="CSV: left_id, right_id, label, split.", exists=True, dir_okay=False)
     ] = None,
     label: Annotated[
-        str, typer.Option(help="Instead of pairs: equal values are a match; the hardest others are none.")
+        str, typer.Option(help="Instead of pairs: equal values are a match; others with the highest cosines are none.")
     ] = "",
     train_split: Annotated[str, typer.Option(help="Split that the decision is learned from.")] = "train",
     split: Annotated[str, typer.Option(help="Split that is measured.")] = "val",
@@ -142,6 +146,8 @@ def match(
             matchings["learned"] = run_matching(held.ids, taught, asked, learned(client, held.space))
     for metric, matching in matchings.items():
         matching_table(metric, matching, split, train_split)
+    if turned := [metric for metric, matching in matchings.items() if matching.decision.is_turned]:
+        typer.echo(f"{', '.join(turned)}: {TURNED}", err=True)
     if out:
         write_matching(out, matchings, measured, {"train_split": train_split, "split": split})
         typer.echo(f"matched: {out}")
@@ -193,14 +199,19 @@ def _read(file: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
 
 def _pairs(held: Embedded, path: Path | None, label: str, split: str) -> list[NamedPair]:
     """Read the pairs of a split, or make them of its products."""
+    from likeness_client import InputError
+
     from likeness_export.catalogue import read_named_pairs
     from likeness_export.uses.match import label_pairs
 
     if path is not None:
         return read_named_pairs(path, [split])
     rows = [row for row, record in enumerate(held.catalogue.records) if record.get("split") == split]
-    labels = held.catalogue.labels(label)[rows]
-    return label_pairs([held.ids[row] for row in rows], held.vectors[rows], labels)
+    labels = held.catalogue.needed_labels(label, [split])[rows]
+    pairs = label_pairs([held.ids[row] for row in rows], held.vectors[rows], labels)
+    if not pairs:
+        raise InputError(f"no two products of split {split!r} have the same {label!r}: name another label or split")
+    return pairs
 
 
 def _number(text: str) -> float:

@@ -66,9 +66,14 @@ class Decision:
         return found
 
     @property
+    def is_turned(self) -> bool:
+        """Whether the score is the only feature and a higher one does not mean more alike."""
+        return len(self.weights) == 1 and self.weights[0] <= 0
+
+    @property
     def score_threshold(self) -> float:
         """The score to match from, where the score is the only feature and a higher one means more alike; else NaN."""
-        if len(self.weights) != 1 or self.weights[0] <= 0:
+        if len(self.weights) != 1 or self.is_turned:
             return float("nan")
         return float((logit(self.threshold) - self.intercept) / self.weights[0])
 
