@@ -144,7 +144,12 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
         catalogue: the products of both splits.
         modalities: the recipe's modalities.
         task: what is ranked against what.
+
+    Raises:
+        InputError: no query has one of the labels.
     """
+    for label in task.labels:
+        catalogue.needed_labels(label, task.queries)
     split = np.array([str(record.get("split")) for record in catalogue.records])
     is_query, is_gallery = np.isin(split, task.queries), np.isin(split, task.gallery)
     complete = embedder.present.all(1)

@@ -16,7 +16,7 @@ from torchmetrics.functional.retrieval import (
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Means over the queries that have at least one relevant item in the gallery.
+    """Means over the queries that have at least one relevant item in the gallery; NaN where there are none.
 
     Attributes:
         queries: how many those are.
@@ -61,7 +61,8 @@ def retrieval(
         precision.append(float(retrieval_average_precision(by_rank, relevant)))
         gain.append(float(retrieval_normalized_dcg(by_rank, relevant, top_k=min(10, len(relevant)))))
     if not gain:
-        return Retrieval(queries=0, recall_at=dict.fromkeys(recall, 0.0), mean_average_precision=0.0, ndcg_at_10=0.0)
+        nan = float("nan")
+        return Retrieval(queries=0, recall_at=dict.fromkeys(recall, nan), mean_average_precision=nan, ndcg_at_10=nan)
     return Retrieval(
         queries=len(gain),
         recall_at={k: float(np.mean(found)) for k, found in recall.items()},

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -28,13 +30,20 @@ def retrieval_table(rows: Sequence[Row], title: str) -> None:
             if row.label == label:
                 figures = row.figures
                 values = [*figures.recall_at.values(), figures.mean_average_precision, figures.ndcg_at_10]
-                table.add_row(row.signature, str(figures.queries), *(f"{value:.3f}" for value in values))
+                cells = ("-" if isnan(value) else f"{value:.3f}" for value in values)
+                table.add_row(row.signature, str(figures.queries), *cells)
         console().print(table)
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write the figures as JSON."""
-    write_text(path, json.dumps([asdict(row) for row in rows], indent=1))
+    """Write the figures as JSON; null where there was nothing to measure."""
+    write_text(path, json.dumps([_without_nan(asdict(row)) for row in rows], indent=1))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and isnan(value) else value
 
 
 def export_table(reports: Sequence[ExportReport]) -> None:

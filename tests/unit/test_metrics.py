@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
+from likeness_export.evaluation import Row
 from likeness_export.metrics import Retrieval, retrieval
+from likeness_export.reports import retrieval_table, write_rows
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
@@ -78,6 +84,16 @@ def test_queries_without_a_label_or_without_anything_relevant_do_not_count() -> 
     assert ranked([0.9, 0.8], [True, False], itself=0).queries == 0
     query = np.array([[1, 0]], dtype=np.float32)
     empty = retrieval(query, query, np.array([""]), np.array([""]), np.array([NOWHERE]))
-    assert empty == Retrieval(
-        queries=0, recall_at={1: 0.0, 5: 0.0, 10: 0.0}, mean_average_precision=0.0, ndcg_at_10=0.0
-    )
+    assert empty.queries == 0
+    assert all(map(math.isnan, (*empty.recall_at.values(), empty.mean_average_precision, empty.ndcg_at_10)))
+
+
+def test_what_was_not_measured_is_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = np.array([[1, 0]], dtype=np.float32)
+    empty = retrieval(query, query, np.array([""]), np.array([""]), np.array([NOWHERE]))
+    rows = [Row(label="group", signature="text", figures=empty)]
+    write_rows(rows, tmp_path / "rows.json")
+    (found,) = json.loads((tmp_path / "rows.json").read_text())
+    assert found["figures"]["recall_at"] == {"1": None, "5": None, "10": None}
+    retrieval_table(rows, "val against val")
+    assert "0.000" not in capsys.readouterr().out

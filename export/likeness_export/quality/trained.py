@@ -162,7 +162,8 @@ def views_of(catalogue: Catalogue) -> tuple[Catalogue, Catalogue]:
 def _ranking(measure: Ranking, embedder: OfflineEmbedder, catalogue: Catalogue) -> Iterator[Line]:
     task = Task(labels=measure.labels, queries=measure.queries, gallery=measure.gallery)
     for row in evaluate(embedder, catalogue, embedder.recipe.modalities(), task):
-        yield _line(measure.name, row)
+        if row.figures.queries:
+            yield _line(measure.name, row)
 
 
 def _line(task: str, row: Row) -> Line:
