@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL, preprocess_model
+from likeness_client.contract import preprocess_model
 from likeness_client.errors import InputError
 
 from likeness_export.encoders.base import ASSETS
@@ -162,8 +162,6 @@ def _export_networks(recipe: Recipe, network: ProductNetwork, folder: Path) -> l
             failures.append(str(error))
     if failures:
         raise ExportError("\n".join(["nothing was exported, because these networks failed:", *failures]))
-    graph = folder / SIMILARITY_MODEL / str(VERSION) / "model.onnx"
-    shutil.copyfile(graph, folder / MATRIX_MODEL / str(VERSION) / "model.onnx")
     return reports
 
 

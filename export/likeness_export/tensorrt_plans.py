@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from likeness_client.contract import MATRIX_MODEL, MAX_BLOCK_SIDE, SIMILARITY_MODEL
+from likeness_client.contract import MATRIX_MODEL, MAX_BLOCK_SIDE
 from likeness_client.errors import InputError
 
 from likeness_export.encoders.base import ASSETS
@@ -102,11 +102,10 @@ def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
     batches = (1, min(_USUAL_BATCH, largest), largest)
     found = {}
     for spec in networks(recipe):
-        # Pairs are blocks of one by one; see the repository's configuration of the similarity model.
-        lengths = _lengths(run, spec) if spec.tower else (1, 1, 1)
-        found[spec.name] = _shapes(spec, batches, lengths)
-        if spec.name == SIMILARITY_MODEL:
-            found[MATRIX_MODEL] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, MAX_BLOCK_SIDE))
+        if spec.name == MATRIX_MODEL:  # the only one that is not a tower and has sizes that vary
+            found[spec.name] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, MAX_BLOCK_SIDE))
+        else:
+            found[spec.name] = _shapes(spec, batches, _lengths(run, spec) if spec.tower else (1, 1, 1))
     return found
 
 

@@ -52,9 +52,7 @@ def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported
     found = files(exported.repository)
     write_configs(render(exported.recipe, fingerprint(exported.recipe, exported.run)), tmp_path)
     configs = files(tmp_path)
-    onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)} | {
-        "similarity_matrix/1/model.onnx"
-    }
+    onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)}
     beside = ("model.py", "session.py", "lengths.py")
     adapters = {path.replace("model.onnx", name) for path in onnx_files for name in beside}
     before = {
@@ -113,6 +111,24 @@ def test_the_manifest_s_checksums_are_those_of_all_files(exported: Exported) -> 
     assert manifest(exported)["sha256"] == {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 
 
+def test_the_files_have_the_sizes_that_triton_s_onnxruntime_backend_asks_for(exported: Exported) -> None:
+    networks_of = {name: model for name, model in render(exported.recipe).items() if "cpu" in model.profiles}
+    assert {"similarity", "similarity_matrix", "image_encoder", "fusion_image_attributes"} <= networks_of.keys()
+    for name, model in networks_of.items():
+        config, graph = model.default, onnx.load(exported.repository / name / "1" / "model.onnx").graph
+        for entries, values, exact in ((config.input, graph.input, False), (config.output, graph.output, True)):
+            found = {value.name: value.type.tensor_type.shape.dim for value in values}
+            for entry in entries:
+                sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in found[entry.name]]
+                # As in its ValidateInputs and ValidateOutputs: a reshape's sizes stand for the dims, the batch is -1,
+                # and an input may vary in the file where the configuration says one size; an output may not.
+                wanted = [*([-1] if config.max_batch_size else []), *(entry.reshape.shape or entry.dims)]
+                assert len(sizes) == len(wanted), (name, entry.name)
+                assert all(a == b or (a == -1 and not exact) for a, b in zip(sizes, wanted, strict=True)), (
+                    f"{name}: {entry.name} has {sizes}, the configuration asks for {wanted}"
+                )
+
+
 def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -> None:
     _, network = exported.run.read_network()
     sessions = {
@@ -138,11 +154,14 @@ def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -
         scores = Similarity(network.metric)(expected[None], expected[None])
     np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(weights, expected_weights.numpy(), atol=1e-5)
-    for name in ("similarity", "similarity_matrix"):
-        served = sessions[name].run(None, {"left": embedding[None], "right": embedding[None]})
-        for mine, theirs in zip(scores, served, strict=True):
-            # The root of a distance of zero has half of the digits.
-            np.testing.assert_allclose(theirs, mine.numpy(), atol=1e-4)
+    pairs = dict.fromkeys(("left", "right"), embedding[:, None])
+    blocks = dict.fromkeys(("left", "right"), embedding[None])
+    by_pair = sessions["similarity"].run(None, pairs)
+    by_block = sessions["similarity_matrix"].run(None, blocks)
+    for mine, block, pair in zip(scores, by_block, by_pair, strict=True):
+        # The root of a distance of zero has half of the digits.
+        np.testing.assert_allclose(block, mine.numpy(), atol=1e-4)
+        np.testing.assert_allclose(pair.ravel(), mine[0].diagonal().numpy(), atol=1e-4)
 
 
 def test_the_files_are_self_contained_and_declare_their_opset(exported: Exported) -> None:
@@ -303,6 +322,13 @@ class Neighbours(nn.Module):
         return vector - vector.mean(0, keepdim=True)
 
 
+class WithItself(nn.Module):
+    """As many outputs as rows: a size that varies where a fixed one may be declared."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return vector @ vector.T
+
+
 class Untraceable(nn.Module):
     def forward(self, vector: Tensor) -> Tensor:
         return 2 * vector if vector.sum().item() > 0 else vector
@@ -318,11 +344,12 @@ def test_a_good_network_is_exported_and_reported(tmp_path: Path) -> None:
     ("module", "said"),
     [
         (TwoWays(), r"double: (differs from eager torch by|input vector has sizes \[2, 4\])"),
-        (OnlyTwo(), r"double: eager torch itself fails on \[\[1, 4\]\]"),
+        (OnlyTwo(), r"double: output doubled has sizes \[2, 4\], declared are \[-1, 4\]"),
         (Neighbours(), "double: a row alone and in a batch differ by"),
+        (WithItself(), r"double: output doubled has sizes \[-1, -1\], declared are \[-1, 4\]"),
         (Untraceable(), "double: cannot be traced"),
     ],
-    ids=["two ways", "only batches of two", "batch that mixes", "untraceable"],
+    ids=["two ways", "only batches of two", "batch that mixes", "output that varies", "untraceable"],
 )
 def test_a_bad_network_is_named_and_an_earlier_file_stays(tmp_path: Path, module: nn.Module, said: str) -> None:
     place = tmp_path / "model.onnx"
