@@ -7,7 +7,6 @@ strongly typed: precision is what the ONNX file says, so ``likeness_export.preci
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any, Protocol, TypeAlias
 from likeness_client.contract import MATRIX_MODEL, MAX_BLOCK_SIDE
 from likeness_client.errors import InputError
 
-from likeness_export.encoders.base import ASSETS
 from likeness_export.files import written_aside
 from likeness_export.onnx_export import ExportError
 from likeness_export.pipeline import StepSpec, networks
@@ -96,26 +94,24 @@ class PlanStep:
 
 
 def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
-    """Return network -> input -> the shapes that can occur: batches as served, lengths as the preprocessing pads."""
+    """Return network -> input -> the shapes that can occur: batches as served, lengths as the preprocessing pads.
+
+    Raises:
+        InputError: a tower's lengths vary, and its preprocessing does not say to which ones it pads.
+    """
     recipe = run.read_recipe()
     largest = recipe.serving.max_batch_size
     batches = (1, min(_USUAL_BATCH, largest), largest)
     found = {}
     for spec in networks(recipe):
-        if spec.name == MATRIX_MODEL:  # the only one that is not a tower and has sizes that vary
+        if spec.name == MATRIX_MODEL:
             found[spec.name] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, MAX_BLOCK_SIDE))
-        else:
-            found[spec.name] = _shapes(spec, batches, _lengths(run, spec) if spec.tower else (1, 1, 1))
+            continue
+        tower = recipe.towers.get(spec.tower)
+        lengths = tower.padded_lengths(run.towers / spec.tower) if tower else []
+        shortest, longest = (lengths[0], lengths[-1]) if lengths else (1, 1)  # 1: nothing varies
+        found[spec.name] = _shapes(spec, batches, (shortest, shortest, longest))
     return found
-
-
-def _lengths(run: Run, spec: StepSpec) -> tuple[int, int, int]:
-    """Return the shortest, usual and longest padded length of a tower's inputs, 1 where nothing varies."""
-    for path in sorted((run.towers / spec.tower / ASSETS).glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if buckets := content.get("length_buckets"):
-            return buckets[0], buckets[0], buckets[-1]
-    return 1, 1, 1
 
 
 def _shapes(spec: StepSpec, batches: tuple[int, ...], lengths: tuple[int, ...]) -> dict[str, Range]:

@@ -12,10 +12,9 @@ import pytest
 from likeness_client.errors import InputError
 from likeness_export.encoders.base import ASSETS
 from likeness_export.exporting import export_run
-from likeness_export.pipeline import StepSpec
+from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.tensorrt_plans import PlanStep, Range, TensorRTBuilder, _lengths, _shapes, plan_ranges
-from likeness_export.tensors import TensorSpec
+from likeness_export.tensorrt_plans import PlanStep, Range, TensorRTBuilder, plan_ranges
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exported
@@ -57,14 +56,23 @@ def test_batches_are_those_that_are_served(exported: Exported) -> None:
 
 
 def test_lengths_are_those_that_the_preprocessing_pads_to(tmp_path: Path) -> None:
-    assets = tmp_path / "towers" / "text" / ASSETS
-    assets.mkdir(parents=True)
-    (assets / "text.json").write_text(json.dumps({"length_buckets": [16, 32, 64]}), encoding="utf-8")
-    tensors = tuple(TensorSpec(name, "INT64", (-1,)) for name in ("input_ids", "attention_mask"))
-    spec = StepSpec(name="text_encoder", inputs=tensors, outputs=(), tower="text")
-    lengths = _lengths(Run(tmp_path), spec)
-    wanted = Range(smallest=(1, 16), usual=(8, 16), largest=(32, 64))
-    assert _shapes(spec, (1, 8, 32), lengths) == {"input_ids": wanted, "attention_mask": wanted}
+    towers = {"text": {"encoder": "word_vectors"}, "shoppers": {"encoder": "als", "factors": 8}}
+    raw = {"name": "plans", "data": {"products": "none", "labels": ["group"]}, "towers": towers}
+    run = Run(tmp_path)
+    run.write_recipe(parse_recipe(raw, "test"))
+    text, shoppers = (run.towers / name / ASSETS for name in towers)
+    text.mkdir(parents=True)
+    vocabulary = {"words": ["vase"], "max_tokens": 64, "length_buckets": [16, 32, 64], "max_bytes": 99}
+    (text / "words.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    shoppers.mkdir(parents=True)
+    (shoppers / "users.json").write_text(json.dumps(["u1", "u2"]), encoding="utf-8")  # a list, and nothing to pad
+    ranges = plan_ranges(run)
+    assert ranges["text_encoder"] == {"word_ids": Range(smallest=(1, 16), usual=(8, 16), largest=(32, 64))}
+    assert [found.largest for found in ranges["shoppers_encoder"].values()] == [(32, 8)]
+    vocabulary["length_buckets"] = []
+    (text / "words.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    with pytest.raises(InputError, match=r"towers\.text: the preprocessing of varying lengths needs `buckets`"):
+        plan_ranges(run)
 
 
 def test_without_the_package_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
