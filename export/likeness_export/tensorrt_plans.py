@@ -166,11 +166,19 @@ class TensorRTBuilder:
         for name, shapes in ranges.items():
             profile.set_shape(name, shapes.smallest, shapes.usual, shapes.largest)
         config.add_optimization_profile(profile)
-        known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        cache = self._use_timings(config)
         plan = builder.build_serialized_network(definition, config)
         if plan is None:
             raise ExportError(f"{network.parent.parent.name}: TensorRT cannot build a plan; its log above says why")
         with written_aside(self.timing_cache) as aside:
-            aside.write_bytes(bytes(config.get_timing_cache().serialize()))
+            aside.write_bytes(bytes(cache.serialize()))
         return bytes(plan)
+
+    def _use_timings(self, config: Any) -> Any:
+        """Give the builder the timings of earlier builds, or none if they are broken or of another version or GPU."""
+        known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
+        cache = config.create_timing_cache(known)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        return cache

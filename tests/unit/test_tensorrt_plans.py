@@ -6,7 +6,8 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from likeness_client.errors import InputError
@@ -73,6 +74,66 @@ def test_lengths_are_those_that_the_preprocessing_pads_to(tmp_path: Path) -> Non
     (text / "words.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     with pytest.raises(InputError, match=r"towers\.text: the preprocessing of varying lengths needs `buckets`"):
         plan_ranges(run)
+
+
+def fake_tensorrt(calls: list[str], fitting: bytes) -> Any:
+    """As much of TensorRT as the builder uses; a timing cache fits if it is ``fitting`` or empty."""
+
+    class Cache(SimpleNamespace):
+        known: bytes
+
+        def serialize(self) -> bytes:
+            return b"timings after " + self.known
+
+    def set_cache(cache: Cache, ignore_mismatch: bool) -> bool:
+        calls.append(f"cache {cache.known.decode()}")
+        return not ignore_mismatch and cache.known in (b"", fitting)
+
+    config = SimpleNamespace(
+        set_memory_pool_limit=lambda *_: None,
+        add_optimization_profile=lambda *_: None,
+        create_timing_cache=lambda known: None if known == b"broken" else Cache(known=known),
+        set_timing_cache=set_cache,
+        clear_flag=lambda flag: calls.append(f"no {flag}"),
+    )
+    builder = SimpleNamespace(
+        create_network=lambda flags: flags,
+        create_builder_config=lambda: config,
+        create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *_: None),
+        build_serialized_network=lambda *_: b"plan",
+    )
+    return SimpleNamespace(
+        __version__="11.4",
+        Logger=type("Logger", (), {"WARNING": 1, "__init__": lambda *_: None}),
+        Builder=lambda _: builder,
+        OnnxParser=lambda *_: SimpleNamespace(parse_from_file=lambda _: True),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        MemoryPoolType=SimpleNamespace(WORKSPACE=0),
+        BuilderFlag=SimpleNamespace(TF32="TF32"),
+        init_libnvinfer_plugins=lambda *_: calls.append("plugins"),
+    )
+
+
+def build(place: Path, monkeypatch: pytest.MonkeyPatch, known: bytes | None, fitting: bytes = b"") -> list[str]:
+    """Build one plan with the timings of an earlier build, and return what TensorRT was told."""
+    calls: list[str] = []
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(calls, fitting))
+    if known is not None:
+        place.write_bytes(known)
+    assert TensorRTBuilder(place).build(place.parent / "net/1/model.onnx", {}) == b"plan"
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("known", "used"),
+    [(None, [""]), (b"fits", ["fits"]), (b"broken", [""]), (b"of another GPU", ["of another GPU", ""])],
+)
+def test_timings_of_another_gpu_or_version_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bytes | None, used: list[str]
+) -> None:
+    calls = build(tmp_path / "timing", monkeypatch, known, fitting=b"fits")
+    assert [call for call in calls if call.startswith("cache")] == [f"cache {name}" for name in used]
+    assert (tmp_path / "timing").read_bytes() == b"timings after " + used[-1].encode()
 
 
 def test_without_the_package_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
