@@ -149,6 +149,7 @@ class TensorRTBuilder:
         self.version = str(self.trt.__version__)
         self.timing_cache = timing_cache
         self.logger = self.trt.Logger(self.trt.Logger.WARNING)
+        self.trt.init_libnvinfer_plugins(self.logger, "")  # TF-IDF adds up at places, which TensorRT has as a plugin
 
     def build(self, network: Path, ranges: Mapping[str, Range]) -> bytes:
         """See `Builder`."""

@@ -136,6 +136,12 @@ def test_timings_of_another_gpu_or_version_are_not_used(
     assert (tmp_path / "timing").read_bytes() == b"timings after " + used[-1].encode()
 
 
+def test_the_plugins_that_come_with_tensorrt_are_registered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build(tmp_path / "timing", monkeypatch, None).count("plugins") == 1
+
+
 def test_without_the_package_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(InputError, match=r"--tensorrt needs the package tensorrt.*pip install 'likeness\[gpu\]'"):
