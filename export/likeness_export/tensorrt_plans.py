@@ -163,6 +163,7 @@ class TensorRTBuilder:
             raise ExportError(f"{network.parent.parent.name}: TensorRT cannot parse the file: {errors}")
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default: it would compute what is fp32 in the file with 10 bits
         profile = builder.create_optimization_profile()
         for name, shapes in ranges.items():
             profile.set_shape(name, shapes.smallest, shapes.usual, shapes.largest)

@@ -142,6 +142,10 @@ def test_the_plugins_that_come_with_tensorrt_are_registered_once(
     assert build(tmp_path / "timing", monkeypatch, None).count("plugins") == 1
 
 
+def test_what_the_file_says_is_fp32_is_not_computed_in_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no TF32" in build(tmp_path / "timing", monkeypatch, None)
+
+
 def test_without_the_package_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(InputError, match=r"--tensorrt needs the package tensorrt.*pip install 'likeness\[gpu\]'"):
