@@ -80,6 +80,7 @@ def export_network(module: nn.Module, spec: StepSpec, path: Path, max_batch_size
     module = module.eval()
     with written_aside(path) as aside:
         _trace(module, spec, aside)
+        _convert_bytes_first(spec, aside)
         check_signature(spec, aside)
         session = open_session(spec.name, aside)
         differences = [_difference(module, spec, session, case) for case in _cases(module, spec, max_batch_size)]
@@ -127,6 +128,22 @@ def _trace(module: nn.Module, spec: StepSpec, path: Path) -> None:
             )
     except Exception as error:  # the tracer fails with many types; whichever it is, this network is not exported
         raise ExportError(f"{spec.name}: cannot be traced: {error}") from error
+
+
+def _convert_bytes_first(spec: StepSpec, path: Path) -> None:
+    """Let sizes be read off the converted bytes: TensorRT takes UINT8 for nothing but a Cast, not even for Shape."""
+    model = onnx.load(path)
+    nodes = model.graph.node
+    for name in (tensor.name for tensor in spec.inputs if tensor.datatype == "UINT8"):
+        cast = next((node for node in nodes if node.op_type == "Cast" and node.input[0] == name), None)
+        if cast is None:
+            continue
+        for node in nodes:
+            if node.op_type == "Shape" and node.input[0] == name:
+                node.input[0] = cast.output[0]
+        nodes.remove(cast)
+        nodes.insert(0, cast)  # before all who read it now
+    onnx.save(model, path)
 
 
 class _Fixed(nn.Module):

@@ -129,6 +129,11 @@ def test_the_files_have_the_sizes_that_triton_s_onnxruntime_backend_asks_for(exp
                 )
 
 
+def test_bytes_are_converted_before_all_else(exported: Exported) -> None:
+    graph = onnx.load(exported.repository / "image_encoder/1/model.onnx").graph
+    assert [node.op_type for node in graph.node if "pixels" in node.input] == ["Cast"]  # TensorRT takes nothing else
+
+
 def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -> None:
     _, network = exported.run.read_network()
     sessions = {

@@ -190,6 +190,7 @@ def test_static_int8_for_tensorrt_is_symmetric_and_rounds_weights_in_the_graph(
         assert not values[node.input[2]].any()
     weights = {node.input[1] for node in model.node if node.op_type == "Conv"}
     assert weights <= {node.output[0] for node in rounding}
+    assert [node.op_type for node in model.node if "pixels" in node.input] == ["Cast"]
     open_session("image", target)
 
 
@@ -209,6 +210,7 @@ def test_vectors_of_an_fp16_file_have_unit_length(exported: Exported, tmp_path: 
     Half(source).write(target)
     session = open_session("image", target)
     (given,) = session.get_inputs()
+    assert [node.op_type for node in onnx.load(target).graph.node if given.name in node.input] == ["Cast"]
     pixels = np.random.default_rng(0).integers(0, 256, (8, *given.shape[1:]), dtype=np.uint8)
     (vectors,) = session.run(None, {given.name: pixels})
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
