@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, 
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import Outcome, Task, reduce_network
 from likeness_export.precision.pipeline_drift import Pipeline
-from likeness_export.precision.products import judged_products
+from likeness_export.precision.products import Products, judged_products
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
@@ -80,11 +81,36 @@ def test_products_without_a_vector_and_without_a_label_do_not_count() -> None:
 
 
 def test_a_vector_that_depends_on_its_batch_is_seen() -> None:
-    alone = unit([[0.0, 1.0], *FOUR[1:]])
-    alone[1:] = np.nan  # only the first was computed alone
-    drift = measure(embedded(FOUR), Embedded(together=unit(FOUR), alone=alone), {})
+    before, alone = unit(FOUR), unit([[0.0, 1.0], *FOUR[1:]])
+    before[1:] = alone[1:] = np.nan  # only the first was computed alone
+    drift = measure(Embedded(together=unit(FOUR), alone=before), Embedded(together=unit(FOUR), alone=alone), {})
     assert drift.batch_distance == pytest.approx(1)
     assert [fault.split(" apart")[0] for fault in Limits().faults(drift)] == ["alone and in a batch 1.000"]
+
+
+def test_a_vector_that_is_no_number_alone_or_none_at_all_is_a_fault() -> None:
+    broken = unit(FOUR)
+    broken[2] = np.nan
+    drifts = [measure(embedded(FOUR), Embedded(together=unit(FOUR), alone=broken), {})]
+    nowhere = Embedded(together=unit(FOUR), alone=np.full_like(broken, np.nan))
+    drifts.append(measure(nowhere, nowhere, {}))
+    for drift in drifts:
+        assert Limits().faults(drift) == ["alone and in a batch nan apart > 0.05"]
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_every_signature_has_products_that_are_run_alone(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr("likeness_export.precision.products._ALONE", most)
+    rows = {"text": [1] * 8 + [0] * 4, "image": [0] * 6 + [1] * 6, "facts": [1] * 5 + [0] * 2 + [1] * 5}
+    present: dict[str, Any] = {name: SimpleNamespace(present=np.array(has, bool)) for name, has in rows.items()}
+    served = [["text"], ["image"], ["text", "image"], ["image", "facts"]]
+    products = Products(split="val", inputs=present, signatures=served, labels={}, batch_size=4)
+    samples = {name: set(products._sample(name).tolist()) for name in rows}
+    assert all(rows[name][row] for name, sample in samples.items() for row in sample)
+    for towers in [*served, ["facts"]]:
+        there = [row for row in range(12) if all(rows[name][row] for name in towers)]
+        measured = set.intersection(*(samples[name] for name in towers))
+        assert len(measured) >= min(most, len(there)) > 0
 
 
 def test_which_of_equal_neighbours_comes_first_means_nothing() -> None:

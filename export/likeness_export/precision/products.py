@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.onnx_export import open_session
+from likeness_export.pipeline import signatures, towers_of
 from likeness_export.precision.gate import Embedded
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
@@ -23,7 +24,7 @@ Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A network's inputs by name."""
 _MOST = 1500  # judged products; a point of recall@1 is then fifteen of them
 _CALIBRATION = 128
-_ALONE = 64  # products that are also run in a batch of one
+_ALONE = 64  # products of each signature that are also run in a batch of one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +34,35 @@ class Products:
     Attributes:
         split: where they come from, e.g. ``val``.
         inputs: tower -> its tensors.
+        signatures: the towers of each served signature.
         labels: label -> its value per product; none where the recipe has no labels.
         batch_size: how many go through a network together.
     """
 
     split: str
     inputs: Mapping[str, TowerInputs]
+    signatures: Collection[Collection[str]]
     labels: Mapping[str, NDArray[np.str_]]
     batch_size: int
 
     def embed(self, tower: str, network: Path, *, most: int | None = None) -> Embedded:
         """Run a tower's network over the products (or the first ``most`` of them), and over some one by one."""
         session = open_session(tower, network)
-        present = self.inputs[tower].present
-        # The most complete products, so that the sample holds every signature that there is.
-        has = np.sum([inputs.present for inputs in self.inputs.values()], axis=0)
-        sample = np.argsort(-has, kind="stable")[:_ALONE]
+        present = np.flatnonzero(self.inputs[tower].present)
         return Embedded(
-            together=self._run(session, tower, np.flatnonzero(present)[:most], self.batch_size),
-            alone=self._run(session, tower, sample[present[sample]], 1),
+            together=self._run(session, tower, present[:most], self.batch_size),
+            alone=self._run(session, tower, self._sample(tower), 1),
         )
+
+    def _sample(self, tower: str) -> NDArray[np.intp]:
+        """Choose products of every signature that the tower has a part in; the most complete, which belong to many."""
+        present = {name: inputs.present for name, inputs in self.inputs.items()}
+        order = np.argsort(-np.sum([*present.values()], axis=0), kind="stable")
+        chosen = np.zeros(len(order), bool)
+        for towers in ({tower}, *(towers for towers in self.signatures if tower in towers)):
+            whole = np.logical_and.reduce([present[name] for name in towers])
+            chosen[order[whole[order]][:_ALONE]] = True
+        return np.flatnonzero(chosen)
 
     def feeds(self, tower: str, size: int) -> Iterator[Feed]:
         """Yield the network's inputs of all products that have the tower's modality, in batches of ``size``."""
@@ -112,6 +122,7 @@ def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str) -> Product
     return Products(
         split=split,
         inputs=read_inputs(recipe.towers, run.towers, payloads, ids),
+        signatures=[towers_of(recipe, signature) for signature in signatures(recipe)],
         labels={label: catalogue.labels(label) for label in recipe.data.labels},
         batch_size=recipe.serving.max_batch_size,
     )
