@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from likeness_client.cli import main
 from likeness_export import exporting
+from likeness_export.catalogue import read_catalogue
 from likeness_export.exporting import export_run
 from likeness_export.onnx_export import ExportReport, check_signature, export_network, open_session
 from likeness_export.pipeline import StepSpec, encoder_networks
-from likeness_export.precision import graph, network
+from likeness_export.precision import graph, network, reducing
 from likeness_export.precision.fp16 import Half
 from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, mean_points, measure
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import Outcome, Task, reduce_network
 from likeness_export.precision.pipeline_drift import Pipeline
-from likeness_export.precision.products import Products, judged_products
+from likeness_export.precision.products import Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
@@ -356,6 +358,10 @@ def already_traced(monkeypatch: pytest.MonkeyPatch, exported: Exported) -> None:
     monkeypatch.setattr(exporting, "_export_networks", copy)
 
 
+def products_of(exported: Exported) -> Path:
+    return exported.run.folder.parent / "data" / "products.jsonl"
+
+
 Export = Callable[[Precision, Limits], tuple[Path, PrecisionReport]]
 
 
@@ -364,6 +370,7 @@ def export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Exports the tiny run with its image network reduced, which otherwise is too small for that."""
     monkeypatch.setattr(graph, "_SMALL_MB", 0)
     monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
+    monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 20)
 
     already_traced(monkeypatch, exported)
 
@@ -419,6 +426,36 @@ def test_the_manifest_holds_the_figures(export: Export) -> None:
     assert section["limits"]["cosine_mean"] == -1
 
 
+@pytest.mark.parametrize("purpose", ["judge", "calibrate"])
+def test_a_handful_of_products_is_not_enough(
+    exported: Exported, export: Export, monkeypatch: pytest.MonkeyPatch, purpose: str
+) -> None:
+    monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 30)
+    count = Products.count
+    if purpose == "calibrate":  # enough to judge, but not to calibrate
+        monkeypatch.setattr(Products, "count", lambda self, name: 30 if self.split == "val" else count(self, name))
+        monkeypatch.setattr(reducing, "judged_products", lambda *given: replace(judged_products(*given), split="val"))
+    _, report = export("int8", ANYTHING)
+    photos = sum(bool(json.loads(line).get("images")) for line in products_of(exported).read_text().splitlines())
+    assert report.refused() == ["image_encoder"]
+    assert outcomes(report)["image_encoder"].reason == (
+        f"the split train has {photos} products with a usable image to {purpose} it on, 30 are needed: "
+        "add some, or stay with fp32"
+    )
+
+
+def test_products_of_a_rare_modality_are_drawn_as_well(exported: Exported) -> None:
+    catalogue = read_catalogue(products_of(exported))
+    few = some_of(exported.recipe, catalogue, 4, 0)
+    more = some_of(exported.recipe, catalogue, 4, 9)
+    everything = some_of(exported.recipe, catalogue, 4, 1000)
+    assert [len(few), len(everything)] == [4, len(catalogue)]
+    assert {product.product_id for product in few.products} <= {product.product_id for product in more.products}
+    assert sum(bool(product.images) for product in more.products) >= 9
+    assert sum(bool(product.attributes) for product in more.products) >= 9
+    assert 9 <= len(more) <= 4 + 9 + 9
+
+
 def test_networks_that_fail_together_go_back_to_fp32(
     exported: Exported, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,6 +482,7 @@ def test_the_command_says_what_was_refused_and_exits_with_1(
 ) -> None:
     monkeypatch.setattr(graph, "_SMALL_MB", 0)
     monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
+    monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 20)
     monkeypatch.setattr(Limits, "faults", lambda *_: ["recall@1 falls"])
     root = str(exported.run.folder.parent / "data")
     code = command(monkeypatch, exported, tmp_path / "new", "--precision", "int8", "--data-root", root)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import onnxruntime as ort
+from likeness_client.contract import InputSchema
+from likeness_client.errors import ProductError
+from likeness_client.payloads import payloads
+from likeness_client.records import Product
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, read_catalogue
@@ -24,6 +29,7 @@ Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A network's inputs by name."""
 _MOST = 1500  # judged products; a point of recall@1 is then fifteen of them
 _CALIBRATION = 128
+_OF_EACH = 300  # judged products of a modality that few have, if there are so many
 _ALONE = 64  # products of each signature that are also run in a batch of one
 
 
@@ -64,6 +70,10 @@ class Products:
             chosen[order[whole[order]][:_ALONE]] = True
         return np.flatnonzero(chosen)
 
+    def count(self, tower: str) -> int:
+        """Return how many have a usable input for this tower."""
+        return int(np.count_nonzero(self.inputs[tower].present))
+
     def feeds(self, tower: str, size: int) -> Iterator[Feed]:
         """Yield the network's inputs of all products that have the tower's modality, in batches of ``size``."""
         rows = np.flatnonzero(self.inputs[tower].present)
@@ -93,8 +103,8 @@ def judged_products(run: Run, data_root: Path) -> Products:
     data = recipe.data
     catalogue = read_catalogue(data_root / data.products).only(data.only).masked(data.masked)
     if any(record.get("split") == "val" for record in catalogue.records):
-        return _read(run, recipe, _some(catalogue.of_splits(["val"]), _MOST), "val")
-    return _read(run, recipe, _some(training_catalogue(recipe, data_root), _MOST), "train")
+        return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), "val")
+    return _read(run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _MOST, _OF_EACH), "train")
 
 
 def calibration_products(run: Run, data_root: Path) -> Products:
@@ -104,24 +114,44 @@ def calibration_products(run: Run, data_root: Path) -> Products:
         InputError: the recipe's data cannot be read below ``data_root``.
     """
     recipe = run.read_recipe()
-    return _read(run, recipe, _some(training_catalogue(recipe, data_root), _CALIBRATION), "train")
+    return _read(
+        run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _CALIBRATION, _CALIBRATION), "train"
+    )
 
 
-def _some(catalogue: Catalogue, most: int) -> Catalogue:
+def some_of(recipe: Recipe, catalogue: Catalogue, most: int, of_each: int) -> Catalogue:
     """Draw products, always the same ones, in random order.
 
     Files often hold what is alike in a row. In that order it would share batches, and dynamic quantisation, which moves
     a whole batch alike, would seem to bring products together.
+
+    Args:
+        recipe: what they are embedded with.
+        catalogue: what is drawn from.
+        most: how many.
+        of_each: how many of each modality, if there are so many; what is lacking comes on top of ``most``.
     """
-    return catalogue.select(np.random.default_rng(0).permutation(len(catalogue))[:most])
+    order = np.random.default_rng(0).permutation(len(catalogue))
+    schema, chosen = recipe.input_schema(), set(order[:most].tolist())
+    for modality in recipe.modalities():
+        having = (row for row in order.tolist() if _has(catalogue.products[row], schema, modality))
+        chosen.update(islice(having, of_each))
+    return catalogue.select([row for row in order.tolist() if row in chosen])
+
+
+def _has(product: Product, schema: InputSchema, modality: str) -> bool:
+    try:
+        return bool(payloads(product, schema, (modality,)))
+    except ProductError:
+        return False  # it has none, or none that can be read
 
 
 def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str) -> Products:
-    payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
+    found = catalogue.payloads(recipe.input_schema(), recipe.modalities())
     ids = [product.product_id for product in catalogue.products]
     return Products(
         split=split,
-        inputs=read_inputs(recipe.towers, run.towers, payloads, ids),
+        inputs=read_inputs(recipe.towers, run.towers, found, ids),
         signatures=[towers_of(recipe, signature) for signature in signatures(recipe)],
         labels={label: catalogue.labels(label) for label in recipe.data.labels},
         batch_size=recipe.serving.max_batch_size,
