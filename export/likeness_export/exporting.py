@@ -59,6 +59,13 @@ class ExportStep(Protocol):
 
     section: str
 
+    def prepare(self) -> None:
+        """Read and check what the work will need, before the networks are exported, which takes its time.
+
+        Raises:
+            InputError: it is not there.
+        """
+
     def __call__(self, folder: Path) -> DataclassInstance:
         """Work on the repository in ``folder`` and report."""
 
@@ -78,7 +85,7 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         What was verified, per network.
 
     Raises:
-        InputError: the run is not trained, or ``repository`` is a folder of something else.
+        InputError: the run is not trained, a step lacks what it needs, or ``repository`` is a folder of something else.
         ExportError: networks failed; the message names every one.
         RepositoryError: the configurations do not fit together.
     """
@@ -88,6 +95,8 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
     models = render(recipe, space)
     check(models)
     with replaced_repository(repository) as aside:
+        for step in steps:
+            step.prepare()
         write_configs(models, aside)
         write_adapters(recipe, models, aside)
         for tower in recipe.preprocessed_towers():

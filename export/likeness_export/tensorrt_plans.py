@@ -72,12 +72,22 @@ class PlanStep:
 
     Attributes:
         section: where its report stands in the manifest.
+        ranges: network -> input -> its shapes, once it is prepared.
     """
 
     section = "tensorrt"
+    ranges: Mapping[str, Mapping[str, Range]]
 
     def __init__(self, run: Run, builder: Builder) -> None:
         self.run, self.builder = run, builder
+
+    def prepare(self) -> None:
+        """Find the shapes that plans are built for.
+
+        Raises:
+            InputError: lengths vary, and the preprocessing does not say to which ones it pads.
+        """
+        self.ranges = plan_ranges(self.run)
 
     def __call__(self, folder: Path) -> PlanReport:
         """Build every network's plan; takes minutes.
@@ -85,12 +95,11 @@ class PlanStep:
         Raises:
             ExportError: one cannot be built.
         """
-        ranges = plan_ranges(self.run)
-        for name, shapes in each(list(ranges.items()), "building plans"):
+        for name, shapes in each(list(self.ranges.items()), "building plans"):
             version = folder / name / str(VERSION)
             with written_aside(version / "model.plan") as aside:
                 aside.write_bytes(self.builder.build(version / "model.onnx", shapes))
-        return PlanReport(tensorrt=self.builder.version, ranges=ranges)
+        return PlanReport(tensorrt=self.builder.version, ranges=self.ranges)
 
 
 def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:

@@ -493,10 +493,12 @@ def test_the_command_says_what_was_refused_and_exits_with_1(
     assert (tmp_path / "new" / "manifest.json").is_file()
 
 
-def test_the_command_needs_the_products(
+def test_the_command_needs_the_products_and_asks_for_them_first(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{__name__}.already_traced", lambda *_: None)
+    monkeypatch.setattr(exporting, "_export_networks", lambda *_: pytest.fail("networks were exported already"))
     assert command(monkeypatch, exported, tmp_path / "new", "--precision", "fp16") == 1
     assert "products.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -85,20 +85,25 @@ class Reducer:
 
     Attributes:
         section: where its report stands in the manifest.
+        judged: the products that files are judged on, once it is prepared.
         report: what was done; None until it was called.
     """
 
     section = "precision"
+    judged: Products
 
     def __init__(self, run: Run, choice: PrecisionChoice) -> None:
         self.run, self.choice = run, choice
         self.recipe = run.read_recipe()
         self.report: PrecisionReport | None = None
 
-    @cached_property
-    def judged(self) -> Products:
-        """The products that files are judged on."""
-        return judged_products(self.run, self.choice.data_root)
+    def prepare(self) -> None:
+        """Read the products that files are judged on.
+
+        Raises:
+            InputError: the recipe's data cannot be read below the data root.
+        """
+        self.judged = judged_products(self.run, self.choice.data_root)
 
     @cached_property
     def calibration(self) -> Products:
@@ -106,11 +111,7 @@ class Reducer:
         return calibration_products(self.run, self.choice.data_root)
 
     def __call__(self, folder: Path) -> PrecisionReport:
-        """Work on the repository in ``folder``; its files are fp32 and verified.
-
-        Raises:
-            InputError: the recipe's data cannot be read below the data root.
-        """
+        """Work on the repository in ``folder``; its files are fp32 and verified."""
         with tempfile.TemporaryDirectory() as place:
             work = Path(place)
             specs = encoder_networks(self.recipe)
