@@ -127,8 +127,8 @@ class _Renderer:
         chosen = self.recipe.serving.of(config.name)
         for other, platform in ((onnx, "onnxruntime_onnx"), (tensorrt, "tensorrt_plan")):
             other.platform = platform
-            if chosen.instances != 1:  # one is what Triton starts by itself, on each GPU where there are some
-                other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
+            # On each GPU, where there are some. One is said, too: on a CPU Triton's default is two of onnxruntime.
+            other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
         cpu.parameters["cpu_threads"].string_value = str(chosen.cpu_threads)
         if (chosen.cpu_threads_alone or 0) > chosen.cpu_threads:
             cpu.parameters["cpu_threads_alone"].string_value = str(chosen.cpu_threads_alone)
