@@ -23,6 +23,7 @@ from likeness_export.files import written_aside
 from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec
+from likeness_export.serving.session import EXACT_INT8
 
 OPSET = 20
 TOLERANCE = 1e-4
@@ -206,8 +207,10 @@ def open_session(name: str, path: Path) -> ort.InferenceSession:
     Raises:
         ExportError: onnxruntime cannot load it; names the network.
     """
+    options = ort.SessionOptions()
+    options.add_session_config_entry(*EXACT_INT8)  # as it is served
     try:
-        return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's types are private; whichever it is, this file cannot be served
         raise ExportError(f"{name}: onnxruntime cannot load the file: {error}") from error
 
