@@ -121,7 +121,8 @@ def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Pat
             shutil.copyfile(ADAPTERS / "session.py", version / "session.py")
         else:
             continue
-        shutil.copyfile(ADAPTERS / "lengths.py", version / "lengths.py")
+        for shared in ("answering.py", "lengths.py"):
+            shutil.copyfile(ADAPTERS / shared, version / shared)
 
 
 def share_preprocessing(recipe: Recipe, run: Run) -> Recipe:

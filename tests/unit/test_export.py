@@ -53,12 +53,12 @@ def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported
     write_configs(render(exported.recipe, fingerprint(exported.recipe, exported.run)), tmp_path)
     configs = files(tmp_path)
     onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)}
-    beside = ("model.py", "session.py", "lengths.py")
+    beside = ("model.py", "session.py", "answering.py", "lengths.py")
     adapters = {path.replace("model.onnx", name) for path in onnx_files for name in beside}
     before = {
         f"{tower}_preprocess/1/{name}"
         for tower in ("image", "attributes")
-        for name in ("model.py", "preprocessing.py", "lengths.py")
+        for name in ("model.py", "preprocessing.py", "answering.py", "lengths.py")
     }
     assets = {"image_preprocess/1/assets/image.json", "attributes_preprocess/1/assets/attributes.json"}
     assert found.keys() == {*configs, *onnx_files, *adapters, *before, *assets, "manifest.json"}
