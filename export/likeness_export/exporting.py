@@ -203,6 +203,9 @@ def replaced_repository(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     # In a container every process may have the same number: a killed export's leftovers have the same name.
     shutil.rmtree(aside, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # killed between two renames: this is the last good repository
+    shutil.rmtree(old, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside

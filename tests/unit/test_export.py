@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -285,6 +286,21 @@ def test_an_earlier_repository_comes_back_when_the_new_one_cannot_take_its_place
     with pytest.raises(OSError, match="disk full"), exporting.replaced_repository(folder) as aside:
         (aside / "model").mkdir()
     assert files(tmp_path) == {"repository/model/config.pbtxt": b"old"}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_last_repository_outlives_an_export_that_was_killed_in_its_last_moment(
+    tmp_path: Path, swapped: bool
+) -> None:
+    folder = tmp_path / "repository"
+    old = folder.with_name(f".repository.{os.getpid()}.old")
+    left = [(old, "last"), (folder, "newer")] if swapped else [(old, "last")]
+    for place, content in left:
+        (place / "model").mkdir(parents=True)
+        (place / "model" / "config.pbtxt").write_text(content, encoding="utf-8")
+    with pytest.raises(ExportError), exporting.replaced_repository(folder):
+        raise ExportError("a network cannot be exported")
+    assert files(tmp_path) == {"repository/model/config.pbtxt": b"newer" if swapped else b"last"}
 
 
 def test_what_a_killed_export_left_does_not_stop_the_next_one(tmp_path: Path) -> None:
