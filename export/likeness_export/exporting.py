@@ -101,7 +101,7 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         write_adapters(recipe, models, aside)
         for tower in recipe.preprocessed_towers():
             shutil.copytree(run.towers / tower / ASSETS, aside / preprocess_model(tower) / str(VERSION) / ASSETS)
-        reports = _export_networks(recipe, network, aside)
+        reports = _export_networks(run, recipe, network, aside)
         sections = {step.section: asdict(step(aside)) for step in steps}
         manifest = _manifest(recipe, space, aside, reports) | sections
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -162,12 +162,15 @@ def fingerprint(recipe: Recipe, run: Run) -> str:
     return digest.hexdigest()[:16]
 
 
-def _export_networks(recipe: Recipe, network: ProductNetwork, folder: Path) -> list[ExportReport]:
+def _export_networks(run: Run, recipe: Recipe, network: ProductNetwork, folder: Path) -> list[ExportReport]:
     reports, failures = [], []
     for spec in each(networks(recipe), "exporting"):
         path = folder / spec.name / str(VERSION) / "model.onnx"
+        tower = recipe.towers.get(spec.tower)
+        longest = tower.padded_lengths(run.towers / spec.tower)[-1:] if tower else []
         try:
-            reports.append(export_network(module_of(network, spec), spec, path, recipe.serving.max_batch_size))
+            module = module_of(network, spec)
+            reports.append(export_network(module, spec, path, recipe.serving.max_batch_size, *longest))
         except ExportError as error:
             failures.append(str(error))
     if failures:
