@@ -289,6 +289,13 @@ def test_requests_that_contradict_the_contract(infer: Infer) -> None:
         assert "INVALID_ARGUMENT" in refused.value.status()
 
 
+def test_what_a_network_cannot_compute_fails_with_its_reason_and_the_next_is_answered(infer: Infer) -> None:
+    ids, mask = np.full((1, 16), 5, np.int64), np.ones((1, 16), np.int64)
+    with pytest.raises(InferenceServerException, match="indices element out of data bounds"):
+        infer("text_encoder", {"input_ids": ids + 10**6, "attention_mask": mask})
+    assert infer("text_encoder", {"input_ids": ids, "attention_mask": mask})["text_embedding"].shape[0] == 1
+
+
 # --- What is unusual, and understood ---------------------------------------------------------------------------------
 
 

@@ -121,7 +121,7 @@ def export(
         bool, typer.Option("--tensorrt", help="Also build TensorRT plans, on the GPU that will run them.")
     ] = False,
     serving: Annotated[
-        Path | None, typer.Option(help="A recipe whose [serving] section takes the place of the run's.")
+        Path | None, typer.Option(help="A recipe whose section `serving` takes the place of the run's.")
     ] = None,
 ) -> None:
     """Export a run's networks to ONNX, verify them, and make a Triton model repository.
@@ -165,9 +165,9 @@ def serve(
         str, typer.Option(help="cpu, onnx or tensorrt; default: cpu with the server from pip, else onnx.")
     ] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    grpc_port: int = 8001,
-    http_port: int = 8000,
-    metrics_port: int = 8002,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Where clients connect.")] = 8001,
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP, for health checks too.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")] = 8002,
 ) -> None:
     """Serve a model repository with a real tritonserver until Ctrl-C or SIGTERM."""
     from likeness_export.server import ServeConfig, ServeError, serving

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL, preprocess_model
+from likeness_client.contract import preprocess_model
 from likeness_client.errors import InputError
 
 from likeness_export.encoders.base import ASSETS
@@ -59,6 +59,13 @@ class ExportStep(Protocol):
 
     section: str
 
+    def prepare(self) -> None:
+        """Read and check what the work will need, before the networks are exported, which takes its time.
+
+        Raises:
+            InputError: it is not there.
+        """
+
     def __call__(self, folder: Path) -> DataclassInstance:
         """Work on the repository in ``folder`` and report."""
 
@@ -78,7 +85,7 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         What was verified, per network.
 
     Raises:
-        InputError: the run is not trained, or ``repository`` is a folder of something else.
+        InputError: the run is not trained, a step lacks what it needs, or ``repository`` is a folder of something else.
         ExportError: networks failed; the message names every one.
         RepositoryError: the configurations do not fit together.
     """
@@ -88,11 +95,13 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
     models = render(recipe, space)
     check(models)
     with replaced_repository(repository) as aside:
+        for step in steps:
+            step.prepare()
         write_configs(models, aside)
         write_adapters(recipe, models, aside)
         for tower in recipe.preprocessed_towers():
             shutil.copytree(run.towers / tower / ASSETS, aside / preprocess_model(tower) / str(VERSION) / ASSETS)
-        reports = _export_networks(recipe, network, aside)
+        reports = _export_networks(run, recipe, network, aside)
         sections = {step.section: asdict(step(aside)) for step in steps}
         manifest = _manifest(recipe, space, aside, reports) | sections
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -112,7 +121,8 @@ def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Pat
             shutil.copyfile(ADAPTERS / "session.py", version / "session.py")
         else:
             continue
-        shutil.copyfile(ADAPTERS / "lengths.py", version / "lengths.py")
+        for shared in ("answering.py", "lengths.py"):
+            shutil.copyfile(ADAPTERS / shared, version / shared)
 
 
 def share_preprocessing(recipe: Recipe, run: Run) -> Recipe:
@@ -152,18 +162,19 @@ def fingerprint(recipe: Recipe, run: Run) -> str:
     return digest.hexdigest()[:16]
 
 
-def _export_networks(recipe: Recipe, network: ProductNetwork, folder: Path) -> list[ExportReport]:
+def _export_networks(run: Run, recipe: Recipe, network: ProductNetwork, folder: Path) -> list[ExportReport]:
     reports, failures = [], []
     for spec in each(networks(recipe), "exporting"):
         path = folder / spec.name / str(VERSION) / "model.onnx"
+        tower = recipe.towers.get(spec.tower)
+        longest = tower.padded_lengths(run.towers / spec.tower)[-1:] if tower else []
         try:
-            reports.append(export_network(module_of(network, spec), spec, path, recipe.serving.max_batch_size))
+            module = module_of(network, spec)
+            reports.append(export_network(module, spec, path, recipe.serving.max_batch_size, *longest))
         except ExportError as error:
             failures.append(str(error))
     if failures:
         raise ExportError("\n".join(["nothing was exported, because these networks failed:", *failures]))
-    graph = folder / SIMILARITY_MODEL / str(VERSION) / "model.onnx"
-    shutil.copyfile(graph, folder / MATRIX_MODEL / str(VERSION) / "model.onnx")
     return reports
 
 
@@ -195,6 +206,9 @@ def replaced_repository(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     # In a container every process may have the same number: a killed export's leftovers have the same name.
     shutil.rmtree(aside, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # killed between two renames: this is the last good repository
+    shutil.rmtree(old, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside

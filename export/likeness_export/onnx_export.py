@@ -23,6 +23,8 @@ from likeness_export.files import written_aside
 from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec
+from likeness_export.serving.lengths import used_lengths
+from likeness_export.serving.session import EXACT_INT8
 
 OPSET = 20
 TOLERANCE = 1e-4
@@ -44,7 +46,8 @@ class ExportReport:
         seconds: time for tracing and verifying.
         cases: how many batches and lengths were compared with eager torch.
         largest_difference: over all cases and outputs, absolute.
-        batch_difference: between a row alone and the same row in the largest batch.
+        batch_difference: between a row alone and the same row in the largest batch; where lengths vary, also between
+            the row with its padding and without it.
     """
 
     name: str
@@ -64,7 +67,9 @@ def module_of(network: ProductNetwork, spec: StepSpec) -> nn.Module:
     return Similarity(network.metric)
 
 
-def export_network(module: nn.Module, spec: StepSpec, path: Path, max_batch_size: int) -> ExportReport:
+def export_network(
+    module: nn.Module, spec: StepSpec, path: Path, max_batch_size: int, longest: int = _LENGTHS[-1]
+) -> ExportReport:
     """Trace a network, compare the file with it, and put it in place.
 
     Args:
@@ -72,6 +77,7 @@ def export_network(module: nn.Module, spec: StepSpec, path: Path, max_batch_size
         spec: its declared tensors.
         path: where to; replaced only by a verified file.
         max_batch_size: the largest batch to verify.
+        longest: the largest length to verify, where lengths vary.
 
     Raises:
         ExportError: names the network and what is wrong with it.
@@ -79,17 +85,22 @@ def export_network(module: nn.Module, spec: StepSpec, path: Path, max_batch_size
     started = time.perf_counter()
     module = module.eval()
     with written_aside(path) as aside:
-        _trace(module, spec, aside)
+        usual = min(_LENGTHS[1], longest)
+        _trace(module, spec, aside, usual)
+        _convert_bytes_first(spec, aside)
         check_signature(spec, aside)
         session = open_session(spec.name, aside)
-        differences = [_difference(module, spec, session, case) for case in _cases(module, spec, max_batch_size)]
+        differences = [
+            _difference(module, spec, session, case) for case in _cases(module, spec, max_batch_size, longest)
+        ]
         largest = float(np.max(differences))  # unlike Python's max, NaN wins
         if not largest <= TOLERANCE:
             raise ExportError(f"{spec.name}: differs from eager torch by {largest:.2e}, allowed is {TOLERANCE:.0e}")
-        alone = _batch_difference(module, spec, session, max_batch_size)
+        alone = _batch_difference(module, spec, session, max_batch_size, usual)
         if not alone <= TOLERANCE:
             raise ExportError(
-                f"{spec.name}: a row alone and in a batch differ by {alone:.2e}, allowed is {TOLERANCE:.0e}"
+                f"{spec.name}: a row alone (or without its padding) and in a batch differ by {alone:.2e}, "
+                f"allowed is {TOLERANCE:.0e}"
             )
     return ExportReport(
         name=spec.name,
@@ -101,8 +112,8 @@ def export_network(module: nn.Module, spec: StepSpec, path: Path, max_batch_size
     )
 
 
-def _trace(module: nn.Module, spec: StepSpec, path: Path) -> None:
-    sample = _sample(module, spec, 2, _LENGTHS[1])
+def _trace(module: nn.Module, spec: StepSpec, path: Path, length: int) -> None:
+    sample = _sample(module, spec, 2, length)
     # How varying sizes relate is left to the tracer (both token tensors share a length); `_cases` proves they vary.
     varying = torch.export.Dim.AUTO
     shapes = [
@@ -127,6 +138,22 @@ def _trace(module: nn.Module, spec: StepSpec, path: Path) -> None:
             )
     except Exception as error:  # the tracer fails with many types; whichever it is, this network is not exported
         raise ExportError(f"{spec.name}: cannot be traced: {error}") from error
+
+
+def _convert_bytes_first(spec: StepSpec, path: Path) -> None:
+    """Let sizes be read off the converted bytes: TensorRT takes UINT8 for nothing but a Cast, not even for Shape."""
+    model = onnx.load(path)
+    nodes = model.graph.node
+    for name in (tensor.name for tensor in spec.inputs if tensor.datatype == "UINT8"):
+        cast = next((node for node in nodes if node.op_type == "Cast" and node.input[0] == name), None)
+        if cast is None:
+            continue
+        for node in nodes:
+            if node.op_type == "Shape" and node.input[0] == name:
+                node.input[0] = cast.output[0]
+        nodes.remove(cast)
+        nodes.insert(0, cast)  # before all who read it now
+    onnx.save(model, path)
 
 
 class _Fixed(nn.Module):
@@ -157,18 +184,23 @@ def check_signature(spec: StepSpec, path: Path) -> None:
             numpy_type = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             if numpy_type != tensor.numpy_dtype:
                 raise ExportError(f"{spec.name}: {kind} {tensor.name} is {numpy_type}, declared is {tensor.datatype}")
-            sizes = [-1 if size.dim_param else size.dim_value for size in value.type.tensor_type.shape.dim]
-            if kind == "input" and sizes != [-1, *tensor.dims]:
+            dims = value.type.tensor_type.shape.dim
+            sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in dims]
+            # Triton's onnxruntime backend compares outputs exactly: a size that only varies in the file is refused.
+            if sizes != [-1, *tensor.dims]:
                 raise ExportError(
-                    f"{spec.name}: input {tensor.name} has sizes {sizes}, declared are {[-1, *tensor.dims]}"
+                    f"{spec.name}: {kind} {tensor.name} has sizes {sizes}, declared are {[-1, *tensor.dims]}"
                 )
 
 
-def _cases(module: nn.Module, spec: StepSpec, max_batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+def _cases(module: nn.Module, spec: StepSpec, max_batch_size: int, longest: int) -> Iterator[tuple[Tensor, ...]]:
     varies = any(-1 in tensor.dims for tensor in spec.inputs)
+    lengths = [length for length in _LENGTHS if length <= longest] if varies else _LENGTHS[:1]
     for batch in sorted({1, 2, max_batch_size}):
-        for length in _LENGTHS if varies else _LENGTHS[:1]:
+        for length in lengths:
             yield _sample(module, spec, batch, length)
+    if varies and longest not in lengths:
+        yield _sample(module, spec, 1, longest)
 
 
 def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple[Tensor, ...]:
@@ -187,8 +219,10 @@ def open_session(name: str, path: Path) -> ort.InferenceSession:
     Raises:
         ExportError: onnxruntime cannot load it; names the network.
     """
+    options = ort.SessionOptions()
+    options.add_session_config_entry(*EXACT_INT8)  # as it is served
     try:
-        return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's types are private; whichever it is, this file cannot be served
         raise ExportError(f"{name}: onnxruntime cannot load the file: {error}") from error
 
@@ -221,8 +255,16 @@ def _difference(module: nn.Module, spec: StepSpec, session: ort.InferenceSession
     return worst
 
 
-def _batch_difference(module: nn.Module, spec: StepSpec, session: ort.InferenceSession, max_batch_size: int) -> float:
-    case = _sample(module, spec, max_batch_size, _LENGTHS[1])
-    together = _run(spec, session, case)
-    alone = _run(spec, session, tuple(value[:1] for value in case))
-    return float(np.max([np.abs(batch[:1] - single).max() for batch, single in zip(together, alone, strict=True)]))
+def _batch_difference(
+    module: nn.Module, spec: StepSpec, session: ort.InferenceSession, max_batch_size: int, length: int
+) -> float:
+    case = _sample(module, spec, max_batch_size, length)
+    row, without_padding = 0, []
+    if isinstance(module, (Tower, Encoder)) and all(tensor.dims == (-1,) for tensor in spec.inputs):
+        lengths = used_lengths([value.numpy() for value in case])
+        row = int(lengths.argmin())
+        without_padding = [tuple(value[row : row + 1, : lengths[row]] for value in case)]  # as the server cuts it
+    alone = [tuple(value[row : row + 1] for value in case), *without_padding]
+    together = [output[row : row + 1] for output in _run(spec, session, case)]
+    answers = [_run(spec, session, single) for single in alone]
+    return float(np.max([np.abs(a - b).max() for answer in answers for a, b in zip(together, answer, strict=True)]))

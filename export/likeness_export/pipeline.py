@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from likeness_client.contract import (
     EMBEDDING,
     LEFT,
+    MATRIX_MODEL,
     MODALITY_WEIGHTS,
     RIGHT,
     SIMILARITY_MODEL,
@@ -101,18 +102,24 @@ def embedding_outputs(recipe: Recipe, signature: str) -> tuple[TensorSpec, ...]:
     return (embedding, TensorSpec(MODALITY_WEIGHTS, "FP32", (count,))) if count > 1 else (embedding,)
 
 
-def similarity_network(recipe: Recipe) -> StepSpec:
-    """Declare the graph that scores blocks of embeddings; pairs are blocks of one by one."""
-    return StepSpec(
-        name=SIMILARITY_MODEL,
-        inputs=tuple(TensorSpec(side, "FP32", (-1, recipe.embedding_dimension())) for side in (LEFT, RIGHT)),
-        outputs=tuple(TensorSpec(score, "FP32", (-1, -1)) for score in SCORES),
-    )
+def similarity_networks(recipe: Recipe) -> list[StepSpec]:
+    """Declare the network that scores pairs, which are blocks of one by one, and the same for blocks of any size.
+
+    Each has its own file, because Triton's onnxruntime backend takes outputs of exactly the declared sizes only.
+    """
+    return [
+        StepSpec(
+            name=name,
+            inputs=tuple(TensorSpec(side, "FP32", (size, recipe.embedding_dimension())) for side in (LEFT, RIGHT)),
+            outputs=tuple(TensorSpec(score, "FP32", (size, size)) for score in SCORES),
+        )
+        for name, size in ((SIMILARITY_MODEL, 1), (MATRIX_MODEL, -1))
+    ]
 
 
 def networks(recipe: Recipe) -> list[StepSpec]:
     """Declare everything that is exported to ONNX."""
-    return [*encoder_networks(recipe), *fusion_networks(recipe), similarity_network(recipe)]
+    return [*encoder_networks(recipe), *fusion_networks(recipe), *similarity_networks(recipe)]
 
 
 def _vector(recipe: Recipe, tower: str) -> TensorSpec:

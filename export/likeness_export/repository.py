@@ -11,7 +11,6 @@ from google.protobuf import text_format
 from likeness_client.contract import (
     EMBEDDING,
     LEFT,
-    MATRIX_MODEL,
     RIGHT,
     SCHEMA_PARAMETER,
     SIMILARITY_MODEL,
@@ -35,7 +34,7 @@ from likeness_export.pipeline import (
     preprocess_steps,
     raw_input,
     signatures,
-    similarity_network,
+    similarity_networks,
     towers_of,
 )
 from likeness_export.recipe import Recipe
@@ -90,8 +89,9 @@ class _Renderer:
             yield RenderedModel(default=self.python(self.step(step)), profiles={})
         for step in (*encoder_networks(self.recipe), *fusion_networks(self.recipe)):
             yield self.network(self.step(step), step.tower)
-        yield self.network(self.pairs(similarity_network(self.recipe)))
-        yield self.network(self.blocks(similarity_network(self.recipe)))
+        pairs, blocks = similarity_networks(self.recipe)
+        yield self.network(self.pairs(pairs))
+        yield self.network(self.blocks(blocks))
         for signature in signatures(self.recipe):
             yield RenderedModel(default=self.embed(signature), profiles={})
             yield RenderedModel(default=self.pair(signature), profiles={})
@@ -127,8 +127,8 @@ class _Renderer:
         chosen = self.recipe.serving.of(config.name)
         for other, platform in ((onnx, "onnxruntime_onnx"), (tensorrt, "tensorrt_plan")):
             other.platform = platform
-            if chosen.instances != 1:  # one is what Triton starts by itself, on each GPU where there are some
-                other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
+            # On each GPU, where there are some. One is said, too: on a CPU Triton's default is two of onnxruntime.
+            other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
         cpu.parameters["cpu_threads"].string_value = str(chosen.cpu_threads)
         if (chosen.cpu_threads_alone or 0) > chosen.cpu_threads:
             cpu.parameters["cpu_threads_alone"].string_value = str(chosen.cpu_threads_alone)
@@ -144,20 +144,15 @@ class _Renderer:
 
     def pairs(self, spec: StepSpec) -> ModelConfig:
         """Pairs batch across requests: each is a block of one by one, whose two sizes the reshape takes away."""
-        config = self.bare(SIMILARITY_MODEL, self.recipe.serving.max_batch_size)
-        dimension = self.recipe.embedding_dimension()
-        for tensor in spec.inputs:
-            entry = config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[dimension])
-            entry.reshape.shape.extend([1, dimension])
-        for tensor in spec.outputs:
-            config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=[1]).reshape.shape.extend(
-                [1, 1]
-            )
-        return self.batching(config)
+        config = self.step(spec)
+        for entry in (*config.input, *config.output):
+            entry.reshape.shape.extend(entry.dims)
+            del entry.dims[0]
+        return config
 
     def blocks(self, spec: StepSpec) -> ModelConfig:
         """Blocks fill a batch by themselves; Triton adds no batch dimension, the graph's own is spelt out."""
-        config = self.bare(MATRIX_MODEL, 0)
+        config = self.bare(spec.name, 0)
         _declare(config, [_batched(tensor) for tensor in spec.inputs], [_batched(tensor) for tensor in spec.outputs])
         return config
 

@@ -144,9 +144,11 @@ def check_repository(repository: Path, profile: str) -> None:
             continue  # an ensemble, or a preprocessing step: the same in every profile
         for name in NETWORK_FILES[profile]:
             if not list(model.glob(f"[0-9]*/{name}")):
+                command, where = f"likeness export RUN --repository {repository}", ""
+                if profile == "tensorrt":
+                    command, where = f"{command} --tensorrt", ", on the GPU that will serve"
                 raise InputError(
-                    f"{model} has no {name}, which profile {profile} needs: export into it with "
-                    f"`likeness export RUN --repository {repository}`"
+                    f"{model} has no {name}, which profile {profile} needs: export into it with `{command}`{where}"
                 )
 
 
@@ -164,6 +166,10 @@ def _check_port(host: str, name: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise InputError(
+                f"{host} cannot be resolved: give an address of this machine with --host, e.g. 0.0.0.0"
+            ) from error
         except OSError as error:
             option = "--" + name.replace("_", "-")
             raise InputError(

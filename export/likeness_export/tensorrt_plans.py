@@ -7,16 +7,14 @@ strongly typed: precision is what the ONNX file says, so ``likeness_export.preci
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from likeness_client.contract import MATRIX_MODEL, MAX_BLOCK_SIDE, SIMILARITY_MODEL
+from likeness_client.contract import MATRIX_MODEL, MAX_BLOCK_SIDE
 from likeness_client.errors import InputError
 
-from likeness_export.encoders.base import ASSETS
 from likeness_export.files import written_aside
 from likeness_export.onnx_export import ExportError
 from likeness_export.pipeline import StepSpec, networks
@@ -74,12 +72,22 @@ class PlanStep:
 
     Attributes:
         section: where its report stands in the manifest.
+        ranges: network -> input -> its shapes, once it is prepared.
     """
 
     section = "tensorrt"
+    ranges: Mapping[str, Mapping[str, Range]]
 
     def __init__(self, run: Run, builder: Builder) -> None:
         self.run, self.builder = run, builder
+
+    def prepare(self) -> None:
+        """Find the shapes that plans are built for.
+
+        Raises:
+            InputError: lengths vary, and the preprocessing does not say to which ones it pads.
+        """
+        self.ranges = plan_ranges(self.run)
 
     def __call__(self, folder: Path) -> PlanReport:
         """Build every network's plan; takes minutes.
@@ -87,36 +95,32 @@ class PlanStep:
         Raises:
             ExportError: one cannot be built.
         """
-        ranges = plan_ranges(self.run)
-        for name, shapes in each(list(ranges.items()), "building plans"):
+        for name, shapes in each(list(self.ranges.items()), "building plans"):
             version = folder / name / str(VERSION)
             with written_aside(version / "model.plan") as aside:
                 aside.write_bytes(self.builder.build(version / "model.onnx", shapes))
-        return PlanReport(tensorrt=self.builder.version, ranges=ranges)
+        return PlanReport(tensorrt=self.builder.version, ranges=self.ranges)
 
 
 def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
-    """Return network -> input -> the shapes that can occur: batches as served, lengths as the preprocessing pads."""
+    """Return network -> input -> the shapes that can occur: batches as served, lengths as the preprocessing pads.
+
+    Raises:
+        InputError: a tower's lengths vary, and its preprocessing does not say to which ones it pads.
+    """
     recipe = run.read_recipe()
     largest = recipe.serving.max_batch_size
     batches = (1, min(_USUAL_BATCH, largest), largest)
     found = {}
     for spec in networks(recipe):
-        # Pairs are blocks of one by one; see the repository's configuration of the similarity model.
-        lengths = _lengths(run, spec) if spec.tower else (1, 1, 1)
-        found[spec.name] = _shapes(spec, batches, lengths)
-        if spec.name == SIMILARITY_MODEL:
-            found[MATRIX_MODEL] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, MAX_BLOCK_SIDE))
+        if spec.name == MATRIX_MODEL:
+            found[spec.name] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, MAX_BLOCK_SIDE))
+            continue
+        tower = recipe.towers.get(spec.tower)
+        lengths = tower.padded_lengths(run.towers / spec.tower) if tower else []
+        shortest, longest = (lengths[0], lengths[-1]) if lengths else (1, 1)  # 1: nothing varies
+        found[spec.name] = _shapes(spec, batches, (shortest, shortest, longest))
     return found
-
-
-def _lengths(run: Run, spec: StepSpec) -> tuple[int, int, int]:
-    """Return the shortest, usual and longest padded length of a tower's inputs, 1 where nothing varies."""
-    for path in sorted((run.towers / spec.tower / ASSETS).glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if buckets := content.get("length_buckets"):
-            return buckets[0], buckets[0], buckets[-1]
-    return 1, 1, 1
 
 
 def _shapes(spec: StepSpec, batches: tuple[int, ...], lengths: tuple[int, ...]) -> dict[str, Range]:
@@ -154,6 +158,7 @@ class TensorRTBuilder:
         self.version = str(self.trt.__version__)
         self.timing_cache = timing_cache
         self.logger = self.trt.Logger(self.trt.Logger.WARNING)
+        self.trt.init_libnvinfer_plugins(self.logger, "")  # TF-IDF adds up at places, which TensorRT has as a plugin
 
     def build(self, network: Path, ranges: Mapping[str, Range]) -> bytes:
         """See `Builder`."""
@@ -167,15 +172,24 @@ class TensorRTBuilder:
             raise ExportError(f"{network.parent.parent.name}: TensorRT cannot parse the file: {errors}")
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default: it would compute what is fp32 in the file with 10 bits
         profile = builder.create_optimization_profile()
         for name, shapes in ranges.items():
             profile.set_shape(name, shapes.smallest, shapes.usual, shapes.largest)
         config.add_optimization_profile(profile)
-        known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        cache = self._use_timings(config)
         plan = builder.build_serialized_network(definition, config)
         if plan is None:
             raise ExportError(f"{network.parent.parent.name}: TensorRT cannot build a plan; its log above says why")
         with written_aside(self.timing_cache) as aside:
-            aside.write_bytes(bytes(config.get_timing_cache().serialize()))
+            aside.write_bytes(bytes(cache.serialize()))
         return bytes(plan)
+
+    def _use_timings(self, config: Any) -> Any:
+        """Give the builder the timings of earlier builds, or none if they are broken or of another version or GPU."""
+        known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
+        cache = config.create_timing_cache(known)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        return cache

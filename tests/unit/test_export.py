@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import torch
 from likeness_client.cli import main
 from likeness_client.errors import InputError
 from likeness_export import exporting, onnx_export
+from likeness_export.encoders import Encoder
 from likeness_export.exporting import export_run, fingerprint
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.networks.similarity import Similarity
@@ -52,15 +55,13 @@ def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported
     found = files(exported.repository)
     write_configs(render(exported.recipe, fingerprint(exported.recipe, exported.run)), tmp_path)
     configs = files(tmp_path)
-    onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)} | {
-        "similarity_matrix/1/model.onnx"
-    }
-    beside = ("model.py", "session.py", "lengths.py")
+    onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)}
+    beside = ("model.py", "session.py", "answering.py", "lengths.py")
     adapters = {path.replace("model.onnx", name) for path in onnx_files for name in beside}
     before = {
         f"{tower}_preprocess/1/{name}"
         for tower in ("image", "attributes")
-        for name in ("model.py", "preprocessing.py", "lengths.py")
+        for name in ("model.py", "preprocessing.py", "answering.py", "lengths.py")
     }
     assets = {"image_preprocess/1/assets/image.json", "attributes_preprocess/1/assets/attributes.json"}
     assert found.keys() == {*configs, *onnx_files, *adapters, *before, *assets, "manifest.json"}
@@ -113,6 +114,29 @@ def test_the_manifest_s_checksums_are_those_of_all_files(exported: Exported) -> 
     assert manifest(exported)["sha256"] == {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 
 
+def test_the_files_have_the_sizes_that_triton_s_onnxruntime_backend_asks_for(exported: Exported) -> None:
+    networks_of = {name: model for name, model in render(exported.recipe).items() if "cpu" in model.profiles}
+    assert {"similarity", "similarity_matrix", "image_encoder", "fusion_image_attributes"} <= networks_of.keys()
+    for name, model in networks_of.items():
+        config, graph = model.default, onnx.load(exported.repository / name / "1" / "model.onnx").graph
+        for entries, values, exact in ((config.input, graph.input, False), (config.output, graph.output, True)):
+            found = {value.name: value.type.tensor_type.shape.dim for value in values}
+            for entry in entries:
+                sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in found[entry.name]]
+                # As in its ValidateInputs and ValidateOutputs: a reshape's sizes stand for the dims, the batch is -1,
+                # and an input may vary in the file where the configuration says one size; an output may not.
+                wanted = [*([-1] if config.max_batch_size else []), *(entry.reshape.shape or entry.dims)]
+                assert len(sizes) == len(wanted), (name, entry.name)
+                assert all(a == b or (a == -1 and not exact) for a, b in zip(sizes, wanted, strict=True)), (
+                    f"{name}: {entry.name} has {sizes}, the configuration asks for {wanted}"
+                )
+
+
+def test_bytes_are_converted_before_all_else(exported: Exported) -> None:
+    graph = onnx.load(exported.repository / "image_encoder/1/model.onnx").graph
+    assert [node.op_type for node in graph.node if "pixels" in node.input] == ["Cast"]  # TensorRT takes nothing else
+
+
 def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -> None:
     _, network = exported.run.read_network()
     sessions = {
@@ -138,11 +162,14 @@ def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -
         scores = Similarity(network.metric)(expected[None], expected[None])
     np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(weights, expected_weights.numpy(), atol=1e-5)
-    for name in ("similarity", "similarity_matrix"):
-        served = sessions[name].run(None, {"left": embedding[None], "right": embedding[None]})
-        for mine, theirs in zip(scores, served, strict=True):
-            # The root of a distance of zero has half of the digits.
-            np.testing.assert_allclose(theirs, mine.numpy(), atol=1e-4)
+    pairs = dict.fromkeys(("left", "right"), embedding[:, None])
+    blocks = dict.fromkeys(("left", "right"), embedding[None])
+    by_pair = sessions["similarity"].run(None, pairs)
+    by_block = sessions["similarity_matrix"].run(None, blocks)
+    for mine, block, pair in zip(scores, by_block, by_pair, strict=True):
+        # The root of a distance of zero has half of the digits.
+        np.testing.assert_allclose(block, mine.numpy(), atol=1e-4)
+        np.testing.assert_allclose(pair.ravel(), mine[0].diagonal().numpy(), atol=1e-4)
 
 
 def test_the_files_are_self_contained_and_declare_their_opset(exported: Exported) -> None:
@@ -263,6 +290,21 @@ def test_an_earlier_repository_comes_back_when_the_new_one_cannot_take_its_place
     assert files(tmp_path) == {"repository/model/config.pbtxt": b"old"}
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_last_repository_outlives_an_export_that_was_killed_in_its_last_moment(
+    tmp_path: Path, swapped: bool
+) -> None:
+    folder = tmp_path / "repository"
+    old = folder.with_name(f".repository.{os.getpid()}.old")
+    left = [(old, "last"), (folder, "newer")] if swapped else [(old, "last")]
+    for place, content in left:
+        (place / "model").mkdir(parents=True)
+        (place / "model" / "config.pbtxt").write_text(content, encoding="utf-8")
+    with pytest.raises(ExportError), exporting.replaced_repository(folder):
+        raise ExportError("a network cannot be exported")
+    assert files(tmp_path) == {"repository/model/config.pbtxt": b"newer" if swapped else b"last"}
+
+
 def test_what_a_killed_export_left_does_not_stop_the_next_one(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     with exporting.replaced_repository(folder) as aside:
@@ -303,6 +345,13 @@ class Neighbours(nn.Module):
         return vector - vector.mean(0, keepdim=True)
 
 
+class WithItself(nn.Module):
+    """As many outputs as rows: a size that varies where a fixed one may be declared."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return vector @ vector.T
+
+
 class Untraceable(nn.Module):
     def forward(self, vector: Tensor) -> Tensor:
         return 2 * vector if vector.sum().item() > 0 else vector
@@ -318,11 +367,12 @@ def test_a_good_network_is_exported_and_reported(tmp_path: Path) -> None:
     ("module", "said"),
     [
         (TwoWays(), r"double: (differs from eager torch by|input vector has sizes \[2, 4\])"),
-        (OnlyTwo(), r"double: eager torch itself fails on \[\[1, 4\]\]"),
-        (Neighbours(), "double: a row alone and in a batch differ by"),
+        (OnlyTwo(), r"double: output doubled has sizes \[2, 4\], declared are \[-1, 4\]"),
+        (Neighbours(), r"double: a row alone .*and in a batch differ by"),
+        (WithItself(), r"double: output doubled has sizes \[-1, -1\], declared are \[-1, 4\]"),
         (Untraceable(), "double: cannot be traced"),
     ],
-    ids=["two ways", "only batches of two", "batch that mixes", "untraceable"],
+    ids=["two ways", "only batches of two", "batch that mixes", "output that varies", "untraceable"],
 )
 def test_a_bad_network_is_named_and_an_earlier_file_stays(tmp_path: Path, module: nn.Module, said: str) -> None:
     place = tmp_path / "model.onnx"
@@ -330,6 +380,47 @@ def test_a_bad_network_is_named_and_an_earlier_file_stays(tmp_path: Path, module
     with pytest.raises(ExportError, match=said):
         export_network(module, VECTOR, place, 8)
     assert files(tmp_path) == {"model.onnx": b"earlier"}
+
+
+class SeesPadding(Encoder):
+    """The mean over all places instead of those that hold something."""
+
+    feature_dim = 1
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return tensors[0].float().mean(1, keepdim=True)
+
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002
+        there = torch.arange(length) < torch.arange(batch, 0, -1)[:, None]  # the last row holds one, so it is padded
+        return (there * torch.ones(batch, length, dtype=torch.int64),)
+
+
+class OnlyShort(SeesPadding):
+    """Does not see padding, and has no place behind the fortieth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.ones(40))
+        self.places: Tensor
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return (tensors[0] * self.places[: tensors[0].shape[1]]).sum(1, keepdim=True)
+
+
+WORDS = StepSpec(
+    name="words", inputs=(TensorSpec("ids", "INT64", (-1,)),), outputs=(TensorSpec("features", "FP32", (1,)),)
+)
+
+
+def test_a_network_that_sees_padding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"words: a row alone \(or without its padding\) and in a batch differ by"):
+        export_network(SeesPadding(), WORDS, tmp_path / "model.onnx", 8)
+
+
+def test_the_longest_texts_are_verified(tmp_path: Path) -> None:
+    assert export_network(OnlyShort(), WORDS, tmp_path / "model.onnx", 2, longest=40).cases == 6
+    with pytest.raises(ExportError, match=r"words: (eager torch itself|onnxruntime) fails on .*\[1, 41\]"):
+        export_network(OnlyShort(), WORDS, tmp_path / "model.onnx", 2, longest=41)
 
 
 def test_a_batch_that_was_frozen_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,6 +141,8 @@ def test_the_exported_graph_of_a_transformer_is_the_network(tmp_path: Path) -> N
     )
     report = export_network(Tower(encoder, 16), spec, tmp_path / "model.onnx", 4)
     assert report.largest_difference <= TOLERANCE
+    readers = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node if "pixels" in node.input]
+    assert readers == ["Cast"]  # TensorRT takes bytes for nothing else
 
 
 def test_a_frozen_backbone_learns_nothing_and_the_rest_does(tmp_path: Path) -> None:

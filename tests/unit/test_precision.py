@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from likeness_client.cli import main
 from likeness_export import exporting
+from likeness_export.catalogue import read_catalogue
 from likeness_export.exporting import export_run
 from likeness_export.onnx_export import ExportReport, check_signature, export_network, open_session
 from likeness_export.pipeline import StepSpec, encoder_networks
-from likeness_export.precision import graph, network
+from likeness_export.precision import graph, network, reducing
 from likeness_export.precision.fp16 import Half
 from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, mean_points, measure
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import Outcome, Task, reduce_network
 from likeness_export.precision.pipeline_drift import Pipeline
-from likeness_export.precision.products import judged_products
+from likeness_export.precision.products import Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
@@ -80,11 +83,36 @@ def test_products_without_a_vector_and_without_a_label_do_not_count() -> None:
 
 
 def test_a_vector_that_depends_on_its_batch_is_seen() -> None:
-    alone = unit([[0.0, 1.0], *FOUR[1:]])
-    alone[1:] = np.nan  # only the first was computed alone
-    drift = measure(embedded(FOUR), Embedded(together=unit(FOUR), alone=alone), {})
+    before, alone = unit(FOUR), unit([[0.0, 1.0], *FOUR[1:]])
+    before[1:] = alone[1:] = np.nan  # only the first was computed alone
+    drift = measure(Embedded(together=unit(FOUR), alone=before), Embedded(together=unit(FOUR), alone=alone), {})
     assert drift.batch_distance == pytest.approx(1)
     assert [fault.split(" apart")[0] for fault in Limits().faults(drift)] == ["alone and in a batch 1.000"]
+
+
+def test_a_vector_that_is_no_number_alone_or_none_at_all_is_a_fault() -> None:
+    broken = unit(FOUR)
+    broken[2] = np.nan
+    drifts = [measure(embedded(FOUR), Embedded(together=unit(FOUR), alone=broken), {})]
+    nowhere = Embedded(together=unit(FOUR), alone=np.full_like(broken, np.nan))
+    drifts.append(measure(nowhere, nowhere, {}))
+    for drift in drifts:
+        assert Limits().faults(drift) == ["alone and in a batch nan apart > 0.05"]
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_every_signature_has_products_that_are_run_alone(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr("likeness_export.precision.products._ALONE", most)
+    rows = {"text": [1] * 8 + [0] * 4, "image": [0] * 6 + [1] * 6, "facts": [1] * 5 + [0] * 2 + [1] * 5}
+    present: dict[str, Any] = {name: SimpleNamespace(present=np.array(has, bool)) for name, has in rows.items()}
+    served = [["text"], ["image"], ["text", "image"], ["image", "facts"]]
+    products = Products(split="val", inputs=present, signatures=served, labels={}, batch_size=4)
+    samples = {name: set(products._sample(name).tolist()) for name in rows}
+    assert all(rows[name][row] for name, sample in samples.items() for row in sample)
+    for towers in [*served, ["facts"]]:
+        there = [row for row in range(12) if all(rows[name][row] for name in towers)]
+        measured = set.intersection(*(samples[name] for name in towers))
+        assert len(measured) >= min(most, len(there)) > 0
 
 
 def test_which_of_equal_neighbours_comes_first_means_nothing() -> None:
@@ -190,6 +218,7 @@ def test_static_int8_for_tensorrt_is_symmetric_and_rounds_weights_in_the_graph(
         assert not values[node.input[2]].any()
     weights = {node.input[1] for node in model.node if node.op_type == "Conv"}
     assert weights <= {node.output[0] for node in rounding}
+    assert [node.op_type for node in model.node if "pixels" in node.input] == ["Cast"]
     open_session("image", target)
 
 
@@ -209,6 +238,7 @@ def test_vectors_of_an_fp16_file_have_unit_length(exported: Exported, tmp_path: 
     Half(source).write(target)
     session = open_session("image", target)
     (given,) = session.get_inputs()
+    assert [node.op_type for node in onnx.load(target).graph.node if given.name in node.input] == ["Cast"]
     pixels = np.random.default_rng(0).integers(0, 256, (8, *given.shape[1:]), dtype=np.uint8)
     (vectors,) = session.run(None, {given.name: pixels})
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
@@ -320,12 +350,16 @@ def test_what_cannot_be_written_stays_fp32(task: Task, tmp_path: Path) -> None:
 def already_traced(monkeypatch: pytest.MonkeyPatch, exported: Exported) -> None:
     """Take the fp32 files of the finished export instead of tracing them once more."""
 
-    def copy(_: object, __: object, folder: Path) -> list[ExportReport]:
+    def copy(_: object, __: object, ___: object, folder: Path) -> list[ExportReport]:
         for path in exported.repository.rglob("*.onnx"):
             shutil.copyfile(path, folder / path.relative_to(exported.repository))
         return exported.reports
 
     monkeypatch.setattr(exporting, "_export_networks", copy)
+
+
+def products_of(exported: Exported) -> Path:
+    return exported.run.folder.parent / "data" / "products.jsonl"
 
 
 Export = Callable[[Precision, Limits], tuple[Path, PrecisionReport]]
@@ -336,6 +370,7 @@ def export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Exports the tiny run with its image network reduced, which otherwise is too small for that."""
     monkeypatch.setattr(graph, "_SMALL_MB", 0)
     monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
+    monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 20)
 
     already_traced(monkeypatch, exported)
 
@@ -391,6 +426,36 @@ def test_the_manifest_holds_the_figures(export: Export) -> None:
     assert section["limits"]["cosine_mean"] == -1
 
 
+@pytest.mark.parametrize("purpose", ["judge", "calibrate"])
+def test_a_handful_of_products_is_not_enough(
+    exported: Exported, export: Export, monkeypatch: pytest.MonkeyPatch, purpose: str
+) -> None:
+    monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 30)
+    count = Products.count
+    if purpose == "calibrate":  # enough to judge, but not to calibrate
+        monkeypatch.setattr(Products, "count", lambda self, name: 30 if self.split == "val" else count(self, name))
+        monkeypatch.setattr(reducing, "judged_products", lambda *given: replace(judged_products(*given), split="val"))
+    _, report = export("int8", ANYTHING)
+    photos = sum(bool(json.loads(line).get("images")) for line in products_of(exported).read_text().splitlines())
+    assert report.refused() == ["image_encoder"]
+    assert outcomes(report)["image_encoder"].reason == (
+        f"the split train has {photos} products with a usable image to {purpose} it on, 30 are needed: "
+        "add some, or stay with fp32"
+    )
+
+
+def test_products_of_a_rare_modality_are_drawn_as_well(exported: Exported) -> None:
+    catalogue = read_catalogue(products_of(exported))
+    few = some_of(exported.recipe, catalogue, 4, 0)
+    more = some_of(exported.recipe, catalogue, 4, 9)
+    everything = some_of(exported.recipe, catalogue, 4, 1000)
+    assert [len(few), len(everything)] == [4, len(catalogue)]
+    assert {product.product_id for product in few.products} <= {product.product_id for product in more.products}
+    assert sum(bool(product.images) for product in more.products) >= 9
+    assert sum(bool(product.attributes) for product in more.products) >= 9
+    assert 9 <= len(more) <= 4 + 9 + 9
+
+
 def test_networks_that_fail_together_go_back_to_fp32(
     exported: Exported, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +482,7 @@ def test_the_command_says_what_was_refused_and_exits_with_1(
 ) -> None:
     monkeypatch.setattr(graph, "_SMALL_MB", 0)
     monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
+    monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 20)
     monkeypatch.setattr(Limits, "faults", lambda *_: ["recall@1 falls"])
     root = str(exported.run.folder.parent / "data")
     code = command(monkeypatch, exported, tmp_path / "new", "--precision", "int8", "--data-root", root)
@@ -427,10 +493,12 @@ def test_the_command_says_what_was_refused_and_exits_with_1(
     assert (tmp_path / "new" / "manifest.json").is_file()
 
 
-def test_the_command_needs_the_products(
+def test_the_command_needs_the_products_and_asks_for_them_first(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{__name__}.already_traced", lambda *_: None)
+    monkeypatch.setattr(exporting, "_export_networks", lambda *_: pytest.fail("networks were exported already"))
     assert command(monkeypatch, exported, tmp_path / "new", "--precision", "fp16") == 1
     assert "products.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

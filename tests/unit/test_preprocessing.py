@@ -77,7 +77,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> text.Preprocessor:
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     tokenizer.save(str(assets / "tokenizer.json"))
     config = TextTransformerConfig(encoder="transformer", source="none", max_tokens=48)
-    values = {"max_tokens": 48, "length_buckets": config.length_buckets(), "max_bytes": 2000, "pad_id": 0}
+    values = {"max_tokens": 48, "length_buckets": config.length_buckets(), "max_bytes": 2000}
     (assets / "text.json").write_text(json.dumps(values), encoding="utf-8")
     return text.Preprocessor(assets)
 

@@ -123,8 +123,12 @@ def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None
     assert changed == {"text_preprocess", "text_encoder", "image_encoder", "similarity", "similarity_matrix"}
 
 
-def test_one_instance_is_left_to_triton_where_there_may_be_several_gpus() -> None:
-    assert not render(RECIPE)["fusion_text_image"].default.instance_group
+def test_the_number_of_instances_is_never_left_to_triton() -> None:
+    for model in render(RECIPE).values():
+        for config in (model.default, *model.profiles.values()):
+            groups = [group.count for group in config.instance_group]
+            assert (groups == []) if config.platform == "ensemble" else (len(groups) == 1 and groups[0] >= 1)
+    assert render(RECIPE)["fusion_text_image"].default.instance_group[0].kind == KIND.KIND_AUTO
     everywhere = render(load_recipe(Path("demo"), ["serving.instances=2"]))
     assert everywhere["text_encoder"].default.instance_group[0].count == 2
     assert everywhere["text_preprocess"].default.instance_group[0].count == 2

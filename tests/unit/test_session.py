@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-from likeness_export.serving.session import Sessions
+from likeness_export import onnx_export
+from likeness_export.serving.session import Sessions, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,11 @@ def test_a_product_has_more_threads_only_alone_and_after_a_pause(
     assert given == ["alone", "batches", "alone", "batches"]  # the second was waiting
     assert sessions.alone.get_session_options().intra_op_num_threads == 2
     assert sessions.batches.get_session_options().intra_op_num_threads == 1
+
+
+def test_int8_is_exact_on_every_processor_and_judged_as_it_is_served(network: Path) -> None:
+    for session in (open_session(network, 1), onnx_export.open_session("plus", network)):
+        assert session.get_session_options().get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_the_same_number_of_threads_opens_one_session(network: Path) -> None:

@@ -6,16 +6,16 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.encoders.base import ASSETS
 from likeness_export.exporting import export_run
-from likeness_export.pipeline import StepSpec
+from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.tensorrt_plans import PlanStep, Range, TensorRTBuilder, _lengths, _shapes, plan_ranges
-from likeness_export.tensors import TensorSpec
+from likeness_export.tensorrt_plans import PlanStep, Range, TensorRTBuilder, plan_ranges
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exported
@@ -57,14 +57,93 @@ def test_batches_are_those_that_are_served(exported: Exported) -> None:
 
 
 def test_lengths_are_those_that_the_preprocessing_pads_to(tmp_path: Path) -> None:
-    assets = tmp_path / "towers" / "text" / ASSETS
-    assets.mkdir(parents=True)
-    (assets / "text.json").write_text(json.dumps({"length_buckets": [16, 32, 64]}), encoding="utf-8")
-    tensors = tuple(TensorSpec(name, "INT64", (-1,)) for name in ("input_ids", "attention_mask"))
-    spec = StepSpec(name="text_encoder", inputs=tensors, outputs=(), tower="text")
-    lengths = _lengths(Run(tmp_path), spec)
-    wanted = Range(smallest=(1, 16), usual=(8, 16), largest=(32, 64))
-    assert _shapes(spec, (1, 8, 32), lengths) == {"input_ids": wanted, "attention_mask": wanted}
+    towers = {"text": {"encoder": "word_vectors"}, "shoppers": {"encoder": "als", "factors": 8}}
+    raw = {"name": "plans", "data": {"products": "none", "labels": ["group"]}, "towers": towers}
+    run = Run(tmp_path)
+    run.write_recipe(parse_recipe(raw, "test"))
+    text, shoppers = (run.towers / name / ASSETS for name in towers)
+    text.mkdir(parents=True)
+    vocabulary = {"words": ["vase"], "max_tokens": 64, "length_buckets": [16, 32, 64], "max_bytes": 99}
+    (text / "words.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    shoppers.mkdir(parents=True)
+    (shoppers / "users.json").write_text(json.dumps(["u1", "u2"]), encoding="utf-8")  # a list, and nothing to pad
+    ranges = plan_ranges(run)
+    assert ranges["text_encoder"] == {"word_ids": Range(smallest=(1, 16), usual=(8, 16), largest=(32, 64))}
+    assert [found.largest for found in ranges["shoppers_encoder"].values()] == [(32, 8)]
+    vocabulary["length_buckets"] = []
+    (text / "words.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    with pytest.raises(InputError, match=r"towers\.text: the preprocessing of varying lengths needs `buckets`"):
+        plan_ranges(run)
+
+
+def fake_tensorrt(calls: list[str], fitting: bytes) -> Any:
+    """As much of TensorRT as the builder uses; a timing cache fits if it is ``fitting`` or empty."""
+
+    class Cache(SimpleNamespace):
+        known: bytes
+
+        def serialize(self) -> bytes:
+            return b"timings after " + self.known
+
+    def set_cache(cache: Cache, ignore_mismatch: bool) -> bool:
+        calls.append(f"cache {cache.known.decode()}")
+        return not ignore_mismatch and cache.known in (b"", fitting)
+
+    config = SimpleNamespace(
+        set_memory_pool_limit=lambda *_: None,
+        add_optimization_profile=lambda *_: None,
+        create_timing_cache=lambda known: None if known == b"broken" else Cache(known=known),
+        set_timing_cache=set_cache,
+        clear_flag=lambda flag: calls.append(f"no {flag}"),
+    )
+    builder = SimpleNamespace(
+        create_network=lambda flags: flags,
+        create_builder_config=lambda: config,
+        create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *_: None),
+        build_serialized_network=lambda *_: b"plan",
+    )
+    return SimpleNamespace(
+        __version__="11.4",
+        Logger=type("Logger", (), {"WARNING": 1, "__init__": lambda *_: None}),
+        Builder=lambda _: builder,
+        OnnxParser=lambda *_: SimpleNamespace(parse_from_file=lambda _: True),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        MemoryPoolType=SimpleNamespace(WORKSPACE=0),
+        BuilderFlag=SimpleNamespace(TF32="TF32"),
+        init_libnvinfer_plugins=lambda *_: calls.append("plugins"),
+    )
+
+
+def build(place: Path, monkeypatch: pytest.MonkeyPatch, known: bytes | None, fitting: bytes = b"") -> list[str]:
+    """Build one plan with the timings of an earlier build, and return what TensorRT was told."""
+    calls: list[str] = []
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(calls, fitting))
+    if known is not None:
+        place.write_bytes(known)
+    assert TensorRTBuilder(place).build(place.parent / "net/1/model.onnx", {}) == b"plan"
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("known", "used"),
+    [(None, [""]), (b"fits", ["fits"]), (b"broken", [""]), (b"of another GPU", ["of another GPU", ""])],
+)
+def test_timings_of_another_gpu_or_version_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bytes | None, used: list[str]
+) -> None:
+    calls = build(tmp_path / "timing", monkeypatch, known, fitting=b"fits")
+    assert [call for call in calls if call.startswith("cache")] == [f"cache {name}" for name in used]
+    assert (tmp_path / "timing").read_bytes() == b"timings after " + used[-1].encode()
+
+
+def test_the_plugins_that_come_with_tensorrt_are_registered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build(tmp_path / "timing", monkeypatch, None).count("plugins") == 1
+
+
+def test_what_the_file_says_is_fp32_is_not_computed_in_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no TF32" in build(tmp_path / "timing", monkeypatch, None)
 
 
 def test_without_the_package_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

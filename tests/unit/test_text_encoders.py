@@ -29,6 +29,7 @@ from likeness_export.onnx_export import export_network
 from likeness_export.pipeline import StepSpec
 from likeness_export.preprocessing import tfidf, words
 from likeness_export.recipe import RecipeError, parse_recipe
+from likeness_export.serving.lengths import used_lengths
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -462,9 +463,11 @@ def test_any_bytes_are_a_text_and_no_text_is_a_batch(request: pytest.FixtureRequ
 # --- transformers
 
 
-def write_backbone(folder: Path, config: PretrainedConfig, template: str) -> None:
+SPECIAL = ("<pad>", "<unk>", "<cls>", "<sep>")
+
+
+def write_backbone(folder: Path, config: PretrainedConfig, template: str, special: tuple[str, ...] = SPECIAL) -> None:
     """Write a randomly initialised network with a tokenizer of its own, as `from_pretrained` reads it."""
-    special = ["<pad>", "<unk>", "<cls>", "<sep>"]
     spoken = sorted({word for text in TEXTS for word in words.words_of(text)})
     vocabulary = {word: place for place, word in enumerate([*special, *spoken])}
     config.vocab_size = len(vocabulary)
@@ -473,7 +476,9 @@ def write_backbone(folder: Path, config: PretrainedConfig, template: str) -> Non
     network.save_pretrained(folder)
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("<cls>", 2), ("<sep>", 3)])
+    tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[(name, special.index(name)) for name in ("<cls>", "<sep>")]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -527,6 +532,30 @@ def test_padding_does_not_change_a_transformers_vector(transformer: Prepared) ->
         other = transformer.encoder(torch.where(mask.bool(), ids, garbage), mask)
     np.testing.assert_allclose(other.numpy(), bare.numpy(), rtol=0, atol=1e-6)
     np.testing.assert_allclose(transformer.features(TEXTS[:1]), bare.numpy(), rtol=0, atol=1e-6)
+
+
+def test_roberta_which_counts_positions_by_its_own_padding_does_not_miss_it(tmp_path: Path) -> None:
+    network = RobertaConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=32,
+        max_position_embeddings=42,
+        pad_token_id=1,
+        bos_token_id=0,
+    )
+    write_backbone(tmp_path / "source", network, "<cls> $A <sep>", ("<cls>", "<pad>", "<sep>", "<unk>"))
+    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+    tower = prepared(tmp_path / "text", config, root=tmp_path)
+    assert isinstance(tower.encoder, TextTransformer)
+    texts = [*TEXTS, "vase " * 50]  # the last fills all positions that there are
+    ids, mask = tower.tensors(texts)
+    assert used_lengths([ids.numpy(), mask.numpy()]).tolist() == mask.sum(1).tolist()
+    with torch.inference_mode():
+        padded = torch.where(mask.bool(), ids, 1)  # as its own tokenizer does
+        hidden = tower.encoder.backbone(input_ids=padded, attention_mask=mask).last_hidden_state
+    expected = [row[: int(there.sum())].mean(0).numpy() for row, there in zip(hidden, mask, strict=True)]
+    np.testing.assert_allclose(tower.features(texts), np.stack(expected), rtol=0, atol=1e-6)
 
 
 def test_xlnet_does_not_see_on_which_side_the_padding_is(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import ClassVar
 
 import torch
+from likeness_client.errors import InputError
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -74,6 +75,19 @@ class EncoderConfig(BaseModel, ABC):
     @abstractmethod
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Describe the tensors that the preprocessing puts out and the network takes, in order."""
+
+    def padded_lengths(self, tower: Path) -> list[int]:
+        """Return the lengths that the preprocessing pads to, ascending; none where no size varies.
+
+        Raises:
+            InputError: lengths vary, and the preprocessing has no `buckets`.
+        """
+        if not any(-1 in tensor.dims for tensor in self.tensors()):
+            return []
+        buckets: list[int] = getattr(self.preprocessing.Preprocessor(tower / ASSETS), "buckets", [])
+        if not buckets:
+            raise InputError(f"towers.{tower.name}: the preprocessing of varying lengths needs `buckets`, to pad to")
+        return buckets
 
     def attribute_keys(self) -> tuple[str, ...]:
         """Return the attributes that the preprocessing reads; callers send no others."""

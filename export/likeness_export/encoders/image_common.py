@@ -28,7 +28,7 @@ def write_image_assets(tower: Path, image_px: int) -> None:
 
 
 class Normalise(nn.Module):
-    """Pixels UINT8 [n, h, w, 3] to FP32 [n, 3, h, w], less ``mean``, divided by ``std`` (both of a 0..1 scale)."""
+    """Pixels 0..255 [n, h, w, 3] to FP32 [n, 3, h, w], less ``mean``, divided by ``std`` (both of a 0..1 scale)."""
 
     mean: Tensor
     std: Tensor
@@ -40,8 +40,9 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise."""
-        # Pixels come as rows of RGB triples, so this is channels-last memory, which convolutions on CPUs like best.
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        # Floats first: TensorRT takes bytes for nothing else. Pixels come as rows of RGB triples, so this is
+        # channels-last memory, which convolutions on CPUs like best.
+        return (pixels.float().permute(0, 3, 1, 2) - self.mean) / self.std
 
 
 def augment_pixels(pixels: Tensor, size: int | None = None) -> Tensor:

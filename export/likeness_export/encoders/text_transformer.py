@@ -62,7 +62,6 @@ class TextTransformerConfig(EncoderConfig):
         settings = {
             "max_tokens": self.max_tokens,
             "length_buckets": self.length_buckets(),
-            "pad_id": tokenizer.pad_token_id or 0,  # some have none; the mask hides it, whatever it is
             "max_bytes": MAX_BYTES["text"],
         }
         (assets / text.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")

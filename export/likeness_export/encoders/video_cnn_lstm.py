@@ -61,7 +61,7 @@ class CnnLstm(Encoder):
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``frames``, UINT8 [n, t, px, px, 3]."""
         frames = tensors[0]
-        seen = self.cnn(frames.flatten(0, 1))  # (n t, c)
+        seen = self.cnn(frames.float().flatten(0, 1))  # (n t, c); TensorRT only converts bytes
         states, (last, _) = self.lstm(seen.unflatten(0, (-1, frames.shape[1])))  # (n, t, f), (directions, n, hidden)
         mean: Tensor = states.mean(1)  # (n, f)
         return mean if self.pool == "mean" else last.transpose(0, 1).flatten(1)

@@ -18,7 +18,7 @@ class Embedded:
 
     Attributes:
         together: unit vectors FP32 [n, d], computed in batches as a server would; NaN where a product has none.
-        alone: the same, each product in a batch of one; NaN also where that was not computed.
+        alone: the same for some of them, each in a batch of one; NaN where that was not computed.
     """
 
     together: NDArray[np.float32]
@@ -52,6 +52,7 @@ class Drift:
         overlap_at_10: share of a product's ten nearest neighbours that stay among its ten nearest, mean.
         batch_distance: largest cosine distance between a product's vector alone and in a batch. Dynamic quantisation
             takes the range of its activations from the whole batch, so that there a product depends on its neighbours.
+            NaN, which no limit allows, if a vector alone is no number, or none was computed.
         recall_loss: label -> how far recall@1 falls.
         mixed_recall_loss: the same for reduced queries against an fp32 gallery: an index that stays as it is.
     """
@@ -143,7 +144,8 @@ def measure(before: Embedded, after: Embedded, labels: Mapping[str, NDArray[np.s
     rows = np.flatnonzero(~np.isnan(before.together).any(1))
     old, new, alone = (_unit(vectors[rows]) for vectors in (before.together, after.together, after.alone))
     cosines = np.einsum("nd,nd->n", old, new)
-    single = ~np.isnan(alone).any(1)
+    # The fp32 vectors say which products were run alone: NaN among the reduced ones is a fault, not a product less.
+    single = ~np.isnan(before.alone[rows]).any(1)
     distances = 1 - np.einsum("nd,nd->n", alone[single], new[single])
     scores, reduced = (_without_itself(vectors @ vectors.T) for vectors in (old, new))
     mixed = _without_itself(new @ old.T)
@@ -152,7 +154,7 @@ def measure(before: Embedded, after: Embedded, labels: Mapping[str, NDArray[np.s
         cosine_min=float(np.min(cosines)) if len(rows) else 1.0,
         cosine_mean=float(np.mean(cosines)) if len(rows) else 1.0,
         overlap_at_10=_overlap(scores, reduced),
-        batch_distance=float(np.max(distances)) if len(distances) else 0.0,
+        batch_distance=float(np.max(distances)) if len(distances) else float("nan"),
         recall_loss=_losses(scores, reduced, labels, rows),
         mixed_recall_loss=_losses(scores, mixed, labels, rows),
     )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import onnxruntime as ort
+from likeness_client.contract import InputSchema
+from likeness_client.errors import ProductError
+from likeness_client.payloads import payloads
+from likeness_client.records import Product
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.onnx_export import open_session
+from likeness_export.pipeline import signatures, towers_of
 from likeness_export.precision.gate import Embedded
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
@@ -23,7 +29,8 @@ Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A network's inputs by name."""
 _MOST = 1500  # judged products; a point of recall@1 is then fifteen of them
 _CALIBRATION = 128
-_ALONE = 64  # products that are also run in a batch of one
+_OF_EACH = 300  # judged products of a modality that few have, if there are so many
+_ALONE = 64  # products of each signature that are also run in a batch of one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +40,39 @@ class Products:
     Attributes:
         split: where they come from, e.g. ``val``.
         inputs: tower -> its tensors.
+        signatures: the towers of each served signature.
         labels: label -> its value per product; none where the recipe has no labels.
         batch_size: how many go through a network together.
     """
 
     split: str
     inputs: Mapping[str, TowerInputs]
+    signatures: Collection[Collection[str]]
     labels: Mapping[str, NDArray[np.str_]]
     batch_size: int
 
     def embed(self, tower: str, network: Path, *, most: int | None = None) -> Embedded:
         """Run a tower's network over the products (or the first ``most`` of them), and over some one by one."""
         session = open_session(tower, network)
-        present = self.inputs[tower].present
-        # The most complete products, so that the sample holds every signature that there is.
-        has = np.sum([inputs.present for inputs in self.inputs.values()], axis=0)
-        sample = np.argsort(-has, kind="stable")[:_ALONE]
+        present = np.flatnonzero(self.inputs[tower].present)
         return Embedded(
-            together=self._run(session, tower, np.flatnonzero(present)[:most], self.batch_size),
-            alone=self._run(session, tower, sample[present[sample]], 1),
+            together=self._run(session, tower, present[:most], self.batch_size),
+            alone=self._run(session, tower, self._sample(tower), 1),
         )
+
+    def _sample(self, tower: str) -> NDArray[np.intp]:
+        """Choose products of every signature that the tower has a part in; the most complete, which belong to many."""
+        present = {name: inputs.present for name, inputs in self.inputs.items()}
+        order = np.argsort(-np.sum([*present.values()], axis=0), kind="stable")
+        chosen = np.zeros(len(order), bool)
+        for towers in ({tower}, *(towers for towers in self.signatures if tower in towers)):
+            whole = np.logical_and.reduce([present[name] for name in towers])
+            chosen[order[whole[order]][:_ALONE]] = True
+        return np.flatnonzero(chosen)
+
+    def count(self, tower: str) -> int:
+        """Return how many have a usable input for this tower."""
+        return int(np.count_nonzero(self.inputs[tower].present))
 
     def feeds(self, tower: str, size: int) -> Iterator[Feed]:
         """Yield the network's inputs of all products that have the tower's modality, in batches of ``size``."""
@@ -83,8 +103,8 @@ def judged_products(run: Run, data_root: Path) -> Products:
     data = recipe.data
     catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
     if any(record.get("split") == "val" for record in catalogue.records):
-        return _read(run, recipe, _some(catalogue.of_splits(["val"]), _MOST), "val")
-    return _read(run, recipe, _some(training_catalogue(recipe, data_root), _MOST), "train")
+        return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), "val")
+    return _read(run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _MOST, _OF_EACH), "train")
 
 
 def calibration_products(run: Run, data_root: Path) -> Products:
@@ -94,24 +114,45 @@ def calibration_products(run: Run, data_root: Path) -> Products:
         InputError: the recipe's data cannot be read below ``data_root``.
     """
     recipe = run.read_recipe()
-    return _read(run, recipe, _some(training_catalogue(recipe, data_root), _CALIBRATION), "train")
+    return _read(
+        run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _CALIBRATION, _CALIBRATION), "train"
+    )
 
 
-def _some(catalogue: Catalogue, most: int) -> Catalogue:
+def some_of(recipe: Recipe, catalogue: Catalogue, most: int, of_each: int) -> Catalogue:
     """Draw products, always the same ones, in random order.
 
     Files often hold what is alike in a row. In that order it would share batches, and dynamic quantisation, which moves
     a whole batch alike, would seem to bring products together.
+
+    Args:
+        recipe: what they are embedded with.
+        catalogue: what is drawn from.
+        most: how many.
+        of_each: how many of each modality, if there are so many; what is lacking comes on top of ``most``.
     """
-    return catalogue.select(np.random.default_rng(0).permutation(len(catalogue))[:most])
+    order = np.random.default_rng(0).permutation(len(catalogue))
+    schema, chosen = recipe.input_schema(), set(order[:most].tolist())
+    for modality in recipe.modalities():
+        having = (row for row in order.tolist() if _has(catalogue.products[row], schema, modality))
+        chosen.update(islice(having, of_each))
+    return catalogue.select([row for row in order.tolist() if row in chosen])
+
+
+def _has(product: Product, schema: InputSchema, modality: str) -> bool:
+    try:
+        return bool(payloads(product, schema, (modality,)))
+    except ProductError:
+        return False  # it has none, or none that can be read
 
 
 def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str) -> Products:
-    payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
+    found = catalogue.payloads(recipe.input_schema(), recipe.modalities())
     ids = [product.product_id for product in catalogue.products]
     return Products(
         split=split,
-        inputs=read_inputs(recipe.towers, run.towers, payloads, ids),
+        inputs=read_inputs(recipe.towers, run.towers, found, ids),
+        signatures=[towers_of(recipe, signature) for signature in signatures(recipe)],
         labels={label: catalogue.labels(label) for label in recipe.data.labels},
         batch_size=recipe.serving.max_batch_size,
     )

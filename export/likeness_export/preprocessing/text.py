@@ -17,17 +17,17 @@ class Preprocessor:
     """Tokenise UTF-8 text.
 
     Requests whose tensors differ in length cannot share a batch in Triton, so lengths are rounded up to a few buckets.
+    Padding is 0 whatever the tokenizer's own is: the mask hides it from the network, and the server, which cuts zeros
+    off, sees where a text ends.
 
     Args:
-        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``,
-            ``pad_id``).
+        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``).
     """
 
     def __init__(self, assets: Path) -> None:
         settings = json.loads((assets / SETTINGS_FILE).read_text(encoding="utf-8"))
         self.max_bytes: int = settings["max_bytes"]
         self.buckets: list[int] = settings["length_buckets"]
-        self.pad_id: int = settings["pad_id"]
         self.tokenizer = Tokenizer.from_file(str(assets / TOKENIZER_FILE))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(settings["max_tokens"])
@@ -46,7 +46,7 @@ class Preprocessor:
         encodings = self.tokenizer.encode_batch_fast(texts)
         longest = max((len(encoding.ids) for encoding in encodings), default=0)
         length = next(bucket for bucket in self.buckets if bucket >= longest)
-        input_ids = np.full((len(items), length), self.pad_id, dtype=np.int64)
+        input_ids = np.zeros((len(items), length), dtype=np.int64)
         attention_mask = np.zeros((len(items), length), dtype=np.int64)
         for row, encoding in enumerate(encodings):
             input_ids[row, : len(encoding.ids)] = encoding.ids

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from answering import each_answered
 from lengths import used_lengths
 from preprocessing import Preprocessor
 
@@ -23,6 +24,11 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows; a bad item has a reason, its neighbours are not touched."""
+        answers: list[Any] = each_answered(requests, self.run)
+        return answers
+
+    def run(self, requests: list[Any]) -> list[Any]:
+        """Preprocess one batch."""
         batches = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
         tensors, errors = self.preprocessor([item for batch in batches for item in batch.ravel()])
         lengths = used_lengths(list(tensors.values())) if self.buckets else np.empty(0, np.intp)

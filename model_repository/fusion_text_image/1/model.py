@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from answering import each_answered
 from lengths import gathering
 from session import Sessions
 
@@ -26,8 +27,9 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows of the outputs that it asks for."""
         if not self.batched:
-            return [self.run([request])[0] for request in requests]
-        return self.run(requests)
+            return [each_answered([request], self.run)[0] for request in requests]
+        answers: list[Any] = each_answered(requests, self.run)
+        return answers
 
     def run(self, requests: list[Any]) -> list[Any]:
         """Run one batch; only outputs that some request wants are computed."""

@@ -1,0 +1,21 @@
+"""Answering the requests that share a batch, so that one which cannot be computed costs only itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+
+def each_answered(requests: list[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """Answer requests together; if that fails, each by itself, and the one to blame with an error.
+
+    Args:
+        requests: of callers who know nothing of each other.
+        answer: computes the responses of some requests in one batch.
+    """
+    try:
+        return answer(requests)
+    except Exception as error:  # libraries fail with many types; whichever it is, only its own request may fail
+        if len(requests) == 1:
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))]
+    return [each_answered([request], answer)[0] for request in requests]

@@ -1,0 +1,121 @@
+"""The adapters without a server: a stand-in for what Triton's python backend gives them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from likeness_export import serving
+from likeness_export.serving import lengths, session
+from numpy.typing import NDArray
+
+FOLDER = Path(str(serving.__file__)).parent
+
+
+@dataclass
+class Tensor:
+    name: str
+    data: NDArray[Any]
+
+    def as_numpy(self) -> NDArray[Any]:
+        return self.data
+
+
+@dataclass
+class Response:
+    tensors: list[Tensor] = field(default_factory=list)
+    error: str | None = None
+
+
+class Request(dict[str, NDArray[Any]]):
+    def requested_output_names(self) -> list[str]:
+        return ["rows"]
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the stand-in, and the files that lie beside an adapter, where it imports them from."""
+    utils: Any = ModuleType("triton_python_backend_utils")
+    utils.get_input_tensor_by_name = lambda request, name: Tensor(name, request[name])
+    utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
+    monkeypatch.setitem(sys.modules, utils.__name__, utils)
+    for name, module in (("lengths", lengths), ("session", session), ("answering", load("answering"))):
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Any:
+    """A network that looks rows of a table of three up; any other row is an error."""
+    table = onnx.numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "table")
+    place = onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, ["n"])
+    found = onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, ["n", 2])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", "places"], ["rows"])], "table", [place], [found], [table]
+    )
+    (tmp_path / "1").mkdir()
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "1" / "model.onnx")
+    adapter = load("network_model").TritonPythonModel()
+    config = {
+        "input": [{"name": "places"}],
+        "max_batch_size": 8,
+        "parameters": {"cpu_threads": {"string_value": "1"}},
+    }
+    adapter.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
+    return adapter
+
+
+def requests_of(*places: list[int]) -> list[Request]:
+    return [Request(places=np.array(rows, np.int64)) for rows in places]
+
+
+def test_a_network_answers_requests_together(network: Any) -> None:
+    one, other = network.execute(requests_of([2], [0, 1]))
+    assert (one.error, other.error) == (None, None)
+    assert one.tensors[0].data.tolist() == [[4, 5]]
+    assert other.tensors[0].data.tolist() == [[0, 1], [2, 3]]
+
+
+def test_a_request_that_cannot_be_computed_fails_alone(network: Any) -> None:
+    good, bad, last = network.execute(requests_of([2], [9], [0, 1]))
+    assert "out of data bounds" in bad.error
+    assert bad.tensors == []
+    assert (good.error, last.error) == (None, None)
+    assert good.tensors[0].data.tolist() == [[4, 5]]
+    assert last.tensors[0].data.tolist() == [[0, 1], [2, 3]]
+    network.batched = False
+    assert [bool(answer.error) for answer in network.execute(requests_of([1], [7]))] == [False, True]
+
+
+def test_preprocessing_that_fails_costs_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def preprocess(items: list[bytes]) -> tuple[dict[str, NDArray[Any]], list[str]]:
+        if b"trap" in items:
+            raise ValueError("it snapped")
+        return {"sizes": np.array([[len(item)] for item in items])}, ["" for _ in items]
+
+    monkeypatch.setitem(sys.modules, "preprocessing", ModuleType("preprocessing"))
+    monkeypatch.setattr(sys.modules["preprocessing"], "Preprocessor", lambda _: preprocess, raising=False)
+    adapter = load("preprocess_model").TritonPythonModel()
+    config = {"input": [{"name": "text"}], "output": [{"name": "sizes"}, {"name": "text_error"}]}
+    adapter.initialize({"model_config": json.dumps(config), "model_repository": "", "model_version": "1"})
+    given = [Request(text=np.array([[item]], np.object_)) for item in (b"a", b"trap", b"abc")]
+    first, trapped, last = adapter.execute(given)
+    assert trapped.error == "ValueError: it snapped"
+    assert [answer.tensors[0].data.tolist() for answer in (first, last)] == [[[1]], [[3]]]
