@@ -283,11 +283,6 @@ def _notes(cases: Sequence[Case], *, stopped: bool) -> Iterator[str]:
             )
         if failed := sum(round_.failed for round_ in case.rounds):
             yield f"{case.name}: {failed} requests failed; they count as not answered"
-        if (ratio := case.spread("throughput_ratio")) and ratio.median > 1:
-            yield (
-                f"{case.name}: the server did more than one process: its steps run side by side, in one process those "
-                "of a batch run one after the other"
-            )
         late_ms = max(round_.harness_late_ms for round_ in case.rounds)
         if late_ms > LAG_LIMIT_MS:
             yield (

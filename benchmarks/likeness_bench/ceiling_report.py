@@ -156,7 +156,7 @@ class CeilingReport:
         repository: the model repository that was run in one process.
         space: fingerprint of the embedding space of both.
         cores: processors that this machine offers to one process.
-        cpu_threads: threads that the server gives to one network.
+        cpu_threads: threads that the server gives to an encoder, the most of any.
         label: what recall was measured on, in words; empty when it was not.
         ended: ``complete``, or ``interrupted`` by the user.
         cases: per signature or mix.

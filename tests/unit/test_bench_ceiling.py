@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from likeness_bench import options
 from likeness_bench import recall as recall_module
 from likeness_bench.ceiling import CeilingConfig, _notes
@@ -22,7 +23,7 @@ from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Tr
 from likeness_bench.compare import compare_reports
 from likeness_bench.drive import Drive, LoadConfig
 from likeness_bench.files import write_json
-from likeness_bench.in_process import Threads, uses_of, without_padding
+from likeness_bench.in_process import Pipeline, Threads, cpu_threads_of, uses_of
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls
@@ -30,7 +31,9 @@ from likeness_bench.sources import SourceConfig, Span, read_sources, varied
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo
 from likeness_client.records import ImageSource
+from likeness_export.serving import lengths
 from PIL import Image
+from tritonclient.grpc import model_config_pb2
 
 INFO = ServerInfo(
     space="s",
@@ -91,12 +94,54 @@ def test_a_rare_signature_has_its_turn_too() -> None:
     assert {batch[0].signature for batch in found} == {"text", "image"}
 
 
-def test_padding_is_cut_off_where_no_row_needs_it() -> None:
-    ids, mask = np.array([[5, 0, 6, 0, 0], [7, 0, 0, 0, 0]]), np.array([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
-    cut = without_padding({"ids": ids, "mask": mask})
-    assert {name: tensor.shape for name, tensor in cut.items()} == {"ids": (2, 4), "mask": (2, 4)}
-    assert without_padding({"mask": np.zeros((2, 8))})["mask"].shape == (2, 1)
-    assert without_padding({}) == {}
+SESSION = """
+import numpy as np
+
+class Session:
+    def run(self, wanted, inputs):
+        rows, columns = inputs["x"].shape
+        return [np.full((rows, 1), 100 * rows + columns)]
+
+def open_session(path, threads, spinning):
+    return Session()
+"""
+
+
+def network(folder: Path, name: str, **parameters: str) -> None:
+    """Write a model whose network answers every row with the shape of what it was run with."""
+    (folder / name / "1").mkdir(parents=True)
+    (folder / name / "configs").mkdir()
+    (folder / name / "1" / "model.onnx").touch()
+    (folder / name / "1" / "session.py").write_text(SESSION, encoding="utf-8")
+    (folder / name / "1" / "lengths.py").write_bytes(Path(lengths.__file__).read_bytes())
+    config = model_config_pb2.ModelConfig(name=name)
+    config.input.add(name="x", dims=[-1])
+    config.output.add(name="shape", dims=[1])
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    for path in ("config.pbtxt", "configs/cpu.pbtxt"):
+        (folder / name / path).write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shapes"),
+    [
+        ({}, [409, 409, 409, 409]),
+        ({"run_rows": "3"}, [309, 309, 309, 109]),
+        ({"run_tokens": "2"}, [202, 208, 202, 208]),  # like lengths together, without padding that no row of them needs
+    ],
+)
+def test_networks_run_as_the_server_runs_them(parameters: dict[str, str], shapes: list[int], tmp_path: Path) -> None:
+    network(tmp_path, "text_encoder", cpu_threads="1", **parameters)
+    given = (np.arange(9) < np.array([[2], [8], [1], [7]])).astype(np.int64)
+    step = Pipeline(tmp_path, Threads())._step("text_encoder", 1)
+    assert step({"x": given})["shape"].ravel().tolist() == shapes
+
+
+def test_the_threads_of_the_server_are_those_of_its_encoders(tmp_path: Path) -> None:
+    network(tmp_path, "text_encoder", cpu_threads="1")
+    network(tmp_path, "fusion_text_image", cpu_threads="2")
+    assert cpu_threads_of(tmp_path) == 1
 
 
 @pytest.mark.parametrize(("cores", "cpu_threads", "count"), [(1, 1, 1), (2, 2, 3), (8, 2, 5), (4, 1, 4)])
@@ -148,7 +193,6 @@ def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
         (replace(CASE, largest_difference=0.01), "not do the same work"),
         (replace(CASE, largest_difference=float("nan")), "not do the same work"),
         (replace(CASE, rounds=(replace(ROUND, failed=3),)), "3 requests failed"),
-        (replace(CASE, rounds=(replace(ROUND, throughput_ratio=1.2),)), "side by side"),
         (replace(CASE, rounds=(replace(ROUND, harness_late_ms=9.0),)), "harness itself was late"),
         (replace(CASE, rounds=(replace(ROUND, half_requests=20),)), "p99 is the maximum"),
     ],
