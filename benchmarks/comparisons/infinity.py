@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from likeness_bench.workload import Workload, WorkloadConfig
 from likeness_client import InputError, Product
 from likeness_export.server import unused_ports
 from likeness_export.sources import locate
 
-from comparisons.contenders import distinct, drawn, infinity_contender, open_likeness, open_session, read_some
+from comparisons.contenders import drawn, infinity_contender, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
 from comparisons.report import Comparison, Setting, announced, machine
 from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
@@ -108,7 +109,7 @@ async def _measure(
             info = opened[1]
         session = await stack.enter_async_context(open_session())
         theirs = infinity_contender(THEIRS, session, url, info.schema)
-        texts = distinct(products, info.schema, "text")
+        texts = Workload(products, info, WorkloadConfig(signatures={"text": 1.0})).pools["text"]
         await _check(theirs, texts[:2])
         settings = []
         for clients, batch_size in LOADS:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparisons.contenders import distinct, json_body
+from comparisons.contenders import json_body
 from comparisons.infinity import named
 from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
@@ -100,13 +100,6 @@ def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert data["ratios"]["2 clients x 1"][0]["median"] == 4.0
     assert "| a / b | 4.00 |" in (tmp_path / "found.md").read_text(encoding="utf-8")
-
-
-def test_equal_texts_are_sent_once() -> None:
-    products = [CHAIR, Product(title="red chair", images=(b"x",)), Product(images=(b"y",)), Product(title="table")]
-    assert [product.title for product in distinct(products, InputSchema(), "text")] == ["red chair", "table"]
-    with pytest.raises(InputError, match="none of 1 products has text"):
-        distinct([Product(images=(b"y",))], InputSchema(), "text")
 
 
 def test_contenders_of_ours_are_told_apart() -> None:
