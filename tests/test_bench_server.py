@@ -127,7 +127,7 @@ def test_a_sweep(address: str, complete: list[Product]) -> None:
     assert [step.rate for step in report.steps] == [4.0 * 2**number for number in range(len(report.steps))]
     assert all(step.kept and 1 <= len(step.repeats) <= 2 for step in report.steps)
     assert report.best_rate == report.steps[-1].rate
-    assert report.best is report.steps[-1].repeats[-1]
+    assert report.best is report.steps[-1].middle
 
 
 def answered(address: str) -> int:

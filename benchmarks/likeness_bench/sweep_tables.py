@@ -26,7 +26,7 @@ def sweep_tables(report: SweepReport) -> list[Table]:
 
 
 def sweep_notes(report: SweepReport) -> list[str]:
-    """Return why the search ended, how far to believe it, and the notes of the best run."""
+    """Return why the search ended, how far to believe it, and the notes of the best rate and of the lowest that missed."""
     notes = [report.ended]
     notes += [
         f"the figures of the best rate, {step.rate:.4g} requests/s, did not settle in {len(step.repeats)} repeats"
@@ -36,7 +36,11 @@ def sweep_notes(report: SweepReport) -> list[str]:
     fewest = min((run.requests for step in report.steps for run in step.repeats), default=_ENOUGH)
     if fewest < _ENOUGH:
         notes.append(f"the shortest run had {fewest} requests: below {_ENOUGH}, p99 is the maximum; use longer runs")
-    return [*notes, *(report.best.notes if report.best else ())]
+    notes += report.best.notes if report.best else ()
+    if missed := min((step for step in report.steps if not step.kept), key=lambda step: step.rate, default=None):
+        # The harness may be what missed, and not the server.
+        notes += [f"at {missed.rate:.4g} requests/s, which missed: {note}" for note in missed.middle.notes]
+    return notes
 
 
 def sweep_plots(report: SweepReport) -> list[str]:
@@ -54,14 +58,13 @@ def sweep_plots(report: SweepReport) -> list[str]:
 
 
 def _row(step: RateStep) -> tuple[str, ...]:
-    last = step.repeats[-1]
     return (
         f"{step.rate:.4g}",
         "yes" if step.kept else "no",
         "yes" if step.settled else "no",
         str(len(step.repeats)),
         "infinite" if step.p99_ms is None else number(step.p99_ms),
-        number(last.products_per_s),
-        number(last.latency.p50_ms if last.latency else None),
+        number(step.middle.products_per_s),
+        number(step.middle.latency.p50_ms if step.middle.latency else None),
         str(sum(row.count for run in step.repeats for row in run.errors)),
     )

@@ -256,8 +256,9 @@ def swept(
         assert load.rate is not None
         if runs == config.get("stop_at"):
             stop.set()
+        answered = config.get("answers", lambda _: True)(load.rate)
         return replace(
-            report_of([record(2.5, 0.01)], rate=load.rate),
+            report_of([record(2.5, 0.01, "" if answered else "DeadlineExceededError")], rate=load.rate),
             requests=requests,
             p99_with_failures_ms=p99_ms(load.rate, runs),
         )
@@ -265,7 +266,7 @@ def swept(
     monkeypatch.setattr(sweep_module, "run_load", run_load)
     monkeypatch.setattr(sweep_module, "PAUSE_S", 0.0)
     load = LoadConfig(address="here:1", rate=10.0, duration_s=0.1, warm_up_s=0.0)
-    chosen = {name: value for name, value in config.items() if name != "stop_at"}
+    chosen = {name: value for name, value in config.items() if name not in ("stop_at", "answers")}
 
     async def run() -> SweepReport:
         nothing: Any = None
@@ -282,9 +283,44 @@ def test_a_sweep_finds_the_rate_and_says_that_it_settled(monkeypatch: pytest.Mon
     assert 57 / 1.05 <= found.best_rate <= 57
     assert found.best is not None
     assert found.best.load["rate"] == found.best_rate
-    assert all(step.settled and len(step.repeats) == (2 if step.kept else 1) for step in found.steps)
+    assert all(step.settled and len(step.repeats) == 2 for step in found.steps)
     assert "found between" in found.ended
     assert "not settle" not in found.ended
+
+
+def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda rate, run: 900.0 if run == 1 else 50.0 if rate <= 57 else None)
+    first = found.steps[0]
+    assert (first.kept, [run.p99_with_failures_ms for run in first.repeats]) == (True, [900.0, 50.0, 50.0])
+    assert first.middle.p99_with_failures_ms == 50.0
+
+
+@pytest.mark.parametrize("reason", ["it is gone", ""])
+def test_a_server_that_answers_not_even_one_request_says_nothing_of_its_rates(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silence(*_: Any) -> str:
+        return reason
+
+    monkeypatch.setattr(sweep_module._Attempts, "_silence", silence)
+    found = swept(monkeypatch, lambda rate, _: 50.0 if rate < 20 else None, answers=lambda rate: rate < 20)
+    if reason:
+        assert not found.complete
+        assert found.best_rate == 10.0
+        assert "at 20 requests/s nothing was answered, nor one request after it (it is gone)" in found.ended
+    else:  # it was only too much
+        assert found.complete
+        assert "found between" in found.ended
+
+
+def test_the_notes_of_the_lowest_rate_that_missed_are_told(report: LoadReport) -> None:
+    late = replace(report, notes=("the harness itself was late",))
+    steps = tuple(
+        RateStep(rate=rate, kept=kept, settled=True, p99_ms=50.0, repeats=(run,))
+        for rate, kept, run in ((8.0, True, report), (32.0, False, report), (16.0, False, late))
+    )
+    sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+    assert sweep_notes(sweep)[-1] == "at 16 requests/s, which missed: the harness itself was late"
 
 
 def test_figures_that_never_settle_are_repeated_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
