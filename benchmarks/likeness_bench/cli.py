@@ -241,7 +241,7 @@ def ceiling(
         report = run_until_interrupted(work)
     with needs_extra():
         deliver_ceiling(report, out)
-    if not report.cases:
+    if report.failures or not report.cases:
         raise typer.Exit(1)
 
 

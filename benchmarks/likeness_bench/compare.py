@@ -34,19 +34,6 @@ _FIGURES = {
     "server cores": ("server", "cores"),
     "server peak RSS MB": ("server", "peak_rss_mb"),
 }
-_OF_ROUNDS = {
-    "ceiling products/s": "ceiling_products_per_s",
-    "served products/s": "served_products_per_s",
-    "served / ceiling": "throughput_ratio",
-    "p50 ms in one process": "alone_p50_ms",
-    "p50 ms served": "served_p50_ms",
-    "served / one process": "latency_ratio",
-    "half load: requests/s": "half_rate",
-    "half load: p50 ms": "half_p50_ms",
-    "half load: p99 ms": "half_p99_ms",
-    "half load: p99 / p50": "half_tail",
-}
-"""Medians over the rounds of a ceiling."""
 
 
 def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
@@ -105,7 +92,7 @@ def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
     for name in common:
         pair = [found[name] for found in cases]
         medians = [report["medians"][name] for report in reports]
-        for what, figure in _OF_ROUNDS.items():
+        for figure, (what, _) in ceiling_report.FIGURES.items():
             rows.append(_row(f"{name}: {what}", *(_find(found, (figure, "median")) for found in medians)))
         rows.append(_row(f"{name}: recall@1", *(_recall(case["recall"]) for case in pair)))
         rounds = [len(case["rounds"]) for case in pair]

@@ -221,7 +221,9 @@ def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:
             f"the products ran out: {100 * report.worn_share:.0f} % of the requests repeated earlier ones for that; "
             "give more products where a cache would matter"
         )
-    if 0 < report.requests < 1000:
+    if report.requests and (doubt := figures.too_few(report.requests)):
+        yield doubt
+    elif 0 < report.requests < 1000:
         yield f"{report.requests} requests: p99.9 is little more than the maximum"
     if seconds and watch.cut_short:
         yield "Triton did not answer at the end: its statistics stop before, if there are any"

@@ -6,7 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from likeness_bench.ceiling_report import CeilingReport
-from likeness_bench.ceiling_tables import ceiling_name, ceiling_notes, ceiling_tables, trial_tables
+from likeness_bench.ceiling_tables import (
+    ceiling_name,
+    ceiling_notes,
+    ceiling_tables,
+    saturated_tables,
+    trial_tables,
+)
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json, write_text
 from likeness_bench.load_tables import load_name, load_tables
@@ -58,7 +64,7 @@ def deliver_sweep(report: SweepReport, out: Path | None) -> None:
 def deliver_ceiling(report: CeilingReport, out: Path | None) -> None:
     """Print a comparison with the ceiling; with ``out``, first write it as JSON there, and in two forms beside it.
 
-    What was tried to find the ceiling stands in the files only.
+    What was tried to find the ceiling, and what the load did to the server, stands in the files only.
 
     Raises:
         InputError: a file cannot be written.
@@ -68,7 +74,7 @@ def deliver_ceiling(report: CeilingReport, out: Path | None) -> None:
         from likeness_bench.page import page
         from likeness_bench.plots import rounds_plot
 
-        title, every = ceiling_name(report), [*tables, *trial_tables(report)]
+        title, every = ceiling_name(report), [*tables, *saturated_tables(report), *trial_tables(report)]
         plots = [rounds_plot(case) for case in report.cases]
         write_json(out, asdict(report))
         write_text(out.with_suffix(".md"), markdown(title, every, notes))

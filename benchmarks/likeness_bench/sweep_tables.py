@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from likeness_bench.figures import ENOUGH, too_few
 from likeness_bench.load_tables import load_name
 from likeness_bench.plots import sweep_plot
 from likeness_bench.sweep import RateStep, SweepReport
 from likeness_bench.tables import Table, number
-
-_ENOUGH = 100  # requests, for one of them to lie beyond the 99th percentile
 
 
 def sweep_name(report: SweepReport) -> str:
@@ -33,9 +32,9 @@ def sweep_notes(report: SweepReport) -> list[str]:
         for step in report.steps
         if step.rate == report.best_rate and not step.settled
     ]
-    fewest = min((run.requests for step in report.steps for run in step.repeats), default=_ENOUGH)
-    if fewest < _ENOUGH:
-        notes.append(f"the shortest run had {fewest} requests: below {_ENOUGH}, p99 is the maximum; use longer runs")
+    fewest = min((run.requests for step in report.steps for run in step.repeats), default=ENOUGH)
+    if doubt := too_few(fewest):
+        notes.append(f"the shortest run had {doubt}; use longer runs")
     notes += report.best.notes if report.best else ()
     if missed := min((step for step in report.steps if not step.kept), key=lambda step: step.rate, default=None):
         # The harness may be what missed, and not the server.

@@ -10,18 +10,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from likeness_bench import options
+from likeness_bench import ceiling, options
 from likeness_bench import recall as recall_module
-from likeness_bench.ceiling import CeilingConfig, _notes
-from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, batches
-from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, medians
+from likeness_bench.ceiling import CeilingConfig, run_ceiling
+from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured, batches
+from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, doubts, medians
+from likeness_bench.ceiling_tables import saturated_tables
 from likeness_bench.compare import compare_reports
-from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.drive import Drive, LoadConfig, Record
+from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, cpu_threads_of, uses_of
 from likeness_bench.load import _report, _Watch
@@ -56,7 +59,7 @@ ROUND = Round(
     half_p99_ms=32.0,
     half_tail=2.0,
     half_requests=200,
-    failed=0,
+    errors={},
     harness_late_ms=1.0,
 )
 TRIAL = Trial(threads=Threads(intra_op=2), batch_size=8, products_per_s=100.0, p50_ms=80.0)
@@ -173,17 +176,148 @@ def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
 
 
 def test_spreads_leave_out_what_there_is_not() -> None:
-    assert Spread.of([3.0, None, 1.0]) == Spread(median=2.0, min=1.0, max=3.0)
-    assert Spread.of([None]) is None
+    assert Spread.of([3.0, 1.0]) == Spread(median=2.0, min=1.0, max=3.0)
+    assert Spread.of([]) is None
     assert CASE.spread("throughput_ratio") == Spread(median=0.8, min=0.5, max=0.9)
+    assert CASE.spread("served_p50_ms") == Spread(median=15.0, min=15.0, max=15.0)
+
+
+def test_a_tail_that_failures_made_infinite_counts_and_one_of_few_requests_does_not() -> None:
+    infinite, few = replace(ROUND, half_tail=None), replace(ROUND, half_tail=None, half_requests=99)
+    assert replace(CASE, rounds=(ROUND, infinite, infinite)).spread("half_tail") == Spread(
+        median=None, min=2.0, max=None
+    )
+    assert replace(CASE, rounds=(ROUND, few, few)).spread("half_tail") == Spread(median=2.0, min=2.0, max=2.0)
+    assert replace(CASE, rounds=(few,)).spread("half_tail") is None
 
 
 def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
     config = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
     drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
     nothing = _report(drive, _Watch(config=config), INFO, "now")
+    assert nothing.latency is None
     found = Round.of(100.0, 10.0, nothing, nothing, None)
     assert (found.throughput_ratio, found.latency_ratio, found.half_rate, found.half_tail) == (0.0, None, None, None)
+
+
+class FakeProcess:
+    """Computes nothing; fails when it has measured so often."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    async def __aenter__(self) -> FakeProcess:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def take(self, _: Sequence[Item]) -> None:
+        pass
+
+    async def embed(self, given: Sequence[Item]) -> Any:
+        return np.zeros((len(given), 4))
+
+    async def measure(self, *_: Any) -> Measured:
+        self.left -= 1
+        if self.left < 0:
+            raise CeilingError("out of memory")
+        return Measured(products_per_s=100.0, batch_s=(0.01,))
+
+
+class FakeClient:
+    async def __aenter__(self) -> FakeClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def info(self) -> ServerInfo:
+        return INFO
+
+    async def embed(self, products: Sequence[Product], **_: Any) -> Any:
+        return SimpleNamespace(vectors=np.zeros((len(products), 4)))
+
+
+def compared(
+    monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, answers: bool = True, stop_at: str = "never"
+) -> tuple[CeilingReport, list[LoadConfig]]:
+    """Compare two cases of two rounds; a case measures twice in its trials, and twice in a round."""
+    loads: list[LoadConfig] = []
+    stop = asyncio.Event()
+
+    async def run_load(*given: Any, **_: Any) -> LoadReport:
+        config: LoadConfig = given[2]
+        loads.append(config)
+        drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
+        drive.elapsed_s = config.length_s
+        error = "" if answers else "ServerUnavailableError"
+        times = np.linspace(0, 0.9, 20).tolist()
+        drive.records = [
+            Record(
+                scheduled_s=at_s,
+                started_s=at_s,
+                finished_s=at_s + 0.01,
+                products=1,
+                repeated=False,
+                worn=False,
+                signature="text",
+                error=error,
+                message=error and "it is gone",
+            )
+            for at_s in times
+        ]
+        return _report(drive, _Watch(config=config), INFO, "now")
+
+    def says(text: str) -> None:
+        if stop_at in text:
+            stop.set()
+
+    for name, fake in (
+        ("run_load", run_load),
+        ("open_client", lambda _: FakeClient()),
+        ("space_of", lambda _: INFO.space),
+        ("CeilingProcess", lambda _: FakeProcess(most)),
+        ("uses_of", lambda *_: [Threads()]),
+        ("BATCH_SIZES", (1,)),
+    ):
+        monkeypatch.setattr(ceiling, name, fake)
+    load = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
+    config = CeilingConfig(load=load, repository=Path("nowhere"), cases={"first": {}, "second": {}}, rounds=2)
+    products = [Product(title=str(number)) for number in range(9)]
+    return asyncio.run(run_ceiling(products, config, stop=stop, says=says)), loads
+
+
+def test_a_failure_ends_one_case_and_keeps_the_rounds_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, _ = compared(monkeypatch, most=6 + 4)
+    assert report.ended == "failed"
+    assert [(case.name, len(case.rounds)) for case in report.cases] == [("first", 2), ("second", 1)]
+    assert report.failures == {"second": "out of memory"}
+    assert "second: it ended after 1 rounds: out of memory" in report.notes
+
+
+def test_a_server_that_answers_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, _ = compared(monkeypatch, answers=False)
+    assert report.cases == ()
+    assert report.failures["first"] == "the server answered nothing in round 1 (it is gone)"
+
+
+def test_nothing_begins_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, loads = compared(monkeypatch, stop_at="first, round 2 of 2: load")
+    assert report.ended == "interrupted"
+    assert [(case.name, len(case.rounds)) for case in report.cases] == [("first", 1)]
+    assert len(loads) == 4
+
+
+def test_a_turn_at_half_load_is_long_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, loads = compared(monkeypatch)
+    assert report.ended == "complete"
+    half = loads[2]
+    assert half.rate == 10.0
+    assert half.duration_s == 13.0
+    assert report.cases[0].load is not None
+    assert report.cases[0].load.requests == 20
+    assert saturated_tables(report)[0].title.startswith("first, the last load: embed x 1")
 
 
 @pytest.mark.parametrize(
@@ -192,15 +326,15 @@ def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
         (CASE, ""),
         (replace(CASE, largest_difference=0.01), "not do the same work"),
         (replace(CASE, largest_difference=float("nan")), "not do the same work"),
-        (replace(CASE, rounds=(replace(ROUND, failed=3),)), "3 requests failed"),
+        (replace(CASE, rounds=(replace(ROUND, errors={"A": 2, "B": 1}),)), "3 requests failed (2 A, 1 B)"),
         (replace(CASE, rounds=(replace(ROUND, harness_late_ms=9.0),)), "harness itself was late"),
         (replace(CASE, rounds=(replace(ROUND, half_requests=20),)), "p99 is the maximum"),
     ],
 )
 def test_notes_of_a_comparison(case: Case, said: str) -> None:
-    notes = list(_notes([case], stopped=False))
+    notes = list(doubts([case], {}, stopped=False))
     assert [said in note for note in notes] == ([True] if said else [])
-    assert "interrupted" in next(_notes([case], stopped=True))
+    assert "interrupted" in next(doubts([case], {}, stopped=True))
 
 
 @pytest.mark.parametrize("cases", [(CASE,), (CASE, replace(CASE, name="image", recall=None)), ()])
@@ -273,6 +407,12 @@ def test_ceilings_are_compared_case_by_case(tmp_path: Path) -> None:
     ):
         assert expected in said
     assert "the loads differ" not in said
+
+
+def test_reports_that_were_made_earlier_can_be_compared() -> None:
+    speed = Path(__file__).parents[2] / "benchmarks" / "results" / "speed"
+    table, _ = compare_reports(speed / "ceiling.json", speed / "ceiling-16x1.json")
+    assert any(row[0] == "text: served / ceiling" and row[3] != "-" for row in table.rows)
 
 
 def test_ceilings_without_a_case_in_common_are_refused(tmp_path: Path) -> None:
