@@ -23,7 +23,7 @@ from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes
-from likeness_bench.tables import Table, html, markdown
+from likeness_bench.tables import Table, html, markdown, print_tables
 from likeness_client import InputError, InputSchema, ServerInfo
 from typer.testing import CliRunner
 
@@ -203,6 +203,13 @@ def test_tables_escape_what_stands_in_them() -> None:
     table = Table(title="<t>", header=("a", "b"), rows=(("<b>", "x|y"),))
     assert "&lt;b&gt;" in html(table)
     assert "| <b> | x\\|y |" in markdown("t", [table], ["note"])
+
+
+def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["[serving.steps.text]", "[/models/x]", "[red]x[/]", "[a]", "[/note]"]
+    print_tables([Table(title=words[0], header=("", words[1]), rows=((words[2], words[3]),))], [words[4]])
+    shown = capsys.readouterr().out
+    assert [word for word in words if word not in shown] == []
 
 
 def test_places_for_reports_are_checked_first(tmp_path: Path) -> None:
