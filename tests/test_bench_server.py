@@ -130,6 +130,14 @@ def test_a_sweep(address: str, complete: list[Product]) -> None:
     assert report.best is report.steps[-1].middle
 
 
+def test_a_soak(address: str, demo_catalogue: Path) -> None:
+    words = f"bench soak {demo_catalogue} --server {address} --clients 4 --seconds 2 --products 30"
+    done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "largest difference to the answer alone" in done.stdout
+    assert "text_encoder" in done.stdout
+
+
 def answered(address: str) -> int:
     """How many requests the server has answered so far."""
     counters = asyncio.run(read_counters(address))

@@ -8,6 +8,7 @@ from likeness_bench.ceiling_report import FIGURES, Case, CeilingReport
 from likeness_bench.load_tables import load_tables, size_name
 from likeness_bench.tables import NOTHING, Table, number
 
+
 def ceiling_name(report: CeilingReport) -> str:
     """Return a comparison in words."""
     load = report.load

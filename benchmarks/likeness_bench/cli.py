@@ -265,30 +265,31 @@ def compare(
 def soak(
     file: options.File,
     server: options.Server = "localhost:8001",
-    clients: Annotated[int, typer.Option(min=1, help="Connections at once.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1)] = 30.0,
+    clients: Annotated[int, typer.Option(min=1, help="Callers at once, each awaiting its answers.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long the load lasts.")] = 30.0,
+    timeout_s: options.TimeoutS = 10.0,
+    seed: options.Seed = 7,
     products: Annotated[int, typer.Option(min=1, help="How many products of the file to use.")] = 200,
 ) -> None:
-    """Many clients at once with mixed signatures; every answer is compared with the one that the product got alone."""
+    """Many callers at once with mixed signatures; every answer is compared with the one that the product got alone.
+
+    It exits with 1 if an answer was wrong, a request failed, or nothing was answered.
+    """
     with needs_extra():
-        from rich.console import Console
-        from rich.table import Table
+        from likeness_bench.load_tables import load_tables
+        from likeness_bench.running import live_view, run_until_interrupted
+        from likeness_bench.soak import SoakConfig, SoakReport, run_soak
+        from likeness_bench.tables import print_tables
+    config = SoakConfig(address=server, clients=clients, seconds=seconds, timeout_s=timeout_s, seed=seed)
+    chosen = _read(SourceConfig(file=file, count=products))
+    with live_view("soak") as view:
 
-    from likeness_bench.soak import SoakConfig
-    from likeness_bench.soak import soak as run_soak
+        async def work(stop: asyncio.Event) -> SoakReport:
+            return await run_soak(chosen, config, stop=stop, progress=view.show)
 
-    report = run_soak(
-        _read(SourceConfig(file=file, count=products)), SoakConfig(address=server, clients=clients, seconds=seconds)
-    )
-    table = Table(title=f"{clients} clients, closed loop, {report.seconds:.1f} s", show_header=False)
-    table.add_row("requests", f"{len(report.latency_ms)}")
-    table.add_row("products", f"{report.products}  ({report.products / report.seconds:.1f}/s)")
-    table.add_row("signatures", ", ".join(f"{name} {count}" for name, count in sorted(report.signatures.items())))
-    table.add_row("latency ms", "  ".join(f"p{share} {report.percentile_ms(share):.0f}" for share in (50, 90, 99)))
-    table.add_row("largest difference to the answer alone", f"{report.largest_difference:.1e}")
-    table.add_row("wrong answers", f"{report.wrong}")
-    table.add_row("errors", ", ".join(f"{name} {count}" for name, count in report.errors.items()) or "none")
-    Console().print(table)
+        report = run_until_interrupted(work)
+    with needs_extra():
+        print_tables([*load_tables(report.load), report.table()], report.load.notes)
     if not report.passed:
         raise typer.Exit(1)
 

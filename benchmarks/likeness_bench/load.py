@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from likeness_client import LikenessError, Product, ServerInfo
 
 from likeness_bench import figures
-from likeness_bench.drive import Drive, LoadConfig, Record, open_client, ticking
+from likeness_bench.drive import Ask, Drive, LoadConfig, Record, ask, open_client, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.steps import ModelCounters, StepTime, is_ensemble, read_counters, step_times
@@ -44,6 +44,7 @@ async def run_load(
     *,
     stop: asyncio.Event,
     progress: Progress = lambda _: None,
+    ask: Ask = ask,
 ) -> LoadReport:
     """Run a load to its end, or until ``stop`` is set, and report.
 
@@ -56,12 +57,14 @@ async def run_load(
         config: the load; its workload is the one that ``workload`` was made for.
         stop: set it to get the report so far.
         progress: is shown the run while it runs.
+        ask: sends one request.
     """
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     async with open_client(config) as client:
         with suppress(LikenessError):  # then every request says so
             await client.info()
-        drive = Drive(client=client, config=config, requests=workload.requests(config.workload.seed), stop=stop)
+        requests = workload.requests(config.workload.seed)
+        drive = Drive(client=client, config=config, requests=requests, stop=stop, ask=ask)
         watch = _Watch(config=config)
         watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, progress))
         try:

@@ -11,7 +11,7 @@ from likeness_client import InputError
 SETTLED = 0.10
 """Two repeats in a row that differ by less than this, relative to the smaller, have settled."""
 CLEARLY = 3.0
-"""A first repeat this many times over the target, by its p50 over it, too, is not repeated: none would bring it back."""
+"""A first repeat this many times over the target, and over it by its p50, is not repeated: none would bring it back."""
 
 
 @dataclass

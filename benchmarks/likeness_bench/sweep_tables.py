@@ -25,7 +25,7 @@ def sweep_tables(report: SweepReport) -> list[Table]:
 
 
 def sweep_notes(report: SweepReport) -> list[str]:
-    """Return why the search ended, how far to believe it, and the notes of the best rate and of the lowest that missed."""
+    """Return why the search ended, how far to believe it, and the notes of the best rate and the lowest missed one."""
     notes = [report.ended]
     notes += [
         f"the figures of the best rate, {step.rate:.4g} requests/s, did not settle in {len(step.repeats)} repeats"

@@ -36,7 +36,7 @@ def print_tables(tables: Sequence[Table], notes: Sequence[str]) -> None:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     for table in tables:
-        drawn = Drawn(title=Text(table.title), title_justify="left")
+        drawn = Drawn(title=Text(table.title, "table.title"), title_justify="left")
         for number, name in enumerate(table.header):
             drawn.add_column(Text(name), justify="right" if number else "left", overflow="fold")
         for row in table.rows:

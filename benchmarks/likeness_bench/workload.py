@@ -177,7 +177,7 @@ def held(product: Product) -> Product:
 
 
 def _pool(products: Sequence[Product], signature: str, info: ServerInfo) -> list[Product]:
-    """Return the products that travel with this signature once they are reduced to it, one of those that travel alike."""
+    """Return the products that travel with this signature once reduced to it, one of those that travel alike."""
     if signature != AS_THEY_ARE and signature not in info.signatures:
         raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
     found: dict[tuple[str | bytes, ...], Product] = {}
