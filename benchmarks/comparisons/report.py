@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
+from likeness_bench import processes
 from likeness_bench.files import write_json, write_text
 from likeness_bench.tables import Table, markdown, number, print_tables
 
@@ -124,15 +124,9 @@ class Comparison:
 
 def machine() -> dict[str, str]:
     """Describe this machine, and how busy it is now."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    cores = psutil.cpu_count() or 1
-    busy = psutil.cpu_percent(interval=0.5) / 100 * cores
-    found = {"processor": cpu, "cores": str(cores), BUSY: f"{busy:.2f}"}
-    return found | {name: os.environ[name] for name in LIMITS if name in os.environ}
+    found = processes.machine()
+    busy = psutil.cpu_percent(interval=0.5) / 100 * int(found["cores"])
+    return found | {BUSY: f"{busy:.2f}"} | {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
 def announced(rounds: int) -> Progress:

@@ -180,6 +180,8 @@ class CeilingReport:
         failures: name of a case -> why it could not be measured to its end.
         medians: per case the medians of its rounds, for those who read the JSON.
         notes: what to know before these figures are believed.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -195,6 +197,8 @@ class CeilingReport:
     medians: Mapping[str, Mapping[str, Spread | None]]
     notes: tuple[str, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
 
 
 FIGURES: Mapping[str, tuple[str, int]] = {

@@ -68,6 +68,7 @@ def load(
         from likeness_bench.files import check_out
         from likeness_bench.load import prepare, run_load
         from likeness_bench.output import deliver_load
+        from likeness_bench.processes import machine
         from likeness_bench.recall import LabelConfig, labelled, served_recalls
         from likeness_bench.running import live_view, run_until_interrupted
     config = LoadConfig(
@@ -107,7 +108,7 @@ def load(
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_load(report, out)
+        deliver_load(replace(report, source=source.plain(), machine=machine()), out)
     if report.latency is None:
         raise typer.Exit(1)
 
@@ -142,6 +143,7 @@ def sweep(
         from likeness_bench.files import check_out
         from likeness_bench.load import prepare
         from likeness_bench.output import deliver_sweep
+        from likeness_bench.processes import machine
         from likeness_bench.running import live_view, run_until_interrupted
         from likeness_bench.sweep import SweepConfig, run_sweep
     load = LoadConfig(
@@ -174,7 +176,7 @@ def sweep(
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_sweep(report, out)
+        deliver_sweep(replace(report, source=source.plain(), machine=machine()), out)
     if report.best_rate is None:
         raise typer.Exit(1)
 
@@ -211,6 +213,7 @@ def ceiling(
         from likeness_bench.ceiling import CeilingConfig, run_ceiling
         from likeness_bench.files import check_out
         from likeness_bench.output import deliver_ceiling
+        from likeness_bench.processes import machine
         from likeness_bench.recall import LabelConfig, labelled
         from likeness_bench.running import live_view, run_until_interrupted
     config = CeilingConfig(
@@ -240,7 +243,7 @@ def ceiling(
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_ceiling(report, out)
+        deliver_ceiling(replace(report, source=source.plain(), machine=machine()), out)
     if report.failures or not report.cases:
         raise typer.Exit(1)
 

@@ -124,6 +124,8 @@ class LoadReport:
         notes: what to know before these figures are believed.
         label: what recall was measured on, in words; empty when it was not.
         recall: of the embeddings that this server gives, for each part of the mix; measured before the load.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -155,6 +157,8 @@ class LoadReport:
     notes: tuple[str, ...]
     label: str = ""
     recall: Mapping[str, Recall] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
 
 
 def too_few(requests: int) -> str:

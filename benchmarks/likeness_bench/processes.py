@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 
 _NVIDIA_SMI = "nvidia-smi"
 _GPU_FIELDS = "name,utilization.gpu,memory.used,power.draw"
+
+
+def machine() -> dict[str, str]:
+    """Describe the machine that this process runs on."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {"processor": cpu, "cores": str(psutil.cpu_count() or 1)}
 
 
 @dataclass(frozen=True, kw_only=True)

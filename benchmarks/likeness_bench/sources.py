@@ -7,7 +7,7 @@ import math
 import random
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -82,6 +82,10 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if (self.file is None) == (not self.rendered):
             raise InputError("give a product file or --rendered N, one of the two")
+
+    def plain(self) -> dict[str, Any]:
+        """Return this as JSON can hold it."""
+        return asdict(self) | {"file": str(self.file) if self.file else None}
 
 
 def read_sources(config: SourceConfig, *, everything: bool = False) -> list[tuple[Product, Record]]:

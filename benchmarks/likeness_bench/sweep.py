@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from likeness_client import InputError, LikenessError, ServerInfo
 
@@ -89,6 +90,8 @@ class SweepReport:
         ended: why the search ended, in words.
         complete: whether it ended because the answer was there, and not before.
         steps: the rates, as they were tried.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -98,6 +101,8 @@ class SweepReport:
     ended: str
     complete: bool
     steps: tuple[RateStep, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> LoadReport | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from likeness_bench.figures import ENOUGH, too_few
-from likeness_bench.load_tables import load_name
+from likeness_bench.load_tables import work_name
 from likeness_bench.plots import sweep_plot
 from likeness_bench.sweep import RateStep, SweepReport
 from likeness_bench.tables import Table, number
@@ -13,7 +13,7 @@ def sweep_name(report: SweepReport) -> str:
     """Return a sweep in words."""
     if not report.steps:
         return f"p99 <= {report.target_ms:g} ms: nothing was measured"
-    return f"p99 <= {report.target_ms:g} ms: {load_name(report.steps[0].repeats[0].load).rpartition(';')[0]}"
+    return f"p99 <= {report.target_ms:g} ms: {work_name(report.steps[0].repeats[0].load)}"
 
 
 def sweep_tables(report: SweepReport) -> list[Table]:

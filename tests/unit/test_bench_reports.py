@@ -21,6 +21,7 @@ from likeness_bench.files import check_out, write_json
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
+from likeness_bench.sources import SourceConfig, Span
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes
 from likeness_bench.tables import Table, html, markdown, print_tables
@@ -183,6 +184,37 @@ def test_comparing_loads_also_compares_recall(report: LoadReport, tmp_path: Path
     table, notes = compare_reports(tmp_path / "older.json", tmp_path / "a.json")
     assert ("recall@1 of text", "-", "0.800", "-") in table.rows
     assert "recall was measured on different things: nothing | group, split val" in notes
+
+
+def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
+    report: LoadReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = SourceConfig(rendered=150, count=150, text_words=Span(low=5, high=60))
+    right = report_of([record(2 + number / 10, 0.05) for number in range(100)])
+    here = replace(right, source=sent.plain(), machine={"processor": "A", "cores": "2"})
+    failed = report_of([*(record(2 + number / 10, 0.05) for number in range(98)), *[record(11.95, 0.01, "E")] * 2])
+    there = replace(failed, source=SourceConfig(file=Path("p.jsonl")).plain(), machine={"processor": "B", "cores": "2"})
+    for name, found in (("a", here), ("b", there)):
+        deliver_load(found, tmp_path / f"{name}.json")
+    assert "up to 150 of the renderer, texts of 5 to 60 words, seed 7" in capsys.readouterr().out
+    table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    assert ("failed %", "0.00", "2.00", "-") in table.rows
+    assert ("p99 ms with failures", "50.00", "infinite", "-") in table.rows
+    assert "the machines differ: processor A, cores 2 | processor B, cores 2" in notes
+    assert any("words, seed 7 | up to 1000 of p.jsonl, seed 7" in note for note in notes)
+    write_json(tmp_path / "older.json", asdict(report))
+    assert not any("differ:" in note for note in compare_reports(tmp_path / "older.json", tmp_path / "b.json")[1])
+
+
+def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadReport, tmp_path: Path) -> None:
+    for name, rate, source in (("a", 8.0, SourceConfig(rendered=5)), ("b", 16.0, SourceConfig(rendered=9, count=9))):
+        run = replace(report, load=dict(report.load) | {"rate": rate})
+        steps = (RateStep(rate=rate, kept=True, settled=True, p99_ms=50.0, repeats=(run,)),)
+        sweep = SweepReport(made_at="now", target_ms=9.0, best_rate=rate, ended="e", complete=True, steps=steps)
+        deliver_sweep(replace(sweep, source=source.plain()), tmp_path / f"{name}.json")
+    _, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    assert not any("loads differ" in note for note in notes)
+    assert any("the products differ" in note for note in notes)
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"format": "other"}'])

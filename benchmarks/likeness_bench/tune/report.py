@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from likeness_bench.tune.judge import Turn
@@ -40,6 +40,8 @@ class TuneReport:
         ended: why the search ended, in words.
         complete: whether it ended because nothing was left to try.
         notes: what to know before these figures are believed.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -63,3 +65,5 @@ class TuneReport:
     ended: str
     complete: bool
     notes: tuple[str, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
