@@ -85,7 +85,7 @@ class Measuring:
     ) -> Comparison | None:
         """Compare two settings in alternation; None when it was interrupted.
 
-        A candidate that cannot win most of the rounds any more is left, unless all are wanted ``to_the_end``.
+        A candidate that cannot win enough of the rounds any more is left, unless all are wanted ``to_the_end``.
 
         Raises:
             TrialError: the incumbent's server does not start.

@@ -34,6 +34,7 @@ class TuneReport:
         searched: the steps that were worth searching, those with the largest share first.
         trials: what was tried, in order.
         final: the best settings beside the untuned ones; None: nothing was better, or it was interrupted before.
+        refused: the same of settings that were accepted later, and were not better than the untuned ones.
         changes: step -> what the best settings change in the untuned ones; empty: these are the best found.
         better: whether the final comparison says so, too: only then is anything written.
         written: the files that were changed.
@@ -65,5 +66,6 @@ class TuneReport:
     ended: str
     complete: bool
     notes: tuple[str, ...]
+    refused: tuple[Trial, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
