@@ -15,7 +15,7 @@ from likeness_bench import figures
 from likeness_bench.drive import Ask, Drive, LoadConfig, Record, ask, open_client, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
-from likeness_bench.steps import ModelCounters, StepTime, is_ensemble, read_counters, step_times
+from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, is_ensemble, read_counters, step_times
 from likeness_bench.workload import OperationKind, Workload
 
 LAG_LIMIT_MS = 5.0
@@ -98,7 +98,7 @@ class _Watch:
             return
         self.before = await self._counters()
         self.processes = ProcessWatch(server=server) if server else None
-        self.gpus = GpuWatch() if GpuWatch.there_is_one() else None
+        self.gpus = GpuWatch(timeout_s=self._patience_s) if GpuWatch.there_is_one() else None
         cpu_before_s = time.process_time()
         ticks = asyncio.create_task(ticking(self.ticks_s))
         while (left_s := self.config.length_s - drive.now_s()) > 0:
@@ -122,9 +122,14 @@ class _Watch:
         self.cut_short = counters is None
         self.after = counters or self.after
 
+    @property
+    def _patience_s(self) -> float:
+        """How long looking may take: a server that hangs must not make a run longer than its requests do."""
+        return min(TIMEOUT_S, self.config.timeout_s)
+
     async def _counters(self) -> dict[str, ModelCounters] | None:
         try:
-            return await read_counters(self.config.address)
+            return await read_counters(self.config.address, self._patience_s)
         except LikenessError:
             return None
 

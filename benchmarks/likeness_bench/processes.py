@@ -134,8 +134,9 @@ class ProcessWatch:
 
 @dataclass
 class GpuWatch:
-    """Samples all GPUs of this machine by nvidia-smi."""
+    """Samples all GPUs of this machine by nvidia-smi, which may take so long."""
 
+    timeout_s: float = 5.0
     samples: list[list[tuple[str, ...]]] = field(default_factory=list)
 
     @staticmethod
@@ -144,10 +145,10 @@ class GpuWatch:
         return shutil.which(_NVIDIA_SMI) is not None
 
     def sample(self) -> None:
-        """Look once; what nvidia-smi does not say within 5 s is left out."""
+        """Look once; what nvidia-smi does not say in time is left out."""
         command = [_NVIDIA_SMI, f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5.0)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=self.timeout_s)
         except (OSError, subprocess.SubprocessError):
             return
         rows = [tuple(cell.strip() for cell in line.split(",")) for line in done.stdout.splitlines()]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.load import run_load
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
 from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError
 
@@ -234,3 +235,17 @@ def test_repeats_are_told_from_worn_products() -> None:
     drive = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=workload)
     assert [record.worn for record in drive.records] == [False, *(True for _ in drive.records[1:])]
     assert [record.repeated for record in drive.records] == [record.worn for record in drive.records]
+
+
+def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> None:
+    async def run() -> float:
+        async with await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0) as hanging:
+            address = f"127.0.0.1:{hanging.sockets[0].getsockname()[1]}"
+            config = LoadConfig(address=address, rate=5.0, duration_s=0.2, warm_up_s=0.0, timeout_s=0.2)
+            began = time.perf_counter()
+            workload = Workload(PRODUCTS, INFO, config.workload)
+            report = await run_load(workload, INFO, config, stop=asyncio.Event())
+            assert report.latency is None
+            return time.perf_counter() - began
+
+    assert asyncio.run(run()) < 4
