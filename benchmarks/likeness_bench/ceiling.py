@@ -60,7 +60,7 @@ class CeilingConfig:
         if self.load.concurrency is None or self.load.workload.operation is not OperationKind.EMBED:
             raise InputError("the ceiling is compared with a closed loop that embeds: give a concurrency")
         if self.rounds < 1 or not self.trial_s > 0 or not self.cases:
-            raise InputError("rounds must be at least 1, trial_s above 0, and there must be a case")
+            raise InputError("--rounds must be at least 1, --trial-s above 0, and there must be a --signature")
 
 
 async def run_ceiling(

@@ -52,11 +52,11 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         if (self.rate is None) == (self.concurrency is None):
-            raise InputError("a load has either a rate (open loop) or a concurrency (closed loop): give one of them")
+            raise InputError("give either --rate (open loop) or --concurrency (closed loop)")
         if self.concurrency is not None and self.concurrency < 1:
-            raise InputError(f"concurrency {self.concurrency} sends nothing: give at least 1")
+            raise InputError(f"--concurrency {self.concurrency} sends nothing: give at least 1")
         if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise InputError(f"a rate of {self.rate} requests/s cannot be sent: give a number above 0")
+            raise InputError(f"--rate {self.rate:g} cannot be sent: give a number above 0")
         if not (self.duration_s > 0 and self.timeout_s > 0 and self.warm_up_s >= 0):
             raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0")
 

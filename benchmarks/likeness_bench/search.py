@@ -37,10 +37,10 @@ class RateSearch:
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.rate <= self.highest < float("inf"):
             raise InputError(
-                f"a search cannot begin at {self.rate} requests/s: give a rate from {self.lowest} to {self.highest}"
+                f"--rate {self.rate:g}: a search cannot begin there; give {self.lowest:g} to {self.highest:g}"
             )
         if not 0 < self.precision < 1:
-            raise InputError(f"precision {self.precision} is no share of the rate: give a number between 0 and 1")
+            raise InputError(f"--precision {self.precision:g} is no share of the rate: give a number between 0 and 1")
 
     def next_rate(self) -> float | None:
         """Return the rate to try next, or None when the answer is there."""

@@ -45,11 +45,13 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if self.load.rate is None:
             raise InputError("a sweep is an open loop: give the rate to begin with")
-        if not self.target_ms > 0 or self.max_repeats < 1:
-            raise InputError("target_ms must be above 0, max_repeats at least 1")
+        if not self.target_ms > 0:
+            raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
+        if self.max_repeats < 1:
+            raise InputError(f"--max-repeats {self.max_repeats}: give at least 1")
         if self.budget_s < self.load.length_s:
             raise InputError(
-                f"budget_s {self.budget_s:g} does not hold one run of {self.load.length_s:g} s: "
+                f"--budget-s {self.budget_s:g} does not hold one run of {self.load.length_s:g} s: "
                 "give more, or shorten the run"
             )
 

@@ -49,16 +49,16 @@ class WorkloadConfig:
     def __post_init__(self) -> None:
         for size, share in self.batch_sizes.items():
             if size < 1:
-                raise InputError(f"batch_size {size} asks for nothing: give at least 1")
+                raise InputError(f"--batch-size {size} asks for nothing: give at least 1")
             if not 0 < share < float("inf"):
-                raise InputError(f"batch_size {size} has the share {share}: give a number above 0, or leave it out")
+                raise InputError(f"--batch-size {size} has the share {share}: give a number above 0, or leave it out")
         if not self.batch_sizes:
             raise InputError("batch_size holds no size: give one")
         if not 0 <= self.repeat_share <= 1:
-            raise InputError(f"repeat_share {self.repeat_share} is no share: give a number from 0 to 1")
+            raise InputError(f"--repeat-share {self.repeat_share:g} is no share: give a number from 0 to 1")
         for name, share in self.signatures.items():
             if not 0 < share < float("inf"):
-                raise InputError(f"signature '{name}' has the share {share}: give a number above 0, or leave it out")
+                raise InputError(f"--signature {name} has the share {share}: give a number above 0, or leave it out")
 
     @property
     def batch_sizes(self) -> Mapping[int, float]:

@@ -491,10 +491,15 @@ def test_cases_are_read() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["5", "9:5", "0:5", "a:b", ""])
+@pytest.mark.parametrize("text", ["5", "9:5", "0:5", "a:b", ":"])
 def test_ranges_that_are_none(text: str) -> None:
-    with pytest.raises(InputError, match="is no range"):
-        Span.parse(text)
+    with pytest.raises(InputError, match=f"--text-words {text}: give MIN:MAX"):
+        options.parse_span(text, "--text-words")
+
+
+def test_ranges_are_read() -> None:
+    assert options.parse_span("5:60", "--text-words") == Span(low=5, high=60)
+    assert options.parse_span("", "--text-words") is None
 
 
 def photo(width: int, height: int) -> bytes:

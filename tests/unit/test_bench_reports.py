@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import typer
 from likeness_bench import cli, options
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
@@ -278,8 +279,18 @@ def test_mixes_that_cannot_be_read(given: list[str]) -> None:
     [{"target_ms": 0.0}, {"max_repeats": 0}, {"budget_s": 1.0}, {"load": LoadConfig(address="a:1", concurrency=1)}],
 )
 def test_sweeps_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
+    option = next(iter(wrong)).replace("_", "-").replace("load", "open loop")
+    with pytest.raises(InputError, match=option):
         SweepConfig(**{"load": LoadConfig(address="a:1", rate=1.0), **wrong})
+
+
+def test_every_option_has_a_help_that_stands_by_itself() -> None:
+    commands: Any = typer.main.get_command(cli.app)
+    for command in [*commands.commands["bench"].commands.values(), commands.commands["tune"]]:
+        for option in command.params:
+            said = getattr(option, "help", None)
+            assert said, f"{command.name} {option.name}"
+            assert not said.startswith("Of "), f"{command.name} {option.name}: {said}"
 
 
 def swept(

@@ -298,8 +298,12 @@ def test_who_begins_changes_with_every_round(pretended: Pretended, target: Targe
 
 
 def test_a_budget_that_holds_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match=r"budget_s 20 does not hold 2 trials and the final comparison, 42 s of load"):
+    with pytest.raises(
+        InputError, match=r"--budget-s 20 does not hold 2 trials and the final comparison, 42 s of load"
+    ):
         replace(CONFIG, budget_s=20.0)
+    with pytest.raises(InputError, match="--target-ms 0: give a number above 0"):
+        replace(CONFIG, target_ms=0.0)
     with pytest.raises(InputError, match="give a concurrency"):
         replace(CONFIG, load=LoadConfig(address="", rate=3.0))
 

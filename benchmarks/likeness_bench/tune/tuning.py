@@ -48,12 +48,14 @@ class TuneConfig:
     def __post_init__(self) -> None:
         if self.load.concurrency is None:
             raise InputError("a tuning is a closed loop: give a concurrency")
-        if not self.target_ms > 0 or self.rounds < 1:
-            raise InputError("target_ms must be above 0, rounds at least 1")
+        if not self.target_ms > 0:
+            raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
+        if self.rounds < 1:
+            raise InputError(f"--rounds {self.rounds}: give at least 1")
         turns = 2 + 2 * _FEWEST_TRIALS * (self.rounds + 1) + 2 * (FINAL_ROUNDS + 1)
         if self.budget_s < turns * self.load.length_s:
             raise InputError(
-                f"budget_s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
+                f"--budget-s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
                 f"{turns * self.load.length_s:.0f} s of load: give more, or a shorter --round-s"
             )
 
