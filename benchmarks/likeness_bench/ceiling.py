@@ -94,9 +94,7 @@ async def run_ceiling(
             f"{config.load.address} serves the space {info.space}, {config.repository} holds {space}: "
             "give the repository that is served"
         )
-    loaded = await asyncio.to_thread(lambda: [held(product) for product in products])
-    loads = [replace(config.load.workload, signatures=mix) for mix in config.cases.values()]
-    workloads = [(Workload(loaded, info, load), Workload(loaded, info, replace(load, batch_size=1))) for load in loads]
+    workloads = await asyncio.to_thread(_workloads, products, info, config)
     cases: list[Case] = []
     failures: dict[str, str] = {}
     async with CeilingProcess(config.repository) as process:
@@ -134,6 +132,13 @@ async def run_ceiling(
         medians=medians(cases),
         notes=tuple(doubts(cases, failures, stopped=stop.is_set())),
     )
+
+
+def _workloads(products: Sequence[Product], info: ServerInfo, config: CeilingConfig) -> list[tuple[Workload, Workload]]:
+    """Return the requests of every case: those of the load, and those of one product at a time."""
+    loaded = [held(product) for product in products]
+    loads = [replace(config.load.workload, signatures=mix) for mix in config.cases.values()]
+    return [(Workload(loaded, info, load), Workload(loaded, info, replace(load, batch_size=1))) for load in loads]
 
 
 @dataclass(kw_only=True)
