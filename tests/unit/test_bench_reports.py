@@ -93,7 +93,8 @@ def test_notes_say_what_stands_in_the_way() -> None:
     notes = " ".join(report_of(slow, stopped=True).notes)
     assert "interrupted after 10.0 s" in notes
     assert "the harness itself was late" in notes
-    assert "200 requests" in notes
+    assert "200 requests: p99.9 is little more than the maximum" in notes
+    assert "50 requests: below 100, p99 is the maximum" in report_of(slow[:50]).notes
 
 
 def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
