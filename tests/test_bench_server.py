@@ -127,7 +127,15 @@ def test_a_sweep(address: str, complete: list[Product]) -> None:
     assert [step.rate for step in report.steps] == [4.0 * 2**number for number in range(len(report.steps))]
     assert all(step.kept and 1 <= len(step.repeats) <= 2 for step in report.steps)
     assert report.best_rate == report.steps[-1].rate
-    assert report.best is report.steps[-1].repeats[-1]
+    assert report.best is report.steps[-1].middle
+
+
+def test_a_soak(address: str, demo_catalogue: Path) -> None:
+    words = f"bench soak {demo_catalogue} --server {address} --clients 4 --seconds 2 --products 30"
+    done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "largest difference to the answer alone" in done.stdout
+    assert "text_encoder" in done.stdout
 
 
 def answered(address: str) -> int:

@@ -28,15 +28,18 @@ Count = Annotated[int, typer.Option(min=1, help="How many products of the file t
 RunFolder = Annotated[Path, typer.Option(help="The trained run.")]
 Repository = Annotated[Path, typer.Option(help="The model repository that was exported from the run.")]
 Repositories = Annotated[
-    list[Path] | None, typer.Option("--repository", help=f"Ours; repeatable, e.g. fp32 and int8. [{SPEED}/repository]")
+    list[Path] | None,
+    typer.Option(
+        "--repository", help=f"A model repository of ours; repeatable, e.g. fp32 and int8. [{SPEED}/repository]"
+    ),
 ]
 Environments = Annotated[Path, typer.Option(help="Where the other servers are installed; logs, too.")]
 Clients = Annotated[int, typer.Option(min=1, help="Callers that each wait for their answer.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Turns of every contender.")]
 RoundS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
-WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before that, which is not counted.")]
+WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before the measured time, which is not counted.")]
 TurnS = Annotated[float, typer.Option(min=0.01, help="Measured seconds of a turn, at least.")]
-Seed = Annotated[int, typer.Option(help="Of what is rendered.")]
+Seed = Annotated[int, typer.Option(help="Random seed of what is rendered.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md is written beside it.")]
 
 
@@ -171,8 +174,10 @@ def perf_analyzer(
 @app.command()
 def blocks(
     queries: Annotated[int, typer.Option(min=1, help="Rows of the block.")] = 1000,
-    candidates: Annotated[int, typer.Option(min=1, help="Columns of it.")] = 10_000,
-    dimension: Annotated[int, typer.Option(min=1, help="Of the embeddings that are scored at the caller.")] = 256,
+    candidates: Annotated[int, typer.Option(min=1, help="Columns of the block.")] = 10_000,
+    dimension: Annotated[
+        int, typer.Option(min=1, help="Dimension of the embeddings that are scored at the caller.")
+    ] = 256,
     repository: Annotated[
         Path | None, typer.Option(help="Also the learned metric, through a server of this; its own dimension.")
     ] = None,

@@ -104,30 +104,13 @@ def read_some(file: Path, count: int) -> list[Product]:
     return products
 
 
-def distinct(products: Sequence[Product], schema: InputSchema, modality: str) -> list[Product]:
-    """Keep one product of those whose bytes of a modality are equal: a client that sends those once would gain by it.
-
-    Raises:
-        InputError: no product has this modality.
-    """
-    found: dict[bytes, Product] = {}
-    for product in products:
-        try:
-            found.setdefault(payloads(product, schema, [modality])[modality], product)
-        except InputError:
-            continue  # it lacks the modality
-    if not found:
-        raise InputError(f"none of {len(products)} products has {modality}: give other products")
-    return list(found.values())
-
-
 def drawn(
     products: Sequence[Product], info: ServerInfo, signatures: Mapping[str, float], config: RoundsConfig
 ) -> RequestsOf:
     """Return requests drawn from products, another draw in every round, the same one for every contender.
 
     Args:
-        products: what requests are made of; files are read here, once.
+        products: what requests are made of; files are read here, once, and equal ones are sent once.
         info: what the Likeness server offers.
         signatures: signature -> its share of the requests; products are reduced to it.
         config: how many products a request has.

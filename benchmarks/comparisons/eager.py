@@ -17,7 +17,8 @@ from likeness_export.server import unused_ports
 
 from comparisons.contenders import drawn, json_contender, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages
-from comparisons.report import Comparison, Setting, announced, machine
+from comparisons.measured import Measurement, of_loads
+from comparisons.report import Comparison, announced, machine
 from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate
 from comparisons.servers import http_server, likeness_server
 
@@ -85,7 +86,7 @@ def compare_eager(config: EagerConfig) -> Comparison:
 
 async def _measure(
     config: EagerConfig, products: Sequence[Product], modalities: Sequence[str], address: str, url: str
-) -> tuple[Setting, float]:
+) -> tuple[Measurement, float]:
     rounds = config.rounds
     async with open_likeness(OURS, address, rounds.timeout_s) as (ours, info), open_session() as session:
         theirs = json_contender(THEIRS, session, url, info.schema, modalities)
@@ -94,7 +95,7 @@ async def _measure(
         difference = await largest_difference(ours, theirs, requests_of)
         found = await alternate([ours, theirs], requests_of, rounds, announced(rounds.rounds))
     title = f"{rounds.clients} clients x {rounds.batch_size} product, {' + '.join(modalities)}"
-    return Setting(title=title, config=rounds, rounds=found, pairs=((OURS, THEIRS),)), difference
+    return of_loads(title, found, ((OURS, THEIRS),)), difference
 
 
 async def largest_difference(ours: Contender, other: Contender, requests_of: RequestsOf) -> float:

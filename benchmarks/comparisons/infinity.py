@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from likeness_bench.workload import Workload, WorkloadConfig
 from likeness_client import InputError, Product
 from likeness_export.server import unused_ports
 from likeness_export.sources import locate
 
-from comparisons.contenders import distinct, drawn, infinity_contender, open_likeness, open_session, read_some
+from comparisons.contenders import drawn, infinity_contender, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
-from comparisons.report import Comparison, Setting, announced, machine
+from comparisons.measured import Measurement, of_loads
+from comparisons.report import Comparison, announced, machine
 from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
 from comparisons.servers import http_server, likeness_server
 
@@ -99,7 +101,7 @@ def named(repositories: Sequence[Path]) -> dict[str, Path]:
 
 async def _measure(
     config: InfinityConfig, products: Sequence[Product], addresses: Mapping[str, str], url: str
-) -> tuple[tuple[Setting, ...], int]:
+) -> tuple[tuple[Measurement, ...], int]:
     async with AsyncExitStack() as stack:
         contenders: list[Contender] = []
         for name, address in addresses.items():
@@ -108,20 +110,15 @@ async def _measure(
             info = opened[1]
         session = await stack.enter_async_context(open_session())
         theirs = infinity_contender(THEIRS, session, url, info.schema)
-        texts = distinct(products, info.schema, "text")
+        texts = Workload(products, info, WorkloadConfig(signatures={"text": 1.0})).pools["text"]
         await _check(theirs, texts[:2])
         settings = []
         for clients, batch_size in LOADS:
             rounds = replace(config.rounds, clients=clients, batch_size=batch_size)
             requests_of = drawn(texts, info, {"text": 1.0}, rounds)
             found = await alternate([*contenders, theirs], requests_of, rounds, announced(rounds.rounds))
-            setting = Setting(
-                title=f"{clients} clients x {batch_size} texts",
-                config=rounds,
-                rounds=found,
-                pairs=tuple((contender.name, THEIRS) for contender in contenders),
-            )
-            settings.append(setting)
+            pairs = tuple((contender.name, THEIRS) for contender in contenders)
+            settings.append(of_loads(f"{clients} clients x {batch_size} texts", found, pairs))
     return tuple(settings), len(texts)
 
 

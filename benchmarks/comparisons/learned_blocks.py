@@ -10,11 +10,11 @@ from functools import partial
 from multiprocessing import get_context
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
-from likeness_bench.processes import find_server
+from likeness_bench.processes import find_server, look
 from likeness_client import Client, LikenessError, Metric
 
 from comparisons.measured import Measurement, Quantity, Take, in_turns
-from comparisons.memory import SERVER_EVERY_S, high_water_mb, resident_mb, watching
+from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.rounds import ComparisonError
 from comparisons.vectors import drawn, parts_of
 
@@ -105,7 +105,7 @@ def _ask(asked: Learned) -> Answered:
 
 
 def _take(server: psutil.Process, asked: Learned, _round: int) -> Mapping[str, float]:
-    with get_context("spawn").Pool(1) as pool, watching(lambda: resident_mb(server), SERVER_EVERY_S) as peak:
+    with get_context("spawn").Pool(1) as pool, watching(lambda: look(server).rss_mb, SERVER_EVERY_S) as peak:
         found = pool.apply(ask, (asked,))
     if isinstance(found, str):
         raise ComparisonError(f"a block of learned scores failed: {found}")

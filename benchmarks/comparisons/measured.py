@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from statistics import median
 
 import typer
-from likeness_bench.tables import Table, number
+from likeness_bench.tables import NOTHING, Table, number
 from likeness_client import InputError
 
-from comparisons.report import ENOUGH
-from comparisons.rounds import ComparisonError
+from comparisons.rounds import ComparisonError, Round
 
+ENOUGH = 5
+"""So many rounds a median should have."""
 Take = Callable[[int], Mapping[str, float]]
 """Takes the figures of one contender in the round of this number, from 1."""
 
@@ -42,7 +43,7 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one contender reached in one round: figures by the names of their quantities."""
+    """What one contender reached in one round: figures by the names of their quantities, as far as it has them."""
 
     contender: str
     number: int
@@ -81,12 +82,14 @@ class Measurement:
         quantities: the figures that every turn has.
         turns: as they came.
         pairs: who is compared with whom: the name above the line, the one below it.
+        notes: what else stands in the way of believing them.
     """
 
     title: str
     quantities: tuple[Quantity, ...]
     turns: tuple[Turn, ...]
     pairs: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def rounds(self) -> int:
@@ -136,17 +139,63 @@ class Measurement:
         """Yield what stands in the way of believing it."""
         if self.rounds < ENOUGH:
             yield f"{self.title}: too few rounds, {self.rounds}; make at least {ENOUGH}"
+        yield from (f"{self.title}: {note}" for note in self.notes)
 
     def median(self, contender: str, quantity: Quantity) -> float:
         """Return the median of one figure over the rounds."""
-        return median(turn.values[quantity.name] for turn in self.turns if turn.contender == contender)
+        return median(self._values(contender, quantity))
+
+    def _values(self, contender: str, quantity: Quantity) -> list[float]:
+        mine = (turn.values for turn in self.turns if turn.contender == contender)
+        return [values[quantity.name] for values in mine if quantity.name in values]
 
     def _cells(self, contender: str) -> Iterator[str]:
         for quantity in self.quantities:
-            yield number(self.median(contender, quantity), quantity.digits)
-            if quantity.compared:
-                values = [turn.values[quantity.name] for turn in self.turns if turn.contender == contender]
-                yield from (number(value, quantity.digits) for value in quantity.favour(values))
+            values = self._values(contender, quantity)
+            found = [median(values), *(quantity.favour(values) if quantity.compared else ())] if values else []
+            shown = [number(value, quantity.digits) for value in found]
+            yield from shown or [NOTHING] * len(_heads(quantity))
+
+
+PRODUCTS_PER_S = Quantity(name="products/s", higher_is_better=True, compared=True)
+P50_MS, P99_MS = Quantity(name="p50 ms"), Quantity(name="p99 ms")
+CLIENT_CORES = Quantity(name="client cores", digits=2)
+REQUESTS, FAILED = Quantity(name="requests", digits=0), Quantity(name="failed", digits=0)
+OF_LOADS = (PRODUCTS_PER_S, P50_MS, P99_MS, CLIENT_CORES, REQUESTS, FAILED)
+"""The figures of closed loops."""
+
+
+def of_loads(title: str, rounds: Sequence[Round], pairs: tuple[tuple[str, str], ...]) -> Measurement:
+    """Return what contenders reached in closed loops, as a section of a report.
+
+    Args:
+        title: what was sent, and by how many.
+        rounds: every turn of every contender, as they came.
+        pairs: who is compared with whom, by products/s.
+    """
+    turns = []
+    for found in rounds:
+        values = (
+            found.products_per_s,
+            found.p50_ms,
+            found.p99_ms,
+            found.harness_cores,
+            float(found.requests),
+            float(found.failures),
+        )
+        named = zip(OF_LOADS, values, strict=True)
+        known = {quantity.name: value for quantity, value in named if value is not None}
+        turns.append(Turn(contender=found.contender, number=found.number, values=known))
+    return Measurement(
+        title=title, quantities=OF_LOADS, turns=tuple(turns), pairs=pairs, notes=tuple(_doubts_of_loads(rounds))
+    )
+
+
+def _doubts_of_loads(rounds: Sequence[Round]) -> Iterator[str]:
+    for name, found in {found.contender: found for found in reversed(rounds) if found.failures}.items():
+        yield f"requests of {name} failed, the first one said: {found.example}"
+    if any((found.harness_cores or 0) > 0.9 for found in rounds):
+        yield "the measuring process used a whole core: it may be the limit, not the server"
 
 
 def in_turns(contenders: Mapping[str, Take], rounds: int, quantities: Sequence[Quantity]) -> tuple[Turn, ...]:

@@ -1,4 +1,4 @@
-"""What processes use: their memory, in 10^6 bytes, and the processor."""
+"""The most memory that processes use, in 10^6 bytes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil  # type: ignore[import-untyped]  # ships no type information
 
 from comparisons.rounds import ComparisonError
 
@@ -43,38 +41,6 @@ def watching(measure: Callable[[], float], every_s: float) -> Iterator[Peak]:
     finally:
         ended.set()
         thread.join()
-
-
-def resident_mb(process: psutil.Process) -> float:
-    """Return the resident memory of a process and its children; pages that they share count several times."""
-    found = 0
-    try:
-        members = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return 0.0
-    for member in members:
-        try:
-            found += member.memory_info().rss
-        except psutil.Error:
-            continue  # it has just ended
-    return found / 1e6
-
-
-def cpu_s(process: psutil.Process) -> float:
-    """Return the processor time that a process and its children have used."""
-    found = 0.0
-    for member in [process, *process.children(recursive=True)]:
-        try:
-            times = member.cpu_times()
-        except psutil.Error:
-            continue  # it has just ended
-        found += times.user + times.system
-    return found
-
-
-def processes_of(process: psutil.Process) -> int:
-    """Return how many processes a server is."""
-    return 1 + len(process.children(recursive=True))
 
 
 def high_water_mb(pid: int) -> float:

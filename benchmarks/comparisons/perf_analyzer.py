@@ -21,8 +21,9 @@ from likeness_client.contract import embed_model, modalities_of
 from likeness_client.payloads import payloads
 
 from comparisons.contenders import read_some
+from comparisons.measured import of_loads
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
-from comparisons.report import Comparison, Setting, announced, machine
+from comparisons.report import Comparison, announced, machine
 from comparisons.rounds import ComparisonError, Round, RoundsConfig
 from comparisons.servers import likeness_server
 
@@ -76,7 +77,7 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
         }
         rounds = _alternate(turns, config.rounds)
     title = f"{config.rounds.clients} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
-    setting = Setting(title=title, config=config.rounds, rounds=rounds, pairs=((OURS, THEIRS),))
+    setting = of_loads(title, rounds, ((OURS, THEIRS),))
     (found,) = setting.ratios
     verdict = "agree" if abs(found.median - 1) <= AGREES else "do not agree"
     facts |= {

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
-from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
+from likeness_bench import processes
 from likeness_bench.files import write_json, write_text
-from likeness_bench.tables import Table, markdown, number, print_tables
+from likeness_bench.tables import Table, markdown, print_tables
 
-from comparisons.rounds import Progress, Ratio, Round, RoundsConfig, ratio
+from comparisons.measured import Measurement
+from comparisons.rounds import Progress, Round
 
 FORMAT = "likeness-comparison-1"
 BUSY = "cores busy before"
@@ -24,79 +23,6 @@ BUSY_CORES = 0.3
 """From so many on, something else ran when the comparison began (a load average counts what has ended, too)."""
 LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that hold some servers back, and others not."""
-
-
-ENOUGH = 5
-"""So many rounds a median should have."""
-
-
-class Section(Protocol):
-    """One part of a comparison: what was measured in one way."""
-
-    @property
-    def title(self) -> str:
-        """What was measured."""
-
-    @property
-    def ratios(self) -> Sequence[Any]:
-        """Who is compared with whom: dataclasses."""
-
-    def tables(self) -> Iterator[Table]:
-        """Yield the figures."""
-
-    def doubts(self) -> Iterator[str]:
-        """Yield what stands in the way of believing them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One kind of load, and what all contenders made of it.
-
-    Attributes:
-        title: what was sent, and by how many.
-        config: how it was measured.
-        rounds: every turn of every contender, as they came.
-        pairs: who is compared with whom: the name above the line, the one below it.
-    """
-
-    title: str
-    config: RoundsConfig
-    rounds: tuple[Round, ...]
-    pairs: tuple[tuple[str, str], ...]
-
-    @property
-    def ratios(self) -> list[Ratio]:
-        """One ratio per pair."""
-        return [ratio(self.rounds, ours, theirs) for ours, theirs in self.pairs]
-
-    def tables(self) -> Iterator[Table]:
-        """Yield speeds and latencies, then the ratios."""
-        names = list(dict.fromkeys(found.contender for found in self.rounds))
-        header = ("", "products/s", "lowest", "highest", "p50 ms", "p99 ms", "client cores", "requests", "failed")
-        rows = tuple(_row(name, [found for found in self.rounds if found.contender == name]) for name in names)
-        yield Table(title=f"{self.title} (medians of {self.config.rounds} rounds)", header=header, rows=rows)
-        ratios = tuple(
-            (
-                f"{found.ours} / {found.theirs}",
-                number(found.median, 2),
-                number(found.lowest, 2),
-                number(found.highest, 2),
-                str(found.rounds),
-            )
-            for found in self.ratios
-        )
-        heads = ("", "median", "lowest", "highest", "rounds")
-        yield Table(title=f"{self.title}: ratio of products/s", header=heads, rows=ratios)
-
-    def doubts(self) -> Iterator[str]:
-        """Yield what stands in the way of believing it."""
-        failed = {found.contender: found for found in reversed(self.rounds) if found.failures}
-        for name, found in failed.items():
-            yield f"{self.title}: requests of {name} failed, the first one said: {found.example}"
-        if self.config.rounds < ENOUGH:
-            yield f"{self.title}: {self.config.rounds} rounds; make at least {ENOUGH}"
-        if any((found.harness_cores or 0) > 0.9 for found in self.rounds):
-            yield f"{self.title}: the measuring process used a whole core: it may be the limit, not the server"
 
 
 def _now() -> str:
@@ -116,7 +42,7 @@ class Comparison:
     """
 
     title: str
-    settings: tuple[Section, ...]
+    settings: tuple[Measurement, ...]
     facts: Mapping[str, str]
     notes: tuple[str, ...] = ()
     made_at: str = field(default_factory=_now)
@@ -124,15 +50,9 @@ class Comparison:
 
 def machine() -> dict[str, str]:
     """Describe this machine, and how busy it is now."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    cores = psutil.cpu_count() or 1
-    busy = psutil.cpu_percent(interval=0.5) / 100 * cores
-    found = {"processor": cpu, "cores": str(cores), BUSY: f"{busy:.2f}"}
-    return found | {name: os.environ[name] for name in LIMITS if name in os.environ}
+    found = processes.machine()
+    busy = psutil.cpu_percent(interval=0.5) / 100 * int(found["cores"])
+    return found | {BUSY: f"{busy:.2f}"} | {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
 def announced(rounds: int) -> Progress:
@@ -170,26 +90,6 @@ def deliver(comparison: Comparison, out: Path | None) -> None:
         title = f"{comparison.title} ({comparison.made_at})"
         write_text(out.with_suffix(".md"), markdown(title, shown, said))
     print_tables(shown, said)
-
-
-def _row(name: str, rounds: Sequence[Round]) -> tuple[str, ...]:
-    speeds = [found.products_per_s for found in rounds]
-    return (
-        name,
-        number(median(speeds)),
-        number(min(speeds)),
-        number(max(speeds)),
-        number(_median([found.p50_ms for found in rounds])),
-        number(_median([found.p99_ms for found in rounds])),
-        number(_median([found.harness_cores for found in rounds]), 2),
-        str(sum(found.requests for found in rounds)),
-        str(sum(found.failures for found in rounds)),
-    )
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
 
 
 def _doubts(comparison: Comparison) -> Iterator[str]:

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 from likeness_bench.figures import Percentiles
@@ -171,40 +170,3 @@ class _Turn:
         self.failures += 1
         self.example = self.example or reason
         await asyncio.sleep(REFUSED_PAUSE_S)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """How many times the products/s of one contender another one has.
-
-    Attributes:
-        ours: the contender above the line.
-        theirs: the contender below it.
-        median: of the ratios of the rounds.
-        lowest: the least favourable round.
-        highest: the most favourable one.
-        rounds: how many ratios there are.
-    """
-
-    ours: str
-    theirs: str
-    median: float
-    lowest: float
-    highest: float
-    rounds: int
-
-
-def ratio(rounds: Sequence[Round], ours: str, theirs: str) -> Ratio:
-    """Compare two contenders round by round.
-
-    Raises:
-        ComparisonError: they have no round in common in which both answered.
-    """
-    speed = {(found.contender, found.number): found.products_per_s for found in rounds}
-    numbers = sorted({number for name, number in speed if name == ours and speed.get((theirs, number))})
-    found = [speed[ours, number] / speed[theirs, number] for number in numbers]
-    if not found:
-        raise ComparisonError(f"{ours} and {theirs} have no round in common: measure both in one run")
-    return Ratio(
-        ours=ours, theirs=theirs, median=median(found), lowest=min(found), highest=max(found), rounds=len(found)
-    )

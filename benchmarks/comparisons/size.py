@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
-from likeness_bench.processes import find_server
+from likeness_bench.processes import find_server, look
 from likeness_bench.sources import rendered
 from likeness_client import InputError
 
 from comparisons.measured import Measurement, Quantity, Take, in_turns
-from comparisons.memory import SERVER_EVERY_S, high_water_mb, resident_mb, watching
+from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server, stop
@@ -205,8 +205,8 @@ def run_embed(file: Path, count: int, address: str) -> tuple[float, float]:
 
 def _take(file: Path, count: int, address: str, server: psutil.Process) -> dict[str, float]:
     """Run the command, and look at the server before, meanwhile and after."""
-    before_mb = resident_mb(server)
-    with watching(lambda: resident_mb(server), SERVER_EVERY_S) as server_peak:
+    before_mb = look(server).rss_mb
+    with watching(lambda: look(server).rss_mb, SERVER_EVERY_S) as server_peak:
         seconds, peak_mb = run_embed(file, count, address)
     return {
         SPEED.name: count / seconds,
@@ -214,5 +214,5 @@ def _take(file: Path, count: int, address: str, server: psutil.Process) -> dict[
         CLIENT_MB.name: peak_mb,
         SERVER_BEFORE_MB.name: before_mb,
         SERVER_PEAK_MB.name: server_peak.mb,
-        SERVER_AFTER_MB.name: resident_mb(server),
+        SERVER_AFTER_MB.name: look(server).rss_mb,
     }

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
-from likeness_bench.processes import find_server
+from likeness_bench.processes import find_server, look
 from likeness_client import InputError
 from likeness_export.server import check_repository, unused_ports
 
 from comparisons.measured import Measurement, Quantity, Take, in_turns
-from comparisons.memory import cpu_s, processes_of, resident_mb
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server, stop
@@ -140,9 +139,10 @@ def _figures(seconds: float, ports: Sequence[int]) -> dict[str, float]:
     server: psutil.Process | None = find_server(f"127.0.0.1:{ports[0]}")
     if server is None:
         raise ComparisonError("the processes of the server cannot be seen: run this as their user")
+    found = look(server)
     return {
         SECONDS.name: seconds,
-        CPU_S.name: cpu_s(server),
-        PROCESSES.name: float(processes_of(server)),
-        RESIDENT_MB.name: resident_mb(server),
+        CPU_S.name: sum(found.cpu_s.values()),
+        PROCESSES.name: float(len(found.cpu_s)),
+        RESIDENT_MB.name: found.rss_mb,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from likeness_bench.in_process import read_config
-from likeness_client import InputError, InputSchema, Product
+from likeness_client import InputError, InputSchema, Product, ProductError
 from likeness_client.contract import SCHEMA_PARAMETER, embed_model
 from likeness_client.payloads import payloads
 from likeness_export.preprocessing.text import SETTINGS_FILE, TOKENIZER_FILE, Preprocessor
@@ -21,7 +22,6 @@ from likeness_export.serving.lengths import by_length, used_lengths
 from likeness_export.serving.session import open_session
 from numpy.typing import NDArray
 
-from comparisons.contenders import distinct
 from comparisons.measured import Measurement, Quantity, Take, in_turns
 from comparisons.rounds import ComparisonError
 
@@ -109,7 +109,13 @@ def texts_of(products: Sequence[Product], repository: Path) -> list[bytes]:
     """
     config = read_config(repository, embed_model("text"))
     schema = InputSchema.from_json(config.parameters[SCHEMA_PARAMETER].string_value)
-    return [payloads(product, schema, ["text"])["text"] for product in distinct(products, schema, "text")]
+    found: dict[bytes, None] = {}
+    for product in products:
+        with suppress(ProductError):  # it has no text
+            found[payloads(product, schema, ["text"])["text"]] = None
+    if not found:
+        raise InputError(f"none of {len(products)} products has text: give other products")
+    return list(found)
 
 
 def measure_texts(model: TextModel, texts: Sequence[bytes], batch_size: int, batches: int, rounds: int) -> Measurement:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 from typing import Any
 
-from likeness_bench.figures import LoadReport
+from likeness_bench.figures import ENOUGH, LoadReport, too_few
 from likeness_bench.in_process import Threads
+from likeness_bench.load import LAG_LIMIT_MS
 from likeness_bench.recall import Recall
 
 FORMAT = "likeness-ceiling-1"
+TOLERANCE = 1e-4
+"""Embeddings of the server and of the one process differ by less than this; or something else is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A figure over the rounds."""
+    """A figure over the rounds; None: infinite."""
 
-    median: float
-    min: float
-    max: float
+    median: float | None
+    min: float | None
+    max: float | None
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
+    def of(cls, values: Iterable[float]) -> Spread | None:
         """Summarise what there is; None without any."""
-        found = [value for value in values if value is not None]
-        return cls(median=median(found), min=min(found), max=max(found)) if found else None
+        found = list(values)
+        if not found:
+            return None
+        low, middle, high = (value if value < inf else None for value in (min(found), median(found), max(found)))
+        return cls(median=middle, min=low, max=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One alternation; figures that no request was answered for are None.
+    """One alternation; figures that no request was answered for are None, and so are those of half load without one.
 
     Attributes:
         ceiling_products_per_s: in one process, without a server.
@@ -59,10 +67,10 @@ class Round:
         latency_ratio: served / alone; lower is better.
         half_rate: half of the saturated rate, in requests/s, by schedule; None: nothing was answered before.
         half_p50_ms: latency at this rate.
-        half_p99_ms: the same.
-        half_tail: p99 / p50 at this rate.
+        half_p99_ms: the same, failed requests being infinitely late; None: infinite, or too few for a p99.
+        half_tail: p99 / p50 at this rate; None likewise.
         half_requests: how many requests that was.
-        failed: requests that failed in any of the three loads.
+        errors: kind of error -> requests that failed so in any of the three loads.
         harness_late_ms: p99 of the harness's own lateness, the worst of the three loads.
     """
 
@@ -77,7 +85,7 @@ class Round:
     half_p99_ms: float | None
     half_tail: float | None
     half_requests: int
-    failed: int
+    errors: Mapping[str, int]
     harness_late_ms: float
 
     @classmethod
@@ -100,7 +108,10 @@ class Round:
         """
         loads = [report for report in (full, one, half) if report]
         served, tail = one.latency, half.latency if half else None
-        p99_ms = half.p99_with_failures_ms if half else None
+        p99_ms = half.p99_with_failures_ms if half and half.requests >= ENOUGH else None
+        errors = Counter[str]()
+        for report in loads:
+            errors.update({row.kind: row.count for row in report.errors})
         return cls(
             ceiling_products_per_s=ceiling_products_per_s,
             served_products_per_s=full.products_per_s,
@@ -113,7 +124,7 @@ class Round:
             half_p99_ms=p99_ms,
             half_tail=p99_ms / tail.p50_ms if tail and p99_ms else None,
             half_requests=half.requests if half else 0,
-            failed=sum(row.count for report in loads for row in report.errors),
+            errors=dict(errors.most_common()),
             harness_late_ms=max((report.harness_lag.p99_ms for report in loads if report.harness_lag), default=0.0),
         )
 
@@ -130,6 +141,7 @@ class Case:
         largest_difference: between embeddings that the server and the one process gave for the same products.
         recall: of the served embeddings; None where it was not asked for, or for mixes.
         rounds: the alternations.
+        load: the saturated load of the last one: errors, steps inside the server, its processes.
     """
 
     name: str
@@ -139,10 +151,15 @@ class Case:
     largest_difference: float
     recall: Recall | None
     rounds: tuple[Round, ...]
+    load: LoadReport | None = None
 
     def spread(self, figure: str) -> Spread | None:
-        """Summarise one attribute of the rounds."""
-        return Spread.of(getattr(round_, figure) for round_ in self.rounds)
+        """Summarise one attribute of the rounds that have it; a tail that failures made infinite is one."""
+        rounds, infinite = self.rounds, figure in ("half_p99_ms", "half_tail")
+        if infinite:
+            rounds = tuple(found for found in rounds if found.half_requests >= ENOUGH)
+        values = [getattr(found, figure) for found in rounds]
+        return Spread.of(inf if value is None else value for value in values if infinite or value is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +173,15 @@ class CeilingReport:
         repository: the model repository that was run in one process.
         space: fingerprint of the embedding space of both.
         cores: processors that this machine offers to one process.
-        cpu_threads: threads that the server gives to one network.
+        cpu_threads: threads that the server gives to an encoder, the most of any.
         label: what recall was measured on, in words; empty when it was not.
-        ended: ``complete``, or ``interrupted`` by the user.
-        cases: per signature or mix.
+        ended: ``complete``, ``interrupted`` by the user, or ``failed``: see there.
+        cases: per signature or mix, as far as it was measured.
+        failures: name of a case -> why it could not be measured to its end.
         medians: per case the medians of its rounds, for those who read the JSON.
         notes: what to know before these figures are believed.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -176,23 +196,52 @@ class CeilingReport:
     cases: tuple[Case, ...]
     medians: Mapping[str, Mapping[str, Spread | None]]
     notes: tuple[str, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
 
 
-FIGURES = (
-    "ceiling_products_per_s",
-    "served_products_per_s",
-    "throughput_ratio",
-    "alone_p50_ms",
-    "served_p50_ms",
-    "latency_ratio",
-    "half_rate",
-    "half_p50_ms",
-    "half_p99_ms",
-    "half_tail",
-)
-"""The attributes of a round that are summarised."""
+FIGURES: Mapping[str, tuple[str, int]] = {
+    "ceiling_products_per_s": ("ceiling products/s", 1),
+    "served_products_per_s": ("served products/s", 1),
+    "throughput_ratio": ("served / ceiling", 3),
+    "alone_p50_ms": ("p50 ms in one process", 2),
+    "served_p50_ms": ("p50 ms served", 2),
+    "latency_ratio": ("served / one process", 3),
+    "half_rate": ("half load: requests/s", 1),
+    "half_p50_ms": ("half load: p50 ms", 2),
+    "half_p99_ms": ("half load: p99 ms", 2),
+    "half_tail": ("half load: p99 / p50", 2),
+}
+"""The attributes of a round that are summarised: their names in tables, and digits behind the point."""
 
 
 def medians(cases: Sequence[Case]) -> dict[str, dict[str, Spread | None]]:
     """Summarise the rounds of every case."""
     return {case.name: {figure: case.spread(figure) for figure in FIGURES} for case in cases}
+
+
+def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool) -> Iterator[str]:
+    """Say what stands in the way of believing a report."""
+    if stopped:
+        yield "interrupted: only rounds that were finished count"
+    for name, reason in failures.items():
+        finished = next((len(case.rounds) for case in cases if case.name == name), 0)
+        yield f"{name}: it ended after {finished} rounds: {reason}"
+    for case in cases:
+        if not case.largest_difference <= TOLERANCE:
+            yield (
+                f"{case.name}: the server's embeddings differ by {case.largest_difference:.1e} from those of the same "
+                "networks in one process: the two do not do the same work"
+            )
+        if failed := sum((Counter(found.errors) for found in case.rounds), Counter[str]()):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
+            yield f"{case.name}: {failed.total()} requests failed ({kinds}); they count as not answered"
+        late_ms = max(found.harness_late_ms for found in case.rounds)
+        if late_ms > LAG_LIMIT_MS:
+            yield (
+                f"{case.name}: the harness itself was late (p99 {late_ms:.1f} ms in its worst turn): "
+                "the served latencies are partly its own"
+            )
+        if doubt := too_few(min(found.half_requests for found in case.rounds)):
+            yield f"{case.name}: a turn at half load had {doubt}, and its round is left out there"

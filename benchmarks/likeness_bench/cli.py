@@ -68,6 +68,7 @@ def load(
         from likeness_bench.files import check_out
         from likeness_bench.load import prepare, run_load
         from likeness_bench.output import deliver_load
+        from likeness_bench.processes import machine
         from likeness_bench.recall import LabelConfig, labelled, served_recalls
         from likeness_bench.running import live_view, run_until_interrupted
     config = LoadConfig(
@@ -107,7 +108,7 @@ def load(
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_load(report, out)
+        deliver_load(replace(report, source=source.plain(), machine=machine()), out)
     if report.latency is None:
         raise typer.Exit(1)
 
@@ -118,8 +119,10 @@ def sweep(
     server: options.Server = "localhost:8001",
     target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
     rate: Annotated[float, typer.Option(help="Where the search begins, in requests/s.")] = 8.0,
-    budget_s: Annotated[float, typer.Option(help="No run begins that would end later.")] = 600.0,
-    max_repeats: Annotated[int, typer.Option(min=1, help="Of one rate, while its figures do not settle.")] = 4,
+    budget_s: Annotated[
+        float, typer.Option(help="Seconds for the search; no run begins that would end later.")
+    ] = 600.0,
+    max_repeats: Annotated[int, typer.Option(min=1, help="Runs of one rate while its figures do not settle.")] = 4,
     precision: Annotated[float, typer.Option(help="How close to the answer, as a share of the rate.")] = 0.05,
     arrivals: options.Spread = Arrivals.POISSON,
     duration_s: options.DurationS = 10.0,
@@ -142,6 +145,7 @@ def sweep(
         from likeness_bench.files import check_out
         from likeness_bench.load import prepare
         from likeness_bench.output import deliver_sweep
+        from likeness_bench.processes import machine
         from likeness_bench.running import live_view, run_until_interrupted
         from likeness_bench.sweep import SweepConfig, run_sweep
     load = LoadConfig(
@@ -174,7 +178,7 @@ def sweep(
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_sweep(report, out)
+        deliver_sweep(replace(report, source=source.plain(), machine=machine()), out)
     if report.best_rate is None:
         raise typer.Exit(1)
 
@@ -188,14 +192,14 @@ def ceiling(
     server: options.Server = "localhost:8001",
     signature: Annotated[
         list[str] | None,
-        typer.Option(help="Measured by itself, repeatable; NAME=SHARE,NAME=SHARE: a mix. Default: as they are."),
+        typer.Option(help="Signature to measure by itself, repeatable; A=SHARE,B=SHARE: a mix. Default: as they are."),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Callers that saturate the server.")] = 16,
     batch_size: options.BatchSize = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Alternations of both, per signature.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Alternations of ceiling and server per signature.")] = 5,
     round_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has five.")] = 5.0,
     warm_up_s: options.WarmUpS = 1.0,
-    trial_s: Annotated[float, typer.Option(min=0.05, help="Of each batch size in the search for the ceiling.")] = 1.0,
+    trial_s: Annotated[float, typer.Option(min=0.05, help="Seconds for each way that is tried for the ceiling.")] = 1.0,
     timeout_s: options.TimeoutS = 10.0,
     label: options.Label = "",
     split: options.Split = "val",
@@ -211,6 +215,7 @@ def ceiling(
         from likeness_bench.ceiling import CeilingConfig, run_ceiling
         from likeness_bench.files import check_out
         from likeness_bench.output import deliver_ceiling
+        from likeness_bench.processes import machine
         from likeness_bench.recall import LabelConfig, labelled
         from likeness_bench.running import live_view, run_until_interrupted
     config = CeilingConfig(
@@ -240,8 +245,8 @@ def ceiling(
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_ceiling(report, out)
-    if not report.cases:
+        deliver_ceiling(replace(report, source=source.plain(), machine=machine()), out)
+    if report.failures or not report.cases:
         raise typer.Exit(1)
 
 
@@ -265,30 +270,31 @@ def compare(
 def soak(
     file: options.File,
     server: options.Server = "localhost:8001",
-    clients: Annotated[int, typer.Option(min=1, help="Connections at once.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1)] = 30.0,
+    clients: Annotated[int, typer.Option(min=1, help="Callers at once, each awaiting its answers.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long the load lasts.")] = 30.0,
+    timeout_s: options.TimeoutS = 10.0,
+    seed: options.Seed = 7,
     products: Annotated[int, typer.Option(min=1, help="How many products of the file to use.")] = 200,
 ) -> None:
-    """Many clients at once with mixed signatures; every answer is compared with the one that the product got alone."""
+    """Many callers at once with mixed signatures; every answer is compared with the one that the product got alone.
+
+    It exits with 1 if an answer was wrong, a request failed, or nothing was answered.
+    """
     with needs_extra():
-        from rich.console import Console
-        from rich.table import Table
+        from likeness_bench.load_tables import load_tables
+        from likeness_bench.running import live_view, run_until_interrupted
+        from likeness_bench.soak import SoakConfig, SoakReport, run_soak
+        from likeness_bench.tables import print_tables
+    config = SoakConfig(address=server, clients=clients, seconds=seconds, timeout_s=timeout_s, seed=seed)
+    chosen = _read(SourceConfig(file=file, count=products))
+    with live_view("soak") as view:
 
-    from likeness_bench.soak import SoakConfig
-    from likeness_bench.soak import soak as run_soak
+        async def work(stop: asyncio.Event) -> SoakReport:
+            return await run_soak(chosen, config, stop=stop, progress=view.show)
 
-    report = run_soak(
-        _read(SourceConfig(file=file, count=products)), SoakConfig(address=server, clients=clients, seconds=seconds)
-    )
-    table = Table(title=f"{clients} clients, closed loop, {report.seconds:.1f} s", show_header=False)
-    table.add_row("requests", f"{len(report.latency_ms)}")
-    table.add_row("products", f"{report.products}  ({report.products / report.seconds:.1f}/s)")
-    table.add_row("signatures", ", ".join(f"{name} {count}" for name, count in sorted(report.signatures.items())))
-    table.add_row("latency ms", "  ".join(f"p{share} {report.percentile_ms(share):.0f}" for share in (50, 90, 99)))
-    table.add_row("largest difference to the answer alone", f"{report.largest_difference:.1e}")
-    table.add_row("wrong answers", f"{report.wrong}")
-    table.add_row("errors", ", ".join(f"{name} {count}" for name, count in report.errors.items()) or "none")
-    Console().print(table)
+        report = run_until_interrupted(work)
+    with needs_extra():
+        print_tables([*load_tables(report.load), report.table()], report.load.notes)
     if not report.passed:
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,7 +11,8 @@ from likeness_client import InputError
 
 from likeness_bench import ceiling_report, figures, sweep
 from likeness_bench.files import read_report
-from likeness_bench.load_tables import load_name
+from likeness_bench.load_tables import load_name, source_name, work_name
+from likeness_bench.search import middle
 from likeness_bench.tables import NOTHING, Table, number
 
 Report: TypeAlias = Mapping[str, Any]
@@ -33,19 +35,6 @@ _FIGURES = {
     "server cores": ("server", "cores"),
     "server peak RSS MB": ("server", "peak_rss_mb"),
 }
-_OF_ROUNDS = {
-    "ceiling products/s": "ceiling_products_per_s",
-    "served products/s": "served_products_per_s",
-    "served / ceiling": "throughput_ratio",
-    "p50 ms in one process": "alone_p50_ms",
-    "p50 ms served": "served_p50_ms",
-    "served / one process": "latency_ratio",
-    "half load: requests/s": "half_rate",
-    "half load: p50 ms": "half_p50_ms",
-    "half load: p99 ms": "half_p99_ms",
-    "half load: p99 / p50": "half_tail",
-}
-"""Medians over the rounds of a ceiling."""
 
 
 def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
@@ -70,17 +59,25 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
 
 def _loads(reports: Sequence[Report], _paths: Sequence[Path]) -> Found:
     rows = [_row(name, *(_find(report, path) for report in reports)) for name, path in _FIGURES.items()]
-    rows.append(_row("failed requests", *(float(sum(row["count"] for row in report["errors"])) for report in reports)))
+    rows.append(_row("p99 ms with failures", *map(_p99_with_failures, reports)))
+    rows.append(_row("failed %", *map(_failed_percent, reports)))
     # Reports that were written before recall was measured do not have it.
     recalls = [report.get("recall", {}) for report in reports]
     for name in dict.fromkeys(name for found in recalls for name in found):
         rows.append(_row(f"recall@1 of {name}", *(_recall(found.get(name)) for found in recalls)))
-    return rows, [*_differences(*reports), *_of_labels(reports), *_own_notes(reports)]
+    return rows, [*_differences(reports, load_name), *_of_labels(reports), *_own_notes(reports)]
 
 
 def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
     targets = [report["target_ms"] for report in reports]
-    rows, notes = _loads([_best_run(report, path) for report, path in zip(reports, paths, strict=True)], paths)
+    runs = [_best_run(report, path) for report, path in zip(reports, paths, strict=True)]
+    rows, _ = _loads(runs, paths)
+    # The rate is what was searched for; what was sent stands in the sweep and not in its runs.
+    sent = [
+        {**run, **{key: report[key] for key in ("source", "machine") if key in report}}
+        for report, run in zip(reports, runs, strict=True)
+    ]
+    notes = [*_differences(sent, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals"), *_own_notes(runs)]
     if targets[0] != targets[1]:
         notes.insert(0, f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms")
     return [_row("best requests/s", *(report["best_rate"] for report in reports)), *rows], notes
@@ -104,8 +101,8 @@ def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
     for name in common:
         pair = [found[name] for found in cases]
         medians = [report["medians"][name] for report in reports]
-        for what, figure in _OF_ROUNDS.items():
-            rows.append(_row(f"{name}: {what}", *(_find(found, (figure, "median")) for found in medians)))
+        for figure, (what, _) in ceiling_report.FIGURES.items():
+            rows.append(_row(f"{name}: {what}", *(_median(found[figure]) for found in medians)))
         rows.append(_row(f"{name}: recall@1", *(_recall(case["recall"]) for case in pair)))
         rounds = [len(case["rounds"]) for case in pair]
         if rounds[0] != rounds[1]:
@@ -117,7 +114,7 @@ def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
         if reports[0][key] != reports[1][key]:
             notes.append(f"the {what} differ: {reports[0][key]} and {reports[1][key]}")
     notes.append("a machine's speed drifts: of two runs, `served / ceiling` says more than products/s")
-    return rows, [*notes, *_differences(*reports), *_of_labels(reports), *_own_notes(reports)]
+    return rows, [*notes, *_differences(reports, load_name), *_of_labels(reports), *_own_notes(reports)]
 
 
 _KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]]] = {
@@ -129,24 +126,29 @@ _KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]
 
 
 def _best_run(report: Report, path: Path) -> Report:
-    """Return the last repeat of a sweep's best rate."""
+    """Return the middle repeat of a sweep's best rate."""
     for step in report["steps"]:
         if step["kept"] and step["rate"] == report["best_rate"]:
-            run: Report = step["repeats"][-1]
-            return run
+            runs: list[Report] = step["repeats"]
+            return runs[middle([run["p99_with_failures_ms"] for run in runs])]
     raise InputError(f"{path}: no rate kept the target, so there is nothing to compare")
 
 
-def _differences(first: Report, second: Report) -> Iterator[str]:
-    """Say where ratios compare more than one thing."""
-    names = [load_name(report["load"]) for report in (first, second)]
+def _differences(reports: Sequence[Report], name_of: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
+    """Say where ratios compare more than one thing. Reports that were made earlier do not say what was sent."""
+    names = [name_of(report["load"]) for report in reports]
     if names[0] != names[1]:
         yield f"the loads differ: {names[0]} | {names[1]}"
+    sources = [source_name(report["source"]) for report in reports if report.get("source")]
+    machines = [", ".join(f"{key} {value}" for key, value in report.get("machine", {}).items()) for report in reports]
+    for what, values in (("products", sources), ("machines", list(filter(None, machines)))):
+        if len(set(values)) > 1:
+            yield f"the {what} differ: {values[0]} | {values[1]}"
     for key, what in (("repeat_share", "repeat shares"), ("metric", "metrics")):
-        values = [report["load"]["workload"][key] for report in (first, second)]
+        values = [report["load"]["workload"][key] for report in reports]
         if values[0] != values[1]:
             yield f"the {what} differ: {values[0]} and {values[1]}"
-    if first["space"] != second["space"]:
+    if reports[0]["space"] != reports[1]["space"]:
         yield "the servers have different embedding spaces: another model was measured"
 
 
@@ -174,10 +176,29 @@ def _find(report: Report, path: tuple[str, ...]) -> float | None:
     return None if value is None else float(value)
 
 
+def _median(spread: Mapping[str, Any] | None) -> float | None:
+    """Return the median of rounds; None there is infinite."""
+    if spread is None:
+        return None
+    return inf if spread["median"] is None else float(spread["median"])
+
+
+def _p99_with_failures(report: Report) -> float | None:
+    found = _find(report, ("p99_with_failures_ms",))
+    return inf if found is None and report["requests"] else found
+
+
+def _failed_percent(report: Report) -> float | None:
+    failed = sum(row["count"] for row in report["errors"])
+    return 100 * failed / report["requests"] if report["requests"] else None
+
+
 def _row(name: str, first: float | None, second: float | None) -> Row:
-    ratio = second / first if first and second is not None else None
+    ratio = second / first if first and second is not None and inf not in (first, second) else None
     return name, _figure(name, first), _figure(name, second), number(ratio, 3)
 
 
 def _figure(name: str, value: float | None) -> str:
+    if value == inf:
+        return "infinite"
     return number(value, 3 if "recall@1" in name or "/ ceiling" in name else 2)

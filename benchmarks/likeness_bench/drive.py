@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from likeness_client import (
     AsyncClient,
@@ -52,11 +52,11 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         if (self.rate is None) == (self.concurrency is None):
-            raise InputError("a load has either a rate (open loop) or a concurrency (closed loop): give one of them")
+            raise InputError("give either --rate (open loop) or --concurrency (closed loop)")
         if self.concurrency is not None and self.concurrency < 1:
-            raise InputError(f"concurrency {self.concurrency} sends nothing: give at least 1")
+            raise InputError(f"--concurrency {self.concurrency} sends nothing: give at least 1")
         if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise InputError(f"a rate of {self.rate} requests/s cannot be sent: give a number above 0")
+            raise InputError(f"--rate {self.rate:g} cannot be sent: give a number above 0")
         if not (self.duration_s > 0 and self.timeout_s > 0 and self.warm_up_s >= 0):
             raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0")
 
@@ -93,6 +93,24 @@ class Record:
     message: str = ""
 
 
+Ask: TypeAlias = Callable[[AsyncClient, Request, WorkloadConfig], Awaitable[None]]
+"""Sends one request and waits for its answer; raises a `LikenessError` when it failed as a whole or in part."""
+
+
+async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -> None:
+    """Send one request and wait for its answer.
+
+    Raises:
+        LikenessError: it failed as a whole or in part.
+    """
+    if workload.operation is OperationKind.EMBED:
+        await client.embed(request.left)
+    elif workload.operation is OperationKind.SIMILARITY:
+        await client.similarity(request.left, request.right, metric=workload.metric)
+    else:
+        await client.similarity_matrix(request.left, request.right, metric=workload.metric)
+
+
 @dataclass
 class Drive:
     """One run of a load. Its records grow while it runs.
@@ -102,6 +120,7 @@ class Drive:
         config: the load.
         requests: what to send, without end.
         stop: set it to end the run early.
+        ask: sends one request.
         records: every request that has ended.
         failed: how many of them failed.
         in_flight: how many are on their way.
@@ -113,6 +132,7 @@ class Drive:
     config: LoadConfig
     requests: Iterator[Request]
     stop: asyncio.Event
+    ask: Ask = ask
     records: list[Record] = field(default_factory=list)
     failed: int = 0
     in_flight: int = 0
@@ -190,7 +210,7 @@ class Drive:
         self.in_flight += 1
         try:
             async with asyncio.timeout(self.config.timeout_s):
-                await ask(self.client, request, self.config.workload)
+                await self.ask(self.client, request, self.config.workload)
         except TimeoutError:
             error, message = DeadlineExceededError.__name__, f"no answer within {self.config.timeout_s:g} s"
         except LikenessError as failure:
@@ -234,20 +254,6 @@ def open_client(config: LoadConfig) -> AsyncClient:
         InputError: the address is not host:port.
     """
     return AsyncClient(config.address, timeout_s=config.timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1)
-
-
-async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -> None:
-    """Send one request and wait for its answer.
-
-    Raises:
-        LikenessError: it failed as a whole or in part.
-    """
-    if workload.operation is OperationKind.EMBED:
-        await client.embed(request.left)
-    elif workload.operation is OperationKind.SIMILARITY:
-        await client.similarity(request.left, request.right, metric=workload.metric)
-    else:
-        await client.similarity_matrix(request.left, request.right, metric=workload.metric)
 
 
 async def ticking(lags_s: list[float], every_s: float = 0.01) -> None:

@@ -15,6 +15,8 @@ from likeness_bench.steps import StepTime
 
 K = TypeVar("K", int, str)
 FORMAT = "likeness-load-1"
+ENOUGH = 100
+"""Requests, for one of them to lie beyond the 99th percentile."""
 DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11)))
 """Where the distribution of the latency is kept, for plots."""
 
@@ -122,6 +124,8 @@ class LoadReport:
         notes: what to know before these figures are believed.
         label: what recall was measured on, in words; empty when it was not.
         recall: of the embeddings that this server gives, for each part of the mix; measured before the load.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -153,6 +157,13 @@ class LoadReport:
     notes: tuple[str, ...]
     label: str = ""
     recall: Mapping[str, Recall] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
+
+
+def too_few(requests: int) -> str:
+    """Say what the p99 of so few requests is; empty where there are enough."""
+    return f"{requests} requests: below {ENOUGH}, p99 is the maximum" if requests < ENOUGH else ""
 
 
 def latency_s(record: Record) -> float:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from google.protobuf import text_format
 from likeness_client import InputError
-from likeness_client.contract import EMBEDDING, ERROR_SUFFIX, SPACE_PARAMETER, embed_model, modalities_of
+from likeness_client.contract import EMBEDDING, ERROR_SUFFIX, SPACE_PARAMETER, embed_model, encoder_model, modalities_of
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
@@ -47,7 +47,7 @@ def uses_of(cores: int, cpu_threads: int) -> list[Threads]:
 
     Args:
         cores: of this machine.
-        cpu_threads: what the server gives to one network; tried too.
+        cpu_threads: what the server gives to an encoder; tried too.
     """
     uses = [
         Threads(intra_op=intra_op, spinning=spinning)
@@ -107,7 +107,9 @@ class Pipeline:
             if (folder / "preprocessing.py").is_file():
                 self._steps[name] = _preprocessing(folder, config)
             elif (folder / "model.onnx").is_file():
-                self._steps[name] = _network(folder / "model.onnx", config, self.threads)
+                self._steps[name] = _network(
+                    folder / "model.onnx", config, _parameters(self.repository, name), self.threads
+                )
             else:
                 raise InputError(f"{folder} has neither preprocessing.py nor model.onnx: export the repository again")
         return self._steps[name]
@@ -139,19 +141,31 @@ def space_of(repository: Path) -> str:
 
 
 def cpu_threads_of(repository: Path) -> int:
-    """Return how many threads the server gives to one network, the most of any."""
-    profiles = (path.parents[1].name for path in repository.glob("*/configs/cpu.pbtxt"))
-    found = (read_config(repository, name, "cpu").parameters for name in profiles)
-    return max((int(parameters["cpu_threads"].string_value or 1) for parameters in found), default=1)
+    """Return how many threads the server gives to an encoder, the most of any."""
+    profiles = (path.parents[1].name for path in repository.glob(f"{encoder_model('*')}/configs/cpu.pbtxt"))
+    return max((int(_parameters(repository, name)["cpu_threads"]) for name in profiles), default=1)
 
 
-def _network(path: Path, config: Any, threads: Threads) -> Step:
-    opener = _module(path.with_name("session.py"), f"session_of_{config.name}")
-    session = opener.open_session(path, threads.intra_op, threads.spinning)
-    wanted = [output.name for output in config.output]
+def _parameters(repository: Path, model: str) -> dict[str, str]:
+    """Return what the server's CPU profile tells a network."""
+    found = read_config(repository, model, "cpu").parameters
+    return {key: value.string_value for key, value in found.items()}
+
+
+def _network(path: Path, config: Any, parameters: Mapping[str, str], threads: Threads) -> Step:
+    """Run a network as ``network_model.py`` does: the same session, the same runs of rows."""
+    session = _module(path.with_name("session.py"), f"session_of_{config.name}").open_session(
+        path, threads.intra_op, threads.spinning
+    )
+    gather = _module(path.with_name("lengths.py"), f"lengths_of_{config.name}").gathering(parameters)
+    names, wanted = [tensor.name for tensor in config.input], [tensor.name for tensor in config.output]
+
+    def compute(tensors: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        found: list[NDArray[Any]] = session.run(wanted, dict(zip(names, tensors, strict=True)))
+        return found
 
     def run(inputs: Tensors) -> Tensors:
-        return dict(zip(wanted, session.run(wanted, dict(inputs)), strict=True))
+        return dict(zip(wanted, gather([[inputs[name]] for name in names], compute), strict=True))
 
     return run
 
@@ -161,12 +175,10 @@ def _preprocessing(folder: Path, config: Any) -> Step:
     preprocessor = module.Preprocessor(folder / "assets")
     (raw,) = (tensor.name for tensor in config.input)
     (error_output,) = (tensor.name for tensor in config.output if tensor.name.endswith(ERROR_SUFFIX))
-    varying = [tensor.name for tensor in config.output if list(tensor.dims[:1]) == [-1]]
 
     def run(inputs: Tensors) -> Tensors:
         tensors, errors = preprocessor(list(inputs[raw].ravel()))
-        cut = without_padding({name: tensors[name] for name in varying})
-        return {**tensors, **cut, error_output: np.array(errors, dtype=np.object_).reshape(-1, 1)}
+        return {**tensors, error_output: np.array(errors, dtype=np.object_).reshape(-1, 1)}
 
     return run
 
@@ -181,16 +193,3 @@ def _module(path: Path, name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def without_padding(tensors: Tensors) -> Tensors:
-    """Cut off the columns that hold nothing in any row: padding on the right, which networks do not see.
-
-    Args:
-        tensors: [n, length, ...] each, of the same length.
-    """
-    longest = 1
-    for tensor in tensors.values():
-        columns = np.nonzero(tensor)[1]
-        longest = max(longest, 1 + int(columns.max(initial=0)))
-    return {name: tensor[:, :longest] for name, tensor in tensors.items()}

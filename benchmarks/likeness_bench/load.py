@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from likeness_client import LikenessError, Product, ServerInfo
 
 from likeness_bench import figures
-from likeness_bench.drive import Drive, LoadConfig, Record, open_client, ticking
+from likeness_bench.drive import Ask, Drive, LoadConfig, Record, ask, open_client, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
-from likeness_bench.steps import ModelCounters, StepTime, is_ensemble, read_counters, step_times
+from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, is_ensemble, read_counters, step_times
 from likeness_bench.workload import OperationKind, Workload
 
 LAG_LIMIT_MS = 5.0
@@ -44,6 +44,7 @@ async def run_load(
     *,
     stop: asyncio.Event,
     progress: Progress = lambda _: None,
+    ask: Ask = ask,
 ) -> LoadReport:
     """Run a load to its end, or until ``stop`` is set, and report.
 
@@ -56,12 +57,14 @@ async def run_load(
         config: the load; its workload is the one that ``workload`` was made for.
         stop: set it to get the report so far.
         progress: is shown the run while it runs.
+        ask: sends one request.
     """
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     async with open_client(config) as client:
         with suppress(LikenessError):  # then every request says so
             await client.info()
-        drive = Drive(client=client, config=config, requests=workload.requests(config.workload.seed), stop=stop)
+        requests = workload.requests(config.workload.seed)
+        drive = Drive(client=client, config=config, requests=requests, stop=stop, ask=ask)
         watch = _Watch(config=config)
         watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, progress))
         try:
@@ -95,7 +98,7 @@ class _Watch:
             return
         self.before = await self._counters()
         self.processes = ProcessWatch(server=server) if server else None
-        self.gpus = GpuWatch() if GpuWatch.there_is_one() else None
+        self.gpus = GpuWatch(timeout_s=self._patience_s) if GpuWatch.there_is_one() else None
         cpu_before_s = time.process_time()
         ticks = asyncio.create_task(ticking(self.ticks_s))
         while (left_s := self.config.length_s - drive.now_s()) > 0:
@@ -119,9 +122,14 @@ class _Watch:
         self.cut_short = counters is None
         self.after = counters or self.after
 
+    @property
+    def _patience_s(self) -> float:
+        """How long looking may take: a server that hangs must not make a run longer than its requests do."""
+        return min(TIMEOUT_S, self.config.timeout_s)
+
     async def _counters(self) -> dict[str, ModelCounters] | None:
         try:
-            return await read_counters(self.config.address)
+            return await read_counters(self.config.address, self._patience_s)
         except LikenessError:
             return None
 
@@ -221,7 +229,9 @@ def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:
             f"the products ran out: {100 * report.worn_share:.0f} % of the requests repeated earlier ones for that; "
             "give more products where a cache would matter"
         )
-    if 0 < report.requests < 1000:
+    if report.requests and (doubt := figures.too_few(report.requests)):
+        yield doubt
+    elif 0 < report.requests < 1000:
         yield f"{report.requests} requests: p99.9 is little more than the maximum"
     if seconds and watch.cut_short:
         yield "Triton did not answer at the end: its statistics stop before, if there are any"

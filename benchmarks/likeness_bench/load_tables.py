@@ -13,14 +13,25 @@ _PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p99.9", "max")
 
 def load_name(load: Mapping[str, Any]) -> str:
     """Return a load in words, from its config as plain data."""
+    if load["rate"] is None:
+        return f"{work_name(load)}; closed loop, {load['concurrency']} callers"
+    return f"{work_name(load)}; {load['rate']:g} requests/s, {load['arrivals']} arrivals"
+
+
+def work_name(load: Mapping[str, Any]) -> str:
+    """Return what a load asks, in words, but not how often."""
     work = load["workload"]
-    how = (
-        f"{load['rate']:g} requests/s, {load['arrivals']} arrivals"
-        if load["rate"] is not None
-        else f"closed loop, {load['concurrency']} callers"
-    )
     mix = ", ".join(f"{name} {share:g}" for name, share in work["signatures"].items()) or "products as they are"
-    return f"{work['operation']} x {size_name(work['batch_size'])}, {mix}; {how}"
+    return f"{work['operation']} x {size_name(work['batch_size'])}, {mix}"
+
+
+def source_name(source: Mapping[str, Any]) -> str:
+    """Return in words which products were sent, from the source as plain data."""
+    spans = (("text_words", "texts of", "words"), ("image_px", "photos of", "px"))
+    sizes = [
+        f", {what} {found['low']} to {found['high']} {unit}" for key, what, unit in spans if (found := source[key])
+    ]
+    return f"up to {source['count']} of {source['file'] or 'the renderer'}{''.join(sizes)}, seed {source['seed']}"
 
 
 def size_name(batch_size: int | Mapping[Any, float]) -> str:

@@ -27,7 +27,7 @@ TextWords = Annotated[
 ]
 ImagePx = Annotated[str, typer.Option(help="MIN:MAX; photos are scaled to a drawn long side and encoded as JPEG.")]
 DurationS = Annotated[float, typer.Option(min=0.1, help="Measured time of a run, after its warm-up.")]
-WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before that, which is not counted.")]
+WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before the measured time, which is not counted.")]
 TimeoutS = Annotated[float, typer.Option(min=0.01, help="Deadline of every request.")]
 Spread = Annotated[Arrivals, typer.Option(help="How the requests of a rate are spread.")]
 Operation = Annotated[OperationKind, typer.Option(help="What every request asks for.")]
@@ -39,11 +39,13 @@ Mix = Annotated[
     list[str] | None,
     typer.Option(help="NAME=SHARE of the requests, repeatable, e.g. text_image=0.5. Default: products as they are."),
 ]
-RepeatShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Requests that send an earlier one again.")]
-OfMetric = Annotated[Metric, typer.Option(help="Of the similarities.")]
+RepeatShare = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of the requests that send an earlier one again.")
+]
+OfMetric = Annotated[Metric, typer.Option(help="Metric for --operation similarity and similarity_matrix.")]
 Label = Annotated[str, typer.Option(help="Also recall@1: the field whose equality makes two alike; a+b: both.")]
-Split = Annotated[str, typer.Option(help="The products that recall ranks; empty: all.")]
-Seed = Annotated[int, typer.Option(help="Of the schedule, the requests, and what is rendered.")]
+Split = Annotated[str, typer.Option(help="Products that recall ranks, by their field split; empty: all.")]
+Seed = Annotated[int, typer.Option(help="Random seed of schedule, requests and rendered products.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md and .html are written beside it.")]
 
 
@@ -89,6 +91,21 @@ def parse_cases(given: Iterable[str]) -> dict[str, dict[str, float]]:
     return {text: parse_mix(text.split(",")) for text in given}
 
 
+def parse_span(text: str, option: str) -> Span | None:
+    """Read ``MIN:MAX``; None where nothing is given.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not text:
+        return None
+    low, _, high = text.partition(":")
+    try:
+        return Span(low=int(low), high=int(high))
+    except ValueError as error:  # an InputError is one, too
+        raise InputError(f"{option} {text}: give MIN:MAX with 1 <= MIN <= MAX, e.g. 5:60") from error
+
+
 def source_of(
     file: Path | None, products: int, rendered: int, text_words: str, image_px: str, seed: int
 ) -> SourceConfig:
@@ -101,8 +118,8 @@ def source_of(
         file=file,
         rendered=rendered,
         count=rendered or products,
-        text_words=Span.parse(text_words) if text_words else None,
-        image_px=Span.parse(image_px) if image_px else None,
+        text_words=parse_span(text_words, "--text-words"),
+        image_px=parse_span(image_px, "--image-px"),
         seed=seed,
     )
 

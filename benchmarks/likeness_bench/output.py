@@ -2,75 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from likeness_bench.ceiling_report import CeilingReport
-from likeness_bench.ceiling_tables import ceiling_name, ceiling_notes, ceiling_tables, trial_tables
+from likeness_bench.ceiling_tables import (
+    ceiling_name,
+    ceiling_notes,
+    ceiling_tables,
+    saturated_tables,
+    trial_tables,
+)
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json, write_text
-from likeness_bench.load_tables import load_name, load_tables
+from likeness_bench.load_tables import load_name, load_tables, source_name
+from likeness_bench.page import page
+from likeness_bench.plots import load_plots, rounds_plot
 from likeness_bench.sweep import SweepReport
 from likeness_bench.sweep_tables import sweep_name, sweep_notes, sweep_plots, sweep_tables
-from likeness_bench.tables import markdown, print_tables
+from likeness_bench.tables import Table, markdown, print_tables
+
+if TYPE_CHECKING:
+    from likeness_bench.tune.report import TuneReport  # it needs more than a load does
+
+    Report: TypeAlias = LoadReport | SweepReport | CeilingReport | TuneReport
 
 
 def deliver_load(report: LoadReport, out: Path | None) -> None:
-    """Print a load report; with ``out``, first write it as JSON there, and as Markdown and HTML beside it.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
-    tables = load_tables(report)
-    if out:
-        from likeness_bench.page import page
-        from likeness_bench.plots import load_plots
-
-        title = load_name(report.load)
-        write_json(out, asdict(report))
-        write_text(out.with_suffix(".md"), markdown(title, tables, report.notes))
-        write_text(out.with_suffix(".html"), page(title, report.made_at, report.notes, load_plots(report), tables))
-    print_tables(tables, report.notes)
+    """Deliver a load; see `deliver`."""
+    title, tables = load_name(report.load), load_tables(report)
+    deliver(report, out, title, tables, report.notes, plots=lambda: load_plots(report))
 
 
 def deliver_sweep(report: SweepReport, out: Path | None) -> None:
-    """Print a sweep; with ``out``, first write it as JSON there, and as Markdown and HTML beside it.
-
-    The tables of its best run follow in all forms.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
-    tables = sweep_tables(report) + (load_tables(report.best) if report.best else [])
-    notes = sweep_notes(report)
-    if out:
-        from likeness_bench.page import page
-        from likeness_bench.plots import load_plots
-
-        title = sweep_name(report)
-        plots = sweep_plots(report) + (load_plots(report.best) if report.best else [])
-        write_json(out, asdict(report))
-        write_text(out.with_suffix(".md"), markdown(title, tables, notes))
-        write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots, tables))
-    print_tables(tables, notes)
+    """Deliver a sweep, with the tables of its best run; see `deliver`."""
+    best = report.best
+    tables = sweep_tables(report) + (load_tables(best) if best else [])
+    deliver(
+        report,
+        out,
+        sweep_name(report),
+        tables,
+        sweep_notes(report),
+        plots=lambda: sweep_plots(report) + (load_plots(best) if best else []),
+    )
 
 
 def deliver_ceiling(report: CeilingReport, out: Path | None) -> None:
-    """Print a comparison with the ceiling; with ``out``, first write it as JSON there, and in two forms beside it.
+    """Deliver a comparison with the ceiling; see `deliver`.
 
-    What was tried to find the ceiling stands in the files only.
+    What was tried to find the ceiling, and what the load did to the server, stands in the files only.
+    """
+    deliver(
+        report,
+        out,
+        ceiling_name(report),
+        ceiling_tables(report),
+        ceiling_notes(report),
+        plots=lambda: [rounds_plot(case) for case in report.cases],
+        files_only=[*saturated_tables(report), *trial_tables(report)],
+    )
+
+
+def deliver(
+    report: Report,
+    out: Path | None,
+    title: str,
+    tables: Sequence[Table],
+    notes: Sequence[str],
+    *,
+    plots: Callable[[], list[str]] = list,
+    files_only: Sequence[Table] = (),
+) -> None:
+    """Print a report; with ``out``, first write it as JSON there, and as Markdown and HTML beside it.
+
+    Args:
+        report: what was found.
+        out: where the JSON goes; None: nowhere.
+        title: of the documents.
+        tables: what is printed and written.
+        notes: what to know before the figures are believed.
+        plots: draws those of the HTML, when they are needed.
+        files_only: tables that are written, but not printed.
 
     Raises:
         InputError: a file cannot be written.
     """
-    tables, notes = ceiling_tables(report), ceiling_notes(report)
+    tables = [*tables, *_measured(report)]
     if out:
-        from likeness_bench.page import page
-        from likeness_bench.plots import rounds_plot
-
-        title, every = ceiling_name(report), [*tables, *trial_tables(report)]
-        plots = [rounds_plot(case) for case in report.cases]
+        every = [*tables, *files_only]
         write_json(out, asdict(report))
         write_text(out.with_suffix(".md"), markdown(title, every, notes))
-        write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots, every))
+        write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots(), every))
     print_tables(tables, notes)
+
+
+def _measured(report: Report) -> Iterator[Table]:
+    """Yield what was sent and by which machine, where it is known."""
+    rows = [("products", source_name(report.source))] if report.source else []
+    rows += report.machine.items()
+    if rows:
+        yield Table(title="What was sent, and the machine that sent it", header=("", "value"), rows=tuple(rows))

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 
 _NVIDIA_SMI = "nvidia-smi"
 _GPU_FIELDS = "name,utilization.gpu,memory.used,power.draw"
+
+
+def machine() -> dict[str, str]:
+    """Describe the machine that this process runs on."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {"processor": cpu, "cores": str(psutil.cpu_count() or 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +84,43 @@ def _is_here(host: str) -> bool:
     return bool(addresses & own) or any(str(address).startswith("127.") for address in addresses)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A process and its children at one moment.
+
+    Attributes:
+        cpu_s: process number -> CPU time, user and system, since it began; empty when the process is gone.
+        rss_mb: the sum of their resident memory, in 10^6 bytes; pages that are shared count several times.
+    """
+
+    cpu_s: Mapping[int, float]
+    rss_mb: float
+
+
+def look(process: psutil.Process) -> Look:
+    """Look at a process and its children; those that have just ended are left out."""
+    cpu_s, rss = dict[int, float](), 0
+    try:
+        members = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        members = []
+    for member in members:
+        try:
+            with member.oneshot():
+                times, here = member.cpu_times(), member.memory_info().rss
+        except psutil.Error:
+            continue
+        cpu_s[member.pid] = times.user + times.system
+        rss += here
+    return Look(cpu_s=cpu_s, rss_mb=rss / 1e6)
+
+
 @dataclass
 class ProcessWatch:
     """Samples a server and its children. What a process used before it ended is kept from its last sample."""
 
     server: psutil.Process
-    peak_rss: int = 0
+    peak_rss_mb: float = 0.0
     most: int = 0
     first_cpu_s: dict[int, float] = field(default_factory=dict)
     last_cpu_s: dict[int, float] = field(default_factory=dict)
@@ -87,24 +129,15 @@ class ProcessWatch:
 
     def sample(self) -> None:
         """Look once."""
-        rss, seen = 0, 0
-        beginning = not self.last_cpu_s
-        try:
-            processes = [self.server, *self.server.children(recursive=True)]
-        except psutil.Error:
+        found = look(self.server)
+        if not found.cpu_s:
             return  # it is gone
-        for process in processes:
-            try:
-                with process.oneshot():
-                    cpu, rss_here = process.cpu_times(), process.memory_info().rss
-            except psutil.Error:
-                continue
+        beginning = not self.last_cpu_s
+        for pid, cpu_s in found.cpu_s.items():
             # One that appears later has used nothing of what was measured before.
-            self.first_cpu_s.setdefault(process.pid, cpu.user + cpu.system if beginning else 0.0)
-            self.last_cpu_s[process.pid] = cpu.user + cpu.system
-            rss += rss_here
-            seen += 1
-        self.peak_rss, self.most = max(self.peak_rss, rss), max(self.most, seen)
+            self.first_cpu_s.setdefault(pid, cpu_s if beginning else 0.0)
+            self.last_cpu_s[pid] = cpu_s
+        self.peak_rss_mb, self.most = max(self.peak_rss_mb, found.rss_mb), max(self.most, len(found.cpu_s))
         self.ended = time.perf_counter()
 
     def figures(self) -> ProcessFigures | None:
@@ -117,14 +150,15 @@ class ProcessWatch:
             processes=self.most,
             cpu_s=cpu_s,
             cores=cpu_s / passed_s if passed_s > 0 else 0.0,
-            peak_rss_mb=self.peak_rss / 1e6,
+            peak_rss_mb=self.peak_rss_mb,
         )
 
 
 @dataclass
 class GpuWatch:
-    """Samples all GPUs of this machine by nvidia-smi."""
+    """Samples all GPUs of this machine by nvidia-smi, which may take so long."""
 
+    timeout_s: float = 5.0
     samples: list[list[tuple[str, ...]]] = field(default_factory=list)
 
     @staticmethod
@@ -133,10 +167,10 @@ class GpuWatch:
         return shutil.which(_NVIDIA_SMI) is not None
 
     def sample(self) -> None:
-        """Look once; what nvidia-smi does not say within 5 s is left out."""
+        """Look once; what nvidia-smi does not say in time is left out."""
         command = [_NVIDIA_SMI, f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5.0)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=self.timeout_s)
         except (OSError, subprocess.SubprocessError):
             return
         rows = [tuple(cell.strip() for cell in line.split(",")) for line in done.stdout.splitlines()]

@@ -11,7 +11,7 @@ from likeness_client import InputError
 SETTLED = 0.10
 """Two repeats in a row that differ by less than this, relative to the smaller, have settled."""
 CLEARLY = 3.0
-"""A first repeat this many times over the target is not repeated: no repeat would bring it back."""
+"""A first repeat this many times over the target, and over it by its p50, is not repeated: none would bring it back."""
 
 
 @dataclass
@@ -37,10 +37,10 @@ class RateSearch:
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.rate <= self.highest < float("inf"):
             raise InputError(
-                f"a search cannot begin at {self.rate} requests/s: give a rate from {self.lowest} to {self.highest}"
+                f"--rate {self.rate:g}: a search cannot begin there; give {self.lowest:g} to {self.highest:g}"
             )
         if not 0 < self.precision < 1:
-            raise InputError(f"precision {self.precision} is no share of the rate: give a number between 0 and 1")
+            raise InputError(f"--precision {self.precision:g} is no share of the rate: give a number between 0 and 1")
 
     def next_rate(self) -> float | None:
         """Return the rate to try next, or None when the answer is there."""
@@ -62,15 +62,16 @@ class RateSearch:
             self.missed = rate if self.missed is None else min(rate, self.missed)
 
 
-def settled(p99_ms: Sequence[float | None], target_ms: float) -> bool:
+def settled(p99_ms: Sequence[float | None], p50_ms: float | None, target_ms: float) -> bool:
     """Say whether the repeats of one rate agree.
 
     Args:
         p99_ms: the 99th percentile of each repeat so far; None: infinite, because of failures.
+        p50_ms: the median latency of the first repeat: a p99 alone may be one outlier; None: nothing was answered.
         target_ms: the target.
     """
-    if len(p99_ms) == 1 and (p99_ms[0] is None or p99_ms[0] > CLEARLY * target_ms):
-        return True
+    if len(p99_ms) == 1:
+        return _late(p99_ms[0]) > CLEARLY * target_ms and _late(p50_ms) > target_ms
     if len(p99_ms) < 2:
         return False
     one, other = p99_ms[-2:]
@@ -81,4 +82,13 @@ def settled(p99_ms: Sequence[float | None], target_ms: float) -> bool:
 
 def typical(p99_ms: Sequence[float | None]) -> float:
     """Return the median of the repeats; an infinite one (None) stays one."""
-    return median(float("inf") if value is None else value for value in p99_ms)
+    return median(map(_late, p99_ms))
+
+
+def middle(p99_ms: Sequence[float | None]) -> int:
+    """Return which repeat is nearest to the median: the place of the middle one, of two the slower."""
+    return sorted(range(len(p99_ms)), key=lambda place: _late(p99_ms[place]))[len(p99_ms) // 2]
+
+
+def _late(value_ms: float | None) -> float:
+    return float("inf") if value_ms is None else value_ms

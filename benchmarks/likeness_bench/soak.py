@@ -1,18 +1,23 @@
-"""Soak test: many clients at once, every answer checked against the one that the product got alone."""
+"""Soak test: many callers at once, every answer checked against the one that the product got alone."""
 
 from __future__ import annotations
 
+import asyncio
 import random
-import threading
-import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from likeness_client import Client, Embeddings, InputError, LikenessError, Product
+from likeness_client import AsyncClient, InputError, Product, ProductError, ServerInfo
+from likeness_client.payloads import payloads
 from numpy.typing import NDArray
+
+from likeness_bench.drive import LoadConfig, open_client
+from likeness_bench.figures import LoadReport
+from likeness_bench.load import Progress, run_load
+from likeness_bench.tables import Table
+from likeness_bench.workload import AS_THEY_ARE, Request, Workload, WorkloadConfig, reduce_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +26,11 @@ class SoakConfig:
 
     Attributes:
         address: the server's gRPC endpoint.
-        clients: how many connections, each with a thread of its own that waits for every answer (closed loop).
+        clients: callers who each send their next request when the answer to the last one has come (closed loop).
         seconds: how long.
-        max_batch: batches hold 1 to this many products, drawn at random.
+        max_batch: requests hold 1 to this many products, each number as often.
         tolerance: largest absolute difference between a product's embedding in the load and alone.
+        timeout_s: the deadline of every request.
         seed: of the draws.
     """
 
@@ -33,116 +39,116 @@ class SoakConfig:
     seconds: float = 30.0
     max_batch: int = 8
     tolerance: float = 1e-4
+    timeout_s: float = 10.0
     seed: int = 7
 
 
-@dataclass
-class SoakReport:
-    """What happened.
+@dataclass(kw_only=True)
+class Checked:
+    """What the answers were like.
 
     Attributes:
-        seconds: how long the load lasted.
-        products: how many products were answered.
-        latency_ms: of every answered request, from sending to answer.
+        tolerance: from which difference on an embedding is wrong.
+        expected: id of a product -> its embedding alone.
         largest_difference: over all answers, to the answer that the product got alone.
-        wrong: answers beyond the tolerance, or in another order.
-        errors: failed requests by kind.
+        wrong: embeddings beyond the tolerance, or in another order.
         signatures: answered products by signature.
     """
 
-    seconds: float = 0.0
-    products: int = 0
-    latency_ms: list[float] = field(default_factory=list)
+    tolerance: float
+    expected: Mapping[int, NDArray[np.float32]]
     largest_difference: float = 0.0
     wrong: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
     signatures: Counter[str] = field(default_factory=Counter)
+
+    async def ask(self, client: AsyncClient, request: Request, _: WorkloadConfig) -> None:
+        """Send one request, and check and count its answer."""
+        answer = await client.embed(request.left)
+        expected = np.stack([self.expected[id(product)] for product in request.left])
+        differences = np.abs(answer.vectors - expected).max(axis=1)
+        self.signatures.update(answer.signatures)
+        self.wrong += int((~(differences <= self.tolerance)).sum())
+        self.largest_difference = max(self.largest_difference, float(differences.max()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakReport:
+    """What happened: the load, and whether its answers were right."""
+
+    load: LoadReport
+    checked: Checked
 
     @property
     def passed(self) -> bool:
         """Whether there were answers, and all of them right."""
-        return bool(self.latency_ms) and not self.wrong and not self.errors
+        return self.load.latency is not None and not self.load.errors and not self.checked.wrong
 
-    def percentile_ms(self, share: float) -> float:
-        """Return a percentile of the latency, ``share`` in 0..100; NaN without answers."""
-        return float(np.percentile(self.latency_ms, share)) if self.latency_ms else float("nan")
+    def table(self) -> Table:
+        """Return what was checked."""
+        found = self.checked
+        rows = (
+            ("products answered", str(found.signatures.total())),
+            (
+                "by signature",
+                ", ".join(f"{name} {count}" for name, count in sorted(found.signatures.items())) or "none",
+            ),
+            ("largest difference to the answer alone", f"{found.largest_difference:.1e}"),
+            ("wrong answers", str(found.wrong)),
+        )
+        return Table(title="Every answer beside the one that the product got alone", header=("", "value"), rows=rows)
 
 
-def soak(products: Sequence[Product], config: SoakConfig) -> SoakReport:
-    """Load a server with mixed batches and check every answer.
+async def run_soak(
+    products: Sequence[Product], config: SoakConfig, *, stop: asyncio.Event, progress: Progress = lambda _: None
+) -> SoakReport:
+    """Load a server with mixed batches and check every answer, to the end or until ``stop`` is set. Nothing is retried.
 
     Args:
-        products: what the batches are drawn from; all must be valid. Each loses some of its parts first, at random, so
-            that all signatures meet.
+        products: what the batches are drawn from. Each loses some of its parts first, at random, so that all
+            signatures meet.
         config: the load.
+        stop: set it to get the report so far.
+        progress: is shown the load while it runs.
 
     Raises:
-        LikenessError: a product cannot be embedded even alone.
+        LikenessError: no product can be sent, or one of them cannot be embedded even alone.
     """
-    draw = random.Random(config.seed)
-    with Client(config.address) as client:
-        modalities = client.info().modalities
-        there = [product for product in products if _present(product, modalities)]
-        if not there:
-            raise InputError(f"none of {len(products)} products has {', '.join(modalities)}: give other products")
-        mixed = [_reduced(product, modalities, draw) for product in there]
-        alone = [client.embed([product]) for product in mixed]
-    run = _Run(mixed, np.concatenate([answer.vectors for answer in alone]), config)
-    with ThreadPoolExecutor(config.clients) as pool:
-        list(pool.map(run.work, range(config.clients)))
-    run.report.seconds = time.perf_counter() - run.started
-    return run.report
+    load = LoadConfig(
+        address=config.address,
+        concurrency=config.clients,
+        duration_s=config.seconds,
+        warm_up_s=0.0,
+        timeout_s=config.timeout_s,
+        workload=WorkloadConfig(seed=config.seed),
+    )
+    async with open_client(load) as client:
+        info = await client.info()
+        workload = await asyncio.to_thread(_workload, products, info, load.workload, config.max_batch)
+        pool = workload.pools[AS_THEY_ARE]
+        alone = {id(product): (await client.embed([product])).vectors[0] for product in pool if not stop.is_set()}
+    checked = Checked(tolerance=config.tolerance, expected=alone)
+    load = replace(load, workload=workload.config)
+    return SoakReport(
+        load=await run_load(workload, info, load, stop=stop, progress=progress, ask=checked.ask), checked=checked
+    )
 
 
-def _reduced(product: Product, modalities: Sequence[str], draw: random.Random) -> Product:
+def _workload(products: Sequence[Product], info: ServerInfo, config: WorkloadConfig, max_batch: int) -> Workload:
+    """Return requests of mixed signatures and sizes."""
+    mixed = list(_mixed(products, info, random.Random(config.seed)))
+    if not mixed:
+        raise InputError(f"none of {len(products)} products has {', '.join(info.modalities)}: give other products")
+    (pool,) = Workload(mixed, info, config).pools.values()  # without those that travel alike
+    sizes = range(1, min(max_batch, len(pool)) + 1)
+    return Workload(pool, info, replace(config, batch_size=dict.fromkeys(sizes, 1.0)))
+
+
+def _mixed(products: Sequence[Product], info: ServerInfo, draw: random.Random) -> Iterator[Product]:
     """Keep each modality of a product by the toss of a coin, and one of them for certain."""
-    there = _present(product, modalities)
-    certain = draw.choice(there)
-    kept = {name for name in there if name == certain or draw.random() < 0.5}
-    nothing = Product()
-    lost = {field: getattr(nothing, field) for name in there if name not in kept for field in _fields(name)}
-    return replace(product, **lost)
-
-
-def _present(product: Product, modalities: Sequence[str]) -> list[str]:
-    return [name for name in modalities if any(getattr(product, field) for field in _fields(name))]
-
-
-def _fields(modality: str) -> tuple[str, ...]:
-    """Name the fields of a product that hold a modality."""
-    return {"text": ("title", "description"), "image": ("images",)}.get(modality, (modality,))
-
-
-class _Run:
-    """One load, shared by its threads."""
-
-    def __init__(self, products: Sequence[Product], expected: NDArray[np.float32], config: SoakConfig) -> None:
-        self.products, self.expected, self.config = products, expected, config
-        self.report = SoakReport()
-        self.lock = threading.Lock()
-        self.started = time.perf_counter()
-
-    def work(self, number: int) -> None:
-        """Send batches until the time is up."""
-        draw = random.Random(f"{self.config.seed}-{number}")
-        with Client(self.config.address) as client:
-            while time.perf_counter() - self.started < self.config.seconds:
-                rows = [draw.randrange(len(self.products)) for _ in range(draw.randint(1, self.config.max_batch))]
-                sent = time.perf_counter()
-                try:
-                    answer = client.embed([self.products[row] for row in rows])
-                except LikenessError as error:
-                    with self.lock:
-                        self.report.errors[type(error).__name__] += 1
-                    continue
-                self.take(rows, answer, 1000 * (time.perf_counter() - sent))
-
-    def take(self, rows: Sequence[int], answer: Embeddings, latency_ms: float) -> None:
-        """Check one answer and count it."""
-        differences = np.abs(answer.vectors - self.expected[list(rows)]).max(axis=1)
-        with self.lock:
-            self.report.latency_ms.append(latency_ms)
-            self.report.products += len(rows)
-            self.report.signatures.update(answer.signatures)
-            self.report.wrong += int((~(differences <= self.config.tolerance)).sum())
-            self.report.largest_difference = max(self.report.largest_difference, float(differences.max()))
+    for product in products:
+        try:
+            there = list(payloads(product, info.schema, info.modalities))
+        except ProductError:
+            continue
+        certain = draw.choice(there)
+        yield reduce_to(product, [name for name in there if name == certain or draw.random() < 0.5])

@@ -7,7 +7,7 @@ import math
 import random
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -37,22 +37,7 @@ class Span:
 
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high:
-            raise InputError(f"{self.low}:{self.high} is no range: give MIN:MAX with 1 <= MIN <= MAX")
-
-    @classmethod
-    def parse(cls, text: str) -> Span:
-        """Read ``MIN:MAX``.
-
-        Raises:
-            InputError: it is something else.
-        """
-        low, _, high = text.partition(":")
-        try:
-            return cls(low=int(low), high=int(high))
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"'{text}' is no range: give MIN:MAX, e.g. 5:60") from error
+            raise InputError(f"{self.low}:{self.high} is no range: give two numbers, 1 <= low <= high")
 
     def draw(self, rng: random.Random) -> int:
         """Draw a number; all are equally likely."""
@@ -82,6 +67,10 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if (self.file is None) == (not self.rendered):
             raise InputError("give a product file or --rendered N, one of the two")
+
+    def plain(self) -> dict[str, Any]:
+        """Return this as JSON can hold it."""
+        return asdict(self) | {"file": str(self.file) if self.file else None}
 
 
 def read_sources(config: SourceConfig, *, everything: bool = False) -> list[tuple[Product, Record]]:

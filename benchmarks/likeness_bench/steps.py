@@ -12,7 +12,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _PARTS = ("queue", *_COMPUTE)
 _DURATIONS = ("success", *_PARTS)
-_TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0
+"""How long statistics may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +59,15 @@ class ModelCounters:
     busy_ns: int = 0
 
 
-async def read_counters(address: str) -> dict[str, ModelCounters]:
+async def read_counters(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, ModelCounters]:
     """Ask a server for the counters of all its models.
 
     Raises:
-        ServerError: it does not answer within 5 s.
+        ServerError: it does not answer in time.
     """
     async with InferenceServerClient(address) as stub:
         with translate(address):
-            answer = await stub.get_inference_statistics(client_timeout=_TIMEOUT_S)
+            answer = await stub.get_inference_statistics(client_timeout=timeout_s)
     found: dict[str, ModelCounters] = {}
     for model in answer.model_stats:
         stats = model.inference_stats

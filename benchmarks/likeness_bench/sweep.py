@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
-from likeness_client import InputError, ServerInfo
+from likeness_client import InputError, LikenessError, ServerInfo
 
-from likeness_bench.drive import LoadConfig
+from likeness_bench.drive import LoadConfig, ask, open_client
 from likeness_bench.figures import LoadReport
 from likeness_bench.load import Progress, run_load
-from likeness_bench.search import RateSearch, settled, typical
+from likeness_bench.search import RateSearch, middle, settled, typical
 from likeness_bench.workload import Workload
 
 FORMAT = "likeness-sweep-1"
@@ -44,11 +45,13 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if self.load.rate is None:
             raise InputError("a sweep is an open loop: give the rate to begin with")
-        if not self.target_ms > 0 or self.max_repeats < 1:
-            raise InputError("target_ms must be above 0, max_repeats at least 1")
+        if not self.target_ms > 0:
+            raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
+        if self.max_repeats < 1:
+            raise InputError(f"--max-repeats {self.max_repeats}: give at least 1")
         if self.budget_s < self.load.length_s:
             raise InputError(
-                f"budget_s {self.budget_s:g} does not hold one run of {self.load.length_s:g} s: "
+                f"--budget-s {self.budget_s:g} does not hold one run of {self.load.length_s:g} s: "
                 "give more, or shorten the run"
             )
 
@@ -71,6 +74,11 @@ class RateStep:
     p99_ms: float | None
     repeats: tuple[LoadReport, ...]
 
+    @property
+    def middle(self) -> LoadReport:
+        """The repeat that is nearest to the median."""
+        return self.repeats[middle([run.p99_with_failures_ms for run in self.repeats])]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
@@ -84,6 +92,8 @@ class SweepReport:
         ended: why the search ended, in words.
         complete: whether it ended because the answer was there, and not before.
         steps: the rates, as they were tried.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -93,11 +103,13 @@ class SweepReport:
     ended: str
     complete: bool
     steps: tuple[RateStep, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> LoadReport | None:
-        """The last repeat of the best rate."""
-        return next((step.repeats[-1] for step in self.steps if step.kept and step.rate == self.best_rate), None)
+        """The middle repeat of the best rate."""
+        return next((step.middle for step in self.steps if step.kept and step.rate == self.best_rate), None)
 
 
 async def run_sweep(
@@ -157,23 +169,26 @@ class _Attempts:
     async def at(self, rate: float) -> RateStep | None:
         """Repeat one rate until its figures settle; None if not even one repeat was finished."""
         repeats: list[LoadReport] = []
-        found: list[float | None] = []
-        while len(repeats) < self.config.max_repeats and not settled(found, self.config.target_ms):
+        while len(repeats) < self.config.max_repeats and not self._settled(repeats):
             report = await self._run(rate, len(repeats) + 1)
             if report is None:
                 break
             repeats.append(report)
-            found.append(report.p99_with_failures_ms)
         if not repeats:
             return None
-        p99_ms = typical(found)
+        p99_ms = typical([run.p99_with_failures_ms for run in repeats])
         return RateStep(
             rate=rate,
             kept=p99_ms <= self.config.target_ms,
-            settled=settled(found, self.config.target_ms),
+            settled=self._settled(repeats),
             p99_ms=p99_ms if p99_ms < float("inf") else None,
             repeats=tuple(repeats),
         )
+
+    def _settled(self, repeats: list[LoadReport]) -> bool:
+        first = repeats[0].latency if repeats else None
+        p99_ms = [run.p99_with_failures_ms for run in repeats]
+        return settled(p99_ms, first.p50_ms if first else None, self.config.target_ms)
 
     async def _run(self, rate: float, repeat: int) -> LoadReport | None:
         load = self.config.load
@@ -191,7 +206,21 @@ class _Attempts:
             self.over = "interrupted"
         elif not report.requests:
             self.over = f"at {rate:.3g} requests/s no request fell into {load.duration_s:g} s; use longer runs"
+        elif report.latency is None and (reason := await self._silence(load)):
+            self.over = f"at {rate:.3g} requests/s nothing was answered, nor one request after it ({reason})"
         return None if self.over else report
+
+    async def _silence(self, load: LoadConfig) -> str:
+        """Return why one request alone is not answered: then the rate is not to blame. Empty when it is."""
+        async with open_client(load) as client:
+            try:
+                async with asyncio.timeout(load.timeout_s):
+                    await ask(client, next(self.workload.requests(load.workload.seed)), load.workload)
+            except TimeoutError:
+                return f"no answer within {load.timeout_s:g} s"
+            except LikenessError as error:
+                return str(error)
+        return ""
 
 
 def _known(search: RateSearch) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from likeness_bench.load_tables import load_name
+from likeness_bench.figures import ENOUGH, too_few
+from likeness_bench.load_tables import work_name
 from likeness_bench.plots import sweep_plot
 from likeness_bench.sweep import RateStep, SweepReport
 from likeness_bench.tables import Table, number
-
-_ENOUGH = 100  # requests, for one of them to lie beyond the 99th percentile
 
 
 def sweep_name(report: SweepReport) -> str:
     """Return a sweep in words."""
     if not report.steps:
         return f"p99 <= {report.target_ms:g} ms: nothing was measured"
-    return f"p99 <= {report.target_ms:g} ms: {load_name(report.steps[0].repeats[0].load).rpartition(';')[0]}"
+    return f"p99 <= {report.target_ms:g} ms: {work_name(report.steps[0].repeats[0].load)}"
 
 
 def sweep_tables(report: SweepReport) -> list[Table]:
@@ -26,17 +25,21 @@ def sweep_tables(report: SweepReport) -> list[Table]:
 
 
 def sweep_notes(report: SweepReport) -> list[str]:
-    """Return why the search ended, how far to believe it, and the notes of the best run."""
+    """Return why the search ended, how far to believe it, and the notes of the best rate and the lowest missed one."""
     notes = [report.ended]
     notes += [
         f"the figures of the best rate, {step.rate:.4g} requests/s, did not settle in {len(step.repeats)} repeats"
         for step in report.steps
         if step.rate == report.best_rate and not step.settled
     ]
-    fewest = min((run.requests for step in report.steps for run in step.repeats), default=_ENOUGH)
-    if fewest < _ENOUGH:
-        notes.append(f"the shortest run had {fewest} requests: below {_ENOUGH}, p99 is the maximum; use longer runs")
-    return [*notes, *(report.best.notes if report.best else ())]
+    fewest = min((run.requests for step in report.steps for run in step.repeats), default=ENOUGH)
+    if doubt := too_few(fewest):
+        notes.append(f"the shortest run had {doubt}; use longer runs")
+    notes += report.best.notes if report.best else ()
+    if missed := min((step for step in report.steps if not step.kept), key=lambda step: step.rate, default=None):
+        # The harness may be what missed, and not the server.
+        notes += [f"at {missed.rate:.4g} requests/s, which missed: {note}" for note in missed.middle.notes]
+    return notes
 
 
 def sweep_plots(report: SweepReport) -> list[str]:
@@ -54,14 +57,13 @@ def sweep_plots(report: SweepReport) -> list[str]:
 
 
 def _row(step: RateStep) -> tuple[str, ...]:
-    last = step.repeats[-1]
     return (
         f"{step.rate:.4g}",
         "yes" if step.kept else "no",
         "yes" if step.settled else "no",
         str(len(step.repeats)),
         "infinite" if step.p99_ms is None else number(step.p99_ms),
-        number(last.products_per_s),
-        number(last.latency.p50_ms if last.latency else None),
+        number(step.middle.products_per_s),
+        number(step.middle.latency.p50_ms if step.middle.latency else None),
         str(sum(row.count for run in step.repeats for row in run.errors)),
     )

@@ -30,19 +30,20 @@ def print_tables(tables: Sequence[Table], notes: Sequence[str]) -> None:
     """Print tables, and notes below them."""
     from rich.console import Console
     from rich.table import Table as Drawn
+    from rich.text import Text  # taken as it is: in a plain string, brackets would be markup
 
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     for table in tables:
-        drawn = Drawn(title=table.title, title_justify="left")
+        drawn = Drawn(title=Text(table.title, "table.title"), title_justify="left")
         for number, name in enumerate(table.header):
-            drawn.add_column(name, justify="right" if number else "left", overflow="fold")
+            drawn.add_column(Text(name), justify="right" if number else "left", overflow="fold")
         for row in table.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*map(Text, row))
         console.print(drawn)
     for note in notes:
-        console.print(f"[yellow]note[/]: {note}", highlight=False)
+        console.print(Text.assemble(("note", "yellow"), f": {note}"))
 
 
 def markdown(title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:

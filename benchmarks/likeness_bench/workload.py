@@ -49,16 +49,16 @@ class WorkloadConfig:
     def __post_init__(self) -> None:
         for size, share in self.batch_sizes.items():
             if size < 1:
-                raise InputError(f"batch_size {size} asks for nothing: give at least 1")
+                raise InputError(f"--batch-size {size} asks for nothing: give at least 1")
             if not 0 < share < float("inf"):
-                raise InputError(f"batch_size {size} has the share {share}: give a number above 0, or leave it out")
+                raise InputError(f"--batch-size {size} has the share {share}: give a number above 0, or leave it out")
         if not self.batch_sizes:
             raise InputError("batch_size holds no size: give one")
         if not 0 <= self.repeat_share <= 1:
-            raise InputError(f"repeat_share {self.repeat_share} is no share: give a number from 0 to 1")
+            raise InputError(f"--repeat-share {self.repeat_share:g} is no share: give a number from 0 to 1")
         for name, share in self.signatures.items():
             if not 0 < share < float("inf"):
-                raise InputError(f"signature '{name}' has the share {share}: give a number above 0, or leave it out")
+                raise InputError(f"--signature {name} has the share {share}: give a number above 0, or leave it out")
 
     @property
     def batch_sizes(self) -> Mapping[int, float]:
@@ -92,12 +92,13 @@ class Workload:
     """The requests that can be drawn. Files are read once, here, so that no disk stands in the way of the load.
 
     Args:
-        products: what requests are made of. Those that the server cannot embed are left out.
+        products: what requests are made of. Those that the server cannot embed are left out, and so are those that
+            travel like an earlier one: the client would send both once, and the load would count what nobody computed.
         info: what the server offers.
         config: what to ask.
 
     Raises:
-        InputError: a signature is unknown to the server, or no product has what it needs.
+        InputError: a signature is unknown to the server, or too few different products have what it needs.
     """
 
     def __init__(self, products: Sequence[Product], info: ServerInfo, config: WorkloadConfig) -> None:
@@ -106,24 +107,32 @@ class Workload:
         names = config.signatures or {AS_THEY_ARE: 1.0}
         self.pools = {name: _pool(loaded, name, info) for name in names}
         self._shares = list(names.values())
+        self._sides = 1 if config.operation is OperationKind.EMBED else 2
+        needed = self._sides * max(config.batch_sizes)
+        for name, pool in self.pools.items():
+            if len(pool) < needed:
+                raise InputError(
+                    f"a request holds up to {needed} products, and only {len(pool)} different ones can be sent as "
+                    f"'{name}': give more products, or a smaller --batch-size"
+                )
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Draw requests without end; the same seed draws the same ones.
 
         New requests walk through the products of their signature in random order, and begin again when all were sent.
+        No product is twice in one request.
         """
         draw = random.Random(seed)
-        walks = {name: _walk(pool, draw) for name, pool in self.pools.items()}
+        walks = {name: _Walk(pool, draw) for name, pool in self.pools.items()}
         sizes, earlier = self.config.batch_sizes, list[Request]()
         while True:
             if earlier and draw.random() < self.config.repeat_share:
                 yield replace(draw.choice(earlier), again=True)
                 continue
             (name,) = draw.choices(list(self.pools), self._shares)
-            sides = 1 if self.config.operation is OperationKind.EMBED else 2
             (size,) = draw.choices(list(sizes), list(sizes.values()))
-            batches = [tuple(next(walks[name]) for _ in range(size)) for _ in range(sides)]
-            request = Request(signature=name, left=batches[0], right=batches[1] if sides == 2 else ())
+            batch = walks[name].take(self._sides * size)
+            request = Request(signature=name, left=batch[:size], right=batch[size:])
             if len(earlier) < _REMEMBERED:
                 earlier.append(request)
             else:
@@ -134,9 +143,20 @@ class Workload:
 _REMEMBERED = 10_000  # requests that may be repeated; bounds the memory of long runs
 
 
-def _walk(pool: Sequence[Product], draw: random.Random) -> Iterator[Product]:
-    while True:
-        yield from draw.sample(pool, len(pool))
+class _Walk:
+    """Goes through products in random order, again and again."""
+
+    def __init__(self, pool: Sequence[Product], draw: random.Random) -> None:
+        self._pool, self._draw = pool, draw
+        self._ahead: list[Product] = []
+
+    def take(self, count: int) -> tuple[Product, ...]:
+        """Return the next products, all of them different; there must be so many."""
+        if len(self._ahead) < count:  # across the end of a walk: what is left of it has a late place in the next one
+            left = {id(product) for product in self._ahead}
+            self._ahead += sorted(self._draw.sample(self._pool, len(self._pool)), key=lambda one: id(one) in left)
+        taken, self._ahead = self._ahead[:count], self._ahead[count:]
+        return tuple(taken)
 
 
 def held(product: Product) -> Product:
@@ -157,26 +177,22 @@ def held(product: Product) -> Product:
 
 
 def _pool(products: Sequence[Product], signature: str, info: ServerInfo) -> list[Product]:
-    """Return the products that travel with this signature once they are reduced to it."""
+    """Return the products that travel with this signature once reduced to it, one of those that travel alike."""
     if signature != AS_THEY_ARE and signature not in info.signatures:
         raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
-    found = []
+    found: dict[tuple[str | bytes, ...], Product] = {}
     for product in products:
         reduced = product if signature == AS_THEY_ARE else reduce_to(product, modalities_of(signature))
-        travels = _signature(reduced, info)
+        try:
+            parts = payloads(reduced, info.schema, info.modalities)
+        except ProductError:
+            continue
+        travels = signature_of(parts)
         if travels == signature or (signature == AS_THEY_ARE and travels in info.signatures):
-            found.append(reduced)
+            found.setdefault((travels, *parts.values()), reduced)
     if not found:
         raise InputError(f"none of {len(products)} products can be sent as '{signature}': give other products")
-    return found
-
-
-def _signature(product: Product, info: ServerInfo) -> str:
-    """Return what a product travels as; empty when it cannot."""
-    try:
-        return signature_of(payloads(product, info.schema, info.modalities))
-    except ProductError:
-        return ""
+    return list(found.values())
 
 
 def reduce_to(product: Product, modalities: Sequence[str]) -> Product:

@@ -10,19 +10,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from likeness_bench import options
+from google.protobuf import text_format
+from likeness_bench import ceiling, options
 from likeness_bench import recall as recall_module
-from likeness_bench.ceiling import CeilingConfig, _notes
-from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, batches
-from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, medians
+from likeness_bench.ceiling import CeilingConfig, run_ceiling
+from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured, batches
+from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, doubts, medians
+from likeness_bench.ceiling_tables import saturated_tables
 from likeness_bench.compare import compare_reports
-from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.drive import Drive, LoadConfig, Record
+from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
-from likeness_bench.in_process import Threads, uses_of, without_padding
+from likeness_bench.in_process import Pipeline, Threads, cpu_threads_of, uses_of
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls
@@ -30,7 +34,9 @@ from likeness_bench.sources import SourceConfig, Span, read_sources, varied
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo
 from likeness_client.records import ImageSource
+from likeness_export.serving import lengths
 from PIL import Image
+from tritonclient.grpc import model_config_pb2
 
 INFO = ServerInfo(
     space="s",
@@ -53,7 +59,7 @@ ROUND = Round(
     half_p99_ms=32.0,
     half_tail=2.0,
     half_requests=200,
-    failed=0,
+    errors={},
     harness_late_ms=1.0,
 )
 TRIAL = Trial(threads=Threads(intra_op=2), batch_size=8, products_per_s=100.0, p50_ms=80.0)
@@ -91,12 +97,54 @@ def test_a_rare_signature_has_its_turn_too() -> None:
     assert {batch[0].signature for batch in found} == {"text", "image"}
 
 
-def test_padding_is_cut_off_where_no_row_needs_it() -> None:
-    ids, mask = np.array([[5, 0, 6, 0, 0], [7, 0, 0, 0, 0]]), np.array([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]])
-    cut = without_padding({"ids": ids, "mask": mask})
-    assert {name: tensor.shape for name, tensor in cut.items()} == {"ids": (2, 4), "mask": (2, 4)}
-    assert without_padding({"mask": np.zeros((2, 8))})["mask"].shape == (2, 1)
-    assert without_padding({}) == {}
+SESSION = """
+import numpy as np
+
+class Session:
+    def run(self, wanted, inputs):
+        rows, columns = inputs["x"].shape
+        return [np.full((rows, 1), 100 * rows + columns)]
+
+def open_session(path, threads, spinning):
+    return Session()
+"""
+
+
+def network(folder: Path, name: str, **parameters: str) -> None:
+    """Write a model whose network answers every row with the shape of what it was run with."""
+    (folder / name / "1").mkdir(parents=True)
+    (folder / name / "configs").mkdir()
+    (folder / name / "1" / "model.onnx").touch()
+    (folder / name / "1" / "session.py").write_text(SESSION, encoding="utf-8")
+    (folder / name / "1" / "lengths.py").write_bytes(Path(lengths.__file__).read_bytes())
+    config = model_config_pb2.ModelConfig(name=name)
+    config.input.add(name="x", dims=[-1])
+    config.output.add(name="shape", dims=[1])
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    for path in ("config.pbtxt", "configs/cpu.pbtxt"):
+        (folder / name / path).write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shapes"),
+    [
+        ({}, [409, 409, 409, 409]),
+        ({"run_rows": "3"}, [309, 309, 309, 109]),
+        ({"run_tokens": "2"}, [202, 208, 202, 208]),  # like lengths together, without padding that no row of them needs
+    ],
+)
+def test_networks_run_as_the_server_runs_them(parameters: dict[str, str], shapes: list[int], tmp_path: Path) -> None:
+    network(tmp_path, "text_encoder", cpu_threads="1", **parameters)
+    given = (np.arange(9) < np.array([[2], [8], [1], [7]])).astype(np.int64)
+    step = Pipeline(tmp_path, Threads())._step("text_encoder", 1)
+    assert step({"x": given})["shape"].ravel().tolist() == shapes
+
+
+def test_the_threads_of_the_server_are_those_of_its_encoders(tmp_path: Path) -> None:
+    network(tmp_path, "text_encoder", cpu_threads="1")
+    network(tmp_path, "fusion_text_image", cpu_threads="2")
+    assert cpu_threads_of(tmp_path) == 1
 
 
 @pytest.mark.parametrize(("cores", "cpu_threads", "count"), [(1, 1, 1), (2, 2, 3), (8, 2, 5), (4, 1, 4)])
@@ -128,17 +176,148 @@ def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
 
 
 def test_spreads_leave_out_what_there_is_not() -> None:
-    assert Spread.of([3.0, None, 1.0]) == Spread(median=2.0, min=1.0, max=3.0)
-    assert Spread.of([None]) is None
+    assert Spread.of([3.0, 1.0]) == Spread(median=2.0, min=1.0, max=3.0)
+    assert Spread.of([]) is None
     assert CASE.spread("throughput_ratio") == Spread(median=0.8, min=0.5, max=0.9)
+    assert CASE.spread("served_p50_ms") == Spread(median=15.0, min=15.0, max=15.0)
+
+
+def test_a_tail_that_failures_made_infinite_counts_and_one_of_few_requests_does_not() -> None:
+    infinite, few = replace(ROUND, half_tail=None), replace(ROUND, half_tail=None, half_requests=99)
+    assert replace(CASE, rounds=(ROUND, infinite, infinite)).spread("half_tail") == Spread(
+        median=None, min=2.0, max=None
+    )
+    assert replace(CASE, rounds=(ROUND, few, few)).spread("half_tail") == Spread(median=2.0, min=2.0, max=2.0)
+    assert replace(CASE, rounds=(few,)).spread("half_tail") is None
 
 
 def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
     config = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
     drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
     nothing = _report(drive, _Watch(config=config), INFO, "now")
+    assert nothing.latency is None
     found = Round.of(100.0, 10.0, nothing, nothing, None)
     assert (found.throughput_ratio, found.latency_ratio, found.half_rate, found.half_tail) == (0.0, None, None, None)
+
+
+class FakeProcess:
+    """Computes nothing; fails when it has measured so often."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    async def __aenter__(self) -> FakeProcess:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def take(self, _: Sequence[Item]) -> None:
+        pass
+
+    async def embed(self, given: Sequence[Item]) -> Any:
+        return np.zeros((len(given), 4))
+
+    async def measure(self, *_: Any) -> Measured:
+        self.left -= 1
+        if self.left < 0:
+            raise CeilingError("out of memory")
+        return Measured(products_per_s=100.0, batch_s=(0.01,))
+
+
+class FakeClient:
+    async def __aenter__(self) -> FakeClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def info(self) -> ServerInfo:
+        return INFO
+
+    async def embed(self, products: Sequence[Product], **_: Any) -> Any:
+        return SimpleNamespace(vectors=np.zeros((len(products), 4)))
+
+
+def compared(
+    monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, answers: bool = True, stop_at: str = "never"
+) -> tuple[CeilingReport, list[LoadConfig]]:
+    """Compare two cases of two rounds; a case measures twice in its trials, and twice in a round."""
+    loads: list[LoadConfig] = []
+    stop = asyncio.Event()
+
+    async def run_load(*given: Any, **_: Any) -> LoadReport:
+        config: LoadConfig = given[2]
+        loads.append(config)
+        drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
+        drive.elapsed_s = config.length_s
+        error = "" if answers else "ServerUnavailableError"
+        times = np.linspace(0, 0.9, 20).tolist()
+        drive.records = [
+            Record(
+                scheduled_s=at_s,
+                started_s=at_s,
+                finished_s=at_s + 0.01,
+                products=1,
+                repeated=False,
+                worn=False,
+                signature="text",
+                error=error,
+                message=error and "it is gone",
+            )
+            for at_s in times
+        ]
+        return _report(drive, _Watch(config=config), INFO, "now")
+
+    def says(text: str) -> None:
+        if stop_at in text:
+            stop.set()
+
+    for name, fake in (
+        ("run_load", run_load),
+        ("open_client", lambda _: FakeClient()),
+        ("space_of", lambda _: INFO.space),
+        ("CeilingProcess", lambda _: FakeProcess(most)),
+        ("uses_of", lambda *_: [Threads()]),
+        ("BATCH_SIZES", (1,)),
+    ):
+        monkeypatch.setattr(ceiling, name, fake)
+    load = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
+    config = CeilingConfig(load=load, repository=Path("nowhere"), cases={"first": {}, "second": {}}, rounds=2)
+    products = [Product(title=str(number)) for number in range(9)]
+    return asyncio.run(run_ceiling(products, config, stop=stop, says=says)), loads
+
+
+def test_a_failure_ends_one_case_and_keeps_the_rounds_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, _ = compared(monkeypatch, most=6 + 4)
+    assert report.ended == "failed"
+    assert [(case.name, len(case.rounds)) for case in report.cases] == [("first", 2), ("second", 1)]
+    assert report.failures == {"second": "out of memory"}
+    assert "second: it ended after 1 rounds: out of memory" in report.notes
+
+
+def test_a_server_that_answers_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, _ = compared(monkeypatch, answers=False)
+    assert report.cases == ()
+    assert report.failures["first"] == "the server answered nothing in round 1 (it is gone)"
+
+
+def test_nothing_begins_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, loads = compared(monkeypatch, stop_at="first, round 2 of 2: load")
+    assert report.ended == "interrupted"
+    assert [(case.name, len(case.rounds)) for case in report.cases] == [("first", 1)]
+    assert len(loads) == 4
+
+
+def test_a_turn_at_half_load_is_long_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, loads = compared(monkeypatch)
+    assert report.ended == "complete"
+    half = loads[2]
+    assert half.rate == 10.0
+    assert half.duration_s == 13.0
+    assert report.cases[0].load is not None
+    assert report.cases[0].load.requests == 20
+    assert saturated_tables(report)[0].title.startswith("first, the last load: embed x 1")
 
 
 @pytest.mark.parametrize(
@@ -147,16 +326,15 @@ def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
         (CASE, ""),
         (replace(CASE, largest_difference=0.01), "not do the same work"),
         (replace(CASE, largest_difference=float("nan")), "not do the same work"),
-        (replace(CASE, rounds=(replace(ROUND, failed=3),)), "3 requests failed"),
-        (replace(CASE, rounds=(replace(ROUND, throughput_ratio=1.2),)), "side by side"),
+        (replace(CASE, rounds=(replace(ROUND, errors={"A": 2, "B": 1}),)), "3 requests failed (2 A, 1 B)"),
         (replace(CASE, rounds=(replace(ROUND, harness_late_ms=9.0),)), "harness itself was late"),
         (replace(CASE, rounds=(replace(ROUND, half_requests=20),)), "p99 is the maximum"),
     ],
 )
 def test_notes_of_a_comparison(case: Case, said: str) -> None:
-    notes = list(_notes([case], stopped=False))
+    notes = list(doubts([case], {}, stopped=False))
     assert [said in note for note in notes] == ([True] if said else [])
-    assert "interrupted" in next(_notes([case], stopped=True))
+    assert "interrupted" in next(doubts([case], {}, stopped=True))
 
 
 @pytest.mark.parametrize("cases", [(CASE,), (CASE, replace(CASE, name="image", recall=None)), ()])
@@ -229,6 +407,12 @@ def test_ceilings_are_compared_case_by_case(tmp_path: Path) -> None:
     ):
         assert expected in said
     assert "the loads differ" not in said
+
+
+def test_reports_that_were_made_earlier_can_be_compared() -> None:
+    speed = Path(__file__).parents[2] / "benchmarks" / "results" / "speed"
+    table, _ = compare_reports(speed / "ceiling.json", speed / "ceiling-16x1.json")
+    assert any(row[0] == "text: served / ceiling" and row[3] != "-" for row in table.rows)
 
 
 def test_ceilings_without_a_case_in_common_are_refused(tmp_path: Path) -> None:
@@ -307,10 +491,15 @@ def test_cases_are_read() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["5", "9:5", "0:5", "a:b", ""])
+@pytest.mark.parametrize("text", ["5", "9:5", "0:5", "a:b", ":"])
 def test_ranges_that_are_none(text: str) -> None:
-    with pytest.raises(InputError, match="is no range"):
-        Span.parse(text)
+    with pytest.raises(InputError, match=f"--text-words {text}: give MIN:MAX"):
+        options.parse_span(text, "--text-words")
+
+
+def test_ranges_are_read() -> None:
+    assert options.parse_span("5:60", "--text-words") == Span(low=5, high=60)
+    assert options.parse_span("", "--text-words") is None
 
 
 def photo(width: int, height: int) -> bytes:

@@ -15,7 +15,7 @@ from likeness_bench import figures
 from likeness_bench.drive import Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
-from likeness_bench.search import RateSearch, settled, typical
+from likeness_bench.search import RateSearch, middle, settled, typical
 from likeness_bench.steps import ModelCounters, step_times
 from likeness_client import InputError
 
@@ -129,21 +129,30 @@ def test_a_search_cannot_begin_outside_its_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p99_ms", "agree"),
+    ("p99_ms", "p50_ms", "agree"),
     [
-        ([], False),
-        ([50.0], False),
-        ([301.0], True),
-        ([None], True),
-        ([50.0, 54.0], True),
-        ([50.0, 56.0], False),
-        ([90.0, 50.0, 54.0], True),
-        ([50.0, None], False),
-        ([50.0, None, None], True),
+        ([], None, False),
+        ([50.0], 10.0, False),
+        ([301.0], 101.0, True),
+        ([301.0], 99.0, False),  # one outlier makes a p99
+        ([None], None, True),
+        ([None], 10.0, False),
+        ([50.0, 54.0], 10.0, True),
+        ([50.0, 56.0], 10.0, False),
+        ([90.0, 50.0, 54.0], 10.0, True),
+        ([50.0, None], 10.0, False),
+        ([50.0, None, None], 10.0, True),
     ],
 )
-def test_repeats_settle(p99_ms: list[float | None], agree: bool) -> None:
-    assert settled(p99_ms, target_ms=100.0) is agree
+def test_repeats_settle(p99_ms: list[float | None], p50_ms: float | None, agree: bool) -> None:
+    assert settled(p99_ms, p50_ms, target_ms=100.0) is agree
+
+
+@pytest.mark.parametrize(
+    ("p99_ms", "place"), [([5.0], 0), ([5.0, 1.0, 2.0], 2), ([1.0, 2.0], 1), ([2.0, 1.0], 0), ([None, 1.0, None], 0)]
+)
+def test_the_middle_repeat_is_shown(p99_ms: list[float | None], place: int) -> None:
+    assert middle(p99_ms) == place
 
 
 def test_the_typical_repeat_is_the_median() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.load import run_load
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
 from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError
 
@@ -24,7 +27,9 @@ INFO = ServerInfo(
     schema=InputSchema(attribute_keys=("kind",)),
     error_outputs={},
 )
-PRODUCTS = [Product(product_id=f"p{number}", title=f"vase {number}", images=(b"photo",)) for number in range(20)]
+PRODUCTS = [
+    Product(product_id=f"p{number}", title=f"vase {number}", images=(b"photo %d" % number,)) for number in range(20)
+]
 
 
 class Fake:
@@ -99,6 +104,28 @@ def test_requests_repeat_as_often_as_asked(share: float, least: int, most: int) 
 def test_a_walk_sends_every_product_before_one_comes_again() -> None:
     drawn = islice(Workload(PRODUCTS, INFO, WorkloadConfig()).requests(1), len(PRODUCTS))
     assert {request.left[0].product_id for request in drawn} == {product.product_id for product in PRODUCTS}
+
+
+@pytest.mark.parametrize("size", [3, 7, len(PRODUCTS)])
+def test_no_product_is_twice_in_a_request_and_all_are_sent_as_often(size: int) -> None:
+    drawn = list(islice(Workload(PRODUCTS, INFO, WorkloadConfig(batch_size=size)).requests(1), 200))
+    assert all(len({product.product_id for product in request.left}) == size for request in drawn)
+    sent = Counter(product.product_id for request in drawn for product in request.left)
+    assert max(sent.values()) - min(sent.values()) <= 1
+
+
+def test_products_that_travel_alike_are_sent_once() -> None:
+    given = [*PRODUCTS, replace(PRODUCTS[0], product_id="again"), replace(PRODUCTS[1], images=(b"another photo",))]
+    pools = Workload(given, INFO, WorkloadConfig(signatures={"text": 1.0, "image": 1.0, "text_image": 1.0})).pools
+    assert {name: len(pool) for name, pool in pools.items()} == {"text": 20, "image": 21, "text_image": 21}
+
+
+@pytest.mark.parametrize(
+    ("operation", "size"), [(OperationKind.EMBED, {1: 0.9, 21: 0.1}), (OperationKind.SIMILARITY, 11)]
+)
+def test_requests_larger_than_what_there_is_are_refused(operation: OperationKind, size: Any) -> None:
+    with pytest.raises(InputError, match=r"holds up to 2[12] products, and only 20 different ones.*--batch-size"):
+        Workload(PRODUCTS, INFO, WorkloadConfig(operation=operation, batch_size=size))
 
 
 @pytest.mark.parametrize("operation", [OperationKind.SIMILARITY, OperationKind.SIMILARITY_MATRIX])
@@ -208,3 +235,17 @@ def test_repeats_are_told_from_worn_products() -> None:
     drive = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=workload)
     assert [record.worn for record in drive.records] == [False, *(True for _ in drive.records[1:])]
     assert [record.repeated for record in drive.records] == [record.worn for record in drive.records]
+
+
+def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> None:
+    async def run() -> float:
+        async with await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0) as hanging:
+            address = f"127.0.0.1:{hanging.sockets[0].getsockname()[1]}"
+            config = LoadConfig(address=address, rate=5.0, duration_s=0.2, warm_up_s=0.0, timeout_s=0.2)
+            began = time.perf_counter()
+            workload = Workload(PRODUCTS, INFO, config.workload)
+            report = await run_load(workload, INFO, config, stop=asyncio.Event())
+            assert report.latency is None
+            return time.perf_counter() - began
+
+    assert asyncio.run(run()) < 4

@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import typer
 from likeness_bench import cli, options
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
@@ -21,9 +22,10 @@ from likeness_bench.files import check_out, write_json
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
+from likeness_bench.sources import SourceConfig, Span
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes
-from likeness_bench.tables import Table, html, markdown
+from likeness_bench.tables import Table, html, markdown, print_tables
 from likeness_client import InputError, InputSchema, ServerInfo
 from typer.testing import CliRunner
 
@@ -91,7 +93,8 @@ def test_notes_say_what_stands_in_the_way() -> None:
     notes = " ".join(report_of(slow, stopped=True).notes)
     assert "interrupted after 10.0 s" in notes
     assert "the harness itself was late" in notes
-    assert "200 requests" in notes
+    assert "200 requests: p99.9 is little more than the maximum" in notes
+    assert "50 requests: below 100, p99 is the maximum" in report_of(slow[:50]).notes
 
 
 def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
@@ -185,6 +188,37 @@ def test_comparing_loads_also_compares_recall(report: LoadReport, tmp_path: Path
     assert "recall was measured on different things: nothing | group, split val" in notes
 
 
+def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
+    report: LoadReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = SourceConfig(rendered=150, count=150, text_words=Span(low=5, high=60))
+    right = report_of([record(2 + number / 10, 0.05) for number in range(100)])
+    here = replace(right, source=sent.plain(), machine={"processor": "A", "cores": "2"})
+    failed = report_of([*(record(2 + number / 10, 0.05) for number in range(98)), *[record(11.95, 0.01, "E")] * 2])
+    there = replace(failed, source=SourceConfig(file=Path("p.jsonl")).plain(), machine={"processor": "B", "cores": "2"})
+    for name, found in (("a", here), ("b", there)):
+        deliver_load(found, tmp_path / f"{name}.json")
+    assert "up to 150 of the renderer, texts of 5 to 60 words, seed 7" in capsys.readouterr().out
+    table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    assert ("failed %", "0.00", "2.00", "-") in table.rows
+    assert ("p99 ms with failures", "50.00", "infinite", "-") in table.rows
+    assert "the machines differ: processor A, cores 2 | processor B, cores 2" in notes
+    assert any("words, seed 7 | up to 1000 of p.jsonl, seed 7" in note for note in notes)
+    write_json(tmp_path / "older.json", asdict(report))
+    assert not any("differ:" in note for note in compare_reports(tmp_path / "older.json", tmp_path / "b.json")[1])
+
+
+def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadReport, tmp_path: Path) -> None:
+    for name, rate, source in (("a", 8.0, SourceConfig(rendered=5)), ("b", 16.0, SourceConfig(rendered=9, count=9))):
+        run = replace(report, load=dict(report.load) | {"rate": rate})
+        steps = (RateStep(rate=rate, kept=True, settled=True, p99_ms=50.0, repeats=(run,)),)
+        sweep = SweepReport(made_at="now", target_ms=9.0, best_rate=rate, ended="e", complete=True, steps=steps)
+        deliver_sweep(replace(sweep, source=source.plain()), tmp_path / f"{name}.json")
+    _, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    assert not any("loads differ" in note for note in notes)
+    assert any("the products differ" in note for note in notes)
+
+
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"format": "other"}'])
 def test_comparing_refuses_other_files(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
@@ -203,6 +237,13 @@ def test_tables_escape_what_stands_in_them() -> None:
     table = Table(title="<t>", header=("a", "b"), rows=(("<b>", "x|y"),))
     assert "&lt;b&gt;" in html(table)
     assert "| <b> | x\\|y |" in markdown("t", [table], ["note"])
+
+
+def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["[serving.steps.text]", "[/models/x]", "[red]x[/]", "[a]", "[/note]"]
+    print_tables([Table(title=words[0], header=("", words[1]), rows=((words[2], words[3]),))], [words[4]])
+    shown = capsys.readouterr().out
+    assert [word for word in words if word not in shown] == []
 
 
 def test_places_for_reports_are_checked_first(tmp_path: Path) -> None:
@@ -239,8 +280,18 @@ def test_mixes_that_cannot_be_read(given: list[str]) -> None:
     [{"target_ms": 0.0}, {"max_repeats": 0}, {"budget_s": 1.0}, {"load": LoadConfig(address="a:1", concurrency=1)}],
 )
 def test_sweeps_that_cannot_be(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
+    option = next(iter(wrong)).replace("_", "-").replace("load", "open loop")
+    with pytest.raises(InputError, match=option):
         SweepConfig(**{"load": LoadConfig(address="a:1", rate=1.0), **wrong})
+
+
+def test_every_option_has_a_help_that_stands_by_itself() -> None:
+    commands: Any = typer.main.get_command(cli.app)
+    for command in [*commands.commands["bench"].commands.values(), commands.commands["tune"]]:
+        for option in command.params:
+            said = getattr(option, "help", None)
+            assert said, f"{command.name} {option.name}"
+            assert not said.startswith("Of "), f"{command.name} {option.name}: {said}"
 
 
 def swept(
@@ -256,8 +307,9 @@ def swept(
         assert load.rate is not None
         if runs == config.get("stop_at"):
             stop.set()
+        answered = config.get("answers", lambda _: True)(load.rate)
         return replace(
-            report_of([record(2.5, 0.01)], rate=load.rate),
+            report_of([record(2.5, 0.01, "" if answered else "DeadlineExceededError")], rate=load.rate),
             requests=requests,
             p99_with_failures_ms=p99_ms(load.rate, runs),
         )
@@ -265,7 +317,7 @@ def swept(
     monkeypatch.setattr(sweep_module, "run_load", run_load)
     monkeypatch.setattr(sweep_module, "PAUSE_S", 0.0)
     load = LoadConfig(address="here:1", rate=10.0, duration_s=0.1, warm_up_s=0.0)
-    chosen = {name: value for name, value in config.items() if name != "stop_at"}
+    chosen = {name: value for name, value in config.items() if name not in ("stop_at", "answers")}
 
     async def run() -> SweepReport:
         nothing: Any = None
@@ -282,9 +334,44 @@ def test_a_sweep_finds_the_rate_and_says_that_it_settled(monkeypatch: pytest.Mon
     assert 57 / 1.05 <= found.best_rate <= 57
     assert found.best is not None
     assert found.best.load["rate"] == found.best_rate
-    assert all(step.settled and len(step.repeats) == (2 if step.kept else 1) for step in found.steps)
+    assert all(step.settled and len(step.repeats) == 2 for step in found.steps)
     assert "found between" in found.ended
     assert "not settle" not in found.ended
+
+
+def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda rate, run: 900.0 if run == 1 else 50.0 if rate <= 57 else None)
+    first = found.steps[0]
+    assert (first.kept, [run.p99_with_failures_ms for run in first.repeats]) == (True, [900.0, 50.0, 50.0])
+    assert first.middle.p99_with_failures_ms == 50.0
+
+
+@pytest.mark.parametrize("reason", ["it is gone", ""])
+def test_a_server_that_answers_not_even_one_request_says_nothing_of_its_rates(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silence(*_: Any) -> str:
+        return reason
+
+    monkeypatch.setattr(sweep_module._Attempts, "_silence", silence)
+    found = swept(monkeypatch, lambda rate, _: 50.0 if rate < 20 else None, answers=lambda rate: rate < 20)
+    if reason:
+        assert not found.complete
+        assert found.best_rate == 10.0
+        assert "at 20 requests/s nothing was answered, nor one request after it (it is gone)" in found.ended
+    else:  # it was only too much
+        assert found.complete
+        assert "found between" in found.ended
+
+
+def test_the_notes_of_the_lowest_rate_that_missed_are_told(report: LoadReport) -> None:
+    late = replace(report, notes=("the harness itself was late",))
+    steps = tuple(
+        RateStep(rate=rate, kept=kept, settled=True, p99_ms=50.0, repeats=(run,))
+        for rate, kept, run in ((8.0, True, report), (32.0, False, report), (16.0, False, late))
+    )
+    sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+    assert sweep_notes(sweep)[-1] == "at 16 requests/s, which missed: the harness itself was late"
 
 
 def test_figures_that_never_settle_are_repeated_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

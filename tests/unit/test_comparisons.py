@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparisons.contenders import distinct, json_body
+from comparisons.contenders import json_body
 from comparisons.infinity import named
+from comparisons.measured import PRODUCTS_PER_S, Compared, of_loads
 from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
-from comparisons.report import Comparison, Setting, deliver, notes, tables
-from comparisons.rounds import ComparisonError, Contender, Round, RoundsConfig, alternate, ratio
+from comparisons.report import Comparison, deliver, notes, tables
+from comparisons.rounds import ComparisonError, Contender, Round, RoundsConfig, alternate
 from likeness_client import InputError, Product, ServerInfo
 from likeness_client.contract import InputSchema
 from likeness_export.networks.product import SignatureFusion, Tower, build_network
@@ -51,6 +52,10 @@ def turn(name: str, number: int, speed: float, failures: int = 0) -> Round:
     return Round(contender=name, number=number, products_per_s=speed, requests=9, failures=failures, example="why")
 
 
+def ratio(rounds: Sequence[Round], ours: str, theirs: str) -> Compared:
+    return of_loads("T", rounds, ()).ratio(PRODUCTS_PER_S, ours, theirs)
+
+
 def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None:
     rounds = asyncio.run(alternate([contender("a", 0.002), contender("b", 0.01)], chairs, SHORT))
     assert [(found.contender, found.number) for found in rounds] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
@@ -72,7 +77,7 @@ def test_ratios_are_taken_within_rounds() -> None:
     # The machine is half as fast in the second round: the ratio of the medians would still be right, of one turn not.
     rounds = [turn("a", 1, 40), turn("b", 1, 10), turn("a", 2, 20), turn("b", 2, 5), turn("a", 3, 30), turn("b", 3, 10)]
     found = ratio(rounds, "a", "b")
-    assert (found.median, found.lowest, found.highest, found.rounds) == (4.0, 3.0, 4.0, 3)
+    assert (found.median, found.least_favourable, found.most_favourable, found.rounds) == (4.0, 3.0, 4.0, 3)
     with pytest.raises(ComparisonError, match="no round in common"):
         ratio(rounds, "a", "c")
 
@@ -84,29 +89,17 @@ def test_what_cannot_be_measured_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
-    setting = Setting(
-        title="2 clients x 1",
-        config=SHORT,
-        rounds=(turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)),
-        pairs=(("a", "b"),),
-    )
+    setting = of_loads("2 clients x 1", [turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)], (("a", "b"),))
     comparison = Comparison(title="A and B", settings=(setting,), facts={"cores busy before": "1.40"}, notes=("n",))
     said = "\n".join(notes(comparison))
     assert "1.40 cores were busy" in said
     assert "requests of b failed, the first one said: why" in said
-    assert "2 rounds; make at least 5" in said
-    assert tables(comparison)[1].rows == (("a / b", "4.00", "4.00", "4.00", "1"),)
+    assert "too few rounds, 1; make at least 5" in said
+    assert tables(comparison)[1].rows == (("a / b", "products/s", "4.00", "4.00", "4.00", "1"),)
     deliver(comparison, tmp_path / "found.json")
     data = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert data["ratios"]["2 clients x 1"][0]["median"] == 4.0
-    assert "| a / b | 4.00 |" in (tmp_path / "found.md").read_text(encoding="utf-8")
-
-
-def test_equal_texts_are_sent_once() -> None:
-    products = [CHAIR, Product(title="red chair", images=(b"x",)), Product(images=(b"y",)), Product(title="table")]
-    assert [product.title for product in distinct(products, InputSchema(), "text")] == ["red chair", "table"]
-    with pytest.raises(InputError, match="none of 1 products has text"):
-        distinct([Product(images=(b"y",))], InputSchema(), "text")
+    assert "| a / b | products/s | 4.00 |" in (tmp_path / "found.md").read_text(encoding="utf-8")
 
 
 def test_contenders_of_ours_are_told_apart() -> None:

@@ -32,14 +32,16 @@ from comparisons.size import CLIENT_MB, SPEED, SizeConfig, flatness, name_of, un
 from comparisons.size import SECONDS as SIZE_S
 from comparisons.start import COMMAND, SECONDS, StartConfig, count_models
 from comparisons.start import verdict as verdict_of_start
-from comparisons.text_steps import GROUPED, PADDING, RUNS, TO_BATCH, TO_LIMIT, TOKENS, TextModel, draw, timed
+from comparisons.text_steps import GROUPED, PADDING, RUNS, TO_BATCH, TO_LIMIT, TOKENS, TextModel, draw, texts_of, timed
 from comparisons.text_steps import check as check_texts
 from comparisons.text_steps import ways_of as ways_of_texts
 from comparisons.vectors import drawn, parts_of
-from likeness_client import InputError, Metric
+from likeness_client import InputError, InputSchema, Metric, Product
 from likeness_client._scoring import euclidean_matrix
+from likeness_client.contract import SCHEMA_PARAMETER
 from likeness_export.preprocessing.image import SETTINGS_FILE, Preprocessor
 from PIL import Image
+from tritonclient.grpc import model_config_pb2
 
 SPEED_OF = Quantity(name="per s", higher_is_better=True, compared=True)
 TIME_OF = Quantity(name="ms", compared=True)
@@ -261,6 +263,18 @@ def test_texts_are_computed_in_three_ways_that_agree() -> None:
 
     with pytest.raises(ComparisonError, match="other embeddings"):
         check_texts(ways, sees_padding, columns)
+
+
+def test_equal_texts_are_computed_once(tmp_path: Path) -> None:
+    config = model_config_pb2.ModelConfig()
+    config.parameters[SCHEMA_PARAMETER].string_value = InputSchema().to_json()
+    (tmp_path / "embed_text").mkdir()
+    (tmp_path / "embed_text" / "config.pbtxt").write_text(str(config), encoding="utf-8")
+    chair = Product(title="red chair")
+    given = [chair, Product(title="red chair", images=(b"x",)), Product(images=(b"y",)), Product(title="table")]
+    assert texts_of(given, tmp_path) == [b"red chair", b"table"]
+    with pytest.raises(InputError, match="none of 1 products has text"):
+        texts_of(given[2:3], tmp_path)
 
 
 def test_a_round_draws_its_own_batches() -> None:

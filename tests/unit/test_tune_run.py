@@ -184,7 +184,7 @@ def test_a_repository_that_is_already_best(pretended: Pretended, target: Target)
     assert settings == best
     assert (report.better, report.final, report.changes) == (False, None, {})
     assert "the configurations are already the best found; nothing was written" in tune_notes(report)
-    assert all(trial.verdict and trial.verdict.rounds == 3 for trial in report.trials)  # of five: they cannot win
+    assert all(trial.verdict and trial.verdict.rounds == 2 for trial in report.trials)  # of five: they cannot win
 
 
 def test_what_does_not_last_is_not_kept(pretended: Pretended, target: Target) -> None:
@@ -198,6 +198,33 @@ def test_what_does_not_last_is_not_kept(pretended: Pretended, target: Target) ->
     assert report.final is not None
     assert not report.better
     assert "what seemed better did not last" in tune_notes(report)[0]
+
+
+def test_earlier_settings_are_tried_where_the_last_ones_do_not_last(pretended: Pretended, target: Target) -> None:
+    """In the end all but one of the settings that seemed better are slower than the untuned ones."""
+    untuned = target.settings
+
+    def speed(settings: Settings) -> float:
+        if untuned in {running for running, _ in pretended.running.values()}:
+            return 100.0 if settings == untuned else 150.0 if settings["text_encoder"].instances == 2 else 90.0
+        return 100.0 + 50 * settings["text_encoder"].instances
+
+    pretended.speed = speed
+    report, settings = tuned(target)
+    assert report.better
+    assert settings["text_encoder"].instances == 2
+    assert report.refused
+    assert not any(trial.kept for trial in report.refused)
+    assert report.changes["text_encoder"]["instances"] == 2
+
+
+def test_what_the_time_did_not_allow_is_not_called_the_best(pretended: Pretended, target: Target) -> None:
+    best = target.settings
+    pretended.speed = lambda settings: 100.0 if settings == best else 80.0
+    report, _ = tuned(target, replace(CONFIG, budget_s=60.0))
+    count = len(report.trials)
+    said = f"the configurations are the best of the {count} settings that the time allowed; nothing was written"
+    assert tune_notes(report)[0] == said
 
 
 def test_the_budget_holds_the_final_comparison(pretended: Pretended, target: Target) -> None:
@@ -271,8 +298,12 @@ def test_who_begins_changes_with_every_round(pretended: Pretended, target: Targe
 
 
 def test_a_budget_that_holds_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match=r"budget_s 20 does not hold 2 trials and the final comparison, 42 s of load"):
+    with pytest.raises(
+        InputError, match=r"--budget-s 20 does not hold 2 trials and the final comparison, 42 s of load"
+    ):
         replace(CONFIG, budget_s=20.0)
+    with pytest.raises(InputError, match="--target-ms 0: give a number above 0"):
+        replace(CONFIG, target_ms=0.0)
     with pytest.raises(InputError, match="give a concurrency"):
         replace(CONFIG, load=LoadConfig(address="", rate=3.0))
 

@@ -233,3 +233,10 @@ def test_a_recipe_with_other_settings_says_no_more_than_it_must(repository: Path
     }
     assert recipe.serving.steps.keys() == {"text_encoder", "image_preprocess"}
     assert recipe_with(target.recipe, target.settings) == target.recipe
+
+
+def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=rf"{tmp_path} has no manifest.json: give the folder that `likeness export` made"
+    ):
+        read_target(tmp_path)

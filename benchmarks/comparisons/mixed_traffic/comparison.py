@@ -19,8 +19,9 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from comparisons.contenders import drawn, open_likeness, read_some
 from comparisons.eager import largest_difference
+from comparisons.measured import Measurement, of_loads
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
-from comparisons.report import Comparison, Setting, announced, machine
+from comparisons.report import Comparison, announced, machine
 from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
 from comparisons.servers import likeness_server
 
@@ -80,7 +81,9 @@ def compare_mixed(config: MixedConfig) -> Comparison:
     return Comparison(title="Three ways to serve mixed traffic", settings=(setting,), facts=facts, notes=said)
 
 
-async def _measure(config: MixedConfig, products: Sequence[Product], address: str) -> tuple[Setting, dict[str, float]]:
+async def _measure(
+    config: MixedConfig, products: Sequence[Product], address: str
+) -> tuple[Measurement, dict[str, float]]:
     rounds = config.rounds
     async with open_likeness(OURS, address, rounds.timeout_s) as (client, info), InferenceServerClient(address) as stub:
 
@@ -97,7 +100,7 @@ async def _measure(config: MixedConfig, products: Sequence[Product], address: st
         differences = {one.name: await largest_difference(client, one, requests_of) for one in contenders}
         found = await alternate(contenders, requests_of, rounds, announced(rounds.rounds))
     title = f"{rounds.clients} clients x {rounds.batch_size} product: half full, a quarter text, a quarter image"
-    return Setting(title=title, config=rounds, rounds=found, pairs=((OURS, ONE), (OURS, BLS))), differences
+    return of_loads(title, found, ((OURS, ONE), (OURS, BLS))), differences
 
 
 def shares(modalities: Sequence[str]) -> dict[str, float]:

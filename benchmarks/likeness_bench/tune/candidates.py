@@ -25,7 +25,7 @@ class Knob(StrEnum):
 
     SHAPE = "instances and threads"
     BATCH = "batch size"
-    DELAY = "queue delay"
+    DELAY = "queue delay, for a batch size"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,12 @@ class Plan:
                 if sizes != held.preferred_batch_size:
                     yield settings.changed(step, preferred_batch_size=sizes)
         elif knob is Knob.DELAY and "queue_delay_us" in keys:
-            for delay_us in (*self._delays_us(step), 0):
+            # Without a preferred size Triton would wait for its largest batch, which seldom comes: all of the delay.
+            wanted = [held.preferred_batch_size] if held.preferred_batch_size else self._batches()
+            waits = [(delay_us, batch) for delay_us in self._delays_us(step) for batch in wanted]
+            for delay_us, batch in (*waits, (0, held.preferred_batch_size)):
                 if delay_us != held.queue_delay_us:
-                    yield settings.changed(step, queue_delay_us=delay_us)
+                    yield settings.changed(step, queue_delay_us=delay_us, preferred_batch_size=batch)
 
     def _shapes(self, held: StepSettings, *, threaded: bool) -> Iterator[tuple[int, int]]:
         instances, threads = held.instances, held.cpu_threads

@@ -56,6 +56,7 @@ def tune(
     """
     with needs_extra():
         from likeness_bench.files import check_out
+        from likeness_bench.processes import machine
         from likeness_bench.running import live_view, run_until_interrupted
         from likeness_bench.tune.output import deliver_tune
         from likeness_bench.tune.target import read_target
@@ -78,7 +79,8 @@ def tune(
     )
     check_out(out)
     target = read_target(repository, recipe)
-    chosen = [product for product, _ in read_sources(SourceConfig(file=file, count=products, seed=seed))]
+    source = SourceConfig(file=file, count=products, seed=seed)
+    chosen = [product for product, _ in read_sources(source)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and copies must go then, too
     with live_view("tune") as view:
 
@@ -86,6 +88,7 @@ def tune(
             return await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
 
         report, settings = run_until_interrupted(work)
+    report = replace(report, source=source.plain(), machine=machine())
     try:
         if report.better:
             report = replace(report, written=tuple(map(str, write_result(target, settings))))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 CLEARLY = 1.03
-"""Better means: by more than this factor in the median of the rounds, and better at all in most of them."""
+"""Better means: by more than this factor in the median of the rounds, and better at all in `MOSTLY` of them."""
+MOSTLY = 0.8
+"""Four of five rounds: one of two equal settings wins three of them every other time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def judge(rounds: Sequence[Round], target_ms: float) -> Verdict:
         counts = "p99" if keeps == (incumbent <= target_ms) else "the target"
         ratios = [found.latency_ratio for found in rounds]
     wins = sum(ratio > 1 for ratio in ratios)
-    clearly = median(ratios) > CLEARLY and wins > len(rounds) / 2
+    clearly = median(ratios) > CLEARLY and wins >= MOSTLY * len(rounds)
     return Verdict(
         better=clearly and (keeps or incumbent > target_ms),
         ratio=_or_none(median(found.speed_ratio for found in rounds)),
@@ -100,11 +102,11 @@ def judge(rounds: Sequence[Round], target_ms: float) -> Verdict:
 
 
 def hopeless(rounds: Sequence[Round], planned: int, target_ms: float) -> bool:
-    """Say whether a candidate cannot win most of the planned rounds any more."""
+    """Say whether a candidate cannot win enough of the planned rounds any more."""
     if not rounds:
         return False
     verdict = judge(rounds, target_ms)
-    return verdict.wins + planned - len(rounds) <= planned / 2
+    return verdict.wins + planned - len(rounds) < MOSTLY * planned
 
 
 def _ratio(above: float, below: float) -> float:

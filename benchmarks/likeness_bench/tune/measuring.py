@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from likeness_client import LikenessError, Product, ServerInfo
 
 from likeness_bench.drive import LoadConfig
-from likeness_bench.figures import LoadReport
+from likeness_bench.figures import LoadReport, too_few
 from likeness_bench.load import LAG_LIMIT_MS, Progress, prepare, run_load
 from likeness_bench.steps import read_counters
 from likeness_bench.tune.judge import Round, Turn, hopeless
@@ -85,7 +85,7 @@ class Measuring:
     ) -> Comparison | None:
         """Compare two settings in alternation; None when it was interrupted.
 
-        A candidate that cannot win most of the rounds any more is left, unless all are wanted ``to_the_end``.
+        A candidate that cannot win enough of the rounds any more is left, unless all are wanted ``to_the_end``.
 
         Raises:
             TrialError: the incumbent's server does not start.
@@ -159,15 +159,9 @@ class Measuring:
                 f"the harness itself was late (p99 {self.harness_late_ms:.1f} ms in its worst turn): it shares the "
                 "cores with the servers, and the latencies are partly its own"
             )
-        if self.fewest_requests is not None and self.fewest_requests < _ENOUGH:
-            found.append(
-                f"a turn had {self.fewest_requests} requests: below {_ENOUGH}, p99 is the maximum; "
-                "use a longer --round-s"
-            )
+        if self.fewest_requests is not None and (doubt := too_few(self.fewest_requests)):
+            found.append(f"a turn had {doubt}; use a longer --round-s")
         return found
-
-
-_ENOUGH = 100  # requests, for one of them to lie beyond the 99th percentile
 
 
 def _turn(report: LoadReport) -> Turn:

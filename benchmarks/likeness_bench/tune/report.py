@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from likeness_bench.tune.judge import Turn
@@ -34,12 +34,15 @@ class TuneReport:
         searched: the steps that were worth searching, those with the largest share first.
         trials: what was tried, in order.
         final: the best settings beside the untuned ones; None: nothing was better, or it was interrupted before.
+        refused: the same of settings that were accepted later, and were not better than the untuned ones.
         changes: step -> what the best settings change in the untuned ones; empty: these are the best found.
         better: whether the final comparison says so, too: only then is anything written.
         written: the files that were changed.
         ended: why the search ended, in words.
         complete: whether it ended because nothing was left to try.
         notes: what to know before these figures are believed.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the processor and the cores of the machine that measured; likewise.
     """
 
     format: str = FORMAT
@@ -63,3 +66,6 @@ class TuneReport:
     ended: str
     complete: bool
     notes: tuple[str, ...]
+    refused: tuple[Trial, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)

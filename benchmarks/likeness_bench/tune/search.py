@@ -80,6 +80,7 @@ class Search:
         compare: measures two settings.
         over: is asked before every trial.
         trials: what was tried, in order.
+        accepted: the settings that became the best so far, in order; the last ones are the incumbent.
         ended: why the search ended early; empty: nothing was left to try.
     """
 
@@ -88,6 +89,7 @@ class Search:
     compare: Compare
     over: Over
     trials: list[Trial] = field(default_factory=list)
+    accepted: list[Settings] = field(default_factory=list)
     ended: str = ""
 
     def __post_init__(self) -> None:
@@ -136,4 +138,5 @@ class Search:
         self.trials.append(trial)
         if trial.kept:
             self.incumbent = candidate
+            self.accepted.append(candidate)
         return trial.kept

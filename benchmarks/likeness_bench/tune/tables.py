@@ -25,7 +25,7 @@ def tune_tables(report: TuneReport) -> list[Table]:
     """Return where the time went, what was tried, and the final comparison."""
     tables = [_steps(report), _trials(report.trials)]
     if report.final and report.final.rounds:
-        tables.append(_final(report.final))
+        tables += [_final(found) for found in (*report.refused, report.final) if found.rounds]
     if report.changes:
         tables.append(_changes(report))
     return tables
@@ -44,16 +44,24 @@ def _conclusion(report: TuneReport) -> str:
     if report.better:
         return f"tuned: {_figures(final)}; not written"
     if not report.changes:
-        known = "already the best found" if report.trials and report.ended != "interrupted" else "as they were"
-        return f"the configurations are {known}; nothing was written"
+        return f"the configurations are {_known(report)}; nothing was written"
     if final is None:
         return "settings that seemed better were not compared with the untuned ones any more; nothing was written"
     if final.failure:
         return f"the best settings could not be compared with the untuned ones ({final.failure}); nothing was written"
     return (
-        f"the configurations are already the best found: what seemed better did not last beside them "
+        f"the configurations are {_known(report)}: what seemed better did not last beside them "
         f"({_figures(final)}); nothing was written"
     )
+
+
+def _known(report: TuneReport) -> str:
+    """Say how far it is known that nothing is better."""
+    if report.complete:
+        return "already the best found"
+    if not report.trials or report.ended == "interrupted":
+        return "as they were"
+    return f"the best of the {len(report.trials)} settings that the time allowed"
 
 
 def _places(report: TuneReport) -> str:
@@ -138,7 +146,7 @@ def _final(final: Trial) -> Table:
         for place, found in enumerate(final.rounds, 1)
     )
     header = ("round", "untuned products/s", "tuned products/s", "tuned / untuned", "untuned p99 ms", "tuned p99 ms")
-    return Table(title="Tuned against untuned, in alternation", header=(*header, "failed"), rows=rows)
+    return Table(title=f"Tuned against untuned, in alternation: {final.changed}", header=(*header, "failed"), rows=rows)
 
 
 def _changes(report: TuneReport) -> Table:

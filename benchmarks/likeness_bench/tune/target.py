@@ -55,6 +55,8 @@ def read_target(folder: Path, recipe_file: Path | None = None) -> Target:
             recipe of other steps, or cannot be written.
     """
     place = folder / MANIFEST
+    if not place.is_file():
+        raise InputError(f"{folder} has no {MANIFEST}: give the folder that `likeness export` made")
     try:
         manifest = json.loads(place.read_text(encoding="utf-8"))
         recipe = parse_recipe(manifest["recipe"], str(place))

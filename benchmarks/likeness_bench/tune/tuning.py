@@ -25,7 +25,7 @@ from likeness_bench.tune.settings import KeysOf, Settings, changes
 from likeness_bench.tune.target import Target
 
 FINAL_ROUNDS = 7
-"""Of the last comparison, which decides whether anything is written."""
+"""Of a last comparison, which decides whether anything is written."""
 _FEWEST_TRIALS = 2  # what a budget must hold, or nothing would be found out
 
 
@@ -48,12 +48,14 @@ class TuneConfig:
     def __post_init__(self) -> None:
         if self.load.concurrency is None:
             raise InputError("a tuning is a closed loop: give a concurrency")
-        if not self.target_ms > 0 or self.rounds < 1:
-            raise InputError("target_ms must be above 0, rounds at least 1")
+        if not self.target_ms > 0:
+            raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
+        if self.rounds < 1:
+            raise InputError(f"--rounds {self.rounds}: give at least 1")
         turns = 2 + 2 * _FEWEST_TRIALS * (self.rounds + 1) + 2 * (FINAL_ROUNDS + 1)
         if self.budget_s < turns * self.load.length_s:
             raise InputError(
-                f"budget_s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
+                f"--budget-s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
                 f"{turns * self.load.length_s:.0f} s of load: give more, or a shorter --round-s"
             )
 
@@ -119,15 +121,15 @@ class _Tuning:
             return await measuring.compare(incumbent, candidate, what, self.config.rounds)
 
         search = Search(plan=plan, incumbent=start, compare=compare, over=lambda: self._over(measuring))
-        final = None
+        finals: list[tuple[Settings, Trial]] = []
         try:
             if not self.stop.is_set():
                 await search.run()
-            if search.incumbent != start and not self.stop.is_set():
-                final = await self._final(measuring, plan, start, search.incumbent)
+            await self._finals(measuring, plan, start, search.accepted, finals)
         except LikenessError as error:  # the best settings so far cannot be served again
             search.ended = str(error)
-        return self._report(plan, untuned, search, final, measuring), search.incumbent
+        best = finals[-1][0] if finals and finals[-1][1].kept else search.incumbent
+        return self._report(plan, untuned, search, best, [trial for _, trial in finals], measuring), best
 
     def _plan(self, times: tuple[ServiceTime, ...]) -> Plan:
         keys: KeysOf = self.target.recipe.step_keys()
@@ -145,25 +147,45 @@ class _Tuning:
             target_ms=self.config.target_ms,
         )
 
+    def _left_s(self) -> float:
+        return self.config.budget_s - (time.perf_counter() - self.began)
+
     def _over(self, measuring: Measuring) -> str:
         if self.stop.is_set():
             return "interrupted"
-        left_s = self.config.budget_s - (time.perf_counter() - self.began)
         needed_s = measuring.cost_s(self.config.rounds) + measuring.cost_s(FINAL_ROUNDS)
-        return "" if left_s >= needed_s else f"the time is up ({self.config.budget_s:g} s)"
+        return "" if self._left_s() >= needed_s else f"the time is up ({self.config.budget_s:g} s)"
 
-    async def _final(self, measuring: Measuring, plan: Plan, start: Settings, best: Settings) -> Trial | None:
-        found: Comparison | None = await measuring.compare(
-            start, best, "tuned against untuned", FINAL_ROUNDS, to_the_end=True
-        )
-        if found is None:
-            return None
-        return Trial.of("final", (start, best), plan, found)
+    async def _finals(
+        self,
+        measuring: Measuring,
+        plan: Plan,
+        start: Settings,
+        accepted: Sequence[Settings],
+        finals: list[tuple[Settings, Trial]],
+    ) -> None:
+        """Compare with the untuned settings what was accepted, the last first, until some are better there, too."""
+        for settings in reversed(accepted):
+            if self.stop.is_set() or (finals and self._left_s() < measuring.cost_s(FINAL_ROUNDS)):
+                return
+            what = "tuned against untuned"
+            found = await measuring.compare(start, settings, what, FINAL_ROUNDS, to_the_end=True)
+            if found is None:
+                return
+            finals.append((settings, Trial.of("final", (start, settings), plan, found)))
+            if finals[-1][1].kept:
+                return
 
     def _report(
-        self, plan: Plan, untuned: Turn, search: Search, final: Trial | None, measuring: Measuring
+        self,
+        plan: Plan,
+        untuned: Turn,
+        search: Search,
+        best: Settings,
+        finals: Sequence[Trial],
+        measuring: Measuring,
     ) -> TuneReport:
-        stopped = self.stop.is_set()
+        stopped, final = self.stop.is_set(), finals[-1] if finals else None
         return TuneReport(
             made_at=self.made_at,
             repository=str(self.target.folder),
@@ -179,7 +201,8 @@ class _Tuning:
             searched=plan.steps,
             trials=tuple(search.trials),
             final=final,
-            changes=changes(self.target.settings, search.incumbent, self.target.recipe.step_keys()),
+            refused=tuple(finals[:-1]),
+            changes=changes(self.target.settings, best, self.target.recipe.step_keys()),
             better=final is not None and final.kept,
             ended="interrupted" if stopped else search.ended or "nothing was left to try",
             complete=not stopped and not search.ended,

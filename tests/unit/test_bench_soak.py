@@ -1,0 +1,105 @@
+"""The soak test, against clients that are none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from likeness_bench import load, soak
+from likeness_bench.soak import SoakConfig, SoakReport, run_soak
+from likeness_client import InputError, InputSchema, OverloadedError, Product, ServerInfo
+
+INFO = ServerInfo(
+    space="s",
+    modalities=("text", "image"),
+    signatures=("text", "image", "text_image"),
+    dimension=2,
+    max_batch_size=8,
+    schema=InputSchema(),
+    error_outputs={},
+)
+PRODUCTS = [Product(title=str(number), images=(b"%d" % number,)) for number in range(1, 30)]
+
+
+class Fake:
+    """Answers with what a product is; under load with something else, or not at all."""
+
+    def __init__(self, off: float, refuses: bool) -> None:
+        self.off, self.refuses, self.asked = off, refuses, 0
+
+    async def __aenter__(self) -> Fake:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def info(self) -> ServerInfo:
+        return INFO
+
+    async def embed(self, products: Sequence[Product]) -> Any:
+        self.asked += 1
+        await asyncio.sleep(0.001)
+        under_load = self.asked > 29
+        if under_load and self.refuses:
+            raise OverloadedError("too much", "here", code="RESOURCE_EXHAUSTED")
+        rows = [[float(len(product.title)), len(product.images)] for product in products]
+        return SimpleNamespace(vectors=np.array(rows) + under_load * self.off, signatures=["text"] * len(products))
+
+
+def soaked(
+    monkeypatch: pytest.MonkeyPatch,
+    off: float = 0.0,
+    *,
+    refuses: bool = False,
+    stop_after_s: float = 10.0,
+    products: Sequence[Product] = PRODUCTS,
+) -> SoakReport:
+    fake = Fake(off, refuses)
+    for module in (soak, load):
+        monkeypatch.setattr(module, "open_client", lambda _: fake)
+
+    async def run() -> SoakReport:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(stop_after_s, stop.set)
+        config = SoakConfig(address="here:1", clients=3, seconds=0.3 if stop_after_s > 1 else 60.0)
+        return await asyncio.wait_for(run_soak(products, config, stop=stop), 20)
+
+    return asyncio.run(run())
+
+
+def test_right_answers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = soaked(monkeypatch)
+    assert report.passed
+    assert report.checked.largest_difference == 0.0
+    assert set(report.load.by_products) <= set(range(1, 9))
+    assert len(report.load.by_products) > 2
+    assert report.checked.signatures.total() > 0
+
+
+def test_wrong_answers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = soaked(monkeypatch, off=0.01)
+    assert not report.passed
+    assert report.checked.wrong == report.checked.signatures.total()
+    assert report.checked.largest_difference == pytest.approx(0.01)
+    assert ("wrong answers", str(report.checked.wrong)) in report.table().rows
+
+
+def test_refusals_are_errors_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = soaked(monkeypatch, refuses=True)
+    assert not report.passed
+    assert [row.kind for row in report.load.errors] == ["OverloadedError"]
+
+
+def test_stopping_gives_the_report_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = soaked(monkeypatch, stop_after_s=0.5)
+    assert report.load.ended == "interrupted"
+    assert report.load.latency is not None
+
+
+def test_products_without_any_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="none of 1 products has text, image"):
+        soaked(monkeypatch, products=[Product()])
