@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from likeness_client.contract import MAX_BYTES
+from likeness_client.errors import InputError
 from likeness_export.encoders.hashed import HashedConfig
 from likeness_export.encoders.image_common import write_image_assets
 from likeness_export.encoders.one_hot import OneHotConfig
@@ -449,7 +450,12 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
     items = [
         {"colour": colour, "price": price} for colour, price in [("Red", 1), ("red ", 2), ("blue", 3), ("BLUE", 4)]
     ]
-    config.prepare([json.dumps(item).encode() for item in [*items, {"colour": "seldom"}]], tmp_path, tmp_path)
+    with pytest.raises(
+        InputError, match=r"keys: no training product has never; of the keys .* there are: colour, price"
+    ):
+        config.prepare([json.dumps(item).encode() for item in items], tmp_path, tmp_path)
+    fitted = [*items, {"colour": "seldom", "never": "x"}]
+    config.prepare([json.dumps(item).encode() for item in fitted], tmp_path, tmp_path)
     facts = attributes.Preprocessor(tmp_path / "assets")
     found = [categories(facts, item) for item in [*items, {"colour": "seldom", "price": 99, "never": "x"}]]
     assert [row[0] for row in found] == [2, 2, 1, 1, 0]

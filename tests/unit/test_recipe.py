@@ -253,7 +253,7 @@ def test_what_a_step_does_not_say_is_that_of_the_whole_section() -> None:
 def test_the_steps_of_a_recipe_are_those_of_its_pipeline(name: str) -> None:
     recipe = load_recipe(Path(name))
     steps = [step.name for step in (*preprocess_steps(recipe), *networks(recipe))]
-    assert list(recipe.step_keys()) == [*steps, "similarity_matrix"]
+    assert list(recipe.step_keys()) == steps
     assert {step for step, keys in recipe.step_keys().items() if "cpu_threads" not in keys} == {
         step.name for step in preprocess_steps(recipe)
     }
