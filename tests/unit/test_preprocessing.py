@@ -450,9 +450,7 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
     items = [
         {"colour": colour, "price": price} for colour, price in [("Red", 1), ("red ", 2), ("blue", 3), ("BLUE", 4)]
     ]
-    with pytest.raises(
-        InputError, match=r"keys: no training product has never; of the keys .* there are: colour, price"
-    ):
+    with pytest.raises(InputError, match=r"no training product has never; .* there are: colour, price"):
         config.prepare([json.dumps(item).encode() for item in items], tmp_path, tmp_path)
     fitted = [*items, {"colour": "seldom", "never": "x"}]
     config.prepare([json.dumps(item).encode() for item in fitted], tmp_path, tmp_path)
