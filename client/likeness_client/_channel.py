@@ -152,8 +152,9 @@ def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
     service_config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [method],
-        # While more than half of the calls fail, none is tried again: retries must not keep a full server full.
-        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+        # A failed attempt costs a token, an answer earns one: while most attempts fail, nothing is tried again. Retries
+        # must not keep a full server full.
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 1},
     }
     return [
         ("grpc.service_config", json.dumps(service_config)),

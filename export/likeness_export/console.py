@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from rich.console import Console
 from rich.text import Text
 
@@ -12,6 +14,11 @@ def console() -> Console:
     """Return the standard output; what is no terminal is wide enough for every table."""
     found = Console()
     return found if found.is_terminal else Console(width=_WIDTH)
+
+
+def figure(value: float) -> str:
+    """Return a number for a cell; a dash for NaN, where there was nothing to measure."""
+    return "-" if isnan(value) else f"{value:.3f}"
 
 
 def cut(text: str, style: str = "") -> Text:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -24,3 +26,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file in one go."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value as JSON can hold it: None for NaN, also inside dictionaries."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and isnan(value) else value

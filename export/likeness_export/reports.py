@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import isnan
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from likeness_export.console import console
+from likeness_export.console import console, figure
 from likeness_export.evaluation import Row
-from likeness_export.files import write_text
+from likeness_export.files import without_nan, write_text
 from likeness_export.onnx_export import ExportReport
 from likeness_export.precision.gate import Drift
 from likeness_export.precision.reducing import PrecisionReport
@@ -30,20 +28,13 @@ def retrieval_table(rows: Sequence[Row], title: str) -> None:
             if row.label == label:
                 figures = row.figures
                 values = [*figures.recall_at.values(), figures.mean_average_precision, figures.ndcg_at_10]
-                cells = ("-" if isnan(value) else f"{value:.3f}" for value in values)
-                table.add_row(row.signature, str(figures.queries), *cells)
+                table.add_row(row.signature, str(figures.queries), *map(figure, values))
         console().print(table)
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write the figures as JSON; null where there was nothing to measure."""
-    write_text(path, json.dumps([_without_nan(asdict(row)) for row in rows], indent=1))
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    return None if isinstance(value, float) and isnan(value) else value
+    write_text(path, json.dumps([without_nan(asdict(row)) for row in rows], indent=1))
 
 
 def export_table(reports: Sequence[ExportReport]) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from rich.table import Table
 
 from likeness_export.catalogue import NamedPair
-from likeness_export.console import console
-from likeness_export.files import write_text, written_aside
+from likeness_export.console import console, figure
+from likeness_export.files import without_nan, write_text, written_aside
 from likeness_export.uses.cluster import Agreement, Clustering
 from likeness_export.uses.match import Matching
 from likeness_export.uses.mine import KeyReport
@@ -35,7 +35,7 @@ def write_matching(
     figures = {
         metric: {
             **_plain(asdict(matching.decision)),
-            "score_threshold": _finite(matching.decision.score_threshold),
+            "score_threshold": _rounded(matching.decision.score_threshold),
             **{name: _plain(asdict(getattr(matching, name))) for name in ("train", "every", "seen", "unseen")},
             "train_without_embedding": matching.train_unscored,
             "without_embedding": matching.unscored,
@@ -49,8 +49,8 @@ def write_matching(
             "label": pair.label,
             **{
                 metric: {
-                    "score": _finite(m.scores[row]),
-                    "probability": _finite(m.probabilities[row]),
+                    "score": _rounded(m.scores[row]),
+                    "probability": _rounded(m.probabilities[row]),
                     "matched": bool(m.probabilities[row] >= m.decision.threshold),
                 }
                 for metric, m in matchings.items()
@@ -72,16 +72,16 @@ def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[
         "clusters": str(len(sizes)),
         "of one product": str(int((sizes == 1).sum())),
         "median size": f"{np.median(sizes):g}",
-        "silhouette": _figure(found.silhouette),
+        "silhouette": figure(found.silhouette),
     }
     for place, size in enumerate(sizes[:_LARGEST]):
         figures[f"size of number {place} ({ids[int(np.argmax(found.labels == place))]} and others)"] = str(size)
     if agreement is not None:
         figures |= {
             "products with a label": str(agreement.products),
-            "adjusted mutual information": _figure(agreement.mutual_information),
-            "adjusted Rand index": _figure(agreement.rand),
-            "homogeneity": _figure(agreement.homogeneity),
+            "adjusted mutual information": figure(agreement.mutual_information),
+            "adjusted Rand index": figure(agreement.rand),
+            "homogeneity": figure(agreement.homogeneity),
         }
     for name, value in figures.items():
         table.add_row(name, value)
@@ -103,7 +103,7 @@ def matching_table(metric: str, matching: Matching, split: str, train_split: str
         f"{split}, the rest": matching.unseen,
     }
     for name, figures in rows.items():
-        values = (_figure(value) for value in (figures.precision, figures.recall, figures.f1))
+        values = (figure(value) for value in (figures.precision, figures.recall, figures.f1))
         table.add_row(name, str(figures.pairs), str(figures.positives), *values)
     console().print(table)
     for name, count in ((train_split, matching.train_unscored), (split, matching.unscored)):
@@ -118,19 +118,15 @@ def mining_table(reports: Sequence[KeyReport], min_share: float) -> None:
     for column in ("known", "precision", "coverage", "missing", "proposed"):
         table.add_column(column, justify="right")
     for report in reports:
-        measured = (_figure(report.precision), _figure(report.coverage))
+        measured = (figure(report.precision), figure(report.coverage))
         table.add_row(report.key, str(report.known), *measured, str(report.missing), str(report.proposed))
     console().print(table)
 
 
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
+def _rounded(value: float) -> float | None:
+    found: float | None = without_nan(round(float(value), 6))
+    return found
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write null for NaN, which JSON does not have."""
-    return {name: _finite(value) if isinstance(value, float) else value for name, value in values.items()}
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
