@@ -28,12 +28,12 @@ class Embedder(Protocol):
     """Embeds the products of one catalogue, restricted to some modalities."""
 
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors FP32 [n, d]; NaN rows for products that have none of the modalities."""
+        """Return unit vectors FP32 [n, d]; NaN rows where none of the modalities is there, or one cannot be read."""
         ...
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """BOOL [n, m], the recipe's modalities that each product has."""
+        """BOOL [n, m], the recipe's modalities that each product has, readable or not."""
         ...
 
 
@@ -45,7 +45,8 @@ class OfflineEmbedder:
         payloads = catalogue.payloads(self.recipe.input_schema(), self.recipe.modalities())
         ids = [product.product_id for product in catalogue.products]
         inputs = read_inputs(self.recipe.towers, run.towers, payloads, ids)
-        self._present = present_modalities(self.network, inputs)
+        self._present = torch.tensor([[name in found for name in self.network.modalities] for found in payloads])
+        self._readable = present_modalities(self.network, inputs)
         with torch.inference_mode():
             vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
         self.vectors = torch.stack(vectors, 1)  # (n, t, d)
@@ -68,7 +69,8 @@ class OfflineEmbedder:
         """See `Embedder`."""
         wanted = torch.tensor([name in modalities for name in self.network.modalities])
         present = self._present & wanted
-        some = present.any(1)
+        # As the server does: what holds something unreadable is refused, not embedded by the rest.
+        some = present.any(1) & ~(present & ~self._readable).any(1)
         embeddings = np.full((len(present), self.recipe.embedding_dimension()), np.nan, np.float32)
         embeddings[some.numpy()] = self.network.fuse(self.vectors[some], present[some])[0].numpy()
         return embeddings

@@ -162,6 +162,23 @@ def test_complete_products_are_searched_with_less(exported: Exported) -> None:
     assert both.get("lost", 0.0) == 0.0
 
 
+def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported) -> None:
+    root = exported.run.folder.parent / "data"
+    catalogue = read_catalogue(root / "products.jsonl")
+    products = list(catalogue.products)
+    place = next(row for row, product in enumerate(products) if product.attributes and product.images)
+    products[place] = replace(products[place], images=(b"no photo",))
+    damaged = replace(catalogue, products=tuple(products))
+    before, after = OfflineEmbedder(exported.run, catalogue), OfflineEmbedder(exported.run, damaged)
+    assert after.present[place].all()
+    for modalities, lost in ((["image"], [place]), (["attributes"], []), (["image", "attributes"], [place])):
+        missing = [np.isnan(embedder.embed(modalities)).any(1) for embedder in (before, after)]
+        assert np.flatnonzero(missing[0] != missing[1]).tolist() == lost
+    measure = Incomplete(name="T", labels=("group",), splits=("train",))
+    for line in take(measure, exported.run, after, damaged, root):
+        assert not np.isnan(line.figures["hit@1"])
+
+
 # Whole units
 
 

@@ -178,7 +178,8 @@ def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catal
     left out where fusing gains nothing.
     """
     modalities = embedder.recipe.modalities()
-    rows = np.flatnonzero(embedder.present.all(1) & np.isin(_splits(catalogue), measure.splits))
+    readable = ~np.isnan(embedder.embed(modalities)).any(1)
+    rows = np.flatnonzero(embedder.present.all(1) & readable & np.isin(_splits(catalogue), measure.splits))
     itself = np.arange(len(rows), dtype=np.intp)
     vectors = {name: embedder.embed(modalities_of(name))[rows] for name in all_signatures(modalities)}
     whole = vectors[max(vectors, key=lambda name: len(modalities_of(name)))]
