@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,8 +45,8 @@ class OfflineEmbedder:
         payloads = catalogue.payloads(self.recipe.input_schema(), self.recipe.modalities())
         ids = [product.product_id for product in catalogue.products]
         inputs = read_inputs(self.recipe.towers, run.towers, payloads, ids)
-        self._present = torch.tensor([[name in found for name in self.network.modalities] for found in payloads])
-        self._readable = present_modalities(self.network, inputs)
+        self._present = _held(payloads, self.network.modalities)
+        self._readable = present_modalities(self.network, inputs).numpy()
         with torch.inference_mode():
             vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
         self.vectors = torch.stack(vectors, 1)  # (n, t, d)
@@ -62,17 +62,16 @@ class OfflineEmbedder:
     @property
     def present(self) -> NDArray[np.bool_]:
         """See `Embedder`."""
-        return self._present.numpy()
+        return self._present
 
     @torch.inference_mode()
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder`."""
-        wanted = torch.tensor([name in modalities for name in self.network.modalities])
-        present = self._present & wanted
+        present = self._present & [name in modalities for name in self.network.modalities]
         # As the server does: what holds something unreadable is refused, not embedded by the rest.
-        some = present.any(1) & ~(present & ~self._readable).any(1)
+        usable = present.any(1) & (self._readable | ~present).all(1)
         embeddings = np.full((len(present), self.recipe.embedding_dimension()), np.nan, np.float32)
-        embeddings[some.numpy()] = self.network.fuse(self.vectors[some], present[some])[0].numpy()
+        embeddings[usable] = self.network.fuse(self.vectors[usable], torch.from_numpy(present[usable]))[0].numpy()
         return embeddings
 
 
@@ -83,7 +82,7 @@ class ServedEmbedder:
         self.client, self.catalogue = client, catalogue
         info = client.info()
         payloads = catalogue.payloads(info.schema, info.modalities)
-        self._present = np.array([[name in found for name in info.modalities] for found in payloads], dtype=bool)
+        self._present = _held(payloads, info.modalities)
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -95,6 +94,22 @@ class ServedEmbedder:
         answer = self.client.embed(self.catalogue.products, modalities=modalities, on_error="return")
         vectors: NDArray[np.float32] = answer.vectors
         return vectors
+
+
+def _held(payloads: Sequence[Mapping[str, bytes]], modalities: Sequence[str]) -> NDArray[np.bool_]:
+    """Return BOOL [n, m]: which of the modalities each product holds, readable or not."""
+    return np.array([[name in found for name in modalities] for found in payloads], dtype=bool)
+
+
+def complete(present: NDArray[np.bool_], whole: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return BOOL [n]: the products that have all modalities, each of them readable.
+
+    Args:
+        present: BOOL [n, m], see `Embedder`.
+        whole: FP32 [n, d], the embeddings by all modalities; NaN rows where there is none.
+    """
+    found: NDArray[np.bool_] = present.all(1) & ~np.isnan(whole).any(1)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +152,9 @@ def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
 def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:
     """Measure every signature.
 
-    The rows of single signatures use only products that have all of the recipe's modalities, each reduced to the
-    signature: so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses all products with
-    what they have.
+    The rows of single signatures use only products that have all of the recipe's modalities, and readable ones, each
+    reduced to the signature: so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses
+    all products with what they have.
 
     Args:
         embedder: embeds ``catalogue``.
@@ -154,11 +169,12 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
         catalogue.needed_labels(label, task.queries)
     split = np.array([str(record.get("split")) for record in catalogue.records])
     is_query, is_gallery = np.isin(split, task.queries), np.isin(split, task.gallery)
-    complete = embedder.present.all(1)
+    whole = embedder.embed(modalities)
+    whole_products = complete(embedder.present, whole)
     for signature in [*all_signatures(modalities), AS_THEY_ARE]:
         chosen = modalities if signature == AS_THEY_ARE else modalities_of(signature)
-        vectors = embedder.embed(chosen)
-        usable = ~np.isnan(vectors).any(1) & (complete | (signature == AS_THEY_ARE))
+        vectors = whole if len(chosen) == len(modalities) else embedder.embed(chosen)
+        usable = ~np.isnan(vectors).any(1) & (whole_products | (signature == AS_THEY_ARE))
         queries, gallery = np.flatnonzero(is_query & usable), np.flatnonzero(is_gallery & usable)
         place = {row: column for column, row in enumerate(gallery)}
         itself = np.array([place.get(row, -1) for row in queries], dtype=np.intp)

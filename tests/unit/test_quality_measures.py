@@ -174,9 +174,14 @@ def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported
     for modalities, lost in ((["image"], [place]), (["attributes"], []), (["image", "attributes"], [place])):
         missing = [np.isnan(embedder.embed(modalities)).any(1) for embedder in (before, after)]
         assert np.flatnonzero(missing[0] != missing[1]).tolist() == lost
-    measure = Incomplete(name="T", labels=("group",), splits=("train",))
-    for line in take(measure, exported.run, after, damaged, root):
-        assert not np.isnan(line.figures["hit@1"])
+    searched = Incomplete(name="T", labels=("group",), splits=("train",))
+    for measure in (RANKING, searched):  # every signature is measured on the same products, without the damaged one
+        counts = []
+        for embedder, shown in ((before, catalogue), (after, damaged)):
+            lines = take(measure, exported.run, embedder, shown, root)
+            counts.append({line.count for line in lines if line.what != AS_THEY_ARE})
+        assert [len(found) for found in counts] == [1, 1]
+        assert max(counts[1]) < max(counts[0])
 
 
 # Whole units

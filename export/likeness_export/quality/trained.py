@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from likeness_client.contract import all_signatures, modalities_of
+from likeness_client.contract import all_signatures, modalities_of, signature_of
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
-from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate
+from likeness_export.evaluation import OfflineEmbedder, Row, Task, complete, evaluate
 from likeness_export.joining import join_runs
 from likeness_export.metrics import Retrieval, retrieval
 from likeness_export.quality.costs import Cost, cost_of, train_measured
@@ -178,11 +178,11 @@ def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catal
     left out where fusing gains nothing.
     """
     modalities = embedder.recipe.modalities()
-    readable = ~np.isnan(embedder.embed(modalities)).any(1)
-    rows = np.flatnonzero(embedder.present.all(1) & readable & np.isin(_splits(catalogue), measure.splits))
+    embedded = {name: embedder.embed(modalities_of(name)) for name in all_signatures(modalities)}
+    whole = embedded[signature_of(modalities)]
+    rows = np.flatnonzero(complete(embedder.present, whole) & np.isin(_splits(catalogue), measure.splits))
     itself = np.arange(len(rows), dtype=np.intp)
-    vectors = {name: embedder.embed(modalities_of(name))[rows] for name in all_signatures(modalities)}
-    whole = vectors[max(vectors, key=lambda name: len(modalities_of(name)))]
+    vectors, whole = {name: found[rows] for name, found in embedded.items()}, whole[rows]
     for label in measure.labels:
         labels = catalogue.labels(label)[rows]
 
