@@ -166,8 +166,25 @@ BACKBONES = {
 _GALLERY_81 = Ranking(name="T1 photo to catalogue", labels=("group", "coarse_label"), gallery=("catalog",))
 _KIND_COLOUR_GENDER = "fine_label+attributes.baseColour+attributes.gender"
 _FASHION = Ranking(name="T3", labels=("fine_label", _KIND_COLOUR_GENDER))
+_FUSIONS = {
+    "attention": 'fusion={kind="attention", score="mlp"}',
+    "attention-linear": 'fusion={kind="attention"}',
+    "concatenation": 'fusion={kind="concatenation"}',
+    "late": 'fusion={kind="late"}',
+}
+_FUSION_WORDS = (
+    "attention, scored by a small network",
+    "attention, scored linearly",
+    "early fusion: the vectors joined and projected",
+    "late fusion: similarities per tower, learned weights",
+)
 _FROZEN = ("towers.look.freeze=true", "training.head_epochs=0", "training.epochs=15")
 _FLIPKART = Ranking(name="T5", labels=("fine_label", "extra.mid_label"), gallery=("train", "val"))
+_FLIPKART_MASKED = (
+    'data.masked=["fine_label", "extra.mid_label"]',
+    'towers.attributes.keys=["Color", "Material", "Ideal For", "Occasion", "Pattern", "Dial Shape"]',
+)
+_LUMA_MASKED = 'data.masked=["fine_label", "coarse_label", "attributes.color"]'
 _LUMA = Ranking(name="T7", labels=("group",), gallery=("train", "val"))
 _WDC = ("wdc-cameras", "wdc-computers", "wdc-shoes", "wdc-watches")
 
@@ -191,6 +208,21 @@ TABLES = (
                 overrides=("towers.image.freeze=true",),
                 what="only the projection is trained",
             ),
+            Variant(
+                name="frozen-parts",
+                recipe="grocery",
+                overrides=(
+                    f'towers.image={{encoder="local_features",source="{BACKBONES["v2"]}"}}',
+                    "training.head_epochs=0",
+                ),
+                what="the network is frozen, local features of its maps are learned: parts and generalised mean",
+            ),
+            Variant(
+                name="finetuned-v1",
+                recipe="grocery",
+                overrides=(f"towers.image.source={BACKBONES['v1']}",),
+                what="`finetuned` with MobileNet V1 for V2",
+            ),
         ),
         measures=(
             _GALLERY_81,
@@ -210,18 +242,15 @@ TABLES = (
                 recipe="fashion",
                 what="the recipe: attention, scored by a small network; the small photo network is fine-tuned",
             ),
+            Variant(
+                name="finetuned-concatenation",
+                recipe="fashion",
+                overrides=(_FUSIONS["concatenation"],),
+                what="the same with concatenation for attention",
+            ),
             *(
-                Variant(name=name, recipe="fashion", overrides=(f"fusion={fusion}", *_FROZEN), what=what)
-                for name, fusion, what in (
-                    ("attention", '{kind="attention", score="mlp"}', "the same with all encoders frozen"),
-                    ("attention-linear", '{kind="attention"}', "frozen; attention is scored linearly"),
-                    (
-                        "concatenation",
-                        '{kind="concatenation"}',
-                        "frozen; early fusion: the vectors joined and projected",
-                    ),
-                    ("late", '{kind="late"}', "frozen; late fusion: similarities per tower, learned weights"),
-                )
+                Variant(name=name, recipe="fashion", overrides=(fusion, *_FROZEN), what=f"encoders frozen; {what}")
+                for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
             ),
             *(
                 Variant(name=name, recipe="fashion", overrides=(key, *_FROZEN), what=what)
@@ -239,7 +268,11 @@ TABLES = (
                 what="frozen; titles as they are, which nearly state the labels",
             ),
         ),
-        measures=(_FASHION, Incomplete(name="T3, incomplete queries", labels=_FASHION.labels)),
+        measures=(
+            _FASHION,
+            Incomplete(name="T3, incomplete queries", labels=_FASHION.labels),
+            Ranking(name="T4", labels=("group",)),
+        ),
         baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2", "masked text+v2"),
         masked=("fine_label", "attributes.baseColour", "attributes.gender"),
         sheet=Ranking(name="sheet", labels=(_KIND_COLOUR_GENDER,)),
@@ -253,15 +286,39 @@ TABLES = (
             Variant(
                 name="masked",
                 recipe="flipkart",
-                overrides=(
-                    'data.masked=["fine_label", "extra.mid_label"]',
-                    'towers.attributes.keys=["Color", "Material", "Ideal For", "Occasion", "Pattern", "Dial Shape"]',
-                ),
+                overrides=_FLIPKART_MASKED,
                 what="titles without the words of the categories, attributes without `Type`, which nearly is one",
             ),
+            *(
+                Variant(name=f"masked-{name}", recipe="flipkart", overrides=(fusion, *_FLIPKART_MASKED), what=what)
+                for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
+                if name != "attention-linear"  # which the recipe has
+            ),
+            Variant(
+                name="masked-word2vec",
+                recipe="flipkart",
+                overrides=(*_FLIPKART_MASKED, 'towers.text={encoder="word_vectors"}'),
+                what="`masked`; Word2Vec, learned from the training titles, for the transformer",
+            ),
+            Variant(
+                name="masked-terms",
+                recipe="flipkart",
+                overrides=(*_FLIPKART_MASKED, "towers.text="),
+                what="`masked`; TF-IDF is the only tower of text",
+            ),
+            Variant(
+                name="masked-transformer",
+                recipe="flipkart",
+                overrides=(*_FLIPKART_MASKED, "towers.terms="),
+                what="`masked`; the transformer is the only tower of text",
+            ),
         ),
-        measures=(_FLIPKART, Ranking(name="T6", labels=("group",), gallery=("train", "val"))),
-        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2"),
+        measures=(
+            _FLIPKART,
+            Incomplete(name="T5, incomplete queries", labels=("fine_label",), splits=_FLIPKART.gallery),
+            Ranking(name="T6", labels=("group",), gallery=("train", "val")),
+        ),
+        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2", "masked text+v2"),
         masked=("fine_label", "extra.mid_label"),
         sheet=_FLIPKART,
         notes=("146 to 208 queries: differences below about 0.05 are noise.",),
@@ -275,8 +332,18 @@ TABLES = (
             Variant(
                 name="family-masked",
                 recipe="luma",
-                overrides=('data.masked=["fine_label", "coarse_label", "attributes.color"]',),
+                overrides=(_LUMA_MASKED,),
                 what="titles without the words of categories and colours",
+            ),
+            *(
+                Variant(
+                    name=f"family-masked-{name}",
+                    recipe="luma",
+                    overrides=(fusion, _LUMA_MASKED),
+                    what=f"masked; {what}",
+                )
+                for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
+                if name != "attention-linear"  # which the recipe has
             ),
             Variant(
                 name="colour",
@@ -291,7 +358,7 @@ TABLES = (
             Ranking(name="T9", labels=("attributes.color",), gallery=("train", "val")),
             Views(name="T10 last view to main view"),
         ),
-        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2"),
+        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2", "masked text+v2"),
         masked=("fine_label", "coarse_label", "attributes.color"),
         sheet=_LUMA,
         notes=(
