@@ -78,10 +78,25 @@ def test_the_threshold_is_chosen_on_train_pairs_alone() -> None:
     assert count == 3  # a-b repeats a train pair
     assert found["F1"] == pytest.approx(0.5)
     assert found["F1 best"] == pytest.approx(0.8)
-    assert found["F1 neither"] == pytest.approx(2 / 3)
     assert found["F1 repeats"] == pytest.approx(2 / 3)
     assert found["F1 fitted"] == 1.0
-    assert "F1 both" not in found
+
+
+def test_pairs_of_unseen_products_have_a_figure_of_their_own_where_there_are_enough() -> None:
+    train = [pair("a", "b"), pair("a", "c", 0)]
+    unseen = [pair(f"left {number}", f"right {number}") for number in range(30)]
+    seen = [pair("b", "c", 0)]
+    names = [name for one in (*train, *unseen, *seen) for name in (one.left, one.right)]
+    place = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    alike = {(place[one.left], place[one.right]) for one in (train[0], *unseen[:15])}
+
+    def features(left: Rows, right: Rows) -> NDArray[np.float32]:
+        return np.array([[both in alike] for both in zip(left.tolist(), right.tolist(), strict=True)], np.float32)
+
+    found, _ = decide(train, [(train, features)], ([*unseen, *seen], features), place)
+    assert found["F1 neither"] == pytest.approx(2 / 3)  # half of them are found
+    assert "F1 both" not in found  # of one pair
+    assert "F1 either" not in found  # of none
 
 
 def test_searching_ranks_the_right_sides_or_all_others() -> None:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHOWN = ("hit@1", "F1", "R@1")
-_GREY = "#b9b6b0"
-_WIDTH, _HEIGHT, _LEAST_PLACES = 12.0, 3.4, 8
+_GREYS = ("#b9b6b0", "#8d8a85")
+_WIDTH, _HEIGHT = 12.0, 3.4
+_LEAST_PLACES = 5  # a panel of fewer is not stretched to its whole width
+_WIDEST = 0.4  # bar, of a place
 _MANY_PANELS = 8  # so many, or more, stand in two columns
 _LABEL_WIDTH = 14  # letters
 
@@ -89,7 +91,8 @@ def panels_of(result: TableResult) -> dict[tuple[str, str], list[Bar]]:
 
 
 def _place(variant: str, line: SpreadLine, value: Spread) -> Bar:
-    where = f"{UNTRAINED}\n{line.what}" if variant == UNTRAINED else line.what.replace("_", "\n")
+    where = f"{UNTRAINED}\n{line.what}" if variant == UNTRAINED else line.what
+    where = where.replace("_", "\n").replace("+", "\n+ ").replace("masked ", "masked\n")
     return Bar(place=where, series=variant, value=value)
 
 
@@ -101,20 +104,21 @@ def _place_of_variant(variant: str, line: SpreadLine, value: Spread) -> Bar:
 def _draw(axis: Axes, bars: Sequence[Bar]) -> None:
     places = list(dict.fromkeys(bar.place for bar in bars))
     series = list(dict.fromkeys(bar.series for bar in bars))
-    coloured = [name for name in series if not name.startswith(UNTRAINED)]
+    grey = [name for name in series if name.startswith(UNTRAINED)]
+    coloured = [name for name in series if name not in grey]
     beside = {
         place: [name for name in series if any((b.place, b.series) == (place, name) for b in bars)] for place in places
     }
-    width = 0.8 / max(len(names) for names in beside.values())
+    width = {place: min(_WIDEST, 0.8 / len(names)) for place, names in beside.items()}
     for name in series:
         own = [bar for bar in bars if bar.series == name]
         shifts = [beside[bar.place].index(name) - (len(beside[bar.place]) - 1) / 2 for bar in own]
         axis.bar(
-            [places.index(bar.place) + shift * width for bar, shift in zip(own, shifts, strict=True)],
+            [places.index(bar.place) + shift * width[bar.place] for bar, shift in zip(own, shifts, strict=True)],
             [bar.value.mean for bar in own],
             yerr=[bar.value.deviation or 0.0 for bar in own],
-            width=0.94 * width,
-            color=f"C{coloured.index(name)}" if name in coloured else _GREY,
+            width=[0.94 * width[bar.place] for bar in own],
+            color=f"C{coloured.index(name)}" if name in coloured else _GREYS[grey.index(name) % len(_GREYS)],
             error_kw={"elinewidth": 1, "capsize": 2},
             label=name,
         )

@@ -23,6 +23,7 @@ PairFeatures: TypeAlias = Callable[[Rows, Rows], Features]
 """What is known of pairs, rows [p] and [p] -> FP32 [p, f]."""
 AMONG_NEIGHBOURS = ", among neighbours"
 _BLOCK = 512
+_FEWEST = 30  # pairs that a figure of their own is given for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +177,8 @@ def decide(
 
     Returns:
         F1, precision and recall of all pairs; F1 of the pairs of which ``both``, ``either`` (exactly one) or
-        ``neither`` product occurs in a train pair, where such pairs exist; the ceiling ``F1 best``; F1 of the fitted
-        pairs; ``F1 repeats``, with the repeated pairs. And how many pairs were measured.
+        ``neither`` product occurs in a train pair, where there are at least 30 such pairs; the ceiling ``F1 best``; F1
+        of the fitted pairs; ``F1 repeats``, with the repeated pairs. And how many pairs were measured.
     """
     measured, features = asked
     fresh = without_repeats(measured, train)
@@ -192,7 +193,8 @@ def decide(
     best = figures(scores[kept], labels[kept], best_threshold(scores[kept], labels[kept]))
     found = {"F1": every.f1, "precision": every.precision, "recall": every.recall}
     for name, chosen in familiarity(measured, train).items():
-        found[f"F1 {name}"] = figures(scores[kept & chosen], labels[kept & chosen], threshold).f1
+        if (kept & chosen).sum() >= _FEWEST:
+            found[f"F1 {name}"] = figures(scores[kept & chosen], labels[kept & chosen], threshold).f1
     found["F1 best"] = best.f1
     found["F1 fitted"] = figures(fitted_scores, fitted_labels, threshold).f1
     found["F1 repeats"] = figures(scores, labels, threshold).f1
