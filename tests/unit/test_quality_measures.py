@@ -167,7 +167,7 @@ def test_complete_products_are_searched_with_less(exported: Exported) -> None:
     root = exported.run.folder.parent / "data"
     catalogue = read_catalogue(root / "products.jsonl")
     embedder = OfflineEmbedder(exported.run, catalogue)
-    measure = Incomplete(name="T", labels=("group",), splits=("train",))
+    measure = Incomplete(name="T", labels=("group",), queries=("train",), gallery=("train",))
     lines = {line.what: line for line in take(measure, exported.run, embedder, catalogue, root)}
     assert list(lines) == ["image", "attributes", "image_attributes"]
     plain = {line.what: line for line in take(RANKING, exported.run, embedder, catalogue, root)}
@@ -189,7 +189,7 @@ def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported
     for modalities, lost in ((["image"], [place]), (["attributes"], []), (["image", "attributes"], [place])):
         missing = [np.isnan(embedder.embed(modalities)).any(1) for embedder in (before, after)]
         assert np.flatnonzero(missing[0] != missing[1]).tolist() == lost
-    searched = Incomplete(name="T", labels=("group",), splits=("train",))
+    searched = Incomplete(name="T", labels=("group",), queries=("train",), gallery=("train",))
     for measure in (RANKING, searched):  # every signature is measured on the same products, without the damaged one
         counts = []
         for embedder, shown in ((before, catalogue), (after, damaged)):

@@ -50,6 +50,8 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
             prefix = "masked " if method.startswith("masked ") else ""
             parts = method.removeprefix(prefix).split("+")
             match measure:
+                case Incomplete():
+                    pass
                 case Ranking():
                     lines += list(_ranking(measure, method, parts, shown[prefix], source))
                 case Views():
@@ -57,8 +59,6 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
                         lines.append(_views(measure, method, shown[prefix], source))
                 case PairSets():
                     lines += list(_pair_sets(measure, shown[prefix], data_root))
-                case Incomplete():
-                    pass
     return lines
 
 

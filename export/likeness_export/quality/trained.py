@@ -112,10 +112,10 @@ def take(
         parts: the runs that a joined one was made of.
     """
     match measure:
-        case Ranking():
-            yield from _ranking(measure, embedder, catalogue)
         case Incomplete():
             yield from _incomplete(measure, embedder, catalogue)
+        case Ranking():
+            yield from _ranking(measure, embedder, catalogue)
         case Views():
             yield _views(measure, run, catalogue)
         case PairSets():
@@ -172,7 +172,7 @@ def _line(task: str, row: Row) -> Line:
 
 
 def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catalogue) -> Iterator[Line]:
-    """Rank complete products for queries that are reduced to fewer modalities.
+    """Rank complete products for complete ones that are reduced to fewer modalities.
 
     ``lost`` is the share of fusion's gain over the best single modality (on both sides) that such queries lose; it is
     left out where fusing gains nothing.
@@ -180,20 +180,21 @@ def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catal
     modalities = embedder.recipe.modalities()
     embedded = {name: embedder.embed(modalities_of(name)) for name in all_signatures(modalities)}
     whole = embedded[signature_of(modalities)]
-    rows = np.flatnonzero(complete(embedder.present, whole) & np.isin(_splits(catalogue), measure.splits))
-    itself = np.arange(len(rows), dtype=np.intp)
-    vectors, whole = {name: found[rows] for name, found in embedded.items()}, whole[rows]
+    usable, splits = complete(embedder.present, whole), _splits(catalogue)
+    asking, ranked = (np.flatnonzero(usable & np.isin(splits, side)) for side in (measure.queries, measure.gallery))
+    place_of = {row: place for place, row in enumerate(ranked)}
+    itself = np.array([place_of.get(row, -1) for row in asking], dtype=np.intp)
     for label in measure.labels:
-        labels = catalogue.labels(label)[rows]
+        labels = catalogue.labels(label)
 
         def rank(
             queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: NDArray[np.str_] = labels
         ) -> Retrieval:
-            return retrieval(queries, gallery, labels, labels, itself)
+            return retrieval(queries[asking], gallery[ranked], labels[asking], labels[ranked], itself)
 
         best = rank(whole, whole).recall_at[1]
-        single = max(rank(vectors[name], vectors[name]).recall_at[1] for name in modalities)
-        for name, reduced in vectors.items():
+        single = max(rank(embedded[name], embedded[name]).recall_at[1] for name in modalities)
+        for name, reduced in embedded.items():
             found = rank(reduced, whole)
             lost = {"lost": (best - found.recall_at[1]) / (best - single)} if best > single else {}
             yield Line(
