@@ -199,15 +199,6 @@ TABLES = (
                 what="only the projection is trained",
             ),
             Variant(
-                name="frozen-parts",
-                recipe="grocery",
-                overrides=(
-                    f'towers.image={{encoder="local_features",source="{BACKBONES["v2"]}"}}',
-                    "training.head_epochs=0",
-                ),
-                what="the network is frozen, local features of its maps are learned: parts and generalised mean",
-            ),
-            Variant(
                 name="finetuned-v1",
                 recipe="grocery",
                 overrides=(f"towers.image.source={BACKBONES['v1']}",),
@@ -334,6 +325,16 @@ TABLES = (
                 )
                 for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
                 if name != "attention-linear"  # which the recipe has
+            ),
+            Variant(
+                name="family-masked-parts",
+                recipe="luma",
+                overrides=(
+                    _LUMA_MASKED,
+                    f'towers.image={{encoder="local_features",source="{BACKBONES["v2"]}"}}',
+                    "training.head_epochs=0",
+                ),
+                what="`family-masked`; the photo by local features: parts of the frozen network's maps are learned",
             ),
             Variant(
                 name="colour",
