@@ -81,6 +81,15 @@ def test_a_closed_loop_of_every_operation(address: str, products: list[Product],
     assert learned.get(operation, set()) <= {step.model for step in report.steps}
 
 
+def test_a_mix_of_operations(address: str, products: list[Product]) -> None:
+    work = WorkloadConfig(operation=dict.fromkeys(OperationKind, 1.0), batch_size=2, metric=Metric.LEARNED)
+    report = loaded(LoadConfig(address=address, concurrency=3, duration_s=1.0, warm_up_s=0.0, workload=work), products)
+    assert report.errors == ()
+    assert set(report.by_operation) == set(OperationKind)
+    assert sum(part.count for part in report.by_operation.values()) == report.requests
+    assert report.outside_server_ms is None  # it cannot be told where one request is several calls
+
+
 def test_broken_products_are_error_rows(address: str, complete: list[Product]) -> None:
     broken = [Product(product_id="p", images=(b"no photo",)), *complete[:1]]
     config = LoadConfig(address=address, concurrency=1, duration_s=1.0, warm_up_s=0.0)
@@ -127,7 +136,25 @@ def test_a_sweep(address: str, complete: list[Product]) -> None:
     assert [step.rate for step in report.steps] == [4.0 * 2**number for number in range(len(report.steps))]
     assert all(step.kept and 1 <= len(step.repeats) <= 2 for step in report.steps)
     assert report.best_rate == report.steps[-1].rate
-    assert report.best is report.steps[-1].middle
+    assert report.best == report.steps[-1].middle
+
+
+@pytest.mark.parametrize("command", ["load --concurrency 2 --budget-s 4", "sweep --target-ms 60000 --budget-s 4"])
+def test_recall_stands_beside_a_mix_of_operations(
+    address: str, demo_catalogue: Path, tmp_path: Path, command: str
+) -> None:
+    mix = "--operation embed=0.5 --operation similarity=0.5 --label group --duration-s 0.8 --warm-up-s 0"
+    words = f"bench {command} {demo_catalogue} --server {address} {mix} --out {tmp_path / 'r.json'}"
+    done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["label"] == "group, split val"
+    assert report["recall"]["as they are"]["queries"] > 0
+    assert report["software"]
+    shown = (tmp_path / "r.md").read_text()
+    assert "embed (50 %) and similarity (50 %) x 1" in shown
+    assert "recall@1 of as they are: group, split val" in shown
+    assert command.startswith("sweep") or 1 <= len(report["runs"]) <= 3
 
 
 def test_a_soak(address: str, demo_catalogue: Path) -> None:

@@ -57,8 +57,10 @@ class CeilingConfig:
     label: LabelConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.load.concurrency is None or self.load.workload.operation is not OperationKind.EMBED:
-            raise InputError("the ceiling is compared with a closed loop that embeds: give a concurrency")
+        if self.load.concurrency is None:
+            raise InputError("the ceiling is compared with a closed loop: give a concurrency")
+        if others := sorted(set(self.load.workload.operations) - {OperationKind.EMBED}):
+            raise InputError(f"the ceiling is one of embedding, not of {', '.join(others)}: ask for embed only")
         if self.rounds < 1 or not self.trial_s > 0 or not self.cases:
             raise InputError("--rounds must be at least 1, --trial-s above 0, and there must be a --signature")
 

@@ -181,7 +181,8 @@ class CeilingReport:
         medians: per case the medians of its rounds, for those who read the JSON.
         notes: what to know before these figures are believed.
         source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the processor and the cores of the machine that measured; likewise.
+        machine: the machine that measured; likewise.
+        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
@@ -199,6 +200,7 @@ class CeilingReport:
     failures: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
+    software: str = ""
 
 
 FIGURES: Mapping[str, tuple[str, int]] = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from likeness_bench.ceiling_report import FIGURES, Case, CeilingReport
-from likeness_bench.load_tables import load_tables, size_name
+from likeness_bench.load_tables import load_tables, mix_name
 from likeness_bench.tables import NOTHING, Table, number
 
 
 def ceiling_name(report: CeilingReport) -> str:
     """Return a comparison in words."""
     load = report.load
-    size = size_name(load["workload"]["batch_size"])
+    size = mix_name(load["workload"]["batch_size"])
     return f"Served, and its ceiling: {load['concurrency']} callers x {size}, turns of {load['duration_s']:g} s"
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from likeness_client import Metric, Product
+from likeness_client import Product
 
 from likeness_bench import options
 from likeness_bench.arrivals import Arrivals
 from likeness_bench.drive import LoadConfig
-from likeness_bench.options import needs_extra, parse_cases, parse_mix, parse_sizes, source_of
+from likeness_bench.files import check_out
+from likeness_bench.option_groups import Asked, Ranked, Sent, with_groups
+from likeness_bench.options import needs_extra, parse_cases
+from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
-from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
+from likeness_bench.workload import AS_THEY_ARE
 
 if TYPE_CHECKING:
     from likeness_bench.ceiling_report import CeilingReport
     from likeness_bench.figures import LoadReport
+    from likeness_bench.running import LiveView
     from likeness_bench.sweep import SweepReport
 
 app = typer.Typer()
@@ -35,41 +40,32 @@ def _main() -> None:
 
 
 @_bench.command()
+@with_groups
 def load(
-    file: options.AnyFile = None,
+    *,
     server: options.Server = "localhost:8001",
     rate: Annotated[float | None, typer.Option(help="Open loop: requests/s, sent by schedule.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: callers that await answers.")] = None,
     arrivals: options.Spread = Arrivals.POISSON,
     duration_s: options.DurationS = 30.0,
     warm_up_s: options.WarmUpS = 5.0,
+    budget_s: options.BudgetS = 120.0,
     timeout_s: options.TimeoutS = 10.0,
-    operation: options.Operation = OperationKind.EMBED,
-    batch_size: options.BatchSize = None,
-    signature: options.Mix = None,
-    repeat_share: options.RepeatShare = 0.0,
-    metric: options.OfMetric = Metric.COSINE,
-    label: options.Label = "",
-    split: options.Split = "val",
-    seed: options.Seed = 7,
-    products: options.Products = 1000,
-    rendered: options.Rendered = 0,
-    text_words: options.TextWords = "",
-    image_px: options.ImagePx = "",
+    asked: Asked,
+    ranked: Ranked,
+    sent: Sent,
     out: options.Out = None,
 ) -> None:
-    """Make a load for some time; report throughput, latency, errors, and where the time went in the server.
+    """Make a load until its figures settle; report throughput, latency, errors, and where the time went in the server.
 
     With a label also how good the server's embeddings are, measured before the load.
 
     Failed requests are part of the report; only when none was answered does it exit with 1.
     """
     with needs_extra():
-        from likeness_bench.files import check_out
-        from likeness_bench.load import prepare, run_load
-        from likeness_bench.output import deliver_load
-        from likeness_bench.processes import machine
-        from likeness_bench.recall import LabelConfig, labelled, served_recalls
+        from likeness_bench.load import prepare
+        from likeness_bench.output import deliver_load, signed
+        from likeness_bench.repeated import run_repeated
         from likeness_bench.running import live_view, run_until_interrupted
     config = LoadConfig(
         address=server,
@@ -79,43 +75,32 @@ def load(
         duration_s=duration_s,
         warm_up_s=warm_up_s,
         timeout_s=timeout_s,
-        workload=WorkloadConfig(
-            operation=operation,
-            batch_size=parse_sizes(batch_size),
-            signatures=parse_mix(signature or ()),
-            repeat_share=repeat_share,
-            metric=metric,
-            seed=seed,
-        ),
+        workload=asked.workload(sent.seed),
     )
-    source = source_of(file, products, rendered, text_words, image_px, seed)
+    source, alike = sent.source(), ranked.config()
     check_out(out)
-    alike = LabelConfig(field=label, split=split) if label else None
-    rows = read_sources(source, everything=bool(alike))
-    labels = labelled(rows, alike) if alike else []
-    chosen = varied((product for product, _ in rows[: source.count]), source)
+    chosen, labels = _read(source, alike)
     with live_view("load") as view:
 
         async def work(stop: asyncio.Event) -> LoadReport:
             workload, info = await prepare(chosen, config)
-            if not alike:
-                return await run_load(workload, info, config, stop=stop, progress=view.show)
-            view.say(f"recall of {len(labels)} products")
-            recall = await asyncio.to_thread(served_recalls, server, labels, config.workload.signatures)
-            view.say("load")
-            report = await run_load(workload, info, config, stop=stop, progress=view.show)
-            return replace(report, label=alike.name, recall=recall)
+            recall = await _recall(labels, config, view)
+            report = await run_repeated(
+                workload, info, config, budget_s=budget_s, stop=stop, starts=view.step, progress=view.show
+            )
+            return replace(report, label=alike.name if alike else "", recall=recall)
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_load(replace(report, source=source.plain(), machine=machine()), out)
+        deliver_load(signed(report, source), out)
     if report.latency is None:
         raise typer.Exit(1)
 
 
 @_bench.command()
+@with_groups
 def sweep(
-    file: options.AnyFile = None,
+    *,
     server: options.Server = "localhost:8001",
     target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
     rate: Annotated[float, typer.Option(help="Where the search begins, in requests/s.")] = 8.0,
@@ -128,24 +113,18 @@ def sweep(
     duration_s: options.DurationS = 10.0,
     warm_up_s: options.WarmUpS = 2.0,
     timeout_s: options.TimeoutS = 5.0,
-    operation: options.Operation = OperationKind.EMBED,
-    batch_size: options.BatchSize = None,
-    signature: options.Mix = None,
-    repeat_share: options.RepeatShare = 0.0,
-    metric: options.OfMetric = Metric.COSINE,
-    seed: options.Seed = 7,
-    products: options.Products = 1000,
-    rendered: options.Rendered = 0,
-    text_words: options.TextWords = "",
-    image_px: options.ImagePx = "",
+    asked: Asked,
+    ranked: Ranked,
+    sent: Sent,
     out: options.Out = None,
 ) -> None:
-    """Find the highest rate whose p99 keeps a target, and say whether the figures settled or the time was up."""
+    """Find the highest rate whose p99 keeps a target, and say whether the figures settled or the time was up.
+
+    With a label also how good the server's embeddings are, measured before the search.
+    """
     with needs_extra():
-        from likeness_bench.files import check_out
         from likeness_bench.load import prepare
-        from likeness_bench.output import deliver_sweep
-        from likeness_bench.processes import machine
+        from likeness_bench.output import deliver_sweep, signed
         from likeness_bench.running import live_view, run_until_interrupted
         from likeness_bench.sweep import SweepConfig, run_sweep
     load = LoadConfig(
@@ -155,40 +134,36 @@ def sweep(
         duration_s=duration_s,
         warm_up_s=warm_up_s,
         timeout_s=timeout_s,
-        workload=WorkloadConfig(
-            operation=operation,
-            batch_size=parse_sizes(batch_size),
-            signatures=parse_mix(signature or ()),
-            repeat_share=repeat_share,
-            metric=metric,
-            seed=seed,
-        ),
+        workload=asked.workload(sent.seed),
     )
     config = SweepConfig(
         load=load, target_ms=target_ms, budget_s=budget_s, max_repeats=max_repeats, precision=precision
     )
-    source = source_of(file, products, rendered, text_words, image_px, seed)
+    source, alike = sent.source(), ranked.config()
     check_out(out)
-    chosen = _read(source)
+    chosen, labels = _read(source, alike)
     with live_view("sweep") as view:
 
         async def work(stop: asyncio.Event) -> SweepReport:
             workload, info = await prepare(chosen, load)
-            return await run_sweep(workload, info, config, stop=stop, starts=view.step, progress=view.show)
+            recall = await _recall(labels, load, view)
+            report = await run_sweep(workload, info, config, stop=stop, starts=view.step, progress=view.show)
+            return replace(report, label=alike.name if alike else "", recall=recall)
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_sweep(replace(report, source=source.plain(), machine=machine()), out)
+        deliver_sweep(signed(report, source), out)
     if report.best_rate is None:
         raise typer.Exit(1)
 
 
 @_bench.command()
+@with_groups
 def ceiling(
+    *,
     repository: Annotated[
         Path, typer.Option(help="The model repository that is served.", exists=True, file_okay=False)
     ],
-    file: options.AnyFile = None,
     server: options.Server = "localhost:8001",
     signature: Annotated[
         list[str] | None,
@@ -201,22 +176,14 @@ def ceiling(
     warm_up_s: options.WarmUpS = 1.0,
     trial_s: Annotated[float, typer.Option(min=0.05, help="Seconds for each way that is tried for the ceiling.")] = 1.0,
     timeout_s: options.TimeoutS = 10.0,
-    label: options.Label = "",
-    split: options.Split = "val",
-    seed: options.Seed = 7,
-    products: options.Products = 1000,
-    rendered: options.Rendered = 0,
-    text_words: options.TextWords = "",
-    image_px: options.ImagePx = "",
+    ranked: Ranked,
+    sent: Sent,
     out: options.Out = None,
 ) -> None:
     """Compare a server with its ceiling: the same networks in one process, without a server, in alternation."""
     with needs_extra():
         from likeness_bench.ceiling import CeilingConfig, run_ceiling
-        from likeness_bench.files import check_out
-        from likeness_bench.output import deliver_ceiling
-        from likeness_bench.processes import machine
-        from likeness_bench.recall import LabelConfig, labelled
+        from likeness_bench.output import deliver_ceiling, signed
         from likeness_bench.running import live_view, run_until_interrupted
     config = CeilingConfig(
         load=LoadConfig(
@@ -225,19 +192,17 @@ def ceiling(
             duration_s=round_s,
             warm_up_s=warm_up_s,
             timeout_s=timeout_s,
-            workload=WorkloadConfig(batch_size=parse_sizes(batch_size), seed=seed),
+            workload=Asked(batch_size=batch_size).workload(sent.seed),
         ),
         repository=repository,
         cases=parse_cases(signature or ()) or {AS_THEY_ARE: {}},
         rounds=rounds,
         trial_s=trial_s,
-        label=LabelConfig(field=label, split=split) if label else None,
+        label=ranked.config(),
     )
-    source = source_of(file, products, rendered, text_words, image_px, seed)
+    source = sent.source()
     check_out(out)
-    rows = read_sources(source, everything=bool(label))
-    labels = labelled(rows, config.label) if config.label else []
-    chosen = varied((product for product, _ in rows[: source.count]), source)
+    chosen, labels = _read(source, config.label)
     with live_view("ceiling") as view:
 
         async def work(stop: asyncio.Event) -> CeilingReport:
@@ -245,7 +210,7 @@ def ceiling(
 
         report = run_until_interrupted(work)
     with needs_extra():
-        deliver_ceiling(replace(report, source=source.plain(), machine=machine()), out)
+        deliver_ceiling(signed(report, source), out)
     if report.failures or not report.cases:
         raise typer.Exit(1)
 
@@ -286,7 +251,7 @@ def soak(
         from likeness_bench.soak import SoakConfig, SoakReport, run_soak
         from likeness_bench.tables import print_tables
     config = SoakConfig(address=server, clients=clients, seconds=seconds, timeout_s=timeout_s, seed=seed)
-    chosen = _read(SourceConfig(file=file, count=products))
+    chosen, _ = _read(SourceConfig(file=file, count=products))
     with live_view("soak") as view:
 
         async def work(stop: asyncio.Event) -> SoakReport:
@@ -299,6 +264,16 @@ def soak(
         raise typer.Exit(1)
 
 
-def _read(config: SourceConfig) -> list[Product]:
-    """Return the products that are sent."""
-    return varied((product for product, _ in read_sources(config)), config)
+def _read(source: SourceConfig, alike: LabelConfig | None = None) -> tuple[list[Product], list[Labelled]]:
+    """Return the products that are sent, and those that recall is measured on."""
+    rows = read_sources(source, everything=bool(alike))
+    labels = labelled(rows, alike) if alike else []
+    return varied((product for product, _ in rows[: source.count]), source), labels
+
+
+async def _recall(labels: Sequence[Labelled], load: LoadConfig, view: LiveView) -> dict[str, Recall]:
+    """Return the recall of every part of the mix; empty where it is not asked for."""
+    if not labels:
+        return {}
+    view.say(f"recall of {len(labels)} products")
+    return await asyncio.to_thread(served_recalls, load.address, labels, load.workload.signatures)

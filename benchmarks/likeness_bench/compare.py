@@ -19,6 +19,8 @@ Report: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = tuple[str, ...]
 Found: TypeAlias = tuple[list[Row], list[str]]
 """The rows of both reports with their ratios, and notes on what else differs."""
+_OF_ALL_RUNS = ("label", "recall", "source", "machine", "software")
+"""What a sweep says once for all of its runs."""
 _FIGURES = {
     "products/s": ("products_per_s",),
     "requests/s": ("requests_per_s",),
@@ -58,26 +60,29 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
 
 
 def _loads(reports: Sequence[Report], _paths: Sequence[Path]) -> Found:
+    return _rows(reports), [*_differences(reports, load_name), *_own_notes(reports)]
+
+
+def _rows(reports: Sequence[Report]) -> list[Row]:
+    """Return the figures of two loads."""
     rows = [_row(name, *(_find(report, path) for report in reports)) for name, path in _FIGURES.items()]
     rows.append(_row("p99 ms with failures", *map(_p99_with_failures, reports)))
     rows.append(_row("failed %", *map(_failed_percent, reports)))
-    # Reports that were written before recall was measured do not have it.
-    recalls = [report.get("recall", {}) for report in reports]
+    recalls = [report["recall"] for report in reports]
     for name in dict.fromkeys(name for found in recalls for name in found):
         rows.append(_row(f"recall@1 of {name}", *(_recall(found.get(name)) for found in recalls)))
-    return rows, [*_differences(reports, load_name), *_of_labels(reports), *_own_notes(reports)]
+    return rows
 
 
 def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
     targets = [report["target_ms"] for report in reports]
     runs = [_best_run(report, path) for report, path in zip(reports, paths, strict=True)]
-    rows, _ = _loads(runs, paths)
-    # The rate is what was searched for; what was sent stands in the sweep and not in its runs.
-    sent = [
-        {**run, **{key: report[key] for key in ("source", "machine") if key in report}}
-        for report, run in zip(reports, runs, strict=True)
-    ]
-    notes = [*_differences(sent, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals"), *_own_notes(runs)]
+    # What holds for all runs of a sweep stands there, and not in its runs.
+    shared = [{key: report[key] for key in _OF_ALL_RUNS if key in report} for report in reports]
+    runs = [{**run, **found} for run, found in zip(runs, shared, strict=True)]
+    rows = _rows(runs)
+    # The rate is what was searched for.
+    notes = [*_differences(runs, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals"), *_own_notes(runs)]
     if targets[0] != targets[1]:
         notes.insert(0, f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms")
     return [_row("best requests/s", *(report["best_rate"] for report in reports)), *rows], notes
@@ -114,7 +119,7 @@ def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
         if reports[0][key] != reports[1][key]:
             notes.append(f"the {what} differ: {reports[0][key]} and {reports[1][key]}")
     notes.append("a machine's speed drifts: of two runs, `served / ceiling` says more than products/s")
-    return rows, [*notes, *_differences(reports, load_name), *_of_labels(reports), *_own_notes(reports)]
+    return rows, [*notes, *_differences(reports, load_name), *_own_notes(reports)]
 
 
 _KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]]] = {
@@ -135,13 +140,17 @@ def _best_run(report: Report, path: Path) -> Report:
 
 
 def _differences(reports: Sequence[Report], name_of: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
-    """Say where ratios compare more than one thing. Reports that were made earlier do not say what was sent."""
+    """Say where ratios compare more than one thing, as far as both reports tell."""
     names = [name_of(report["load"]) for report in reports]
     if names[0] != names[1]:
         yield f"the loads differ: {names[0]} | {names[1]}"
-    sources = [source_name(report["source"]) for report in reports if report.get("source")]
-    machines = [", ".join(f"{key} {value}" for key, value in report.get("machine", {}).items()) for report in reports]
-    for what, values in (("products", sources), ("machines", list(filter(None, machines)))):
+    known = [key for key in reports[0]["machine"] if key in reports[1]["machine"]]
+    told = {
+        "products": [source_name(report["source"]) for report in reports if report["source"]],
+        "machines": [", ".join(f"{key} {report['machine'][key]}" for key in known) for report in reports],
+        "versions of likeness": [found for report in reports if (found := report.get("software"))],
+    }
+    for what, values in told.items():
         if len(set(values)) > 1:
             yield f"the {what} differ: {values[0]} | {values[1]}"
     for key, what in (("repeat_share", "repeat shares"), ("metric", "metrics")):
@@ -150,10 +159,7 @@ def _differences(reports: Sequence[Report], name_of: Callable[[Mapping[str, Any]
             yield f"the {what} differ: {values[0]} and {values[1]}"
     if reports[0]["space"] != reports[1]["space"]:
         yield "the servers have different embedding spaces: another model was measured"
-
-
-def _of_labels(reports: Sequence[Report]) -> Iterator[str]:
-    labels = [report.get("label", "") for report in reports]
+    labels = [report["label"] for report in reports]
     if labels[0] != labels[1]:
         yield f"recall was measured on different things: {labels[0] or 'nothing'} | {labels[1] or 'nothing'}"
 

@@ -77,6 +77,7 @@ class Record:
         products: how many products it sent.
         repeated: whether it sent only products that had been sent before.
         worn: whether it did so without being drawn as a repeat: the products have run out.
+        operation: what it asked for.
         signature: the part of the mix that it is of.
         error: kind of the error; empty when it was answered.
         message: what the error said.
@@ -88,6 +89,7 @@ class Record:
     products: int
     repeated: bool
     worn: bool
+    operation: OperationKind
     signature: str
     error: str = ""
     message: str = ""
@@ -103,9 +105,9 @@ async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -
     Raises:
         LikenessError: it failed as a whole or in part.
     """
-    if workload.operation is OperationKind.EMBED:
+    if request.operation is OperationKind.EMBED:
         await client.embed(request.left)
-    elif workload.operation is OperationKind.SIMILARITY:
+    elif request.operation is OperationKind.SIMILARITY:
         await client.similarity(request.left, request.right, metric=workload.metric)
     else:
         await client.similarity_matrix(request.left, request.right, metric=workload.metric)
@@ -230,6 +232,7 @@ class Drive:
             products=request.products,
             repeated=repeated,
             worn=repeated and not request.again,
+            operation=request.operation,
             signature=request.signature,
             error=error,
             message=message,

@@ -90,6 +90,33 @@ class Second:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """What one of several runs of the same load came to.
+
+    Attributes:
+        products_per_s: products answered per second.
+        p50_ms: of the answered requests; None without any.
+        p99_with_failures_ms: as in `LoadReport`.
+        failed: how many requests failed.
+    """
+
+    products_per_s: float
+    p50_ms: float | None
+    p99_with_failures_ms: float | None
+    failed: int
+
+    @classmethod
+    def of(cls, report: LoadReport) -> RunFigures:
+        """Summarise a run."""
+        return cls(
+            products_per_s=report.products_per_s,
+            p50_ms=report.latency.p50_ms if report.latency else None,
+            p99_with_failures_ms=report.p99_with_failures_ms,
+            failed=sum(row.count for row in report.errors),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadReport:
     """What one load did to a server. Times count after the warm-up.
 
@@ -109,7 +136,8 @@ class LoadReport:
         unfinished: requests that were still on their way when the run was interrupted; they count nowhere else.
         latency: of the answered requests from when they were due; in a closed loop, from when they were sent.
         p99_with_failures_ms: of all requests, a failed one being later than any answer; None: infinite, or no requests.
-        by_signature: the same latency for each part of the mix.
+        by_operation: the same latency for each operation.
+        by_signature: the same for each part of the mix.
         by_products: the same for each number of products that a request sent.
         harness_lag: how late the harness was: requests behind their schedule, in a closed loop a timer behind its time.
         harness_cpu_s: CPU time of this process; as much as a core has means that the harness was the limit.
@@ -124,8 +152,11 @@ class LoadReport:
         notes: what to know before these figures are believed.
         label: what recall was measured on, in words; empty when it was not.
         recall: of the embeddings that this server gives, for each part of the mix; measured before the load.
+        runs: what each run of this load came to, if it was meant to be repeated; this report is of the middle one.
+        settled: whether the last two of them agreed.
         source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the processor and the cores of the machine that measured; likewise.
+        machine: the machine that measured; likewise.
+        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
@@ -143,6 +174,7 @@ class LoadReport:
     unfinished: int
     latency: Percentiles | None
     p99_with_failures_ms: float | None
+    by_operation: Mapping[str, Percentiles]
     by_signature: Mapping[str, Percentiles]
     by_products: Mapping[int, Percentiles]
     harness_lag: Percentiles | None
@@ -157,8 +189,11 @@ class LoadReport:
     notes: tuple[str, ...]
     label: str = ""
     recall: Mapping[str, Recall] = field(default_factory=dict)
+    runs: tuple[RunFigures, ...] = ()
+    settled: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
+    software: str = ""
 
 
 def too_few(requests: int) -> str:

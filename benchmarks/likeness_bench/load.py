@@ -176,6 +176,7 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
         unfinished=drive.unfinished,
         latency=Percentiles.of(latencies_s),
         p99_with_failures_ms=figures.p99_with_failures_ms(measured),
+        by_operation=figures.by_part(measured, lambda record: str(record.operation)),
         by_signature=figures.by_part(measured, lambda record: record.signature),
         by_products=figures.by_part(measured, lambda record: record.products),
         harness_lag=Percentiles.of(lags_s),
@@ -194,7 +195,7 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
 
 def _outside_server_ms(records: Sequence[Record], steps: Sequence[StepTime], config: LoadConfig) -> float | None:
     """Return the mean time of a request outside Triton, where one request is one call of one ensemble."""
-    if config.workload.operation is not OperationKind.EMBED:
+    if set(config.workload.operations) != {OperationKind.EMBED}:
         return None  # pairs of two signatures take several calls, in turn and side by side
     answered = [record.finished_s - record.started_s for record in records if not record.error]
     entries = [step for step in steps if is_ensemble(step.model)]

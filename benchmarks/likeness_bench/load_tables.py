@@ -22,7 +22,7 @@ def work_name(load: Mapping[str, Any]) -> str:
     """Return what a load asks, in words, but not how often."""
     work = load["workload"]
     mix = ", ".join(f"{name} {share:g}" for name, share in work["signatures"].items()) or "products as they are"
-    return f"{work['operation']} x {size_name(work['batch_size'])}, {mix}"
+    return f"{mix_name(work['operation'])} x {mix_name(work['batch_size'])}, {mix}"
 
 
 def source_name(source: Mapping[str, Any]) -> str:
@@ -34,18 +34,20 @@ def source_name(source: Mapping[str, Any]) -> str:
     return f"up to {source['count']} of {source['file'] or 'the renderer'}{''.join(sizes)}, seed {source['seed']}"
 
 
-def size_name(batch_size: int | Mapping[Any, float]) -> str:
-    """Return a batch size, or a mix of them, in words."""
-    if isinstance(batch_size, int):
-        return str(batch_size)
-    shares = sum(batch_size.values())
-    parts = (f"{size} ({100 * share / shares:.0f} %)" for size, share in batch_size.items())
-    return str(next(iter(batch_size))) if len(batch_size) == 1 else " and ".join(parts)
+def mix_name(mix: int | str | Mapping[Any, float]) -> str:
+    """Return a batch size or an operation, or a mix of them, in words."""
+    if isinstance(mix, int | str):
+        return str(mix)
+    shares = sum(mix.values())
+    parts = (f"{name} ({100 * share / shares:.0f} %)" for name, share in mix.items())
+    return str(next(iter(mix))) if len(mix) == 1 else " and ".join(parts)
 
 
 def load_tables(report: LoadReport) -> list[Table]:
     """Return all tables that a report has something for."""
     tables = [_summary(report), _latency(report)]
+    if len(report.runs) > 1:
+        tables.append(_runs(report))
     if report.errors:
         rows = tuple((row.kind, str(row.count), number(row.first_s), row.example) for row in report.errors)
         tables.append(Table(title="Errors", header=("kind", "requests", "first after s", "example"), rows=rows))
@@ -79,6 +81,8 @@ def _summary(report: LoadReport) -> Table:
         ]
     else:
         rows.append(("server: CPU and memory", "not visible from here"))
+    if report.runs:
+        rows.append(("runs, settled", f"{len(report.runs)}, {'yes' if report.settled else 'no'}"))
     rows += _recalls(report)
     return Table(title=load_name(report.load), header=("", "value"), rows=tuple(rows))
 
@@ -96,14 +100,30 @@ def _recalls(report: LoadReport) -> list[tuple[str, str]]:
 def _latency(report: LoadReport) -> Table:
     since = "when they were due" if report.load["rate"] is not None else "sending"
     rows = [_percentiles("all", report.latency)]
-    if len(report.by_signature) > 1:
-        rows += [_percentiles(name, found) for name, found in report.by_signature.items()]
+    for parts in (report.by_operation, report.by_signature):
+        if len(parts) > 1:
+            rows += [_percentiles(name, found) for name, found in parts.items()]
     if len(report.by_products) > 1:
         rows += [
             _percentiles(f"{count} product{'s' * (count > 1)}", found) for count, found in report.by_products.items()
         ]
     rows.append(_percentiles("harness late by", report.harness_lag))
     return Table(title=f"Latency of answers in ms, from {since}", header=("", "count", *_PERCENTILES), rows=tuple(rows))
+
+
+def _runs(report: LoadReport) -> Table:
+    rows = tuple(
+        (
+            str(number_of_run),
+            number(run.products_per_s),
+            number(run.p50_ms),
+            "infinite" if run.p99_with_failures_ms is None else number(run.p99_with_failures_ms),
+            str(run.failed),
+        )
+        for number_of_run, run in enumerate(report.runs, start=1)
+    )
+    header = ("run", "products/s", "p50 ms", "p99 ms with failures", "failed")
+    return Table(title="Runs of this load; the others tell of the middle one", header=header, rows=rows)
 
 
 def _percentiles(name: str, found: Percentiles | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import typer
 from likeness_client import InputError, Metric, MissingExtraError
 
 from likeness_bench.arrivals import Arrivals
-from likeness_bench.sources import SourceConfig, Span
+from likeness_bench.sources import Span
 from likeness_bench.workload import OperationKind
 
 File = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
@@ -26,11 +26,19 @@ TextWords = Annotated[
     str, typer.Option(help="MIN:MAX; title and description are cut or repeated to a drawn number of words.")
 ]
 ImagePx = Annotated[str, typer.Option(help="MIN:MAX; photos are scaled to a drawn long side and encoded as JPEG.")]
+BudgetS = Annotated[
+    float, typer.Option(min=0.0, help="Seconds for all runs; none but the first begins that would end later.")
+]
 DurationS = Annotated[float, typer.Option(min=0.1, help="Measured time of a run, after its warm-up.")]
 WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before the measured time, which is not counted.")]
 TimeoutS = Annotated[float, typer.Option(min=0.01, help="Deadline of every request.")]
 Spread = Annotated[Arrivals, typer.Option(help="How the requests of a rate are spread.")]
-Operation = Annotated[OperationKind, typer.Option(help="What every request asks for.")]
+Operation = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="embed, similarity (pairs) or similarity_matrix (blocks); repeatable, also as NAME=SHARE. Default: embed."
+    ),
+]
 BatchSize = Annotated[
     list[str] | None,
     typer.Option(help="Products per request, or per side of it; repeatable, also as SIZE=SHARE. Default: 1."),
@@ -66,6 +74,20 @@ def parse_mix(given: Iterable[str], option: str = "--signature") -> dict[str, fl
             raise InputError(f"{option} {text}: '{name}' is given twice; add its shares up")
         mix[name] = value
     return mix
+
+
+def parse_operations(given: Iterable[str] | None) -> OperationKind | dict[OperationKind, float]:
+    """Read ``NAME=SHARE`` options; a name alone has the share 1, and nothing means to embed.
+
+    Raises:
+        InputError: there is no such operation, a share is no number, or an operation is given twice.
+    """
+    operations: dict[OperationKind, float] = {}
+    for name, share in parse_mix(given or (OperationKind.EMBED,), "--operation").items():
+        if name not in set(OperationKind):
+            raise InputError(f"--operation {name}: there is no such one; give {', '.join(OperationKind)}")
+        operations[OperationKind(name)] = share
+    return next(iter(operations)) if len(operations) == 1 else operations
 
 
 def parse_sizes(given: Iterable[str] | None) -> int | dict[int, float]:
@@ -104,24 +126,6 @@ def parse_span(text: str, option: str) -> Span | None:
         return Span(low=int(low), high=int(high))
     except ValueError as error:  # an InputError is one, too
         raise InputError(f"{option} {text}: give MIN:MAX with 1 <= MIN <= MAX, e.g. 5:60") from error
-
-
-def source_of(
-    file: Path | None, products: int, rendered: int, text_words: str, image_px: str, seed: int
-) -> SourceConfig:
-    """Put the options together that say which products are sent.
-
-    Raises:
-        InputError: a range cannot be read, or there is a file and products are to be rendered, or neither.
-    """
-    return SourceConfig(
-        file=file,
-        rendered=rendered,
-        count=rendered or products,
-        text_words=parse_span(text_words, "--text-words"),
-        image_px=parse_span(image_px, "--image-px"),
-        seed=seed,
-    )
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from likeness_bench.ceiling_report import CeilingReport
 from likeness_bench.ceiling_tables import (
@@ -20,6 +20,8 @@ from likeness_bench.files import write_json, write_text
 from likeness_bench.load_tables import load_name, load_tables, source_name
 from likeness_bench.page import page
 from likeness_bench.plots import load_plots, rounds_plot
+from likeness_bench.processes import machine, software
+from likeness_bench.sources import SourceConfig
 from likeness_bench.sweep import SweepReport
 from likeness_bench.sweep_tables import sweep_name, sweep_notes, sweep_plots, sweep_tables
 from likeness_bench.tables import Table, markdown, print_tables
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     from likeness_bench.tune.report import TuneReport  # it needs more than a load does
 
     Report: TypeAlias = LoadReport | SweepReport | CeilingReport | TuneReport
+
+R = TypeVar("R", LoadReport, SweepReport, CeilingReport, "TuneReport")
+
+
+def signed(report: R, source: SourceConfig) -> R:
+    """Say in a report what was sent, and which machine and which version measured."""
+    return replace(report, source=source.plain(), machine=machine(), software=software())
 
 
 def deliver_load(report: LoadReport, out: Path | None) -> None:
@@ -100,8 +109,9 @@ def deliver(
 
 
 def _measured(report: Report) -> Iterator[Table]:
-    """Yield what was sent and by which machine, where it is known."""
+    """Yield what was sent, and by what, where it is known."""
     rows = [("products", source_name(report.source))] if report.source else []
     rows += report.machine.items()
+    rows += [("likeness", report.software)] if report.software else []
     if rows:
-        yield Table(title="What was sent, and the machine that sent it", header=("", "value"), rows=tuple(rows))
+        yield Table(title="What was sent, and what sent it", header=("", "value"), rows=tuple(rows))

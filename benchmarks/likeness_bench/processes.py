@@ -9,21 +9,45 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 
+_CPU_INFO = Path("/proc/cpuinfo")
+_CPU_NUMBERS = ("cpu family", "model", "stepping")  # not the MHz: they change from moment to moment
+_GIT_TIMEOUT_S = 5.0
 _NVIDIA_SMI = "nvidia-smi"
 _GPU_FIELDS = "name,utilization.gpu,memory.used,power.draw"
 
 
 def machine() -> dict[str, str]:
-    """Describe the machine that this process runs on."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {"processor": cpu, "cores": str(psutil.cpu_count() or 1)}
+    """Describe the machine that this process runs on.
+
+    Returns:
+        Its processor and cores; where Linux names them, also the numbers that tell processors of one name apart.
+    """
+    facts = dict[str, str]()
+    if _CPU_INFO.is_file():
+        first, _, _ = _CPU_INFO.read_text(encoding="utf-8").partition("\n\n")  # all processors are alike
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    found = {"processor": facts.get("model name") or platform.processor() or platform.machine()}
+    if numbers := [facts[name] for name in _CPU_NUMBERS if name in facts]:
+        found["processor's family, model, stepping"] = ", ".join(numbers)
+    return found | {"cores": str(psutil.cpu_count() or 1)}
+
+
+def software() -> str:
+    """Return the version of likeness; where it lies in its own git checkout, also which commit, and whether changed."""
+    found, root = version("likeness"), Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, maybe inside the checkout of something else
+        return found
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError):
+        return found
+    return f"{found} ({done.stdout.strip()})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from likeness_client import Client, InputError, Product, ProductError, ServerInfo
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from likeness_bench.workload import AS_THEY_ARE
 
+Labelled: TypeAlias = tuple[Product, str]
+"""A product and its label, which is empty where it has none."""
 _TIMEOUT_S = 60.0  # of a call; recall is no race
 _BLOCK = 1024  # queries at a time; bounds the memory
 
@@ -56,8 +59,8 @@ class Recall:
         return f"{self.queries} queries among {self.gallery} products"
 
 
-def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> list[tuple[Product, str]]:
-    """Return the products of the split, each with its label (empty where it has none).
+def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> list[Labelled]:
+    """Return the products of the split, each with its label.
 
     Raises:
         InputError: there are none, or none has a label.
@@ -73,7 +76,7 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
     return chosen
 
 
-def served_recall(address: str, products: Sequence[tuple[Product, str]], signature: str) -> Recall:
+def served_recall(address: str, products: Sequence[Labelled], signature: str) -> Recall:
     """Embed labelled products on a server and rank them by cosine, each against all others.
 
     As `likeness evaluate` does it: a signature is measured on the products that have all modalities of the server, each
@@ -99,9 +102,7 @@ def served_recall(address: str, products: Sequence[tuple[Product, str]], signatu
     return recall_at_1(vectors, np.array([label for _, label in usable], dtype=np.str_))
 
 
-def served_recalls(
-    address: str, products: Sequence[tuple[Product, str]], signatures: Iterable[str]
-) -> dict[str, Recall]:
+def served_recalls(address: str, products: Sequence[Labelled], signatures: Iterable[str]) -> dict[str, Recall]:
     """Measure the recall of every part of a mix by itself; without a mix, of products as they are.
 
     Args:

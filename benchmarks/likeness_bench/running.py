@@ -48,9 +48,10 @@ class LiveView:
         self._progress = progress
         self._task = progress.add_task(text, total=None, counts="")
 
-    def step(self, load: LoadConfig, repeat: int) -> None:
-        """Say which load of a sweep begins."""
-        self._progress.update(self._task, description=f"{load.rate:.4g} requests/s, repeat {repeat}")
+    def step(self, load: LoadConfig, run: int) -> None:
+        """Say which run of a load begins."""
+        what = f"{load.concurrency} callers" if load.rate is None else f"{load.rate:.4g} requests/s"
+        self._progress.update(self._task, description=f"{what}, run {run}")
 
     def say(self, text: str) -> None:
         """Say what happens next, where no load is made or more than one follows."""

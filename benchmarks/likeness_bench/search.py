@@ -72,9 +72,14 @@ def settled(p99_ms: Sequence[float | None], p50_ms: float | None, target_ms: flo
     """
     if len(p99_ms) == 1:
         return _late(p99_ms[0]) > CLEARLY * target_ms and _late(p50_ms) > target_ms
-    if len(p99_ms) < 2:
+    return agree(p99_ms)
+
+
+def agree(durations_ms: Sequence[float | None]) -> bool:
+    """Say whether the last two repeats of a measurement have settled; one alone never has. None: infinite."""
+    if len(durations_ms) < 2:
         return False
-    one, other = p99_ms[-2:]
+    one, other = durations_ms[-2:]
     if one is None or other is None:
         return one is other
     return abs(one - other) < SETTLED * min(one, other)
@@ -85,9 +90,9 @@ def typical(p99_ms: Sequence[float | None]) -> float:
     return median(map(_late, p99_ms))
 
 
-def middle(p99_ms: Sequence[float | None]) -> int:
-    """Return which repeat is nearest to the median: the place of the middle one, of two the slower."""
-    return sorted(range(len(p99_ms)), key=lambda place: _late(p99_ms[place]))[len(p99_ms) // 2]
+def middle(durations_ms: Sequence[float | None]) -> int:
+    """Return which repeat is nearest to the median: the place of the middle one, of two the slower. None: infinite."""
+    return sorted(range(len(durations_ms)), key=lambda place: _late(durations_ms[place]))[len(durations_ms) // 2]
 
 
 def _late(value_ms: float | None) -> float:

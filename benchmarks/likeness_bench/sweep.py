@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,14 +14,12 @@ from likeness_client import InputError, LikenessError, ServerInfo
 from likeness_bench.drive import LoadConfig, ask, open_client
 from likeness_bench.figures import LoadReport
 from likeness_bench.load import Progress, run_load
+from likeness_bench.recall import Recall
+from likeness_bench.repeated import PAUSE_S, Starts
 from likeness_bench.search import RateSearch, middle, settled, typical
 from likeness_bench.workload import Workload
 
 FORMAT = "likeness-sweep-1"
-PAUSE_S = 1.0
-"""Between two runs, so that a server can finish what it was left with."""
-StepStarts = Callable[[LoadConfig, int], None]
-"""Is told each load before it runs, and the number of its repeat from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +90,11 @@ class SweepReport:
         ended: why the search ended, in words.
         complete: whether it ended because the answer was there, and not before.
         steps: the rates, as they were tried.
+        label: what recall was measured on, in words; empty when it was not.
+        recall: of the embeddings that this server gives, for each part of the mix; measured before the search.
         source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the processor and the cores of the machine that measured; likewise.
+        machine: the machine that measured; likewise.
+        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
@@ -103,13 +104,19 @@ class SweepReport:
     ended: str
     complete: bool
     steps: tuple[RateStep, ...]
+    label: str = ""
+    recall: Mapping[str, Recall] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
+    software: str = ""
 
     @property
     def best(self) -> LoadReport | None:
-        """The middle repeat of the best rate."""
-        return next((step.middle for step in self.steps if step.kept and step.rate == self.best_rate), None)
+        """The middle repeat of the best rate, with the recall beside it."""
+        for step in self.steps:
+            if step.kept and step.rate == self.best_rate:
+                return replace(step.middle, label=self.label, recall=self.recall)
+        return None
 
 
 async def run_sweep(
@@ -118,7 +125,7 @@ async def run_sweep(
     config: SweepConfig,
     *,
     stop: asyncio.Event,
-    starts: StepStarts = lambda _load, _repeat: None,
+    starts: Starts = lambda _load, _run: None,
     progress: Progress = lambda _: None,
 ) -> SweepReport:
     """Search until the answer is there, the time is up, or ``stop`` is set.
@@ -158,7 +165,7 @@ class _Attempts:
     info: ServerInfo
     config: SweepConfig
     stop: asyncio.Event
-    starts: StepStarts
+    starts: Starts
     progress: Progress
     over: str = ""
 

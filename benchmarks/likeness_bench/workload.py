@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from likeness_client import InputError, Metric, Product, ProductError, ServerInfo
 from likeness_client.contract import modalities_of, signature_of
@@ -29,7 +30,8 @@ class WorkloadConfig:
     """What to ask.
 
     Attributes:
-        operation: what every request asks for.
+        operation: what every request asks for; or several operations, each with its share of the requests, which need
+            not sum to 1.
         batch_size: products per request, or per side of it where two sides are compared; or several sizes, each with
             its share of the requests, which need not sum to 1.
         signatures: signature -> its share of the requests; shares need not sum to 1. Empty: products as they are, each
@@ -39,7 +41,7 @@ class WorkloadConfig:
         seed: of the draws; the same seed gives the same requests.
     """
 
-    operation: OperationKind = OperationKind.EMBED
+    operation: OperationKind | Mapping[OperationKind, float] = OperationKind.EMBED
     batch_size: int | Mapping[int, float] = 1
     signatures: Mapping[str, float] = field(default_factory=dict)
     repeat_share: float = 0.0
@@ -47,18 +49,26 @@ class WorkloadConfig:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        for size, share in self.batch_sizes.items():
-            if size < 1:
-                raise InputError(f"--batch-size {size} asks for nothing: give at least 1")
-            if not 0 < share < float("inf"):
-                raise InputError(f"--batch-size {size} has the share {share}: give a number above 0, or leave it out")
-        if not self.batch_sizes:
-            raise InputError("batch_size holds no size: give one")
+        if not self.operations or not self.batch_sizes:
+            raise InputError("operation and batch_size must hold at least one of them, each with its share")
+        if (smallest := min(self.batch_sizes)) < 1:
+            raise InputError(f"--batch-size {smallest} asks for nothing: give at least 1")
+        mixes: Mapping[str, Mapping[Any, float]] = {
+            "--operation": self.operations,
+            "--batch-size": self.batch_sizes,
+            "--signature": self.signatures,
+        }
+        for option, mix in mixes.items():
+            for name, share in mix.items():
+                if not 0 < share < float("inf"):
+                    raise InputError(f"{option} {name} has the share {share}: give a number above 0, or leave it out")
         if not 0 <= self.repeat_share <= 1:
             raise InputError(f"--repeat-share {self.repeat_share:g} is no share: give a number from 0 to 1")
-        for name, share in self.signatures.items():
-            if not 0 < share < float("inf"):
-                raise InputError(f"--signature {name} has the share {share}: give a number above 0, or leave it out")
+
+    @property
+    def operations(self) -> Mapping[OperationKind, float]:
+        """Operation -> its share of the requests."""
+        return {self.operation: 1.0} if isinstance(self.operation, OperationKind) else self.operation
 
     @property
     def batch_sizes(self) -> Mapping[int, float]:
@@ -71,12 +81,14 @@ class Request:
     """One request.
 
     Attributes:
+        operation: what it asks for.
         signature: the part of the mix that it is of.
         left: the products, or those of the left side.
         right: the products of the right side; empty when products are embedded.
         again: whether it was drawn as a repeat of an earlier one.
     """
 
+    operation: OperationKind
     signature: str
     left: tuple[Product, ...]
     right: tuple[Product, ...] = ()
@@ -107,8 +119,7 @@ class Workload:
         names = config.signatures or {AS_THEY_ARE: 1.0}
         self.pools = {name: _pool(loaded, name, info) for name in names}
         self._shares = list(names.values())
-        self._sides = 1 if config.operation is OperationKind.EMBED else 2
-        needed = self._sides * max(config.batch_sizes)
+        needed = max(map(_sides, config.operations)) * max(config.batch_sizes)
         for name, pool in self.pools.items():
             if len(pool) < needed:
                 raise InputError(
@@ -124,15 +135,17 @@ class Workload:
         """
         draw = random.Random(seed)
         walks = {name: _Walk(pool, draw) for name, pool in self.pools.items()}
-        sizes, earlier = self.config.batch_sizes, list[Request]()
+        operations, sizes = self.config.operations, self.config.batch_sizes
+        earlier: list[Request] = []
         while True:
             if earlier and draw.random() < self.config.repeat_share:
                 yield replace(draw.choice(earlier), again=True)
                 continue
+            (operation,) = draw.choices(list(operations), list(operations.values()))
             (name,) = draw.choices(list(self.pools), self._shares)
             (size,) = draw.choices(list(sizes), list(sizes.values()))
-            batch = walks[name].take(self._sides * size)
-            request = Request(signature=name, left=batch[:size], right=batch[size:])
+            batch = walks[name].take(_sides(operation) * size)
+            request = Request(operation=operation, signature=name, left=batch[:size], right=batch[size:])
             if len(earlier) < _REMEMBERED:
                 earlier.append(request)
             else:
@@ -141,6 +154,11 @@ class Workload:
 
 
 _REMEMBERED = 10_000  # requests that may be repeated; bounds the memory of long runs
+
+
+def _sides(operation: OperationKind) -> int:
+    """Return how many batches of products a request of this operation sends."""
+    return 1 if operation is OperationKind.EMBED else 2
 
 
 class _Walk:

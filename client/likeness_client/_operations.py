@@ -28,6 +28,8 @@ OnError: TypeAlias = Literal["raise", "return"]
 """What to do when some products of a batch fail: raise `BatchError`, or return NaN for them and list the errors."""
 ON_ERROR: tuple[OnError, ...] = ("raise", "return")
 QUERY, CANDIDATE = "query", "candidate"
+_BLOCKS_AT_ONCE = 64
+"""Blocks of a learned matrix that are asked for together: many times what is in flight, little beside the matrix."""
 
 
 def embed(
@@ -265,10 +267,12 @@ def _learned_matrix(left: FloatArray, right: FloatArray) -> Operation[FloatArray
     values = np.full((len(left), len(right)), np.nan, dtype=np.float32)
     rows, columns = (np.flatnonzero(~np.isnan(vectors).any(axis=1)) for vectors in (left, right))
     planned = _calls.matrix_calls(left[rows], right[columns], Metric.LEARNED)
-    answers = yield from _ask([call for call, _, _ in planned])
-    for (call, of_rows, of_columns), answer in zip(planned, answers, strict=True):
-        q, c = rows[of_rows], columns[of_columns]
-        values[np.ix_(q, c)] = _calls.tensor(call, answer, Metric.LEARNED, (1, len(q), len(c)))[0]
+    for start in range(0, len(planned), _BLOCKS_AT_ONCE):
+        some = planned[start : start + _BLOCKS_AT_ONCE]
+        answers = yield from _ask([call for call, _, _ in some])
+        for (call, of_rows, of_columns), answer in zip(some, answers, strict=True):
+            q, c = rows[of_rows], columns[of_columns]
+            values[np.ix_(q, c)] = _calls.tensor(call, answer, Metric.LEARNED, (1, len(q), len(c)))[0]
     return values
 
 

@@ -247,11 +247,14 @@ def test_learned_blocks_are_bounded_and_complete(
 ) -> None:
     monkeypatch.setattr(_calls, "MAX_CALL_CELLS", 6)
     monkeypatch.setattr(_calls, "_BLOCK_SIDE", 2)
+    monkeypatch.setattr(_operations, "_BLOCKS_AT_ONCE", 3)
     left = embed(type(fake)(), *(text(f"l{i}") for i in range(rows)))
     right = embed(type(fake)(), *(text(f"r{i}") for i in range(columns)))
     found = matrix(fake, left, right, Metric.LEARNED)
     np.testing.assert_allclose(found.values, reference(Metric.LEARNED, left, right), atol=1e-6)
-    assert all(call.inputs["left"].shape[1] * call.inputs["right"].shape[1] <= 6 for call in fake.rounds[0])
+    calls = [call for together in fake.rounds for call in together]
+    assert all(call.inputs["left"].shape[1] * call.inputs["right"].shape[1] <= 6 for call in calls)
+    assert max(map(len, fake.rounds)) <= 3  # what is held beside the matrix does not grow with it
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 5000), (5000, 3), (2000, 2000)])

@@ -261,6 +261,7 @@ def compared(
                 products=1,
                 repeated=False,
                 worn=False,
+                operation=OperationKind.EMBED,
                 signature="text",
                 error=error,
                 message=error and "it is gone",
@@ -447,12 +448,17 @@ def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyP
         {"trial_s": 0.0},
         {"cases": {}},
         {"load": LoadConfig(address="a:1", rate=1.0)},
-        {"load": LoadConfig(address="a:1", concurrency=1, workload=WorkloadConfig(operation=OperationKind.SIMILARITY))},
     ],
 )
 def test_comparisons_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         CeilingConfig(**{"load": LoadConfig(address="a:1", concurrency=1), "repository": Path(), **wrong})
+
+
+def test_a_ceiling_of_anything_but_embedding_is_refused() -> None:
+    work = WorkloadConfig(operation={OperationKind.EMBED: 0.9, OperationKind.SIMILARITY: 0.1})
+    with pytest.raises(InputError, match="one of embedding, not of similarity: ask for embed only"):
+        CeilingConfig(load=LoadConfig(address="a:1", concurrency=1, workload=work), repository=Path())
 
 
 def test_recall_at_1_by_hand() -> None:
@@ -482,6 +488,19 @@ def test_batch_sizes_are_read(given: list[str] | None, sizes: int | dict[int, fl
 def test_batch_sizes_that_cannot_be_read(given: list[str]) -> None:
     with pytest.raises(InputError, match="--batch-size"):
         options.parse_sizes(given)
+
+
+def test_operations_are_read() -> None:
+    assert options.parse_operations(None) is OperationKind.EMBED
+    assert options.parse_operations(["similarity"]) is OperationKind.SIMILARITY
+    mix = {OperationKind.EMBED: 0.8, OperationKind.SIMILARITY_MATRIX: 1.0}
+    assert options.parse_operations(["embed=0.8", "similarity_matrix"]) == mix
+
+
+@pytest.mark.parametrize("given", [["dance"], ["embed", "embed"], ["embed=x"]])
+def test_operations_that_cannot_be_read(given: list[str]) -> None:
+    with pytest.raises(InputError, match="--operation"):
+        options.parse_operations(given)
 
 
 def test_cases_are_read() -> None:

@@ -17,9 +17,19 @@ from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.search import RateSearch, middle, settled, typical
 from likeness_bench.steps import ModelCounters, step_times
+from likeness_bench.workload import OperationKind
 from likeness_client import InputError
 
-OK = Record(scheduled_s=1.0, started_s=1.5, finished_s=2.0, products=1, repeated=False, worn=False, signature="text")
+OK = Record(
+    scheduled_s=1.0,
+    started_s=1.5,
+    finished_s=2.0,
+    products=1,
+    repeated=False,
+    worn=False,
+    operation=OperationKind.EMBED,
+    signature="text",
+)
 FAILED = replace(OK, error="ServerError", message="no")
 COUNTED = {"success": 2, "queue": 2, "compute_input": 2, "compute_infer": 2, "compute_output": 2}
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.drive import Drive, LoadConfig
-from likeness_bench.load import run_load
+from likeness_bench.load import _report, _Watch, run_load
+from likeness_bench.load_tables import load_tables
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
 from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError
 
@@ -36,11 +37,23 @@ class Fake:
     """Takes the place of the client: waits, and fails from some call on."""
 
     def __init__(self, wait_s: float = 0.0, fails_from: int = 1_000_000, block_s: float = 0.0) -> None:
-        self.wait_s, self.fails_from, self.block_s, self.calls = wait_s, fails_from, block_s, 0
+        self.wait_s, self.fails_from, self.block_s = wait_s, fails_from, block_s
+        self.asked: list[OperationKind] = []
 
-    async def embed(self, products: Sequence[Product]) -> None:  # noqa: ARG002 (a client's method)
-        self.calls += 1
-        if self.calls > self.fails_from:
+    async def embed(self, _products: Sequence[Product]) -> None:
+        await self._answer(OperationKind.EMBED)
+
+    async def similarity(self, left: Sequence[Product], right: Sequence[Product], **_: Any) -> None:
+        assert len(left) == len(right)
+        await self._answer(OperationKind.SIMILARITY)
+
+    async def similarity_matrix(self, left: Sequence[Product], right: Sequence[Product], **_: Any) -> None:
+        assert len(left) == len(right)
+        await self._answer(OperationKind.SIMILARITY_MATRIX)
+
+    async def _answer(self, operation: OperationKind) -> None:
+        self.asked.append(operation)
+        if len(self.asked) > self.fails_from:
             raise ServerUnavailableError("gone", "here", code="UNAVAILABLE")
         time.sleep(self.block_s)  # the harness itself is held up
         await asyncio.sleep(self.wait_s)
@@ -121,9 +134,14 @@ def test_products_that_travel_alike_are_sent_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "size"), [(OperationKind.EMBED, {1: 0.9, 21: 0.1}), (OperationKind.SIMILARITY, 11)]
+    ("operation", "size"),
+    [
+        (OperationKind.EMBED, {1: 0.9, 21: 0.1}),
+        (OperationKind.SIMILARITY, 11),
+        ({OperationKind.EMBED: 0.9, OperationKind.SIMILARITY: 0.1}, 11),
+    ],
 )
-def test_requests_larger_than_what_there_is_are_refused(operation: OperationKind, size: Any) -> None:
+def test_requests_larger_than_what_there_is_are_refused(operation: Any, size: Any) -> None:
     with pytest.raises(InputError, match=r"holds up to 2[12] products, and only 20 different ones.*--batch-size"):
         Workload(PRODUCTS, INFO, WorkloadConfig(operation=operation, batch_size=size))
 
@@ -133,6 +151,30 @@ def test_comparisons_have_two_sides(operation: OperationKind) -> None:
     workload = Workload(PRODUCTS, INFO, WorkloadConfig(operation=operation, batch_size=3))
     request = next(workload.requests(1))
     assert (len(request.left), len(request.right), request.products) == (3, 3, 6)
+
+
+def test_a_mix_of_operations_is_drawn_by_its_shares() -> None:
+    shares = {OperationKind.EMBED: 6.0, OperationKind.SIMILARITY: 3.0, OperationKind.SIMILARITY_MATRIX: 1.0}
+    drawn = list(islice(Workload(PRODUCTS, INFO, WorkloadConfig(operation=shares)).requests(1), 1000))
+    counts = Counter(request.operation for request in drawn)
+    assert {operation: counts[operation] for operation in shares} == pytest.approx(
+        {operation: 100 * share for operation, share in shares.items()}, abs=60
+    )
+    for request in drawn:
+        assert len(request.left) == 1
+        assert len(request.right) == (request.operation is not OperationKind.EMBED)
+
+
+def test_every_request_of_a_mix_is_asked_by_its_own_operation() -> None:
+    workload = WorkloadConfig(operation=dict.fromkeys(OperationKind, 1.0))
+    client = Fake(wait_s=0.001)
+    drive = driven(client, concurrency=1, duration_s=0.3, warm_up_s=0.0, workload=workload)
+    assert client.asked == [record.operation for record in drive.records]
+    assert set(client.asked) == set(OperationKind)
+    found = _report(drive, _Watch(config=drive.config), INFO, "now")
+    assert {name: part.count for name, part in found.by_operation.items()} == Counter(map(str, client.asked))
+    names = [row[0] for table in load_tables(found) for row in table.rows]
+    assert set(OperationKind) <= set(names)
 
 
 def test_products_that_cannot_be_sent_are_left_out() -> None:
@@ -160,7 +202,17 @@ def test_reducing_keeps_what_belongs_to_no_other_modality() -> None:
     )
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"repeat_share": 1.5}, {"signatures": {"text": 0.0}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"batch_size": {}},
+        {"operation": {}},
+        {"operation": {OperationKind.EMBED: 0.0}},
+        {"repeat_share": 1.5},
+        {"signatures": {"text": 0.0}},
+    ],
+)
 def test_workloads_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         WorkloadConfig(**wrong)

@@ -8,24 +8,29 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import typer
-from likeness_bench import cli, options
+from likeness_bench import cli, options, processes
+from likeness_bench import repeated as repeated_module
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
 from likeness_bench.drive import Drive, LoadConfig, Record
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import check_out, write_json
 from likeness_bench.load import _report, _Watch
+from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
+from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes
 from likeness_bench.tables import Table, html, markdown, print_tables
+from likeness_bench.workload import OperationKind
 from likeness_client import InputError, InputSchema, ServerInfo
 from typer.testing import CliRunner
 
@@ -60,6 +65,7 @@ def record(due_s: float, took_s: float, error: str = "") -> Record:
         products=2,
         repeated=False,
         worn=False,
+        operation=OperationKind.EMBED,
         signature="text",
         error=error,
         message=error and "a | bar\nand a line",
@@ -132,11 +138,14 @@ def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
         RateStep(rate=16.0, kept=False, settled=True, p99_ms=None, repeats=(report,)),
     )
     sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
-    deliver_sweep(sweep, tmp_path / "s.json")
+    recall = {"text": Recall(at_1=0.75, queries=40, gallery=50)}
+    deliver_sweep(replace(sweep, label="group, split val", recall=recall), tmp_path / "s.json")
+    assert "recall@1 of text: group, split val" in (tmp_path / "s.md").read_text()
     assert "infinite" in (tmp_path / "s.md").read_text()
     check_page((tmp_path / "s.html").read_text(), plots=3)
     table, _ = compare_reports(tmp_path / "s.json", tmp_path / "s.json")
     assert table.rows[0] == ("best requests/s", "8.00", "8.00", "1.000")
+    assert ("recall@1 of text", "0.750", "0.750", "1.000") in table.rows
 
 
 def test_a_sweep_without_a_single_step(tmp_path: Path) -> None:
@@ -177,13 +186,12 @@ def test_comparing_loads_also_compares_recall(report: LoadReport, tmp_path: Path
     better = {"text": Recall(at_1=0.9, queries=40, gallery=50), "image": Recall(at_1=0.5, queries=40, gallery=50)}
     write_json(tmp_path / "a.json", asdict(replace(report, label="group, split val", recall=recall)))
     write_json(tmp_path / "b.json", asdict(replace(report, label="kind, split val", recall=better)))
-    older = {key: value for key, value in asdict(report).items() if key not in ("label", "recall")}
-    write_json(tmp_path / "older.json", older)
+    write_json(tmp_path / "without.json", asdict(report))
     table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
     assert ("recall@1 of text", "0.800", "0.900", "1.125") in table.rows
     assert ("recall@1 of image", "-", "0.500", "-") in table.rows
     assert "recall was measured on different things: group, split val | kind, split val" in notes
-    table, notes = compare_reports(tmp_path / "older.json", tmp_path / "a.json")
+    table, notes = compare_reports(tmp_path / "without.json", tmp_path / "a.json")
     assert ("recall@1 of text", "-", "0.800", "-") in table.rows
     assert "recall was measured on different things: nothing | group, split val" in notes
 
@@ -193,9 +201,11 @@ def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
 ) -> None:
     sent = SourceConfig(rendered=150, count=150, text_words=Span(low=5, high=60))
     right = report_of([record(2 + number / 10, 0.05) for number in range(100)])
-    here = replace(right, source=sent.plain(), machine={"processor": "A", "cores": "2"})
+    here = replace(right, source=sent.plain(), machine={"processor": "A", "cores": "2"}, software="0.1.0 (abc)")
     failed = report_of([*(record(2 + number / 10, 0.05) for number in range(98)), *[record(11.95, 0.01, "E")] * 2])
-    there = replace(failed, source=SourceConfig(file=Path("p.jsonl")).plain(), machine={"processor": "B", "cores": "2"})
+    machine = {"processor": "B", "processor's family, model, stepping": "1, 2, 3", "cores": "2"}
+    source = SourceConfig(file=Path("p.jsonl")).plain()
+    there = replace(failed, source=source, machine=machine, software="0.1.0 (def)")
     for name, found in (("a", here), ("b", there)):
         deliver_load(found, tmp_path / f"{name}.json")
     assert "up to 150 of the renderer, texts of 5 to 60 words, seed 7" in capsys.readouterr().out
@@ -204,8 +214,16 @@ def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
     assert ("p99 ms with failures", "50.00", "infinite", "-") in table.rows
     assert "the machines differ: processor A, cores 2 | processor B, cores 2" in notes
     assert any("words, seed 7 | up to 1000 of p.jsonl, seed 7" in note for note in notes)
-    write_json(tmp_path / "older.json", asdict(report))
-    assert not any("differ:" in note for note in compare_reports(tmp_path / "older.json", tmp_path / "b.json")[1])
+    assert "the versions of likeness differ: 0.1.0 (abc) | 0.1.0 (def)" in notes
+    assert "| likeness | 0.1.0 (abc) |" in (tmp_path / "a.md").read_text()
+    # Only what both tell can differ.
+    silent = asdict(replace(there, machine={"processor": "B", "cores": "2"}))
+    del silent["software"]
+    write_json(tmp_path / "silent.json", silent)
+    write_json(tmp_path / "unknown.json", asdict(report))
+    for name in ("silent", "unknown"):
+        notes = compare_reports(tmp_path / f"{name}.json", tmp_path / "b.json")[1]
+        assert not any("differ:" in note for note in notes)
 
 
 def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadReport, tmp_path: Path) -> None:
@@ -398,3 +416,105 @@ def test_runs_too_short_for_a_single_request_decide_nothing(monkeypatch: pytest.
     found = swept(monkeypatch, lambda _rate, _run: None, requests=0)
     assert (found.steps, found.complete) == ((), False)
     assert "use longer runs" in found.ended
+
+
+def repeated(
+    monkeypatch: pytest.MonkeyPatch, took_s: list[float | None], budget_s: float = 60.0, stop_at: int = 0, **load: Any
+) -> LoadReport:
+    """Repeat a load whose runs answer this fast, one after the other; None: not at all."""
+    seeds: list[int] = []
+
+    async def run_load(*given: Any, stop: asyncio.Event, **_: Any) -> LoadReport:
+        config: LoadConfig = given[2]
+        seeds.append(config.workload.seed)
+        if len(seeds) == stop_at:
+            stop.set()
+        found = took_s[len(seeds) - 1]
+        records = [record(0.0, found or 0.01, "" if found else "ServerError") for _ in range(int(1 / (found or 1)))]
+        return report_of(records, rate=config.rate, concurrency=config.concurrency, duration_s=1.0, warm_up_s=0.0)
+
+    monkeypatch.setattr(repeated_module, "run_load", run_load)
+    monkeypatch.setattr(repeated_module, "PAUSE_S", 0.0)
+    config = LoadConfig(address="here:1", **({"rate": 10.0} | load), duration_s=1.0, warm_up_s=0.0)
+
+    async def run() -> LoadReport:
+        nothing: Any = None
+        return await run_repeated(nothing, INFO, config, budget_s=budget_s, stop=asyncio.Event())
+
+    found = asyncio.run(run())
+    assert len(set(seeds)) == len(seeds)  # an unlucky schedule must not come again
+    assert seeds[0] == config.workload.seed
+    return found
+
+
+@pytest.mark.parametrize("load", [{"rate": 10.0}, {"rate": None, "concurrency": 2}])
+def test_a_load_is_repeated_until_its_figures_settle(load: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = repeated(monkeypatch, [0.5, 0.02, 0.1, 0.1], **load)
+    assert found.settled
+    assert [run.p50_ms for run in found.runs] == pytest.approx([500, 20, 100, 100])
+    assert found.latency is not None
+    assert found.latency.p50_ms == pytest.approx(100)  # the one in the middle
+    assert not any("settle" in note for note in found.notes)
+    rows = {row[0]: row[1:] for table in load_tables(found) for row in table.rows}
+    assert rows["runs, settled"] == ("4, yes",)
+    assert rows["1"] == ("4.0", "500.0", "500.0", "0")
+
+
+@pytest.mark.parametrize(("budget_s", "reason"), [(0.0, "run once: --budget-s 0 holds no second run"), (1.0, "once")])
+def test_a_load_without_time_for_a_second_run_says_so(
+    budget_s: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = repeated(monkeypatch, [0.1], budget_s=budget_s)
+    assert (len(found.runs), found.settled) == (1, False)
+    assert any(reason in note for note in found.notes)
+
+
+def test_a_load_that_does_not_settle_says_that_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+
+    def clock() -> float:
+        nonlocal now_s
+        now_s += 1.0  # the time is looked at once before the first run, and once after each
+        return now_s
+
+    monkeypatch.setattr("likeness_bench.repeated.time", SimpleNamespace(perf_counter=clock))
+    found = repeated(monkeypatch, [0.1, 0.3, 0.9], budget_s=3.5)
+    assert (len(found.runs), found.settled) == (3, False)
+    assert "p99 did not settle in 3 runs: the time is up (3.5 s)" in found.notes
+
+
+def test_an_interrupted_repetition_keeps_its_finished_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = repeated(monkeypatch, [0.1, 0.3, 0.1], stop_at=3)
+    assert len(found.runs) == 2
+    assert "p99 did not settle in 2 runs: interrupted" in found.notes
+    assert len(repeated(monkeypatch, [0.1], stop_at=1).runs) == 1
+
+
+def test_a_load_that_nothing_answers_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = repeated(monkeypatch, [None])
+    assert (len(found.runs), found.latency) == (1, None)
+    found = repeated(monkeypatch, [0.1, None])
+    assert "p99 did not settle in 2 runs: the last one answered nothing" in found.notes
+
+
+def test_the_version_names_the_commit_only_in_a_checkout_of_this_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages" / "likeness_bench" / "processes.py"
+    monkeypatch.setattr(processes, "__file__", str(installed))
+    plain = processes.software()
+    assert re.fullmatch(r"[\w.]+", plain)
+    (tmp_path / ".git").mkdir()  # a broken one: no reason to fail
+    monkeypatch.setattr(processes, "__file__", str(installed.parent / "deeper" / "processes.py"))
+    assert processes.software() == plain
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Make\nstepping\t: 1\ncpu MHz\t\t: 2596.1\n"
+    (tmp_path / "cpuinfo").write_text(f"{one}\n{one}")
+    monkeypatch.setattr(processes, "_CPU_INFO", tmp_path / "cpuinfo")
+    found = processes.machine()
+    assert found["processor"] == "Make"
+    assert found["processor's family, model, stepping"] == "25, 17, 1"
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert list(processes.machine()) == ["processor", "cores"]

@@ -56,7 +56,7 @@ def tune(
     """
     with needs_extra():
         from likeness_bench.files import check_out
-        from likeness_bench.processes import machine
+        from likeness_bench.output import signed
         from likeness_bench.running import live_view, run_until_interrupted
         from likeness_bench.tune.output import deliver_tune
         from likeness_bench.tune.target import read_target
@@ -88,7 +88,7 @@ def tune(
             return await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
 
         report, settings = run_until_interrupted(work)
-    report = replace(report, source=source.plain(), machine=machine())
+    report = signed(report, source)
     try:
         if report.better:
             report = replace(report, written=tuple(map(str, write_result(target, settings))))

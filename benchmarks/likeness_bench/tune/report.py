@@ -42,7 +42,8 @@ class TuneReport:
         complete: whether it ended because nothing was left to try.
         notes: what to know before these figures are believed.
         source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the processor and the cores of the machine that measured; likewise.
+        machine: the machine that measured; likewise.
+        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
@@ -69,3 +70,4 @@ class TuneReport:
     refused: tuple[Trial, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
+    software: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from likeness_bench.load_tables import size_name
+from likeness_bench.load_tables import mix_name
 from likeness_bench.tables import NOTHING, Table, number
 from likeness_bench.tune.judge import Turn
 from likeness_bench.tune.report import TuneReport
@@ -15,7 +15,7 @@ from likeness_bench.tune.search import GUESS, Trial
 def tune_name(report: TuneReport) -> str:
     """Return a tuning in words."""
     load, name = report.load, Path(report.repository).name
-    size = size_name(load["workload"]["batch_size"])
+    size = mix_name(load["workload"]["batch_size"])
     return (
         f"Tuning {name}: {load['concurrency']} callers x {size}, p99 <= {report.target_ms:g} ms, {report.cores} cores"
     )

@@ -1,0 +1,88 @@
+"""A load that is repeated until its figures settle or the time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from likeness_client import ServerInfo
+
+from likeness_bench.drive import LoadConfig
+from likeness_bench.figures import LoadReport, RunFigures
+from likeness_bench.load import Progress, run_load
+from likeness_bench.search import agree, middle
+from likeness_bench.workload import Workload
+
+PAUSE_S = 1.0
+"""Between two runs, so that a server can finish what it was left with."""
+Starts = Callable[[LoadConfig, int], None]
+"""Is told each run before it begins, and its number from 1 among those of the same load."""
+
+
+async def run_repeated(
+    workload: Workload,
+    info: ServerInfo,
+    config: LoadConfig,
+    *,
+    budget_s: float,
+    stop: asyncio.Event,
+    starts: Starts = lambda _load, _run: None,
+    progress: Progress = lambda _: None,
+) -> LoadReport:
+    """Run a load until two runs in a row agree: in p99 with failures, in a closed loop in products per second.
+
+    Args:
+        workload: what is sent; see `likeness_bench.load.prepare`.
+        info: what the server offers; from the same call.
+        config: the load.
+        budget_s: seconds for all runs. None but the first is begun that would end later.
+        stop: set it to get what was measured so far; a run that it cuts short counts only if it is the first.
+        starts: is told each run before it begins.
+        progress: is shown each run while it runs.
+
+    Returns:
+        The report of the run in the middle, with the figures of all runs.
+    """
+    deadline = time.perf_counter() + budget_s
+
+    async def run(number: int) -> LoadReport:
+        # Every run has arrivals and products of its own, or an unlucky schedule would be taken for the server.
+        load = replace(config, workload=replace(config.workload, seed=config.workload.seed + number))
+        starts(load, number + 1)
+        return await run_load(workload, info, load, stop=stop, progress=progress)
+
+    runs = [await run(0)]
+    while not (stop.is_set() or _settled(runs) or runs[-1].latency is None):
+        if time.perf_counter() + PAUSE_S + config.length_s > deadline:
+            break
+        await asyncio.sleep(PAUSE_S)
+        report = await run(len(runs))
+        if not stop.is_set():
+            runs.append(report)
+    shown = runs[middle([_settling_ms(run) for run in runs])]
+    notes = shown.notes if _settled(runs) else (*shown.notes, *_doubts(runs, budget_s, stopped=stop.is_set()))
+    return replace(shown, settled=_settled(runs), runs=tuple(map(RunFigures.of, runs)), notes=notes)
+
+
+def _settled(runs: Sequence[LoadReport]) -> bool:
+    return agree([_settling_ms(run) for run in runs])
+
+
+def _settling_ms(run: LoadReport) -> float | None:
+    """Return what has to settle: p99 with failures; of a closed loop, whose latency says little, time per product."""
+    if run.load["rate"] is not None:
+        return run.p99_with_failures_ms
+    return 1000 / run.products_per_s if run.products_per_s else None
+
+
+def _doubts(runs: Sequence[LoadReport], budget_s: float, *, stopped: bool) -> Iterator[str]:
+    """Say why the figures did not settle, where a run does not say so by itself."""
+    if len(runs) > 1:
+        what = "products/s" if runs[0].load["rate"] is None else "p99"
+        time_is_up = f"the time is up ({budget_s:g} s)"
+        why = "interrupted" if stopped else "the last one answered nothing" if not runs[-1].latency else time_is_up
+        yield f"{what} did not settle in {len(runs)} runs: {why}"
+    elif not stopped and runs[0].latency:
+        yield f"run once: --budget-s {budget_s:g} holds no second run, so whether the figures settle is not known"
