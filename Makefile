@@ -9,7 +9,7 @@ TIMM_VENV ?= .venv-timm
 demo: $(VENV)/.installed ## the main job: render, train, export, serve, query
 	$(BIN)/likeness demo
 
-test: $(VENV)/.installed ## all tests, the real tritonserver included
+test: $(VENV)/.installed ## all tests but those of test-timm, the real tritonserver included
 	$(BIN)/pytest
 
 lint: $(VENV)/.installed

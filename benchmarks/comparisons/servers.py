@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 import urllib.error
@@ -13,12 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving, stop_group, unused_ports
 
 from comparisons.rounds import ComparisonError
 
 READY_TIMEOUT_S = 300.0
-_STOP_S = 20.0
 
 
 @contextmanager
@@ -81,7 +79,7 @@ def http_server(
             _wait_until_ready(process, name, url, log)
             yield
         finally:
-            stop(process)
+            stop_group(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], name: str, url: str, log: Path) -> None:
@@ -93,16 +91,3 @@ def _wait_until_ready(process: subprocess.Popen[bytes], name: str, url: str, log
             return
         time.sleep(0.2)
     raise ComparisonError(f"{name} was not ready after {READY_TIMEOUT_S:.0f} s: see {log}")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process that leads a group, and then what is left of its group."""
-    try:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_S)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # workers that outlived it, if any
-        process.wait()

@@ -18,12 +18,13 @@ import typer
 from likeness_bench.processes import find_server, look
 from likeness_bench.sources import rendered
 from likeness_client import InputError
+from likeness_export.server import stop_group
 
 from comparisons.measured import Measurement, Quantity, Take, in_turns
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
-from comparisons.servers import likeness_server, stop
+from comparisons.servers import likeness_server
 
 SPEED = Quantity(name="products/s", higher_is_better=True, compared=True)
 CLIENT_MB = Quantity(name="client, peak MB", digits=0, compared=True)
@@ -195,7 +196,7 @@ def run_embed(file: Path, count: int, address: str) -> tuple[float, float]:
                 code = process.wait()
             seconds = time.perf_counter() - began
         finally:
-            stop(process)
+            stop_group(process)
     if code:
         end = log.read_text(encoding="utf-8", errors="replace")[-1500:]
         raise ComparisonError(f"`likeness embed` of {count} products ended with code {code}: {end}")

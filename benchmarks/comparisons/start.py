@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # ships no type information
 from likeness_bench.processes import find_server, look
 from likeness_client import InputError
-from likeness_export.server import check_repository, unused_ports
+from likeness_export.server import check_repository, stop_group, unused_ports
 
 from comparisons.measured import Measurement, Quantity, Take, in_turns
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
-from comparisons.servers import likeness_server, stop
+from comparisons.servers import likeness_server
 
 COMMAND, SERVER = "likeness serve", "tritonserver"
 TARGET_S = 5.0
@@ -119,7 +119,7 @@ def by_command(repository: Path, log: Path, _round: int = 1) -> Mapping[str, flo
                 raise ComparisonError(f"`{' '.join(command)}` ended before it was ready: see {log}")
             return _figures(seconds, ports)
         finally:
-            stop(process)
+            stop_group(process)
             if process.stdout:
                 process.stdout.close()
 

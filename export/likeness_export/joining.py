@@ -59,46 +59,67 @@ def joined_recipe(recipes: Sequence[Recipe]) -> Recipe:
     if len(recipes) < 2:
         raise InputError("one run is nothing to join: name at least two")
     first = recipes[0]
-    fields = next((one.data.text_fields for one in recipes if TEXT in one.modalities()), first.data.text_fields)
-    for place, recipe in enumerate(recipes, 1):
-        who = f"run {place} of {len(recipes)} ({recipe.name}, seed {recipe.seed})"
-        if not (isinstance(recipe.fusion, LateConfig) or recipe.fusion.keeps(len(recipe.towers), len(recipe.towers))):
-            raise InputError(
-                f"{who} fuses {len(recipe.towers)} towers by {recipe.fusion.kind}: only runs of one tower, or with "
-                "late fusion, can be joined; train it with --set 'fusion={kind=\"late\"}'"
-            )
-        if recipe.dimension != first.dimension:
-            raise InputError(
-                f"{who} has dimension {recipe.dimension}, the first has {first.dimension}: train them alike"
-            )
-        if TEXT in recipe.modalities() and recipe.data.text_fields != fields:
-            raise InputError(
-                f"{who} composes text of {', '.join(recipe.data.text_fields)}, one before it of {', '.join(fields)}: "
-                "train them with the same data.text_fields"
-            )
-    masks = {one.data.masked for one in recipes if TEXT in one.modalities()} or {first.data.masked}
-    if len(masks) > 1:
-        raise InputError("the runs have different data.masked, but a joined one reads one text: train them alike")
+    _check_fit(recipes)
     towers = {
         new: recipe.towers[name]
         for recipe, renamed in zip(recipes, _tower_names(recipes), strict=True)
         for name, new in renamed.items()
     }
+    hidden = sum(recipe.similarity.hidden for recipe in recipes) + 1
     joined = first.model_copy(
         update={
-            "data": first.data.model_copy(
-                update={"text_fields": fields, "masked": masks.pop(), "joined_folds": _folds(recipes)}
-            ),
+            "data": first.data.model_copy(update={**_text_keys(recipes), "joined_folds": _folds(recipes)}),
             "towers": towers,
             "fusion": LateConfig(kind="late"),
-            "similarity": first.similarity.model_copy(
-                update={"hidden": sum(recipe.similarity.hidden for recipe in recipes) + 1}
-            ),
+            "similarity": first.similarity.model_copy(update={"hidden": hidden}),
             # The first run's steps have other names here, and its signatures may be too few.
             "serving": first.serving.model_copy(update={"steps": {}, "signatures": (), "shared_preprocessing": {}}),
         }
     )
     return parse_recipe(joined.model_dump(mode="json"), f"{first.name}, joined")
+
+
+def _check_fit(recipes: Sequence[Recipe]) -> None:
+    """Check that every run's embedding can be a part of a joined one.
+
+    Raises:
+        InputError: names the first run whose embedding cannot.
+    """
+    for place, recipe in enumerate(recipes):
+        if not (isinstance(recipe.fusion, LateConfig) or recipe.fusion.keeps(len(recipe.towers), len(recipe.towers))):
+            raise InputError(
+                f"{_who(recipes, place)} fuses {len(recipe.towers)} towers by {recipe.fusion.kind}: only runs of one "
+                "tower, or with late fusion, can be joined; train it with --set 'fusion={kind=\"late\"}'"
+            )
+        if recipe.dimension != recipes[0].dimension:
+            raise InputError(
+                f"{_who(recipes, place)} has dimension {recipe.dimension}, the first has {recipes[0].dimension}: "
+                "train them alike"
+            )
+
+
+def _text_keys(recipes: Sequence[Recipe]) -> dict[str, tuple[str, ...]]:
+    """Return the keys of ``data`` that say what text is; a joined run reads one text, so its parts must agree on them.
+
+    Raises:
+        InputError: they do not.
+    """
+    reading = [place for place, recipe in enumerate(recipes) if TEXT in recipe.modalities()] or [0]
+    said = recipes[reading[0]].data
+    for place in reading:
+        data = recipes[place].data
+        if data.text_fields != said.text_fields:
+            raise InputError(
+                f"{_who(recipes, place)} composes text of {', '.join(data.text_fields)}, one before it of "
+                f"{', '.join(said.text_fields)}: train them with the same data.text_fields"
+            )
+        if data.masked != said.masked:
+            raise InputError("the runs have different data.masked, but a joined one reads one text: train them alike")
+    return {"text_fields": said.text_fields, "masked": said.masked}
+
+
+def _who(recipes: Sequence[Recipe], place: int) -> str:
+    return f"run {place + 1} of {len(recipes)} ({recipes[place].name}, seed {recipes[place].seed})"
 
 
 def _folds(recipes: Sequence[Recipe]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
 """Profile -> the files that it needs of every network."""
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
-_STOP_S = 20.0  # how long models may take to unload before the process group is killed
+_STOP_S = 20.0  # how long a process may take to end, a server to unload its models, before its group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
 # that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
 _TIE = (
@@ -121,7 +121,7 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
             _wait_until_ready(process, config)
             yield process
         finally:
-            _stop(process)
+            stop_group(process)
 
 
 def check_repository(repository: Path, profile: str) -> None:
@@ -159,6 +159,19 @@ def unused_ports(count: int) -> list[int]:
         for probe in sockets:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in sockets]
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process that leads a group, and then what is left of its group; a second Ctrl-C only ends the patience."""
+    try:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # model processes or workers that outlived it, if any
+        process.wait()
 
 
 def _check_port(host: str, name: str, port: int) -> None:
@@ -259,16 +272,3 @@ def _listens(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the server and every process that it started; a second Ctrl-C only ends the patience with it."""
-    try:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_S)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # model processes that outlived it, if any
-        process.wait()

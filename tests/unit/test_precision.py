@@ -151,14 +151,39 @@ def test_every_limit_refuses(drift: Drift, said: str) -> None:
     assert Limits().faults(drift) == [said]
 
 
-def test_what_single_queries_do_by_chance_passes_but_not_in_the_mean_of_all_signatures() -> None:
-    drifts = [good(recall_loss={"group": RecallLoss(points=points, error=1, queries=99)}) for points in (1.4, 1.2)]
-    assert [Limits().faults(drift) for drift in drifts] == [[], []]
-    assert mean_points([drift.recall_loss for drift in drifts]) == {"group": pytest.approx(1.3)}
-    assert Limits().mean_faults(drifts) == [
-        "recall@1 by group, mean of signatures, falls 1.30 points > 0.5",
+def losing(points: float) -> Drift:
+    return good(recall_loss={"group": RecallLoss(points=points, error=1, queries=99)})
+
+
+def test_a_network_may_not_lose_more_than_the_limit_by_itself_whatever_chance_does() -> None:
+    assert Limits().faults(losing(0.9)) == ["recall@1 by group falls 0.90 ± 1.00 points > 0.5"]
+
+
+def test_a_single_signature_may_by_chance_but_not_the_mean_of_all(exported: Exported) -> None:
+    def faults(limits: Limits, *points: float) -> list[str]:
+        drifts = dict(zip(("image", "attributes"), map(losing, points), strict=True))
+        pipeline = Pipeline(recipe=exported.recipe, folder=exported.repository, fp32={}, labels={}, limits=limits)
+        return pipeline.faults(drifts)
+
+    assert faults(Limits(), 1.4, -0.8) == []
+    assert faults(Limits(signature_slack=0.5), 1.4, -0.8) == [
+        "signature image: recall@1 by group falls 1.40 ± 1.00 points > 0.5 + 0.5 standard errors"
     ]
-    assert Limits(recall_loss=2).mean_faults(drifts) == []
+    assert faults(Limits(), 1.4, 1.2) == ["recall@1 by group, mean of signatures, falls 1.30 points > 0.5"]
+    assert faults(Limits(recall_loss=2), 1.4, 1.2) == []
+    assert mean_points([drift.recall_loss for drift in (losing(1.4), losing(1.2))]) == {"group": pytest.approx(1.3)}
+
+
+def test_one_of_two_hundred_queries_is_half_a_point_and_no_more() -> None:
+    before = np.repeat(np.eye(100, dtype=np.float32), 2, axis=0)
+    after = before.copy()
+    after[0, :2] = 0.6, 0.8  # nearer to the second pair than to its own twin, whose nearest it still is
+    pairs = np.repeat(np.arange(100), 2).astype(str)
+    found = measure(
+        Embedded(together=before, alone=before), Embedded(together=after, alone=after), {"pair": pairs}
+    ).recall_loss
+    assert found == {"pair": RecallLoss(points=0.5, error=0.5, queries=200)}
+    assert Limits().faults(good(recall_loss=found)) == []
 
 
 # --- forms

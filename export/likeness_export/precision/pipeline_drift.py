@@ -55,7 +55,7 @@ class Pipeline:
         single = [
             f"signature {signature}: {fault}"
             for signature, drift in drifts.items()
-            for fault in self.limits.faults(drift)
+            for fault in self.limits.signature_faults(drift)
         ]
         return [*single, *self.limits.mean_faults(drifts.values())]
 
