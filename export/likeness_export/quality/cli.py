@@ -22,7 +22,10 @@ DataRoot = Annotated[
 @quality_app.command()
 def run(
     tables: Annotated[
-        list[str], typer.Argument(metavar="TABLE...", help="grocery, fashion, flipkart, luma, matching, or all.")
+        list[str],
+        typer.Argument(
+            metavar="TABLE...", help="grocery, fashion, flipkart, luma, matching, or all of these; clips, shoppers."
+        ),
     ],
     data_root: DataRoot = Path(),
     work: Annotated[Path, typer.Option(help="Where the runs go; finished ones are used again.")] = Path("runs/quality"),

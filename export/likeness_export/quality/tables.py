@@ -109,6 +109,7 @@ class Table:
         name: of its command and its files.
         title: its headline.
         products: the catalogue, relative to the data root.
+        rendered: whether `likeness render` makes it; its folder is the data root then, and `ALL` leaves it out.
         variants: what is trained.
         measures: what is measured of each.
         baselines: untrained methods that are measured too: ``text`` (TF-IDF), the names of `backbones`, several joined
@@ -127,6 +128,7 @@ class Table:
     masked: tuple[str, ...] = ()
     sheet: Ranking | None = None
     notes: tuple[str, ...] = ()
+    rendered: bool = False
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -176,6 +178,10 @@ _FLIPKART_MASKED = (
 )
 _LUMA_MASKED = 'data.masked=["fine_label", "coarse_label", "attributes.color"]'
 _LUMA = Ranking(name="T7", labels=("group",), gallery=("train", "val"))
+_RENDERED = Ranking(name="same product", labels=("group",))
+_RENDERED_NOTES = (
+    "`likeness render` makes the catalogue. Invented data shows that a modality works, not what it is worth.",
+)
 _WDC = ("wdc-cameras", "wdc-computers", "wdc-shoes", "wdc-watches")
 
 
@@ -427,12 +433,43 @@ TABLES = (
             "DeepMatcher 62.8, 69.3, 66.9; Ditto 89.3, 75.6, 86.8.",
         ),
     ),
+    Table(
+        name="clips",
+        title="Clips: a rendered catalogue, some of whose listings are filmed",
+        products="products_with_clips.jsonl",
+        variants=(
+            Variant(name="c3d", recipe="demo_video", what="the recipe: C3D beside a small network for photos"),
+            Variant(
+                name="cnn-lstm",
+                recipe="demo_video",
+                overrides=("towers.video.encoder=cnn_lstm",),
+                what="a network for frames and an LSTM over them, for C3D",
+            ),
+        ),
+        measures=(_RENDERED,),
+        sheet=_RENDERED,
+        notes=_RENDERED_NOTES,
+        rendered=True,
+    ),
+    Table(
+        name="shoppers",
+        title="Shoppers: a rendered catalogue and the log of its invented shoppers",
+        products="products_with_interactions.jsonl",
+        variants=(
+            Variant(name="als", recipe="demo_interactions", what="the recipe: collaborative filtering beside text"),
+        ),
+        measures=(_RENDERED,),
+        baselines=("text",),
+        sheet=_RENDERED,
+        notes=_RENDERED_NOTES,
+        rendered=True,
+    ),
 )
 ALL = "all"
 
 
 def tables_named(names: Sequence[str]) -> tuple[Table, ...]:
-    """Return tables by name, ``all`` for all of them.
+    """Return tables by name, ``all`` for all of real products.
 
     Raises:
         InputError: there is no such table; names those that there are.
@@ -440,4 +477,6 @@ def tables_named(names: Sequence[str]) -> tuple[Table, ...]:
     known = {table.name: table for table in TABLES}
     if unknown := [name for name in names if name not in known and name != ALL]:
         raise InputError(f"there is no table {', '.join(unknown)}; there are: {', '.join(known)}, {ALL}")
-    return TABLES if ALL in names else tuple(known[name] for name in dict.fromkeys(names))
+    real = [table.name for table in TABLES if not table.rendered]
+    chosen = [one for name in names for one in (real if name == ALL else [name])]
+    return tuple(known[name] for name in dict.fromkeys(chosen))
