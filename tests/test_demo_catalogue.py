@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from likeness_client import InputError
 from likeness_export.demo import catalogue
 from likeness_export.demo.catalogue import invent_products, render_catalogue
 from likeness_export.demo.drawing import COLOURS, PATTERNS
@@ -150,11 +151,11 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path, beside
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
     if beside_a_catalogue:
         (tmp_path / "catalogue.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(InputError, match="something else"):
         render_catalogue(tmp_path)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_fewer_designs_than_kinds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 12"):
+    with pytest.raises(InputError, match="at least 12"):
         render_catalogue(tmp_path / "catalogue", designs=11)

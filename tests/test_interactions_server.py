@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from likeness_client import Client, Product
 from likeness_export.catalogue import Catalogue, read_catalogue
-from likeness_export.demo.shoppers import add_interactions
+from likeness_export.demo.shoppers import log_shoppers
 from likeness_export.evaluation import OfflineEmbedder
 from likeness_export.exporting import export_run
+from likeness_export.interaction_log import join_log
 from likeness_export.preprocessing import interactions
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
@@ -68,7 +69,11 @@ def write_products(path: Path) -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("shoppers")
     write_products(root / "products.jsonl")
-    add_interactions(root / "products.jsonl", root / "with.jsonl", shoppers=100)
+    join_log(
+        root / "products.jsonl",
+        log_shoppers(root / "products.jsonl", root / "log.csv", shoppers=100),
+        root / "with.jsonl",
+    )
     run, repository = Run(root / "run"), root / "repository"
     train(parse_recipe(RECIPE, "test"), run, root)
     export_run(run, repository)

@@ -1,4 +1,4 @@
-"""The README's blocks do what they show: Python is executed, the commands are run, on the real server."""
+"""The guides' blocks do what they show: Python is executed, commands are run on the real server; all are parsed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,37 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from comparisons.__main__ import app as comparisons_app
+from likeness_bench.cli import app as bench_app
+from likeness_client.cli import app as client_app
+from likeness_export.cli import app as export_app
 from likeness_export.run import Run
-
-pytestmark = pytest.mark.server
+from typer.main import get_group
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "README.md", *(ROOT / part / "README.md" for part in ("client", "export", "benchmarks"))]
 GUIDES.append(ROOT / "export" / "choices.md")
+ALL_GUIDES = [
+    ROOT / "README.md",
+    *sorted(path for part in ("client", "export", "benchmarks") for path in (ROOT / part).rglob("*.md")),
+]
 ELSEWHERE = (
     "likeness serve",
     "likeness train",
     "likeness export",
     "likeness evaluate runs/mine",
-    "likeness evaluate runs/fashion",
+    "likeness evaluate runs/shoppers",
+    "likeness embed runs/shop",
+    "likeness related runs/shop",
     "likeness quality",
     "likeness tune",
 )
 """Commands that tests of their own cover, or that need data which is not there."""
-ON_FILES = {"related", "cluster", "mine"}
+ON_FILES = {"related", "cluster", "mine", "render", "interactions"}
 """Commands that ask no server."""
 
 
@@ -43,6 +54,8 @@ def here(address: str, demo_catalogue: Path, trained_run: Run, repository: Path,
         "runs/demo/run": str(trained_run.folder),
         "runs/demo/repository": str(repository),
         "runs/demo": str(tmp_path),
+        "render runs/shop": f"render {tmp_path}/shop --designs 12",
+        "runs/shop": f"{tmp_path}/shop",
         "(2, 128)": "(2, 64)",
         "--seconds 30": "--seconds 2 --products 20",
         "--duration-s 30": "--duration-s 2 --warm-up-s 0.5 --budget-s 4 --timeout-s 60",
@@ -57,6 +70,7 @@ def localised(text: str, here: dict[str, str]) -> str:
     return text
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
 def test_python_runs(guide: Path, here: dict[str, str]) -> None:
     for block in blocks(guide, "python"):
@@ -66,6 +80,7 @@ def test_python_runs(guide: Path, here: dict[str, str]) -> None:
         exec(compile(code, str(guide), "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
 def test_commands_run(guide: Path, here: dict[str, str]) -> None:
     program = Path(sys.executable).parent / "likeness"
@@ -88,3 +103,65 @@ def test_every_command_is_documented() -> None:
     assert [
         command for command in commands if f"likeness {command}" not in text and f"make {command}" not in text
     ] == []
+
+
+# --- parsed, not run
+
+
+def commands(*apps: typer.Typer) -> dict[str, Any]:
+    return {name: command for app in apps for name, command in get_group(app).commands.items()}
+
+
+PROGRAMS = {
+    "likeness": commands(client_app, export_app, bench_app),
+    "python -m comparisons": commands(comparisons_app),
+}
+"""Each program's commands."""
+
+
+def in_blocks(guide: Path) -> list[str]:
+    """Return the command lines of a guide's shell blocks; those over several lines as one."""
+    text = "\n".join(blocks(guide, "sh")).replace("\\\n", " ")
+    return [line.strip().removesuffix("&") for line in text.splitlines() if line.strip().startswith(tuple(PROGRAMS))]
+
+
+def in_sentences(guide: Path) -> list[str]:
+    """Return the commands that a guide's sentences name, in back quotes; most lack their arguments."""
+    text = re.sub(r"```.*?```", "", guide.read_text(encoding="utf-8"), flags=re.DOTALL)
+    quoted = [" ".join(part.split()) for part in re.findall(r"`([^`]+)`", text)]
+    return [part for part in quoted if part.startswith(tuple(f"{program} " for program in PROGRAMS))]
+
+
+def command_of(line: str) -> tuple[Any, list[str]]:
+    """Return the command that a line calls, and its arguments.
+
+    Raises:
+        KeyError: there is no such command.
+    """
+    program = next(name for name in PROGRAMS if line.startswith(name))
+    name, *words = shlex.split(line.removeprefix(program), comments=True)
+    command = PROGRAMS[program][name]
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    return command, words
+
+
+@pytest.mark.parametrize("guide", ALL_GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_command_lines_are_what_the_command_takes(guide: Path) -> None:
+    for line in in_blocks(guide):
+        command, words = command_of(line)
+        context = command.make_context(command.name, [], resilient_parsing=True)
+        context.resilient_parsing = False
+        given, too_many, _ = command.make_parser(context).parse_args(words)  # raises at an unknown option
+        assert not too_many, line
+        assert [
+            parameter.name for parameter in command.params if parameter.required and not given.get(parameter.name)
+        ] == [], line
+
+
+@pytest.mark.parametrize("guide", ALL_GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_sentences_name_commands_and_options_that_there_are(guide: Path) -> None:
+    for line in in_sentences(guide):
+        command, words = command_of(line)
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, line

@@ -19,6 +19,7 @@ from likeness_export.demo import catalogue as demo
 from likeness_export.demo.catalogue import render_catalogue
 from likeness_export.demo.clips import CLIP_PX, PRODUCTS_FILE, add_clips
 from likeness_export.demo.shapes import SHAPES
+from likeness_export.demo.shoppers import LOG_FILE
 from likeness_export.evaluation import OfflineEmbedder, Task, read_task_catalogue
 from likeness_export.exporting import export_run
 from likeness_export.recipe import load_recipe
@@ -88,10 +89,10 @@ def test_the_same_seed_gives_the_same_clips(catalogue: Path, tmp_path: Path) -> 
 
 
 def test_a_catalogue_with_clips_is_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one takes its place, clips and all."""
+    """Another one takes its place, clips, shoppers and all."""
     (tmp_path / "clips").mkdir()
     (tmp_path / "images").mkdir()
-    for name in ("products.jsonl", PRODUCTS_FILE, "catalogue.json"):
+    for name in ("products.jsonl", PRODUCTS_FILE, LOG_FILE, "products_with_interactions.jsonl", "catalogue.json"):
         (tmp_path / name).touch()
     monkeypatch.setattr(demo, "_render_into", lambda fresh, **_: (fresh / "products.jsonl").touch())
     render_catalogue(tmp_path)

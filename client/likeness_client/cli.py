@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points, version
 from itertools import islice
@@ -24,6 +24,8 @@ from likeness_client.results import Comparison, require_same_space
 COMMAND_GROUP = "likeness.commands"
 """Entry points that add commands; each is a ``typer.Typer``."""
 EXTRA_OF = {
+    "gensim": "export",
+    "implicit": "export",
     "matplotlib": "export",
     "onnx": "export",
     "onnxscript": "export",
@@ -31,10 +33,12 @@ EXTRA_OF = {
     "rich": "export",
     "scipy": "export",
     "sklearn": "export",
+    "threadpoolctl": "export",
     "torch": "export",
     "torchmetrics": "export",
     "transformers": "export",
     "PIL": "serve",
+    "av": "serve",
     "onnxruntime": "serve",
     "pytriton": "serve",
     "tokenizers": "serve",
@@ -91,6 +95,10 @@ def embed(
     file: Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Where to write: .parquet or .npz.")],
     server: Server = DEFAULT_ADDRESS,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(help="Look at this modality only, as if products had nothing else; default: all. Repeatable."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Products per step; bounds the memory.")] = 256,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything failed.")] = False,
 ) -> None:
@@ -102,7 +110,7 @@ def embed(
         total = sum(1 for _ in lines)
     bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
     with _files.writing(out) as writer, Client(server) as client:
-        run = _EmbedRun(writer)
+        run = _EmbedRun(writer, modality or None)
         with bar:
             for chunk in _chunks(file, batch):
                 run.add(client, chunk)
@@ -131,9 +139,10 @@ def compare(
 
 @dataclass
 class _EmbedRun:
-    """What an ``embed`` run has so far."""
+    """What an ``embed`` run looks at, and what it has so far."""
 
     writer: _files.Writer
+    modalities: Collection[str] | None
     space: str = ""
     succeeded: int = 0
     failed: int = 0
@@ -147,7 +156,7 @@ class _EmbedRun:
         products = [item for item in chunk if isinstance(item, Product)]
         if not products:
             return
-        found = client.embed(products, on_error="return")
+        found = client.embed(products, modalities=self.modalities, on_error="return")
         for index, error in found.errors.items():
             self._fail(error.at(self.writer.rows + index))
         self.space = self.space or found.space

@@ -1,4 +1,4 @@
-"""The commands ``train``, ``join``, ``evaluate``, ``export``, ``serve``, ``explain`` and ``demo``.
+"""The commands that train, serve and show; those of other rooms are added to them.
 
 The module itself imports nothing heavy, so that ``likeness --help`` answers at once and without any extra.
 """
@@ -20,6 +20,7 @@ app = typer.Typer()
 app.add_typer(uses_app)  # related, cluster, match, mine
 app.add_typer(quality_app)
 
+NAMED_ITEMS = 10
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 DataRoot = Annotated[
     Path, typer.Option(help="What the recipe's relative paths start from.", envvar="LIKENESS_DATA", file_okay=False)
@@ -234,6 +235,53 @@ def demo(
     from likeness_export.demo.tour import run_demo
 
     run_demo(out)
+
+
+@app.command()
+def render(
+    folder: Annotated[Path, typer.Argument(help="Where the catalogue is to be; an earlier one is replaced.")],
+    clips: Annotated[
+        bool, typer.Option("--clips", help="Also film products, and name the clips in products_with_clips.jsonl.")
+    ] = False,
+    interactions: Annotated[
+        bool, typer.Option("--interactions", help="Also invent shoppers, and log their views in interactions.csv.")
+    ] = False,
+    designs: Annotated[int, typer.Option(help="How many designs; each has four or five colourways.")] = 60,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same catalogue.")] = 7,
+) -> None:
+    """Render the demo's catalogue alone, or with clips and shoppers: something to try a recipe on."""
+    from likeness_export.demo.catalogue import render_catalogue
+    from likeness_export.demo.clips import PRODUCTS_FILE, add_clips
+    from likeness_export.demo.shoppers import LOG_FILE, log_shoppers
+
+    products = render_catalogue(folder, seed=seed, designs=designs)
+    typer.echo(f"catalogue: {products}")
+    if clips:
+        typer.echo(f"with clips: {add_clips(products, folder / PRODUCTS_FILE, seed=seed)}")
+    if interactions:
+        typer.echo(f"log of its shoppers: {log_shoppers(products, folder / LOG_FILE, seed=seed)}")
+
+
+@app.command()
+def interactions(
+    products: Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)],
+    log: Annotated[
+        Path, typer.Argument(help="CSV with the columns user, item (a product_id), count.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the products, in the folder that they are in.")],
+) -> None:
+    """Give products the interactions of a log: who viewed or bought them, and how often."""
+    from likeness_export.interaction_log import join_log
+
+    found = join_log(products, log, out)
+    if found.strange:
+        named = ", ".join(list(found.strange)[:NAMED_ITEMS])
+        more = f" and {len(found.strange) - NAMED_ITEMS} more" if len(found.strange) > NAMED_ITEMS else ""
+        typer.echo(
+            f"left out {sum(found.strange.values())} lines of the log, whose items are no products: {named}{more}",
+            err=True,
+        )
+    typer.echo(f"{found.known} of {found.products} products have interactions: {out}")
 
 
 def _start() -> None:

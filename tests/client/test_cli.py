@@ -84,6 +84,24 @@ def test_embed_refuses_before_it_works(
     assert run(monkeypatch, "embed", str(file.with_name("none.jsonl")), "--out", "a.npz") == 2
 
 
+def test_embed_looks_at_the_named_modalities_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "products.jsonl", tmp_path / "out.npz"
+    facts = {"attributes": {"colour": "red"}}
+    lines = [{"product_id": "both", "title": "a", **facts}, {"product_id": "facts", **facts}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("embed", str(path), "--out", str(out), "--server", endpoint.address)
+    assert run(monkeypatch, *arguments, "--modality", "text", "--modality", "image") == 0
+    assert "product 1 ('facts'): has none of text, image" in capsys.readouterr().err
+    assert Embeddings.load(out).signatures == ("text", "")
+    assert run(monkeypatch, *arguments) == 0
+    assert Embeddings.load(out).signatures == ("text_attributes", "attributes")
+    capsys.readouterr()
+    assert run(monkeypatch, *arguments, "--modality", "txt") == 1
+    assert "modalities must be some of text, image, attributes, not ['txt']" in capsys.readouterr().err
+
+
 def test_compare_shows_scores_and_weights(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from likeness_client.cli import EXTRA_OF
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
@@ -47,6 +48,17 @@ def imports(path: Path) -> set[str]:
 def test_imports_point_one_way(name: str, path: Path) -> None:
     allowed = {"likeness_export"} if TUNER in path.parents else set()
     assert not imports(path) & FORBIDDEN[name] - allowed
+
+
+@pytest.mark.parametrize("name", ["likeness_export", "likeness_bench"])
+def test_the_command_knows_the_extra_of_every_optional_package(name: str) -> None:
+    """So that one that is not installed is a line that says what to install."""
+    found = set[str]().union(*(imports(path) for package, path in MODULES if package == name))
+    everywhere = {"google", "numpy", "tritonclient", "typer"}  # what the client itself brings
+    in_a_server = {"answering", "lengths", "preprocessing", "session", "triton_python_backend_utils"}
+    says_so_itself = {"tensorrt", "timm"}
+    known = sys.stdlib_module_names | PACKAGES.keys() | everywhere | in_a_server | says_so_itself | EXTRA_OF.keys()
+    assert found - known - {"_typeshed"} == set()
 
 
 @pytest.mark.parametrize("path", sorted(TUNER.rglob("*.py")), ids=lambda path: path.name)

@@ -13,10 +13,11 @@ from likeness_client.errors import InputError, ProductError, RecordError
 from likeness_client.payloads import payloads
 from likeness_client.records import Product
 from likeness_export.catalogue import read_catalogue
-from likeness_export.demo.shoppers import COLD_SHARE, add_interactions, draw_interactions
+from likeness_export.demo.shoppers import COLD_SHARE, draw_interactions, log_shoppers
 from likeness_export.encoders.als import AlsConfig
 from likeness_export.evaluation import OfflineEmbedder
 from likeness_export.exporting import export_run
+from likeness_export.interaction_log import join_log
 from likeness_export.onnx_export import TOLERANCE
 from likeness_export.preprocessing.interactions import Preprocessor
 from likeness_export.recipe import parse_recipe
@@ -274,8 +275,11 @@ def test_shoppers_are_seeded_and_leave_some_listings_cold(records: list[dict[str
 
 def test_shoppers_have_tastes(records: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "products.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    out = add_interactions(tmp_path / "products.jsonl", tmp_path / "with.jsonl", shoppers=150)
-    catalogue = read_catalogue(out)
+    log = log_shoppers(tmp_path / "products.jsonl", tmp_path / "log.csv", shoppers=150)
+    joined = join_log(tmp_path / "products.jsonl", log, tmp_path / "with.jsonl")
+    assert (joined.products, joined.known, joined.strange) == (200, 150, {})
+    catalogue = read_catalogue(tmp_path / "with.jsonl")
+    assert [product.interactions for product in catalogue.products] == draw_interactions(records, seed=7, shoppers=150)
     assert [record["product_id"] for record in catalogue.records] == [record["product_id"] for record in records]
     warm = [row for row, product in enumerate(catalogue.products) if product.interactions]
     items = [encode(dict(catalogue.products[row].interactions)) for row in warm]

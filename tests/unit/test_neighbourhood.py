@@ -59,7 +59,8 @@ def test_what_is_alike_with_everything_needs_more_to_match() -> None:
     train, measured = pairs[::2], pairs[1::2]
     taught, asked = (Judged(pairs=some, vectors=vectors) for some in (train, measured))
     alone = match(ids, [taught], asked, cosine)
-    among = match(ids, [among_neighbours(ids, taught, pairs)], among_neighbours(ids, asked, pairs), cosine)
+    near_taught, near = (among_neighbours(ids, judged, pairs, cosine) for judged in (taught, asked))
+    among = match(ids, [near_taught], near, cosine)
     assert alone.every.f1 < 0.9
     assert among.every.f1 > 0.97
 

@@ -3,20 +3,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import likeness_export.uses.cluster as cluster_module
-import likeness_export.uses.match as match_module
+import likeness_export.uses.pairs as pairs_module
 import numpy as np
 import pytest
-from likeness_client import Embeddings, InputError, Product
+import torch
+from likeness_client import Client, Embeddings, InputError, Product
 from likeness_export.catalogue import NamedPair, hold_out, read_named_pairs
+from likeness_export.networks.similarity import LearnedMetric
 from likeness_export.uses.cli import TURNED, uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
 from likeness_export.uses.decision import best_threshold, figures, fit_decision
 from likeness_export.uses.inputs import Vectors, read_embedded
-from likeness_export.uses.match import Judged, cosine, folds_of, label_pairs, match
+from likeness_export.uses.match import HeldOut, Judged, among_neighbours, cosine, folds_of, match, match_by_all
 from likeness_export.uses.mine import check_keys, elect, mine
+from likeness_export.uses.pairs import label_pairs
 from likeness_export.uses.related import Neighbours, nearest
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
@@ -316,20 +320,54 @@ def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_n
     train = [pair(names[i], names[i + 1], i % 2) for i in range(39)]
     parts = [unit(np.random.default_rng(place).normal(size=(40, 8))) for place in range(5)]
     joined = np.concatenate(parts, 1) / 5**0.5
-    taught = folds_of(joined, train, 0.2, [3, 1, 0, 4, 2])
+    taught = folds_of(joined, train, HeldOut(share=0.2, folds=(3, 1, 0, 4, 2)))
     assert [len(judged.pairs) > 0 for judged in taught] == [True] * 5
     assert sorted(p.left for judged in taught for p in judged.pairs) == sorted(p.left for p in train)
     for judged, part, fold in zip(taught, parts, [3, 1, 0, 4, 2], strict=True):
         assert judged.vectors == pytest.approx(part, abs=1e-6)
         assert list(judged.pairs) == hold_out(train, 0.2, fold)[1]
-    (whole,) = folds_of(joined, train, 0.0, [0])
+    (whole,) = folds_of(joined, train, HeldOut())
     assert list(whole.pairs) == train
     with pytest.raises(InputError, match="not joined of 3 equal parts"):
-        folds_of(joined, train, 0.2, [0, 1, 2])
+        folds_of(joined, train, HeldOut(share=0.2, folds=(0, 1, 2)))
+
+
+def test_a_servers_learned_metric_is_judged_as_the_networks_own_logit(files: tuple[str, str]) -> None:
+    """A server answers with probabilities, near 0 or 1 most of them: how far one stands out must not be lost."""
+    torch.manual_seed(0)
+    metric = LearnedMetric(16, 8).eval()
+    metric.scale.data *= 1.5
+    torch.nn.init.normal_(metric.correction.weight, std=0.5)
+
+    @torch.inference_mode()
+    def logit(left: Vectors, right: Vectors) -> Vectors:
+        found: Vectors = metric(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+        return found
+
+    class Server:
+        def similarity_matrix(self, left: Embeddings, right: Embeddings, **_: object) -> SimpleNamespace:
+            scores = logit(left.vectors[:, None], right.vectors[None])
+            return SimpleNamespace(values=(1 / (1 + np.exp(-scores))).astype(np.float32))
+
+    held = read_embedded(Path(files[0]), Path(files[1]))
+    random = np.random.default_rng(3)
+    rows = [tuple(random.choice(len(held.ids), 2, replace=False)) for _ in range(200)]
+    pairs = [pair(held.ids[i], held.ids[j], int(abs(i - j) < 4)) for i, j in rows]
+    train, measured = pairs[::2], pairs[1::2]
+    found = match_by_all(held, (train, measured), HeldOut(), cast("Client", Server()))
+    assert list(found) == ["cosine", "cosine, among neighbours", "learned", "learned, among neighbours"]
+    taught, asked = (
+        among_neighbours(held.ids, Judged(pairs=some, vectors=held.vectors), pairs, logit) for some in (train, measured)
+    )
+    expected = match(held.ids, [taught], asked, logit)
+    assert expected.scores.max() > 3
+    np.testing.assert_allclose(found["learned, among neighbours"].scores, expected.scores, atol=2e-3)
+    np.testing.assert_allclose(found["learned, among neighbours"].probabilities, expected.probabilities, atol=2e-3)
+    assert np.nanmax(found["learned"].scores) <= 1
 
 
 def test_pairs_of_a_label_have_the_hardest_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(match_module, "_BLOCK_SCORES", 100)
+    monkeypatch.setattr(pairs_module, "_BLOCK_SCORES", 100)
     vectors = blobs(8, 3, noise=1.0)
     ids, labels = [f"p{i}" for i in range(24)], np.repeat(np.arange(8), 3).astype(np.str_)
     labels[5] = ""
@@ -343,7 +381,7 @@ def test_pairs_of_a_label_have_the_hardest_negatives(monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(scores, others[: len(positives)], atol=1e-6)
     assert label_pairs([], vectors[:0], labels[:0]) == []
     assert label_pairs(ids[:1], vectors[:1], labels[:1]) == []
-    monkeypatch.setattr(match_module, "MAX_POSITIVES", 3)
+    monkeypatch.setattr(pairs_module, "MAX_POSITIVES", 3)
     with pytest.raises(InputError, match="22 positive pairs, more than 3: name a finer one"):
         label_pairs(ids, vectors, labels)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from likeness_client.errors import InputError
 from rich.console import Console
 from rich.progress import track
 
@@ -202,6 +203,7 @@ def _may_replace(directory: Path) -> bool:
     """Whether nothing but an older catalogue would be lost."""
     names = {entry.name for entry in directory.iterdir()} if directory.exists() else set[str]()
     ours = {"catalogue.json", "products.jsonl", "images", "clips", "products_with_clips.jsonl"}
+    ours |= {"interactions.csv", "products_with_interactions.jsonl"}
     return not names or ("catalogue.json" in names and names <= ours)
 
 
@@ -234,16 +236,15 @@ def render_catalogue(directory: Path, *, seed: int = 7, designs: int = 60) -> Pa
         The path of `products.jsonl`.
 
     Raises:
-        ValueError: with fewer designs than kinds.
-        FileExistsError: if `directory` holds something else than a catalogue.
+        InputError: with fewer designs than kinds, or if `directory` holds something else than a catalogue.
     """
     if designs < len(SHAPES):
-        raise ValueError(f"designs must be at least {len(SHAPES)}, one of each kind, not {designs}")
+        raise InputError(f"designs must be at least {len(SHAPES)}, one of each kind, not {designs}")
     target = directory / "products.jsonl"
     if _is_complete(directory, _stamp(seed, designs)):
         return target
     if not _may_replace(directory):
-        raise FileExistsError(f"{directory} holds something else than a catalogue")
+        raise InputError(f"{directory} holds something else than a rendered catalogue: name another folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as beside:
         fresh = Path(beside) / "fresh"

@@ -1,7 +1,4 @@
-"""Films some of a catalogue's products: short clips in which the product is turned, zoomed or passed by.
-
-``python -m likeness_export.demo.clips DIRECTORY`` renders a small catalogue with clips, for the recipe ``demo_video``.
-"""
+"""Films some of a catalogue's products: short clips in which the product is turned, zoomed or passed by."""
 
 from __future__ import annotations
 
@@ -11,17 +8,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import av
 import numpy as np
-import typer
 from likeness_client.records import read_jsonl
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from likeness_export.demo.catalogue import invent_products, render_catalogue
+from likeness_export.demo.catalogue import invent_products
 from likeness_export.demo.drawing import draw_product
 from likeness_export.demo.photo import Photo, random_photo, take_photo
 from likeness_export.demo.shapes import MASTER_PX
@@ -162,17 +158,3 @@ def add_clips(products: Path, out: Path, *, seed: int = 7) -> Path:
     ]
     write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return out
-
-
-def main(
-    directory: Annotated[Path, typer.Argument(help="Where the catalogue is to be.")],
-    designs: Annotated[int, typer.Option(help="How many designs; each has four or five colourways.")] = 36,
-    seed: int = 7,
-) -> None:
-    """Render a catalogue with clips, for the recipe ``demo_video``."""
-    products = render_catalogue(directory, seed=seed, designs=designs)
-    typer.echo(add_clips(products, directory / PRODUCTS_FILE, seed=seed))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import numpy as np
 from likeness_client.records import Record, field_value, read_jsonl
 from numpy.typing import NDArray
 
-from likeness_export.files import write_text
+from likeness_export.interaction_log import write_log
 
+LOG_FILE = "interactions.csv"
 COLD_SHARE = 0.25
 """How many listings nobody has interacted with."""
 _VIEWS, _VIEWS_PER_PURCHASE, _PURCHASE = 24, 4, 5  # of one shopper; a purchase counts like so many views
@@ -52,14 +52,14 @@ class Listing:
     design: str
 
 
-def add_interactions(products: Path, out: Path, *, seed: int = 7, shoppers: int = 600) -> Path:
-    """Write a copy of a rendered catalogue's product file with the key ``interactions``.
+def log_shoppers(products: Path, out: Path, *, seed: int = 7, shoppers: int = 600) -> Path:
+    """Write the log of a rendered catalogue's shoppers; see `interaction_log`.
 
     Shoppers go by kind, colour, brand and design, so listings of one product draw the same shoppers, by chance not all.
 
     Args:
         products: the ``products.jsonl`` of a rendered catalogue.
-        out: where to; in the same folder, because image paths are relative to it.
+        out: where to.
         seed: the same seed and catalogue give the same file.
         shoppers: how many there are.
 
@@ -68,11 +68,12 @@ def add_interactions(products: Path, out: Path, *, seed: int = 7, shoppers: int 
     """
     records = list(read_jsonl(products))
     counts = draw_interactions(records, seed=seed, shoppers=shoppers)
-    lines = [
-        json.dumps({**record, "interactions": found}, ensure_ascii=False) + "\n"
+    views = (
+        (shopper, str(record["product_id"]), count)
         for record, found in zip(records, counts, strict=True)
-    ]
-    write_text(out, "".join(lines))
+        for shopper, count in found.items()
+    )
+    write_log(out, views)
     return out
 
 

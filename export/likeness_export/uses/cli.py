@@ -5,7 +5,7 @@ The module itself imports nothing heavy; see `likeness_export.cli`.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,6 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from likeness_export.catalogue import NamedPair
     from likeness_export.uses.inputs import Embedded
 
 uses_app = typer.Typer()
@@ -108,7 +107,9 @@ def match(
         list[int] | None,
         typer.Option(min=0, help="That recipe's data.fold; of a run joined of several folds, each of them in order."),
     ] = None,
-    server: Annotated[str, typer.Option(help="Measure this server's learned metric too (host:port).")] = "",
+    server: Annotated[
+        str, typer.Option(help="Measure this server's learned metric too (host:port), alone and among neighbours.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
     ] = None,
@@ -120,30 +121,15 @@ def match(
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
     if split == train_split:
         raise InputError(f"the decision is learned from split {split!r}: measure on another, --split or --train-split")
-    folds = fold or [0]
-    if any((place + 1) * held_out > 1.001 for place in folds) or (fold and not held_out):
-        raise InputError(f"--fold {' '.join(map(str, folds))}: --held-out {held_out:g} has no such fold")
-    if server and len(folds) > 1:
-        raise InputError("a server knows only the joined metric, which has seen all pairs: leave --server out")
-    held = _read(file, embeddings)
-    from likeness_export.uses.match import Judged, among_neighbours, cosine, folds_of, learned
-    from likeness_export.uses.match import match as run_matching
+    from likeness_export.uses.match import HeldOut, match_by_all
+    from likeness_export.uses.pairs import pairs_of
     from likeness_export.uses.tables import matching_table, write_matching
 
-    train, measured = (_pairs(held, pairs, label, name) for name in (train_split, split))
-    taught, asked = folds_of(held.vectors, train, held_out, folds), Judged(pairs=measured, vectors=held.vectors)
-    near = among_neighbours(held.ids, asked, [*train, *measured])
-    if len(folds) > 1:
-        near_taught = [among_neighbours(held.ids, judged, [*train, *measured]) for judged in taught]
-    else:  # one and the same space
-        near_taught = [replace(judged, local=near.local) for judged in taught]
-    matchings = {
-        "cosine": run_matching(held.ids, taught, asked, cosine),
-        "cosine, among neighbours": run_matching(held.ids, near_taught, near, cosine),
-    }
-    if server:
-        with Client(server) as client:
-            matchings["learned"] = run_matching(held.ids, taught, asked, learned(client, held.space))
+    kept_aside = HeldOut(share=held_out, folds=tuple(fold or ()))
+    held = _read(file, embeddings)
+    train, measured = (pairs_of(held, pairs or label, name) for name in (train_split, split))
+    with Client(server) if server else nullcontext() as client:
+        matchings = match_by_all(held, (train, measured), kept_aside, client)
     for metric, matching in matchings.items():
         matching_table(metric, matching, split, train_split)
     if turned := [metric for metric, matching in matchings.items() if matching.decision.is_turned]:
@@ -195,23 +181,6 @@ def _read(file: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
 
     _start()
     return read_embedded(file, embeddings, splits)
-
-
-def _pairs(held: Embedded, path: Path | None, label: str, split: str) -> list[NamedPair]:
-    """Read the pairs of a split, or make them of its products."""
-    from likeness_client import InputError
-
-    from likeness_export.catalogue import read_named_pairs
-    from likeness_export.uses.match import label_pairs
-
-    if path is not None:
-        return read_named_pairs(path, [split])
-    rows = [row for row, record in enumerate(held.catalogue.records) if record.get("split") == split]
-    labels = held.catalogue.needed_labels(label, [split])[rows]
-    pairs = label_pairs([held.ids[row] for row in rows], held.vectors[rows], labels)
-    if not pairs:
-        raise InputError(f"no two products of split {split!r} have the same {label!r}: name another label or split")
-    return pairs
 
 
 def _number(text: str) -> float:

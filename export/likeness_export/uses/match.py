@@ -11,19 +11,20 @@ from likeness_client.contract import Metric
 from likeness_client.errors import InputError
 from likeness_client.results import Embeddings
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from likeness_export.catalogue import NamedPair, hold_out
 from likeness_export.progress import each
 from likeness_export.uses.decision import Decision, Features, Figures, Probabilities, figures, fit_decision
-from likeness_export.uses.inputs import Vectors
+from likeness_export.uses.inputs import Embedded, Vectors
 from likeness_export.uses.neighbourhood import Rows, in_context, surroundings
 
 Scores = NDArray[np.float32]
 Score = Callable[[Vectors, Vectors], Scores]
 """Scores pairs: unit vectors [p, d] and [p, d] -> FP32 [p], higher is more alike."""
-MAX_POSITIVES = 2_000_000
+_STEP = 4096  # pairs
 _LEARNED_BLOCK = 32
-_BLOCK_SCORES = 4_000_000
+_SURE = 2**-24  # a float next to 1 says no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,68 @@ class Judged:
     pairs: Sequence[NamedPair]
     vectors: Vectors
     local: Scores | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Which train pairs a decision is learned from: those that no network was trained on.
+
+    Attributes:
+        share: the recipe's ``data.held_out``; 0: all pairs, none was trained on.
+        folds: its ``data.fold``; of a run joined of several folds each of them, in the order in which they were joined.
+
+    Raises:
+        InputError: there is no such fold.
+    """
+
+    share: float = 0.0
+    folds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any((fold + 1) * self.share > 1.001 for fold in self.folds) or (self.folds and not self.share):
+            raise InputError(
+                f"--fold {' '.join(map(str, self.folds))}: --held-out {self.share:g} has no such fold; give the "
+                "recipe's data.held_out and data.fold"
+            )
+
+
+def match_by_all(
+    held: Embedded, pairs: tuple[Sequence[NamedPair], Sequence[NamedPair]], held_out: HeldOut, client: Client | None
+) -> dict[str, Matching]:
+    """Judge pairs by every measure, each pair by itself and among its neighbours.
+
+    Among neighbours the learned metric counts as its logit, for how far a score stands out is lost where probabilities
+    are near 0 or 1; neighbours are found by cosine.
+
+    Args:
+        held: the products.
+        pairs: the train pairs, and those to measure on.
+        held_out: which of the train pairs to learn from.
+        client: a client of the server whose learned metric is a measure too; None: cosine alone.
+
+    Raises:
+        InputError: see `match`; or a server is given with several folds.
+    """
+    train, measured = pairs
+    if client and len(held_out.folds) > 1:
+        raise InputError("a server knows only the joined metric, which has seen all pairs: leave --server out")
+    taught, asked = folds_of(held.vectors, train, held_out), Judged(pairs=measured, vectors=held.vectors)
+    measures: dict[str, tuple[Score, Score]] = {"cosine": (cosine, cosine)}
+    if client:
+        probability = learned(client, held.space)
+        measures["learned"] = probability, as_logit(probability)
+    found = {}
+    for name, (alone, beside) in measures.items():
+        found[name] = match(held.ids, taught, asked, alone)
+        near = among_neighbours(held.ids, asked, [*train, *measured], beside)
+        near_taught = [
+            replace(judged, local=near.local)  # one and the same space
+            if judged.vectors is asked.vectors
+            else among_neighbours(held.ids, judged, [*train, *measured], beside)
+            for judged in taught
+        ]
+        found[f"{name}, among neighbours"] = match(held.ids, near_taught, near, beside)
+    return found
 
 
 def match(ids: Sequence[str], taught: Sequence[Judged], asked: Judged, score: Score) -> Matching:
@@ -119,11 +182,14 @@ def learned(client: Client, space: str) -> Score:
     Args:
         client: a client of the server.
         space: the space of the vectors; a server of another space refuses them.
+
+    Returns:
+        A score that gives probabilities, 0 to 1.
     """
 
     def score(left: Vectors, right: Vectors) -> Scores:
         found = np.empty(len(left), dtype=np.float32)
-        for start in each(range(0, len(left), _LEARNED_BLOCK), "learned metric"):
+        for start in range(0, len(left), _LEARNED_BLOCK):
             block = slice(start, start + _LEARNED_BLOCK)
             sides = (_held(side[block], space) for side in (left, right))
             # The server scores all with all; of few that costs less than one call per pair.
@@ -133,18 +199,53 @@ def learned(client: Client, space: str) -> Score:
     return score
 
 
-def local_cosines(ids: Sequence[str], vectors: Vectors, pairs: Sequence[NamedPair]) -> Scores:
-    """Return every product's `surroundings` by cosine, for `match`.
+def as_logit(score: Score) -> Score:
+    """Return a score that gives probabilities as one that gives their logits, -17 to 17."""
+
+    def logits(left: Vectors, right: Vectors) -> Scores:
+        found: Scores = logit(score(left, right).astype(np.float64).clip(_SURE, 1 - _SURE)).astype(np.float32)
+        return found
+
+    return logits
+
+
+def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: HeldOut) -> list[Judged]:
+    """Return the pairs that training has not seen; with several folds, each in the space of its part of a joined run.
+
+    Args:
+        vectors: FP32 [n, d], the products' embeddings.
+        train: all train pairs.
+        held_out: which of them.
+
+    Raises:
+        InputError: the embeddings cannot be divided into so many parts.
+    """
+    folds = held_out.folds or (0,)
+    if vectors.shape[1] % len(folds):
+        raise InputError(
+            f"embeddings of {vectors.shape[1]} dimensions are not joined of {len(folds)} equal parts: give --fold once "
+            "for each run that was joined"
+        )
+    parts = [vectors] if len(folds) == 1 else [_unit(part) for part in np.split(vectors, len(folds), 1)]
+    return [
+        Judged(pairs=hold_out(train, held_out.share, fold)[1] if held_out.share else train, vectors=part)
+        for fold, part in zip(folds, parts, strict=True)
+    ]
+
+
+def among_neighbours(ids: Sequence[str], judged: Judged, known: Sequence[NamedPair], score: Score) -> Judged:
+    """Return the same pairs to be judged among their neighbours, which are found by cosine.
 
     Where no product stands on the left of one pair and on the right of another, the two sides are two catalogues, and
     neighbours are looked for on the other side.
 
     Args:
         ids: n product ids.
-        vectors: FP32 [n, d], unit length.
-        pairs: all pairs that are known, whatever their labels.
+        judged: the pairs.
+        known: all pairs that are known, whatever their labels.
+        score: the measure.
     """
-    left, right = {pair.left for pair in pairs}, {pair.right for pair in pairs}
+    vectors, left, right = judged.vectors, {pair.left for pair in known}, {pair.right for pair in known}
     two = not left & right
     sides = np.array([("left" if name in left else "right" if name in right else name) if two else "" for name in ids])
 
@@ -152,90 +253,10 @@ def local_cosines(ids: Sequence[str], vectors: Vectors, pairs: Sequence[NamedPai
         found: Scores = vectors[queries] @ vectors[others].T
         return found
 
-    def score(queries: Rows, others: Rows) -> Scores:
-        return cosine(vectors[queries], vectors[others])
+    def score_rows(queries: Rows, others: Rows) -> Scores:
+        return score(vectors[queries], vectors[others])
 
-    return surroundings(np.arange(len(ids)), sides, search, score)
-
-
-def label_pairs(ids: Sequence[str], vectors: Vectors, labels: NDArray[np.str_]) -> list[NamedPair]:
-    """Make pairs of labelled products: all with equal labels, and as many of the hardest others.
-
-    The hardest are the pairs with the highest cosines among those whose labels differ, so that figures on them are far
-    below those on pairs drawn at random.
-
-    Args:
-        ids: n product ids.
-        vectors: FP32 [n, d], unit length.
-        labels: [n]; products with an empty one are left out.
-
-    Raises:
-        InputError: there would be more than `MAX_POSITIVES` positive pairs.
-    """
-    rows = np.flatnonzero(labels != "")
-    _, codes, sizes = np.unique(labels[rows], return_inverse=True, return_counts=True)
-    wanted = int((sizes * (sizes - 1) // 2).sum())
-    if wanted > MAX_POSITIVES:
-        raise InputError(
-            f"the label makes {wanted} positive pairs, more than {MAX_POSITIVES}: name a finer one, e.g. group"
-        )
-    positives = [
-        (int(members[i]), int(members[j]))
-        for members in (np.flatnonzero(codes == code) for code in np.flatnonzero(sizes > 1))
-        for i, j in zip(*np.triu_indices(len(members), 1), strict=True)
-    ]
-    negatives = _hardest(vectors[rows], codes, wanted)
-    named = [(pair, 1) for pair in positives] + [(pair, 0) for pair in negatives]
-    return [NamedPair(left=ids[rows[i]], right=ids[rows[j]], label=label) for (i, j), label in named]
-
-
-def _hardest(vectors: Vectors, codes: NDArray[np.intp], wanted: int) -> list[tuple[int, int]]:
-    """Return the pairs of different codes with the highest cosines, the highest first; blockwise."""
-    kept_scores, kept = np.empty(0, dtype=np.float32), np.empty((0, 2), dtype=np.intp)
-    count = len(vectors)
-    size = max(1, _BLOCK_SCORES // max(1, count))
-    for start in each(range(0, count if wanted else 0, size), "hardest negatives"):
-        scores = vectors[start : start + size] @ vectors.T
-        here = np.arange(start, start + len(scores))
-        allowed = (codes[here, None] != codes) & (np.arange(count) > here[:, None])
-        if len(kept) == wanted:
-            allowed &= scores > kept_scores.min()
-        i, j = np.nonzero(allowed)
-        kept_scores = np.concatenate([kept_scores, scores[i, j]])
-        kept = np.concatenate([kept, np.stack([here[i], j], 1)])
-        first = np.argsort(-kept_scores, kind="stable")[:wanted]
-        kept_scores, kept = kept_scores[first], kept[first]
-    return [(int(i), int(j)) for i, j in kept]
-
-
-def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: float, folds: Sequence[int]) -> list[Judged]:
-    """Return the pairs that training has not seen; with several folds, each in the space of its part of a joined run.
-
-    Args:
-        vectors: FP32 [n, d], the products' embeddings.
-        train: all train pairs.
-        held_out: the runs' ``data.held_out``; 0: none of the pairs was trained on.
-        folds: their ``data.fold``, in the order in which they were joined; a single one for a run that was not.
-
-    Raises:
-        InputError: the embeddings cannot be divided into so many parts.
-    """
-    if vectors.shape[1] % len(folds):
-        raise InputError(
-            f"embeddings of {vectors.shape[1]} dimensions are not joined of {len(folds)} equal parts: give --fold once "
-            "for each run that was joined"
-        )
-    parts = np.split(vectors, len(folds), 1)
-    lengths = [np.linalg.norm(part, axis=1, keepdims=True).clip(min=1e-12) for part in parts]
-    return [
-        Judged(pairs=hold_out(train, held_out, fold)[1] if held_out else train, vectors=part / length)
-        for fold, part, length in zip(folds, parts, lengths, strict=True)
-    ]
-
-
-def among_neighbours(ids: Sequence[str], judged: Judged, pairs: Sequence[NamedPair]) -> Judged:
-    """Return the same pairs to be judged among their neighbours by cosine; for ``pairs`` see `local_cosines`."""
-    return replace(judged, local=local_cosines(ids, judged.vectors, pairs))
+    return replace(judged, local=surroundings(np.arange(len(ids)), sides, search, score_rows))
 
 
 def _features(judged: Judged, row_of: dict[str, int], score: Score) -> Features:
@@ -243,14 +264,20 @@ def _features(judged: Judged, row_of: dict[str, int], score: Score) -> Features:
     pairs, local = judged.pairs, judged.local
     scores = np.full(len(pairs), np.nan, dtype=np.float32)
     live = [place for place, pair in enumerate(pairs) if pair.left in row_of and pair.right in row_of]
-    if live:
-        left = judged.vectors[[row_of[pairs[place].left] for place in live]]
-        scores[live] = score(left, judged.vectors[[row_of[pairs[place].right] for place in live]])
+    for start in each(range(0, len(live), _STEP), "pairs"):
+        some = live[start : start + _STEP]
+        left = judged.vectors[[row_of[pairs[place].left] for place in some]]
+        scores[some] = score(left, judged.vectors[[row_of[pairs[place].right] for place in some]])
     if local is None:
         return scores[:, None]
     left = np.array([row_of.get(pair.left, 0) for pair in pairs], dtype=np.intp)
     right = np.array([row_of.get(pair.right, 0) for pair in pairs], dtype=np.intp)
     return in_context(scores, local[:, left], local[:, right])
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    return unit
 
 
 def _held(vectors: Vectors, space: str) -> Embeddings:
