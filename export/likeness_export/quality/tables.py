@@ -227,20 +227,20 @@ TABLES = (
             Variant(
                 name="finetuned",
                 recipe="fashion",
-                what="the recipe: attention, scored by a small network; the small photo network is fine-tuned",
+                what="the recipe: concatenation; the small photo network is fine-tuned",
             ),
             Variant(
-                name="finetuned-concatenation",
+                name="finetuned-attention",
                 recipe="fashion",
-                overrides=(_FUSIONS["concatenation"],),
-                what="the same with concatenation for attention",
+                overrides=(_FUSIONS["attention"],),
+                what="the same with attention, scored by a small network, for concatenation",
             ),
             *(
                 Variant(name=name, recipe="fashion", overrides=(fusion, *_FROZEN), what=f"encoders frozen; {what}")
                 for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
             ),
             *(
-                Variant(name=name, recipe="fashion", overrides=(key, *_FROZEN), what=what)
+                Variant(name=name, recipe="fashion", overrides=(key, _FUSIONS["attention"], *_FROZEN), what=what)
                 for name, key, what in (
                     ("decoupled", "training.loss=decoupled", "`attention` with the decoupled loss"),
                     ("hard-negatives", "training.hard_negatives=0.5", "`attention`, half of a batch drawn to be hard"),
@@ -251,8 +251,8 @@ TABLES = (
             Variant(
                 name="unmasked",
                 recipe="fashion",
-                overrides=("data.masked=[]", *_FROZEN),
-                what="frozen; titles as they are, which nearly state the labels",
+                overrides=("data.masked=[]", _FUSIONS["attention"], *_FROZEN),
+                what="`attention`; titles as they are, which nearly state the labels",
             ),
         ),
         measures=(
