@@ -33,6 +33,7 @@ ELSEWHERE = (
     "likeness evaluate runs/shoppers",
     "likeness embed runs/shop",
     "likeness related runs/shop",
+    *(f"likeness {command} DATA/" for command in ("embed", "cluster", "mine")),
     "likeness quality",
     "likeness tune",
 )
