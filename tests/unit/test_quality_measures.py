@@ -286,8 +286,9 @@ def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_pat
 def test_an_unknown_table_names_the_known_ones() -> None:
     answer = CliRunner().invoke(app, ["quality", "run", "shoes"])
     assert isinstance(answer.exception, InputError)
-    assert "there is no table shoes; there are: grocery, fashion, flipkart, luma, matching, all" in str(
-        answer.exception
+    assert (
+        "there is no table shoes; there are: grocery, fashion, flipkart, luma, matching, clips, shoppers, all"
+        in str(answer.exception)
     )
 
 
