@@ -204,12 +204,6 @@ TABLES = (
                 overrides=("towers.image.freeze=true",),
                 what="only the projection is trained",
             ),
-            Variant(
-                name="finetuned-v1",
-                recipe="grocery",
-                overrides=(f"towers.image.source={BACKBONES['v1']}",),
-                what="`finetuned` with MobileNet V1 for V2",
-            ),
         ),
         measures=(
             _GALLERY_81,
