@@ -6,9 +6,7 @@ All of it is made once per session, and only when a test asks for it. Tests that
 from __future__ import annotations
 
 import signal
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +19,7 @@ from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate, rea
 from likeness_export.exporting import export_run
 from likeness_export.recipe import load_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
+from likeness_export.server import ServeConfig, serving, unused_ports
 from likeness_export.training import train
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput
@@ -80,20 +78,13 @@ class Server:
     @property
     def address(self) -> str:
         """Its gRPC endpoint."""
-        return f"{self.config.host}:{self.config.grpc_port}"
+        return self.config.address
 
 
 @pytest.fixture(scope="session")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A tritonserver with `repository`."""
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=tmp_path_factory.mktemp("server") / "tritonserver.log",
-    )
+    config = ServeConfig.on_unused_ports(repository, tmp_path_factory.mktemp("server") / "tritonserver.log")
     with serving(config) as process:
         yield Server(config=config, pid=process.pid)
 
@@ -147,15 +138,6 @@ def products(demo_catalogue: Path) -> list[Product]:
 def complete(products: list[Product]) -> list[Product]:
     """Those products that have text, image and attributes."""
     return [product for product in products if product.title and product.images and product.attributes]
-
-
-def unused_ports(count: int) -> list[int]:
-    """Ports that nothing listens on."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 @pytest.fixture

@@ -101,17 +101,10 @@ def test_broken_products_are_error_rows(address: str, complete: list[Product]) -
     assert report.requests == row.count + report.latency.count
 
 
-def test_a_server_that_dies(repository: Path, complete: list[Product], ports: list[int], tmp_path: Path) -> None:
-    grpc_port, http_port, metrics_port = ports
-    serve = ServeConfig(
-        repository=repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=tmp_path / "log",
-    )
+def test_a_server_that_dies(repository: Path, complete: list[Product], tmp_path: Path) -> None:
+    serve = ServeConfig.on_unused_ports(repository, tmp_path / "log")
     with serving(serve) as process:
-        config = LoadConfig(address=f"127.0.0.1:{grpc_port}", rate=20.0, duration_s=3.0, warm_up_s=0.0, timeout_s=2.0)
+        config = LoadConfig(address=serve.address, rate=20.0, duration_s=3.0, warm_up_s=0.0, timeout_s=2.0)
         report = loaded(config, complete, kill_after=(1.5, process.pid))
     assert report.ended == "duration"
     assert report.errors

@@ -18,7 +18,7 @@ from likeness_export.interaction_log import join_log
 from likeness_export.preprocessing import interactions
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving
 from likeness_export.training import train
 
 pytestmark = pytest.mark.server
@@ -77,15 +77,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     run, repository = Run(root / "run"), root / "repository"
     train(parse_recipe(RECIPE, "test"), run, root)
     export_run(run, repository)
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=root / "tritonserver.log",
-    )
-    with serving(config), Client(f"{config.host}:{grpc_port}") as client:
+    config = ServeConfig.on_unused_ports(repository, root / "tritonserver.log")
+    with serving(config), Client(config.address) as client:
         yield Served(run=run, catalogue=read_catalogue(root / "with.jsonl"), repository=repository, client=client)
 
 

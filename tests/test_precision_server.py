@@ -16,7 +16,7 @@ from likeness_export.precision import network
 from likeness_export.precision.gate import Limits
 from likeness_export.precision.reducing import PrecisionChoice, Reducer
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving
 
 pytestmark = pytest.mark.server
 
@@ -35,15 +35,8 @@ def int8_repository(trained_run: Run, demo_catalogue: Path, tmp_path_factory: py
 
 @pytest.fixture(scope="module")
 def int8_client(int8_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=int8_repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=tmp_path_factory.mktemp("int8-server") / "tritonserver.log",
-    )
-    with serving(config), Client(f"{config.host}:{grpc_port}") as opened:
+    config = ServeConfig.on_unused_ports(int8_repository, tmp_path_factory.mktemp("int8-server") / "tritonserver.log")
+    with serving(config), Client(config.address) as opened:
         yield opened
 
 

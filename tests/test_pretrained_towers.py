@@ -25,7 +25,7 @@ from likeness_export.evaluation import OfflineEmbedder
 from likeness_export.exporting import export_run
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving
 from likeness_export.training import train, training_catalogue
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -135,15 +135,8 @@ def served(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     run, repository = Run(root / "run"), root / "repository"
     train(parse_recipe(recipe, "test"), run, root)
     export_run(run, repository)
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=root / "tritonserver.log",
-    )
-    with serving(config), Client(f"{config.host}:{grpc_port}") as client:
+    config = ServeConfig.on_unused_ports(repository, root / "tritonserver.log")
+    with serving(config), Client(config.address) as client:
         yield Served(run=run, data_root=root, repository=repository, client=client)
 
 

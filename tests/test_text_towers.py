@@ -17,7 +17,7 @@ from likeness_export.exporting import export_run
 from likeness_export.joining import join_runs
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving
 from likeness_export.training import train
 
 pytestmark = pytest.mark.server
@@ -58,15 +58,8 @@ def trained(folder: Path, demo_catalogue: Path, **changes: Any) -> Run:
 def words_client(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("words-server")
     export_run(run, folder / "repository")
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=folder / "repository",
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=folder / "tritonserver.log",
-    )
-    with serving(config), Client(f"{config.host}:{grpc_port}") as opened:
+    config = ServeConfig.on_unused_ports(folder / "repository", folder / "tritonserver.log")
+    with serving(config), Client(config.address) as opened:
         yield opened
 
 

@@ -116,19 +116,12 @@ def test_servers_are_kept_as_long_as_they_are_wanted(mine: Path) -> None:
 
 
 def test_tuned_configurations_serve_the_same_embeddings(
-    mine: Path, client: Client, complete: list[Product], ports: list[int], tmp_path: Path
+    mine: Path, client: Client, complete: list[Product], tmp_path: Path
 ) -> None:
     target = read_target(mine)
     write_result(target, faster(target.settings))
-    grpc_port, http_port, metrics_port = ports
-    config = ServeConfig(
-        repository=mine,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=tmp_path / "log",
-    )
-    with serving(config), Client(f"127.0.0.1:{grpc_port}") as tuned:
+    config = ServeConfig.on_unused_ports(mine, tmp_path / "log")
+    with serving(config), Client(config.address) as tuned:
         found, expected = tuned.embed(complete[:20]), client.embed(complete[:20])
     assert found.space == expected.space
     assert abs(found.vectors - expected.vectors).max() < 1e-4

@@ -24,7 +24,7 @@ from likeness_export.evaluation import OfflineEmbedder, Task, read_task_catalogu
 from likeness_export.exporting import export_run
 from likeness_export.recipe import load_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving
 from likeness_export.training import train
 
 MODALITIES = ("attributes", "video")
@@ -117,15 +117,8 @@ def client(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
     """A client of a server with `run`."""
     folder = tmp_path_factory.mktemp("served")
     export_run(run, folder / "repository")
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=folder / "repository",
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=folder / "tritonserver.log",
-    )
-    with serving(config), Client(f"{config.host}:{grpc_port}") as opened:
+    config = ServeConfig.on_unused_ports(folder / "repository", folder / "tritonserver.log")
+    with serving(config), Client(config.address) as opened:
         yield opened
 
 

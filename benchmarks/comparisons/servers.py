@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
-from likeness_export.server import ServeConfig, serving, stop_group, unused_ports
+from likeness_export.server import ServeConfig, serving, stop_group
 
 from comparisons.rounds import ComparisonError
 
@@ -34,19 +34,10 @@ def likeness_server(repository: Path, log: Path) -> Iterator[str]:
         InputError: the repository cannot be served.
         ServeError: the server did not become ready.
     """
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=repository,
-        profile="cpu",
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        ready_timeout_s=READY_TIMEOUT_S,
-        log_file=log,
-    )
+    config = ServeConfig.on_unused_ports(repository, log, profile="cpu", ready_timeout_s=READY_TIMEOUT_S)
     typer.echo(f"starting tritonserver on {repository}, log in {log}", err=True)
     with serving(config):
-        yield f"127.0.0.1:{grpc_port}"
+        yield config.address
 
 
 @contextmanager

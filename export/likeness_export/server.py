@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
@@ -59,6 +60,17 @@ class ServeConfig:
     metrics_port: int = 8002
     ready_timeout_s: float = 120.0
     log_file: Path | None = None
+
+    @classmethod
+    def on_unused_ports(cls, repository: Path, log_file: Path, **settings: Any) -> ServeConfig:
+        """Describe a server of one's own, beside any others on this machine; `settings` as above."""
+        settings |= zip(("grpc_port", "http_port", "metrics_port"), unused_ports(3), strict=True)
+        return cls(repository=repository, log_file=log_file, **settings)
+
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return f"{self.host}:{self.grpc_port}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likeness_client import LikenessError
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving
 
 from likeness_bench.tune.copying import trial_repository
 from likeness_bench.tune.settings import Settings
@@ -115,20 +115,12 @@ def trial_server(target: Target, settings: Settings) -> Iterator[TrialServer]:
     """
     with tempfile.TemporaryDirectory(prefix="likeness-tune-") as logs, trial_repository(target, settings) as folder:
         log = Path(logs) / "tritonserver.log"
-        grpc_port, http_port, metrics_port = unused_ports(3)
-        config = ServeConfig(
-            repository=folder,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            metrics_port=metrics_port,
-            ready_timeout_s=_READY_S,
-            log_file=log,
-        )
+        config = ServeConfig.on_unused_ports(folder, log, ready_timeout_s=_READY_S)
         started = False
         try:
             with serving(config) as process:
                 started = True
-                yield TrialServer(address=f"{config.host}:{grpc_port}", process=process, log=log)
+                yield TrialServer(address=config.address, process=process, log=log)
         except LikenessError as error:
             if started:
                 raise

@@ -23,7 +23,7 @@ from likeness_export.exporting import export_run
 from likeness_export.recipe import load_recipe
 from likeness_export.reports import export_table, retrieval_table
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving, unused_ports
+from likeness_export.server import ServeConfig, serving
 from likeness_export.training import train
 
 log = logging.getLogger(__name__)
@@ -62,19 +62,12 @@ def run_demo(folder: Path) -> None:
     with _step("4/6 export"):
         reports = export_run(run, repository)
     export_table(reports)
-    grpc_port, http_port, metrics_port = unused_ports(3)
-    config = ServeConfig(
-        repository=repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=folder / "tritonserver.log",
-    )
+    config = ServeConfig.on_unused_ports(repository, folder / "tritonserver.log")
     with ExitStack() as stack:
         with _step("5/6 start tritonserver"):
             stack.enter_context(serving(config))
         with _step("6/6 ask it"):
-            found, weights = _ask(f"{config.host}:{config.grpc_port}", catalogue)
+            found, weights = _ask(config.address, catalogue)
     _show(catalogue, found, weights)
     picture = folder / "neighbours.png"
     _draw(catalogue, found, weights, picture)
