@@ -6,6 +6,7 @@ from likeness_export.encoders.als import AlsConfig
 from likeness_export.encoders.base import Encoder, EncoderConfig
 from likeness_export.encoders.hashed import HashedConfig
 from likeness_export.encoders.image_backbone import ImageBackboneConfig
+from likeness_export.encoders.image_efficientnet_lite import EfficientNetLiteConfig
 from likeness_export.encoders.image_local import LocalFeaturesConfig
 from likeness_export.encoders.image_small import SmallConvNetConfig
 from likeness_export.encoders.image_timm import TimmConfig
@@ -25,6 +26,7 @@ AnyEncoderConfig = (
     | OneHotConfig
     | HashedConfig
     | AlsConfig
+    | EfficientNetLiteConfig
     | LocalFeaturesConfig
     | TimmConfig
     | C3dConfig

@@ -15,7 +15,14 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder, EncoderConfig
-from likeness_export.encoders.image_common import PHOTOS_PER_THREAD, Normalise, augment_pixels, write_image_assets
+from likeness_export.encoders.image_common import (
+    PHOTOS_PER_THREAD,
+    Normalise,
+    StridedDepthwise,
+    augment_pixels,
+    fix_statistics,
+    write_image_assets,
+)
 from likeness_export.preprocessing import image
 from likeness_export.sources import load_pretrained, locate
 from likeness_export.tensors import TensorSpec
@@ -86,26 +93,11 @@ def load_backbone(
         backbone = load_pretrained(AutoModel, source, source_root)
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
-            module.__class__ = _StridedDepthwise  # the same weights under the same names
+            module.__class__ = StridedDepthwise  # the same weights under the same names
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     found = getattr(backbone, "vision_model", backbone)
     found.random_pooler = bool(getattr(config, "random_pooler", False))
     return found, tuple(config.image_mean), tuple(config.image_std)
-
-
-class _StridedDepthwise(nn.Conv2d):
-    """A convolution that stays in FP32 under autocast.
-
-    torch's bf16 gradient of a depthwise convolution with a stride takes four times as long as the one in FP32, and was
-    a fifth of a training step of MobileNet V2.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """Convolve."""
-        if not torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(input.float())
 
 
 class ImageBackbone(Encoder):
@@ -151,12 +143,7 @@ class ImageBackbone(Encoder):
         return (augment_pixels(tensors[0], self.train_px),)
 
     def train(self, mode: bool = True) -> ImageBackbone:
-        """Train everything but the statistics of batch normalisation.
-
-        Converted checkpoints hold placeholders there: one step in training mode ruins the network.
-        """
+        """Train everything but the statistics of batch normalisation."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        fix_statistics(self)
         return self

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from likeness_export.encoders.base import Encoder, EncoderConfig
 from likeness_export.encoders.image_backbone import load_backbone, write_architecture
-from likeness_export.encoders.image_common import PHOTOS_PER_THREAD, Normalise, augment_pixels, write_image_assets
+from likeness_export.encoders.image_common import (
+    PHOTOS_PER_THREAD,
+    Normalise,
+    augment_pixels,
+    fix_statistics,
+    write_image_assets,
+)
 from likeness_export.preprocessing import image
 from likeness_export.tensors import TensorSpec
 
@@ -149,16 +155,11 @@ class LocalFeatures(Encoder):
         return self
 
     def train(self, mode: bool = True) -> LocalFeatures:
-        """Train everything but a frozen backbone, and of any other the statistics of batch normalisation.
-
-        Converted checkpoints hold placeholders there: one step in training mode ruins the network.
-        """
+        """Train everything but a frozen backbone, and of any other the statistics of batch normalisation."""
         super().train(mode)
         if self.freeze_backbone:
             self.backbone.eval()
-        for module in self.backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        fix_statistics(self.backbone)
         return self
 
 

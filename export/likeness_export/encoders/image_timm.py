@@ -13,7 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from likeness_export.encoders.base import Encoder, EncoderConfig
-from likeness_export.encoders.image_common import PHOTOS_PER_THREAD, Normalise, augment_pixels, write_image_assets
+from likeness_export.encoders.image_common import (
+    PHOTOS_PER_THREAD,
+    Normalise,
+    augment_pixels,
+    fix_statistics,
+    write_image_assets,
+)
 from likeness_export.preprocessing import image
 from likeness_export.tensors import TensorSpec
 
@@ -76,9 +82,7 @@ class TimmNetwork(Encoder):
     def train(self, mode: bool = True) -> TimmNetwork:
         """Train everything but the statistics of batch normalisation, as `ImageBackbone` does."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        fix_statistics(self)
         return self
 
 
