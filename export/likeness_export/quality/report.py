@@ -152,7 +152,8 @@ def labels_of(lines: Sequence[tuple[str, SpreadLine]], task: str) -> list[str]:
 def _seeds_line(result: TableResult) -> str:
     done = sum(len(found.seeds) for found in result.variants)
     wanted = sum(found.wanted for found in result.variants)
-    state = f"all of {len(result.seeds)} seeds" if done == wanted else f"{done} of {wanted} runs finished"
+    every = "one seed" if len(result.seeds) == 1 else f"all of {len(result.seeds)} seeds"
+    state = every if done == wanted else f"{done} of {wanted} runs finished"
     return f"Mean ± standard deviation over seeds ({state}); queries and pairs of the split `val`."
 
 
