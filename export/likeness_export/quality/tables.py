@@ -170,6 +170,7 @@ _FUSION_WORDS = (
     "early fusion: the vectors joined and projected",
     "late fusion: similarities per tower, learned weights",
 )
+_LITE = 'towers.image={encoder="efficientnet_lite"}'
 _FROZEN = ("towers.look.freeze=true", "training.head_epochs=0", "training.epochs=15")
 _FLIPKART = Ranking(name="T5", labels=("fine_label", "extra.mid_label"), gallery=("train", "val"))
 _FLIPKART_MASKED = (
@@ -243,6 +244,12 @@ TABLES = (
                 )
             ),
             Variant(
+                name="efficientnet-lite",
+                recipe="fashion",
+                overrides=(_LITE, _FUSIONS["concatenation"], *_FROZEN),
+                what="`concatenation`; EfficientNet-Lite 0 for MobileNet V2",
+            ),
+            Variant(
                 name="unmasked",
                 recipe="fashion",
                 overrides=("data.masked=[]", _FUSIONS["attention"], *_FROZEN),
@@ -274,6 +281,12 @@ TABLES = (
                 Variant(name=f"masked-{name}", recipe="flipkart", overrides=(fusion, *_FLIPKART_MASKED), what=what)
                 for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
                 if name != "attention-linear"  # which the recipe has
+            ),
+            Variant(
+                name="masked-efficientnet-lite",
+                recipe="flipkart",
+                overrides=(_LITE, *_FLIPKART_MASKED),
+                what="`masked`; EfficientNet-Lite 0 for MobileNet V2",
             ),
             Variant(
                 name="masked-word2vec",
