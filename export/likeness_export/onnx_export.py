@@ -24,7 +24,7 @@ from likeness_export.networks.product import ProductNetwork, SignatureFusion, To
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec
 from likeness_export.serving.lengths import used_lengths
-from likeness_export.serving.session import EXACT_INT8
+from likeness_export.serving.session import compute_int8_exactly
 
 OPSET = 20
 TOLERANCE = 1e-4
@@ -220,7 +220,7 @@ def open_session(name: str, path: Path) -> ort.InferenceSession:
         ExportError: onnxruntime cannot load it; names the network.
     """
     options = ort.SessionOptions()
-    options.add_session_config_entry(*EXACT_INT8)  # as it is served
+    compute_int8_exactly(options)  # as it is served
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's types are private; whichever it is, this file cannot be served

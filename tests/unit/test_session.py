@@ -40,9 +40,23 @@ def test_a_product_has_more_threads_only_alone_and_after_a_pause(
     assert sessions.batches.get_session_options().intra_op_num_threads == 1
 
 
-def test_int8_is_exact_on_every_processor_and_judged_as_it_is_served(network: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [("avx2 avx512f", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False), ("asimd asimddp", False)],
+)
+def test_int8_is_exact_on_every_processor_and_judged_as_it_is_served(
+    flags: str, exact: bool, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With VNNI it is anyway, and the exact kernels are half as fast."""
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
+    monkeypatch.setattr("likeness_export.serving.session._CPU_INFO", tmp_path / "cpuinfo")
     for session in (open_session(network, 1), onnx_export.open_session("plus", network)):
-        assert session.get_session_options().get_session_config_entry("session.x64quantprecision") == "1"
+        options = session.get_session_options()
+        if exact:
+            assert options.get_session_config_entry("session.x64quantprecision") == "1"
+        else:
+            with pytest.raises(RuntimeError, match="does not have configuration"):
+                options.get_session_config_entry("session.x64quantprecision")
 
 
 def test_the_same_number_of_threads_opens_one_session(network: Path) -> None:

@@ -24,6 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from likeness_export.precision.graph import kind_of, layers
 from likeness_export.precision.products import Feed, Products
+from likeness_export.serving.session import has_vnni
 
 _CALIBRATION_BATCH = 16
 _PERCENTILE = 99.99
@@ -138,18 +139,6 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
     def get_next(self) -> Feed | None:
         """Return the next batch, None behind the last."""
         return next(self.left, None)
-
-
-def has_vnni() -> bool:
-    """Say whether this processor multiplies and adds int8 without saturating halfway.
-
-    Where it does not, weights get seven bits.
-    """
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    flags = info.read_text(encoding="utf-8", errors="replace")
-    return "vnni" in flags or "asimddp" in flags
 
 
 def _prepared(source: Path, work: Path) -> Path:
