@@ -23,6 +23,7 @@ REFUSED_PAUSE_S = 0.1
 """A closed loop waits so long after a refused call; a dead server would be asked as fast as it can refuse."""
 NOT_SENT = "NotSent"
 """Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
+_GRACE_S = 2.0  # for calls in flight when a run is stopped
 _UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
 
 
@@ -158,6 +159,8 @@ class Drive:
         self.elapsed_s = min(self.now_s(), self.config.length_s)
         await self._unless_stopped(self._drain())  # ends: every request has a deadline
         self.unfinished, self._closing = len(self._tasks), True
+        if self._tasks:  # they count no longer, but a server of before 2025 may crash when a call is cancelled
+            await asyncio.wait(set(self._tasks), timeout=_GRACE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

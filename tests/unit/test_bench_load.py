@@ -39,6 +39,7 @@ class Fake:
     def __init__(self, wait_s: float = 0.0, fails_from: int = 1_000_000, block_s: float = 0.0) -> None:
         self.wait_s, self.fails_from, self.block_s = wait_s, fails_from, block_s
         self.asked: list[OperationKind] = []
+        self.answered = 0
 
     async def embed(self, _products: Sequence[Product]) -> None:
         await self._answer(OperationKind.EMBED)
@@ -57,6 +58,7 @@ class Fake:
             raise ServerUnavailableError("gone", "here", code="UNAVAILABLE")
         time.sleep(self.block_s)  # the harness itself is held up
         await asyncio.sleep(self.wait_s)
+        self.answered += 1
 
 
 def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Drive:
@@ -280,6 +282,14 @@ def test_stopping_ends_the_run_and_counts_what_was_on_its_way() -> None:
     assert not drive.records
     assert drive.unfinished == 4
     assert drive.elapsed_s < 15
+
+
+def test_stopping_lets_calls_end_that_soon_will() -> None:
+    """Servers of before 2025 may crash when a call is cancelled."""
+    client = Fake(wait_s=0.6)
+    drive = driven(client, stop_after_s=0.2, concurrency=4, duration_s=30.0, timeout_s=30.0)
+    assert client.answered == drive.unfinished == 4
+    assert not drive.records
 
 
 def test_repeats_are_told_from_worn_products() -> None:
