@@ -230,6 +230,12 @@ TABLES = (
                 overrides=(_FUSIONS["attention"],),
                 what="the same with attention, scored by a small network, for concatenation",
             ),
+            Variant(
+                name="finetuned-efficientnet-lite",
+                recipe="fashion",
+                overrides=(_LITE,),
+                what="`finetuned`; EfficientNet-Lite 0 for MobileNet V2",
+            ),
             *(
                 Variant(name=name, recipe="fashion", overrides=(fusion, *_FROZEN), what=f"encoders frozen; {what}")
                 for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
