@@ -73,6 +73,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "vit": {"encoder": "vision", "source": "vit", "image_px": PX},
     "clip": {"encoder": "vision", "source": "clip", "image_px": PX},
     "parts": {"encoder": "local_features", "source": "resnet", "image_px": PX},
+    "lite": {"encoder": "efficientnet_lite", "image_px": PX},
 }
 
 
