@@ -12,10 +12,11 @@ import numpy as np
 from likeness_client.errors import InputError
 from likeness_client.records import Product
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
-from likeness_export.encoders.image_backbone import ImageBackboneConfig
+from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
 from likeness_export.files import written_aside
 from likeness_export.metrics import retrieval
 from likeness_export.quality.lines import Line
@@ -28,6 +29,7 @@ from likeness_export.uses.neighbourhood import Rows
 Features: TypeAlias = Any
 """Unit vectors, one row per product: a SciPy sparse matrix (TF-IDF) or FP32 [n, d]; zeros where there is nothing."""
 _PRICES = ("price",)
+_TOWER: TypeAdapter[EncoderConfig] = TypeAdapter(AnyEncoderConfig)
 
 
 def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
@@ -72,17 +74,18 @@ class _Source:
         if part == "text":
             return tfidf([f"{product.title!s} {product.description!s}" for product in products])
         if part in BACKBONES:
-            return self._photos(self.data_root / BACKBONES[part], products)
+            return self._photos(part, products)
         raise InputError(f"there is no baseline {part!r}; there are: text, {', '.join(BACKBONES)}")
 
-    def _photos(self, network: Path, products: Sequence[Product]) -> NDArray[np.float32]:
+    def _photos(self, backbone: str, products: Sequence[Product]) -> NDArray[np.float32]:
         photos = [product.images[0] if product.images else None for product in products]
-        key = hashlib.sha256(repr((network.name, photos)).encode()).hexdigest()[:16]
-        place = self.cache / f"{network.name}-{key}.npy"
+        config = _TOWER.validate_python(BACKBONES[backbone])
+        key = hashlib.sha256(repr((config, photos)).encode()).hexdigest()[:16]
+        place = self.cache / f"{backbone}-{key}.npy"
         if place.is_file():
             kept: NDArray[np.float32] = np.load(place)
             return kept
-        found = pooled([photo if isinstance(photo, Path) else None for photo in photos], network)
+        found = pooled([photo if isinstance(photo, Path) else None for photo in photos], config, self.data_root)
         with written_aside(place) as aside, aside.open("wb") as out:
             np.save(out, found)
         return found
@@ -99,28 +102,23 @@ def tfidf(texts: Sequence[str]) -> Features:
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True).fit_transform(texts)
 
 
-def pooled(photos: Sequence[Path | None], network: Path) -> NDArray[np.float32]:
+def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path) -> NDArray[np.float32]:
     """Return pooled features of photos, FP32 [n, d], unit length; zeros where there is none.
 
     Args:
         photos: files; squashed to the network's square.
-        network: the folder of a Hugging Face vision network.
+        config: the tower; fine as it comes, nothing is fitted.
+        data_root: what the source of its weights is relative to.
 
     Raises:
         InputError: the network is not there.
     """
-    from transformers import AutoConfig
-
-    if not (network / "config.json").is_file():
-        raise InputError(f"no image network at {network}: name the folder that holds weights/ with --data-root")
-    size = int(AutoConfig.from_pretrained(network).image_size)
-    config = ImageBackboneConfig(encoder="vision", source=str(network.resolve()), image_px=size)
     items = [photo.read_bytes() if photo else None for photo in photos]
     with tempfile.TemporaryDirectory() as folder:
         tower = Path(folder)
-        config.prepare([], tower, network)
-        inputs = TowerInputs(network.name, config, tower, items, [str(photo) for photo in photos])
-        features = inputs.encode(config.build(tower, network))
+        config.prepare([], tower, data_root)
+        inputs = TowerInputs("photos", config, tower, items, [str(photo) for photo in photos])
+        features = inputs.encode(config.build(tower, data_root))
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit: NDArray[np.float32] = features / np.maximum(lengths, 1e-12)
     return unit

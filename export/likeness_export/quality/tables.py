@@ -112,7 +112,7 @@ class Table:
         rendered: whether `likeness render` makes it; its folder is the data root then, and `ALL` leaves it out.
         variants: what is trained.
         measures: what is measured of each.
-        baselines: untrained methods that are measured too: ``text`` (TF-IDF), the names of `backbones`, several joined
+        baselines: untrained methods that are measured too: ``text`` (TF-IDF), the names of `BACKBONES`, several joined
             with ``+`` (the sum of their similarities), ``masked text`` (without the words of ``masked``).
         masked: the fields whose words ``masked text`` does without.
         sheet: the measure that a run's contact sheet is drawn for; by its first label.
@@ -148,12 +148,14 @@ class Table:
         raise InputError(f"table {self.name} has no variant {name!r}; there are: {known}")
 
 
-BACKBONES = {
-    "v2": "weights/mobilenet_v2_1.0_224",
-    "v1": "weights/mobilenet_v1_1.0_224",
-    "v1-small": "weights/mobilenet_v1_0.25_128",
+_V2 = "weights/mobilenet_v2_1.0_224"
+BACKBONES: dict[str, dict[str, str | int]] = {
+    "lite": {"encoder": "efficientnet_lite"},
+    "v2": {"encoder": "vision", "source": _V2},
+    "v1": {"encoder": "vision", "source": "weights/mobilenet_v1_1.0_224"},
+    "v1-small": {"encoder": "vision", "source": "weights/mobilenet_v1_0.25_128", "image_px": 128},
 }
-"""Untrained image networks: name -> folder below the data root."""
+"""Pretrained image networks: name -> the tower that a recipe would have."""
 
 _GALLERY_81 = Ranking(name="T1 photo to catalogue", labels=("group", "coarse_label"), gallery=("catalog",))
 _KIND_COLOUR_GENDER = "fine_label+attributes.baseColour+attributes.gender"
@@ -170,8 +172,9 @@ _FUSION_WORDS = (
     "early fusion: the vectors joined and projected",
     "late fusion: similarities per tower, learned weights",
 )
-_LITE = 'towers.image={encoder="efficientnet_lite"}'
+_MOBILENET_V2 = f'towers.image={{encoder="vision",source="{_V2}"}}'
 _FROZEN = ("towers.look.freeze=true", "training.head_epochs=0", "training.epochs=15")
+_UNTRAINED = ("text", "masked text", *BACKBONES, "text+v2", "masked text+v2", "text+lite", "masked text+lite")
 _FLIPKART = Ranking(name="T5", labels=("fine_label", "extra.mid_label"), gallery=("train", "val"))
 _FLIPKART_MASKED = (
     'data.masked=["fine_label", "extra.mid_label"]',
@@ -210,7 +213,7 @@ TABLES = (
             _GALLERY_81,
             Ranking(name="T2 photo to photos", labels=("fine_label", "coarse_label"), gallery=("train",)),
         ),
-        baselines=("v2", "v1", "v1-small"),
+        baselines=("lite", "v2", "v1", "v1-small"),
         sheet=_GALLERY_81,
         notes=("For orientation: fine-tuned classifiers of these photos are published with 86.0 and 92.0 % accuracy.",),
     ),
@@ -223,18 +226,6 @@ TABLES = (
                 name="finetuned",
                 recipe="fashion",
                 what="the recipe: concatenation; the small photo network is fine-tuned",
-            ),
-            Variant(
-                name="finetuned-attention",
-                recipe="fashion",
-                overrides=(_FUSIONS["attention"],),
-                what="the same with attention, scored by a small network, for concatenation",
-            ),
-            Variant(
-                name="finetuned-efficientnet-lite",
-                recipe="fashion",
-                overrides=(_LITE,),
-                what="`finetuned`; EfficientNet-Lite 0 for MobileNet V2",
             ),
             *(
                 Variant(name=name, recipe="fashion", overrides=(fusion, *_FROZEN), what=f"encoders frozen; {what}")
@@ -250,10 +241,10 @@ TABLES = (
                 )
             ),
             Variant(
-                name="efficientnet-lite",
+                name="mobilenet-v2",
                 recipe="fashion",
-                overrides=(_LITE, _FUSIONS["concatenation"], *_FROZEN),
-                what="`concatenation`; EfficientNet-Lite 0 for MobileNet V2",
+                overrides=(_MOBILENET_V2, _FUSIONS["concatenation"], *_FROZEN),
+                what="`concatenation`; MobileNet V2 for EfficientNet-Lite 0",
             ),
             Variant(
                 name="unmasked",
@@ -267,7 +258,7 @@ TABLES = (
             Incomplete(name="T3, incomplete queries", labels=_FASHION.labels),
             Ranking(name="T4", labels=("group",)),
         ),
-        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2", "masked text+v2"),
+        baselines=_UNTRAINED,
         masked=("fine_label", "attributes.baseColour", "attributes.gender"),
         sheet=Ranking(name="sheet", labels=(_KIND_COLOUR_GENDER,)),
     ),
@@ -289,10 +280,10 @@ TABLES = (
                 if name != "attention-linear"  # which the recipe has
             ),
             Variant(
-                name="masked-efficientnet-lite",
+                name="masked-mobilenet-v2",
                 recipe="flipkart",
-                overrides=(_LITE, *_FLIPKART_MASKED),
-                what="`masked`; EfficientNet-Lite 0 for MobileNet V2",
+                overrides=(_MOBILENET_V2, *_FLIPKART_MASKED),
+                what="`masked`; MobileNet V2 for EfficientNet-Lite 0",
             ),
             Variant(
                 name="masked-word2vec",
@@ -318,7 +309,7 @@ TABLES = (
             Incomplete(name="T5, incomplete queries", labels=("fine_label",), gallery=_FLIPKART.gallery),
             Ranking(name="T6", labels=("group",), gallery=("train", "val")),
         ),
-        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2", "masked text+v2"),
+        baselines=_UNTRAINED,
         masked=("fine_label", "extra.mid_label"),
         sheet=_FLIPKART,
         notes=("146 to 208 queries: differences below about 0.05 are noise.",),
@@ -346,14 +337,20 @@ TABLES = (
                 if name != "attention-linear"  # which the recipe has
             ),
             Variant(
+                name="family-masked-mobilenet-v2",
+                recipe="luma",
+                overrides=(_LUMA_MASKED, _MOBILENET_V2),
+                what="`family-masked`; MobileNet V2 for EfficientNet-Lite 0",
+            ),
+            Variant(
                 name="family-masked-parts",
                 recipe="luma",
                 overrides=(
                     _LUMA_MASKED,
-                    f'towers.image={{encoder="local_features",source="{BACKBONES["v2"]}"}}',
+                    f'towers.image={{encoder="local_features",source="{_V2}"}}',
                     "training.head_epochs=0",
                 ),
-                what="`family-masked`; the photo by local features: parts of the frozen network's maps are learned",
+                what="`family-masked-mobilenet-v2`; local features: parts of the frozen network's maps are learned",
             ),
             Variant(
                 name="colour",
@@ -368,7 +365,7 @@ TABLES = (
             Ranking(name="T9", labels=("attributes.color",), gallery=("train", "val")),
             Views(name="T10 last view to main view"),
         ),
-        baselines=("text", "masked text", "v2", "v1", "v1-small", "text+v2", "masked text+v2"),
+        baselines=_UNTRAINED,
         masked=("fine_label", "coarse_label", "attributes.color"),
         sheet=_LUMA,
         notes=(
