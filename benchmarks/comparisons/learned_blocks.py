@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -105,8 +107,14 @@ def _ask(asked: Learned) -> Answered:
 
 
 def _take(server: psutil.Process, asked: Learned, _round: int) -> Mapping[str, float]:
-    with get_context("spawn").Pool(1) as pool, watching(lambda: look(server).rss_mb, SERVER_EVERY_S) as peak:
-        found = pool.apply(ask, (asked,))
+    try:
+        with (
+            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+            watching(lambda: look(server).rss_mb, SERVER_EVERY_S) as peak,
+        ):
+            found = pool.submit(ask, asked).result()
+    except BrokenProcessPool as error:
+        raise ComparisonError("the client of a block of learned scores was killed: give fewer --candidates") from error
     if isinstance(found, str):
         raise ComparisonError(f"a block of learned scores failed: {found}")
     return {

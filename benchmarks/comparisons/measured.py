@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 
 import typer
+from likeness_bench.figures import ENOUGH as ENOUGH_REQUESTS
+from likeness_bench.figures import too_few
 from likeness_bench.tables import NOTHING, Table, number
 from likeness_client import InputError
 
@@ -180,11 +182,11 @@ def of_loads(title: str, rounds: Sequence[Round], pairs: tuple[tuple[str, str], 
             found.p50_ms,
             found.p99_ms,
             found.harness_cores,
-            float(found.requests),
-            float(found.failures),
+            found.requests,
+            found.failures,
         )
         named = zip(OF_LOADS, values, strict=True)
-        known = {quantity.name: value for quantity, value in named if value is not None}
+        known = {quantity.name: float(value) for quantity, value in named if value is not None}
         turns.append(Turn(contender=found.contender, number=found.number, values=known))
     return Measurement(
         title=title, quantities=OF_LOADS, turns=tuple(turns), pairs=pairs, notes=tuple(_doubts_of_loads(rounds))
@@ -196,6 +198,10 @@ def _doubts_of_loads(rounds: Sequence[Round]) -> Iterator[str]:
         yield f"requests of {name} failed, the first one said: {found.example}"
     if any((found.harness_cores or 0) > 0.9 for found in rounds):
         yield "the measuring process used a whole core: it may be the limit, not the server"
+    if doubt := too_few(
+        min((found.requests for found in rounds if found.requests is not None), default=ENOUGH_REQUESTS)
+    ):
+        yield f"a turn had {doubt}; give a longer --round-s"
 
 
 def in_turns(contenders: Mapping[str, Take], rounds: int, quantities: Sequence[Quantity]) -> tuple[Turn, ...]:

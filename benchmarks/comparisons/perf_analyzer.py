@@ -71,9 +71,9 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
         folder = Path(name)
         data = input_data(products, config.signature, address)
         (folder / "input.json").write_text(json.dumps(data), encoding="utf-8")
-        turns: dict[str, Callable[[], Round]] = {
-            OURS: lambda: _ours(config, address, folder),
-            THEIRS: lambda: _theirs(config, program, address, folder),
+        turns: dict[str, Callable[[int], Round]] = {
+            OURS: lambda number: _ours(config, address, folder, number),
+            THEIRS: lambda number: _theirs(config, program, address, folder, number),
         }
         rounds = _alternate(turns, config.rounds)
     title = f"{config.rounds.clients} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
@@ -122,21 +122,22 @@ def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
     return found
 
 
-def _alternate(turns: Mapping[str, Callable[[], Round]], config: RoundsConfig) -> tuple[Round, ...]:
+def _alternate(turns: Mapping[str, Callable[[int], Round]], config: RoundsConfig) -> tuple[Round, ...]:
     """As `comparisons.rounds.alternate`, for programs that make their own load."""
     tell, rounds = announced(config.rounds), []
     for number in range(1, config.rounds + 1):
         for turn in turns.values():
-            rounds.append(replace(turn(), number=number))
+            rounds.append(turn(number))
             tell(rounds[-1])
     return tuple(rounds)
 
 
-def _ours(config: PerfConfig, address: str, folder: Path) -> Round:
+def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> Round:
     out, rounds = folder / "ours.json", config.rounds
     command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
     command += [f"--server={address}", f"--concurrency={rounds.clients}", f"--signature={config.signature}"]
-    command += [f"--batch-size={rounds.batch_size}"]
+    command += [f"--batch-size={rounds.batch_size}", f"--seed={number}"]
+    command += ["--budget-s=0"]  # one run, as the other side has
     command += [f"--duration-s={rounds.round_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
     _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, rounds)
     report = json.loads(out.read_text(encoding="utf-8"))
@@ -144,7 +145,7 @@ def _ours(config: PerfConfig, address: str, folder: Path) -> Round:
     errors = report["errors"]
     return Round(
         contender=OURS,
-        number=0,
+        number=number,
         products_per_s=report["products_per_s"],
         requests=report["requests"],
         failures=sum(error["count"] for error in errors),
@@ -155,7 +156,7 @@ def _ours(config: PerfConfig, address: str, folder: Path) -> Round:
     )
 
 
-def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path) -> Round:
+def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path, number: int) -> Round:
     out, rounds = folder / "theirs.csv", config.rounds
     out.unlink(missing_ok=True)
     command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
@@ -166,10 +167,10 @@ def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path)
     cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, rounds)
     if not out.is_file():
         raise ComparisonError(f"{THEIRS} wrote no figures: run `{' '.join(command)}` to see why")
-    return replace(read_csv(out.read_text(encoding="utf-8"), rounds), harness_cores=cores)
+    return replace(read_csv(out.read_text(encoding="utf-8")), number=number, harness_cores=cores)
 
 
-def read_csv(text: str, config: RoundsConfig) -> Round:
+def read_csv(text: str) -> Round:
     """Read perf_analyzer's figures of one concurrency.
 
     Raises:
@@ -181,7 +182,8 @@ def read_csv(text: str, config: RoundsConfig) -> Round:
             contender=THEIRS,
             number=0,
             products_per_s=float(row["Inferences/Second"]),
-            requests=round(float(row["Inferences/Second"]) * config.round_s / config.batch_size),
+            requests=None,
+            failures=None,
             p50_ms=float(row["p50 latency"]) / 1000,
             p99_ms=float(row["p99 latency"]) / 1000,
         )

@@ -74,8 +74,8 @@ class Round:
         contender: its name.
         number: of the round, from 1.
         products_per_s: products answered within the measured time.
-        requests: how many were sent in that time and answered.
-        failures: how many requests failed, the warm-up included.
+        requests: how many were sent in that time and answered; None where it is not told.
+        failures: how many requests failed, the warm-up included; None where it is not told.
         p50_ms: median latency of the answered requests; None without any.
         p99_ms: the 99th percentile.
         harness_cores: CPU time of the measuring process per second; it is taken from servers of the same machine.
@@ -85,8 +85,8 @@ class Round:
     contender: str
     number: int
     products_per_s: float
-    requests: int
-    failures: int = 0
+    requests: int | None
+    failures: int | None = 0
     p50_ms: float | None = None
     p99_ms: float | None = None
     harness_cores: float | None = None

@@ -239,6 +239,8 @@ def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool)
         if failed := sum((Counter(found.errors) for found in case.rounds), Counter[str]()):
             kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
             yield f"{case.name}: {failed.total()} requests failed ({kinds}); they count as not answered"
+        if case.load and case.load.gpus:
+            yield f"{case.name}: this machine has a GPU; the one process computes on the CPU, whatever the server does"
         late_ms = max(found.harness_late_ms for found in case.rounds)
         if late_ms > LAG_LIMIT_MS:
             yield (

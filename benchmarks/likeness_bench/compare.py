@@ -83,6 +83,11 @@ def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
     rows = _rows(runs)
     # The rate is what was searched for.
     notes = [*_differences(runs, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals"), *_own_notes(runs)]
+    for which, report in zip(("first", "second"), reports, strict=True):
+        if not report["complete"]:
+            notes.insert(0, f"{which}: the search did not come to its end: {report['ended']}")
+        elif not _best_step(report)["settled"]:
+            notes.insert(0, f"{which}: the figures of the best rate did not settle")
     if targets[0] != targets[1]:
         notes.insert(0, f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms")
     return [_row("best requests/s", *(report["best_rate"] for report in reports)), *rows], notes
@@ -132,11 +137,14 @@ _KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]
 
 def _best_run(report: Report, path: Path) -> Report:
     """Return the middle repeat of a sweep's best rate."""
-    for step in report["steps"]:
-        if step["kept"] and step["rate"] == report["best_rate"]:
-            runs: list[Report] = step["repeats"]
-            return runs[middle([run["p99_with_failures_ms"] for run in runs])]
-    raise InputError(f"{path}: no rate kept the target, so there is nothing to compare")
+    if report["best_rate"] is None:
+        raise InputError(f"{path}: no rate kept the target, so there is nothing to compare")
+    runs: list[Report] = _best_step(report)["repeats"]
+    return runs[middle([run["p99_with_failures_ms"] for run in runs])]
+
+
+def _best_step(report: Report) -> Mapping[str, Any]:
+    return next(step for step in report["steps"] if step["kept"] and step["rate"] == report["best_rate"])
 
 
 def _differences(reports: Sequence[Report], name_of: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
@@ -153,6 +161,10 @@ def _differences(reports: Sequence[Report], name_of: Callable[[Mapping[str, Any]
     for what, values in told.items():
         if len(set(values)) > 1:
             yield f"the {what} differ: {values[0]} | {values[1]}"
+    for key, what in (("duration_s", "measured times"), ("warm_up_s", "warm-ups"), ("timeout_s", "deadlines")):
+        lengths_s = [report["load"][key] for report in reports]
+        if lengths_s[0] != lengths_s[1]:
+            yield f"the {what} differ: {lengths_s[0]:g} and {lengths_s[1]:g} s"
     for key, what in (("repeat_share", "repeat shares"), ("metric", "metrics")):
         values = [report["load"]["workload"][key] for report in reports]
         if values[0] != values[1]:

@@ -46,16 +46,16 @@ def deliver_load(report: LoadReport, out: Path | None) -> None:
 
 
 def deliver_sweep(report: SweepReport, out: Path | None) -> None:
-    """Deliver a sweep, with the tables of its best run; see `deliver`."""
-    best = report.best
-    tables = sweep_tables(report) + (load_tables(best) if best else [])
+    """Deliver a sweep, with the tables of its best run, or of what failed at the lowest rate; see `deliver`."""
+    shown = report.shown
+    tables = sweep_tables(report) + (load_tables(shown) if shown else [])
     deliver(
         report,
         out,
         sweep_name(report),
         tables,
         sweep_notes(report),
-        plots=lambda: sweep_plots(report) + (load_plots(best) if best else []),
+        plots=lambda: sweep_plots(report) + (load_plots(shown) if shown else []),
     )
 
 

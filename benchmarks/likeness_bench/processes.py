@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 
@@ -18,6 +19,8 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_NUMBERS = ("cpu family", "model", "stepping")  # not the MHz: they change from moment to moment
 _GIT_TIMEOUT_S = 5.0
 _NVIDIA_SMI = "nvidia-smi"
+_FORWARDERS = {"docker-proxy", "rootlessport", "ssh", "kubectl"}
+"""Programs that listen for a server which is somewhere else."""
 _GPU_FIELDS = "name,utilization.gpu,memory.used,power.draw"
 
 
@@ -75,24 +78,30 @@ class GpuFigures:
         name: its product name.
         utilisation_percent: mean share of the time in which it did anything.
         peak_memory_mb: the most memory in use, in 2^20 bytes as nvidia-smi has it.
-        power_w: mean power; None where it does not say.
+        power_w: mean power.
+
+    A figure is None where nvidia-smi does not say it; of a part of a GPU (MIG) it does not know the first.
     """
 
     name: str
-    utilisation_percent: float
-    peak_memory_mb: float
+    utilisation_percent: float | None
+    peak_memory_mb: float | None
     power_w: float | None
 
 
 def find_server(address: str) -> psutil.Process | None:
-    """Return the process that listens on an address of this machine; None if there is none that this user may see."""
+    """Return the process that listens on an address of this machine; None if there is none that this user may see.
+
+    What only forwards to a container or to another machine is not the server, and counts as none.
+    """
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if not port.isdigit() or not _is_here(host.strip("[]")):
         return None
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port) and connection.pid:
-                return psutil.Process(connection.pid)
+                found = psutil.Process(connection.pid)
+                return None if found.name() in _FORWARDERS else found
     except psutil.Error:
         return None
     return None
@@ -211,9 +220,9 @@ def _gpu_figures(rows: list[tuple[str, ...]]) -> GpuFigures:
     }
     return GpuFigures(
         name=rows[0][0],
-        utilisation_percent=sum(numbers[1]) / max(1, len(numbers[1])),
-        peak_memory_mb=max(numbers[2], default=0.0),
-        power_w=sum(numbers[3]) / len(numbers[3]) if numbers[3] else None,
+        utilisation_percent=fmean(numbers[1]) if numbers[1] else None,
+        peak_memory_mb=max(numbers[2], default=None),
+        power_w=fmean(numbers[3]) if numbers[3] else None,
     )
 
 

@@ -61,13 +61,17 @@ async def run_repeated(
         report = await run(len(runs))
         if not stop.is_set():
             runs.append(report)
-    shown = runs[middle([_settling_ms(run) for run in runs])]
+    answered = [run for run in runs if run.latency] or runs  # one that answered nothing tells nothing but that
+    shown = answered[middle([_settling_ms(run) for run in answered])]
     notes = shown.notes if _settled(runs) else (*shown.notes, *_doubts(runs, budget_s, stopped=stop.is_set()))
-    return replace(shown, settled=_settled(runs), runs=tuple(map(RunFigures.of, runs)), notes=notes)
+    ended = "interrupted" if stop.is_set() else shown.ended
+    return replace(shown, ended=ended, settled=_settled(runs), runs=tuple(map(RunFigures.of, runs)), notes=notes)
 
 
 def _settled(runs: Sequence[LoadReport]) -> bool:
-    return agree([_settling_ms(run) for run in runs])
+    """Say whether the last two runs agree. Two infinite p99s do not: 2 % of failures are not 90 %."""
+    found = [_settling_ms(run) for run in runs]
+    return found[-1] is not None and agree(found)
 
 
 def _settling_ms(run: LoadReport) -> float | None:
@@ -79,10 +83,16 @@ def _settling_ms(run: LoadReport) -> float | None:
 
 def _doubts(runs: Sequence[LoadReport], budget_s: float, *, stopped: bool) -> Iterator[str]:
     """Say why the figures did not settle, where a run does not say so by itself."""
+    if runs[0].ended == "interrupted":
+        return
     if len(runs) > 1:
         what = "products/s" if runs[0].load["rate"] is None else "p99"
         time_is_up = f"the time is up ({budget_s:g} s)"
-        why = "interrupted" if stopped else "the last one answered nothing" if not runs[-1].latency else time_is_up
+        silent = "the last one answered nothing" if not runs[-1].latency else ""
+        failing = "more than 1 % of the requests of the last one failed" if _settling_ms(runs[-1]) is None else ""
+        why = "interrupted" if stopped else silent or failing or time_is_up
         yield f"{what} did not settle in {len(runs)} runs: {why}"
-    elif not stopped and runs[0].latency:
+    elif stopped:
+        yield "interrupted in its second run: whether the figures settle is not known"
+    elif runs[0].latency:
         yield f"run once: --budget-s {budget_s:g} holds no second run, so whether the figures settle is not known"

@@ -113,8 +113,16 @@ class SweepReport:
     @property
     def best(self) -> LoadReport | None:
         """The middle repeat of the best rate, with the recall beside it."""
+        return self._middle_at(self.best_rate)
+
+    @property
+    def shown(self) -> LoadReport | None:
+        """The load to look at closely: `best`, or where no rate kept the target that of the lowest one."""
+        return self.best or self._middle_at(min((step.rate for step in self.steps), default=None))
+
+    def _middle_at(self, rate: float | None) -> LoadReport | None:
         for step in self.steps:
-            if step.kept and step.rate == self.best_rate:
+            if step.rate == rate:
                 return replace(step.middle, label=self.label, recall=self.recall)
         return None
 

@@ -11,7 +11,7 @@ import psutil  # type: ignore[import-untyped]  # ships no type information
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from likeness_bench import figures
+from likeness_bench import figures, processes
 from likeness_bench.drive import Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
@@ -170,11 +170,13 @@ def test_the_typical_repeat_is_the_median() -> None:
     assert typical([1.0, None, None]) == float("inf")
 
 
-def test_a_process_is_found_by_its_port_and_watched() -> None:
+def test_a_process_is_found_by_its_port_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         found = find_server(f"localhost:{listening.getsockname()[1]}")
+        monkeypatch.setattr(processes, "_FORWARDERS", {psutil.Process().name()})
+        assert find_server(f"localhost:{listening.getsockname()[1]}") is None  # the server is somewhere else
     assert found == psutil.Process(os.getpid())
     watch = ProcessWatch(server=found)
     assert watch.figures() is None
@@ -197,3 +199,5 @@ def test_gpu_samples_are_summarised() -> None:
     (gpu,) = watch.figures()
     assert (gpu.name, gpu.utilisation_percent, gpu.peak_memory_mb, gpu.power_w) == ("A", 20.0, 300.0, 70.5)
     assert GpuWatch().figures() == ()
+    (part,) = GpuWatch(samples=[[("A", "[N/A]", "[N/A]", "70")]]).figures()  # of a GPU that is divided
+    assert (part.utilisation_percent, part.peak_memory_mb, part.power_w) == (None, None, 70.0)

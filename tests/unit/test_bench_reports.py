@@ -19,7 +19,7 @@ from likeness_bench import repeated as repeated_module
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
 from likeness_bench.drive import Drive, LoadConfig, Record
-from likeness_bench.figures import LoadReport
+from likeness_bench.figures import ErrorRow, LoadReport
 from likeness_bench.files import check_out, write_json
 from likeness_bench.load import _report, _Watch
 from likeness_bench.load_tables import load_tables
@@ -154,6 +154,22 @@ def test_a_sweep_without_a_single_step(tmp_path: Path) -> None:
     assert "interrupted" in (tmp_path / "s.html").read_text()
 
 
+def test_a_sweep_that_no_rate_satisfies_still_tells_recall_and_errors(report: LoadReport, tmp_path: Path) -> None:
+    failing = replace(report, errors=(ErrorRow(kind="ServerError", count=3, first_s=0.1, example="no memory"),))
+    steps = tuple(
+        RateStep(rate=rate, kept=False, settled=True, p99_ms=None, repeats=(run,))
+        for rate, run in ((8.0, report), (4.0, failing))
+    )
+    sweep = SweepReport(made_at="now", target_ms=1.0, best_rate=None, ended="found", complete=True, steps=steps)
+    recall = {"text": Recall(at_1=0.75, queries=40, gallery=50)}
+    deliver_sweep(replace(sweep, label="group, split val", recall=recall), tmp_path / "s.json")
+    written = (tmp_path / "s.md").read_text()
+    assert "no memory" in written
+    assert "recall@1 of text: group, split val" in written
+    with pytest.raises(InputError, match="no rate kept the target"):
+        compare_reports(tmp_path / "s.json", tmp_path / "s.json")
+
+
 def check_page(page: str, plots: int) -> None:
     """A page must stand alone and hold well-formed plots."""
     assert page.count("<svg") == plots
@@ -230,9 +246,13 @@ def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadRe
     for name, rate, source in (("a", 8.0, SourceConfig(rendered=5)), ("b", 16.0, SourceConfig(rendered=9, count=9))):
         run = replace(report, load=dict(report.load) | {"rate": rate})
         steps = (RateStep(rate=rate, kept=True, settled=True, p99_ms=50.0, repeats=(run,)),)
-        sweep = SweepReport(made_at="now", target_ms=9.0, best_rate=rate, ended="e", complete=True, steps=steps)
+        sweep = SweepReport(
+            made_at="now", target_ms=9.0, best_rate=rate, steps=steps, ended="the time is up", complete=name == "a"
+        )
         deliver_sweep(replace(sweep, source=source.plain()), tmp_path / f"{name}.json")
     _, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    assert "second: the search did not come to its end: the time is up" in notes
+    assert not any(note.startswith("first: the search") for note in notes)
     assert not any("loads differ" in note for note in notes)
     assert any("the products differ" in note for note in notes)
 
@@ -488,6 +508,9 @@ def test_an_interrupted_repetition_keeps_its_finished_runs(monkeypatch: pytest.M
     assert len(found.runs) == 2
     assert "p99 did not settle in 2 runs: interrupted" in found.notes
     assert len(repeated(monkeypatch, [0.1], stop_at=1).runs) == 1
+    found = repeated(monkeypatch, [0.1, 0.1], stop_at=2)
+    assert (len(found.runs), found.ended, found.settled) == (1, "interrupted", False)
+    assert "interrupted in its second run: whether the figures settle is not known" in found.notes
 
 
 def test_a_load_that_nothing_answers_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,6 +518,22 @@ def test_a_load_that_nothing_answers_is_not_repeated(monkeypatch: pytest.MonkeyP
     assert (len(found.runs), found.latency) == (1, None)
     found = repeated(monkeypatch, [0.1, None])
     assert "p99 did not settle in 2 runs: the last one answered nothing" in found.notes
+    assert found.latency is not None  # the run before is shown: it tells more
+
+
+def test_two_failing_runs_do_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    well, badly = record(0.0, 0.01), record(0.0, 0.01, "ServerError")
+    runs = [[well] * 48 + [badly] * 2, [well] * 5 + [badly] * 45]
+
+    async def run_load(*_given: Any, **_: Any) -> LoadReport:
+        return report_of(runs.pop(0), rate=10.0, concurrency=None, duration_s=1.0, warm_up_s=0.0)
+
+    monkeypatch.setattr(repeated_module, "run_load", run_load)
+    config = LoadConfig(address="here:1", rate=10.0, duration_s=1.0, warm_up_s=0.0)
+    nothing: Any = None
+    found = asyncio.run(run_repeated(nothing, INFO, config, budget_s=2.5, stop=asyncio.Event()))
+    assert (len(found.runs), found.settled) == (2, False)
+    assert any("more than 1 % of the requests of the last one failed" in note for note in found.notes)
 
 
 def test_the_version_names_the_commit_only_in_a_checkout_of_this_project(

@@ -243,6 +243,9 @@ def test_a_candidate_that_cannot_win_enough_rounds_is_left() -> None:
     assert not hopeless(rounds((10, 9), (10, 11), (10, 11)), 5, TARGET_MS)
     assert hopeless(rounds((10, 9), (10, 9)), 5, TARGET_MS)
     assert hopeless(rounds((10, 11), (10, 9), (10, 11), (10, 9)), 5, TARGET_MS)
+    # A hair above the target p99 counts, but later rounds may bring both below it, and then this one is far ahead.
+    assert not hopeless(rounds((10, 30), (10, 30), p99_ms=(101, 103)), 5, TARGET_MS)
+    assert hopeless(rounds((10, 30), (10, 30), p99_ms=(200, 300)), 5, TARGET_MS)
 
 
 # --- the search

@@ -10,6 +10,8 @@ CLEARLY = 1.03
 """Better means: by more than this factor in the median of the rounds, and better at all in `MOSTLY` of them."""
 MOSTLY = 0.8
 """Four of five rounds: one of two equal settings wins three of them every other time."""
+_NEAR = 1.5
+"""A p99 within this factor of the target may cross it in a later round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +104,27 @@ def judge(rounds: Sequence[Round], target_ms: float) -> Verdict:
 
 
 def hopeless(rounds: Sequence[Round], planned: int, target_ms: float) -> bool:
-    """Say whether a candidate cannot win enough of the planned rounds any more."""
+    """Say whether a candidate cannot win enough of the planned rounds any more, by what counts now or may in the end.
+
+    Args:
+        rounds: the alternations so far.
+        planned: how many there are to be.
+        target_ms: see `judge`.
+    """
     if not rounds:
         return False
-    verdict = judge(rounds, target_ms)
-    return verdict.wins + planned - len(rounds) < MOSTLY * planned
+    # Which figure counts hangs on medians around the target, which the rounds to come may move.
+    speed, latency = (
+        sum(ratio > 1 for ratio in ratios)
+        for ratios in ([found.speed_ratio for found in rounds], [found.latency_ratio for found in rounds])
+    )
+    near = any(_near(turn.p99_ms, target_ms) for found in rounds for turn in (found.incumbent, found.candidate))
+    wins = max(speed, latency) if near else judge(rounds, target_ms).wins
+    return wins + planned - len(rounds) < MOSTLY * planned
+
+
+def _near(p99_ms: float | None, target_ms: float) -> bool:
+    return p99_ms is not None and target_ms / _NEAR < p99_ms < target_ms * _NEAR
 
 
 def _ratio(above: float, below: float) -> float:

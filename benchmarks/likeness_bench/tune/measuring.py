@@ -148,7 +148,8 @@ class Measuring:
         if counts and not self.stop.is_set():
             late_ms = report.harness_lag.p99_ms if report.harness_lag else 0.0
             self.harness_late_ms = max(self.harness_late_ms, late_ms)
-            self.fewest_requests = min(report.requests, self.fewest_requests or report.requests)
+            known = report.requests if self.fewest_requests is None else self.fewest_requests
+            self.fewest_requests = min(report.requests, known)
         return report
 
     def doubts(self) -> list[str]:
