@@ -68,7 +68,9 @@ def test_recall_is_that_of_the_evaluation(client: Client, address: str, trained_
     task = Task(labels=("group",))
     catalogue = read_task_catalogue(trained_run, demo_catalogue.parent, task)
     modalities = trained_run.read_recipe().modalities()
-    rows: list[Row] = list(evaluate(ServedEmbedder(client, catalogue), catalogue, modalities, task))
+    rows: list[Row] = list(
+        evaluate(ServedEmbedder(client, catalogue, client.info().space), catalogue, modalities, task)
+    )
     products = labelled(list(read_products(demo_catalogue)), LabelConfig(field="group"))
     assert {row.signature for row in rows} >= {"text", AS_THEY_ARE}
     for row in rows:

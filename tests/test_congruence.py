@@ -330,7 +330,9 @@ def test_figures_through_the_server_are_the_offline_ones(
 ) -> None:
     task = Task(labels=("group",))
     catalogue = read_task_catalogue(trained_run, demo_catalogue.parent, task)
-    served = list(evaluate(ServedEmbedder(client, catalogue), catalogue, client.info().modalities, task))
+    served = list(
+        evaluate(ServedEmbedder(client, catalogue, client.info().space), catalogue, client.info().modalities, task)
+    )
     assert len(served) == len(SIGNATURES) + 1
     for theirs, mine in zip(served, offline_rows, strict=True):
         assert (theirs.label, theirs.signature) == (mine.label, mine.signature)

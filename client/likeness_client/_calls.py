@@ -15,7 +15,8 @@ from likeness_client.contract import (
     ERROR_SUFFIX,
     LEFT,
     MATRIX_MODEL,
-    MAX_BLOCK_SIDE,
+    MAX_BLOCK_LEFT,
+    MAX_BLOCK_RIGHT,
     MODALITY_WEIGHTS,
     RIGHT,
     SIMILARITY_MODEL,
@@ -228,8 +229,8 @@ def vector_pair_calls(
 def matrix_calls(left: FloatArray, right: FloatArray, metric: Metric) -> list[tuple[Call, slice, slice]]:
     """Plan the calls that score all rows of ``left`` with all rows of ``right``; each with its rows and columns."""
     columns = min(len(right), _BLOCK_SIDE)
-    rows = min(len(left), MAX_CALL_CELLS // max(columns, 1), MAX_BLOCK_SIDE)
-    columns = min(len(right), MAX_CALL_CELLS // max(rows, 1), MAX_BLOCK_SIDE)  # few rows leave room for wider blocks
+    rows = min(len(left), MAX_CALL_CELLS // max(columns, 1), MAX_BLOCK_LEFT)
+    columns = min(len(right), MAX_CALL_CELLS // max(rows, 1), MAX_BLOCK_RIGHT)  # few rows leave room for wider blocks
     return [
         (
             Call(MATRIX_MODEL, {LEFT: left[None, of_rows], RIGHT: right[None, of_columns]}, (metric,)),

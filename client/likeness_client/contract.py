@@ -37,8 +37,8 @@ SIMILARITY_MODEL = "similarity"
 """Scores pairs: ``left`` and ``right`` FP32 [d] -> one FP32 [1] per metric."""
 MATRIX_MODEL = "similarity_matrix"
 """Scores blocks: ``left`` FP32 [b, q, d] and ``right`` FP32 [b, c, d] -> one FP32 [b, q, c] per metric."""
-MAX_BLOCK_SIDE = 1024
-"""The most vectors on one side of a block; TensorRT plans take no more."""
+MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT = 128, 1024
+"""The most vectors on each side of a block; TensorRT plans take no more, and are built for both at once."""
 
 SPACE_PARAMETER = "space"
 """Model config parameter: the fingerprint of the embedding space. Embeddings of two spaces are never compared."""

@@ -110,15 +110,16 @@ class Catalogue:
         """Return the products of these splits.
 
         Raises:
-            InputError: there are none; names the splits that there are.
+            InputError: one of them has none; names the splits that there are.
         """
-        rows = [row for row, record in enumerate(self.records) if record.get("split") in splits]
-        if not rows:
-            known = sorted({str(record.get("split")) for record in self.records})
-            raise InputError(
-                f"no product has split {' or '.join(dict.fromkeys(splits))}; there are: {', '.join(known)}"
-            )
-        return self.select(rows)
+        known = {str(record.get("split")) for record in self.records}
+        if missing := [split for split in dict.fromkeys(splits) if split not in known]:
+            raise InputError(f"no product has split {' or '.join(missing)}; there are: {', '.join(sorted(known))}")
+        return self.select(np.flatnonzero(self.in_splits(splits)))
+
+    def in_splits(self, splits: Sequence[str]) -> NDArray[np.bool_]:
+        """Return BOOL [n]: which products are of these splits."""
+        return np.isin([str(record.get("split")) for record in self.records], splits)
 
     def payloads(self, schema: InputSchema, modalities: Sequence[str]) -> list[dict[str, bytes]]:
         """Return the raw bytes per modality of each product; a product that cannot be read has none and is logged."""

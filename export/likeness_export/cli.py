@@ -84,6 +84,7 @@ def evaluate(
     from likeness_client import Client, InputError
 
     from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
+    from likeness_export.exporting import fingerprint
     from likeness_export.reports import retrieval_table, write_rows
     from likeness_export.run import Run
 
@@ -96,7 +97,8 @@ def evaluate(
     catalogue = read_task_catalogue(source, data_root, task)
     if server:
         with Client(server) as client:
-            rows = list(evaluate(ServedEmbedder(client, catalogue), catalogue, recipe.modalities(), task))
+            served = ServedEmbedder(client, catalogue, fingerprint(recipe, source))
+            rows = list(evaluate(served, catalogue, recipe.modalities(), task))
     else:
         rows = list(evaluate(OfflineEmbedder(source, catalogue), catalogue, recipe.modalities(), task))
     retrieval_table(rows, f"{recipe.name}: {'+'.join(task.queries)} against {'+'.join(task.gallery)}")

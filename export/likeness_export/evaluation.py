@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,12 +10,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from likeness_client.client import Client
-from likeness_client.contract import all_signatures, modalities_of
+from likeness_client.contract import all_signatures, modalities_of, signature_of
+from likeness_client.errors import SpaceMismatchError
 from numpy.typing import NDArray
 from torch import Tensor
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
-from likeness_export.metrics import Retrieval, retrieval
+from likeness_export.metrics import Retrieval, places_in, retrieval
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
 from likeness_export.training import present_modalities
@@ -26,6 +27,11 @@ AS_THEY_ARE = "as they are"
 
 class Embedder(Protocol):
     """Embeds the products of one catalogue, restricted to some modalities."""
+
+    @property
+    def signatures(self) -> Sequence[str]:
+        """The sets of modalities that it embeds."""
+        ...
 
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors FP32 [n, d]; NaN rows where none of the modalities is there, or one cannot be read."""
@@ -42,6 +48,7 @@ class OfflineEmbedder:
 
     def __init__(self, run: Run, catalogue: Catalogue) -> None:
         self.recipe, self.network = run.read_network()
+        self.signatures = all_signatures(self.recipe.modalities())
         payloads = catalogue.payloads(self.recipe.input_schema(), self.recipe.modalities())
         ids = [product.product_id for product in catalogue.products]
         inputs = read_inputs(self.recipe.towers, run.towers, payloads, ids)
@@ -76,11 +83,25 @@ class OfflineEmbedder:
 
 
 class ServedEmbedder:
-    """Embeds through a running server, as any caller would."""
+    """Embeds through a running server, as any caller would.
 
-    def __init__(self, client: Client, catalogue: Catalogue) -> None:
+    Args:
+        client: of the server.
+        catalogue: the products.
+        space: of the run that is meant; a server of another one would be measured under its name.
+
+    Raises:
+        SpaceMismatchError: the server serves another run.
+    """
+
+    def __init__(self, client: Client, catalogue: Catalogue, space: str) -> None:
         self.client, self.catalogue = client, catalogue
         info = client.info()
+        if info.space != space:
+            raise SpaceMismatchError(
+                f"{client.address} serves the space {info.space}, not the run's {space}: export the run, and serve that"
+            )
+        self.signatures = info.signatures
         payloads = catalogue.payloads(info.schema, info.modalities)
         self._present = _held(payloads, info.modalities)
 
@@ -101,14 +122,16 @@ def _held(payloads: Sequence[Mapping[str, bytes]], modalities: Sequence[str]) ->
     return np.array([[name in found for name in modalities] for found in payloads], dtype=bool)
 
 
-def complete(present: NDArray[np.bool_], whole: NDArray[np.float32]) -> NDArray[np.bool_]:
+def complete(present: NDArray[np.bool_], embedded: Iterable[NDArray[np.float32]]) -> NDArray[np.bool_]:
     """Return BOOL [n]: the products that have all modalities, each of them readable.
 
     Args:
         present: BOOL [n, m], see `Embedder`.
-        whole: FP32 [n, d], the embeddings by all modalities; NaN rows where there is none.
+        embedded: FP32 [n, d] each, the embeddings by every signature; NaN rows where there is none.
     """
-    found: NDArray[np.bool_] = present.all(1) & ~np.isnan(whole).any(1)
+    found: NDArray[np.bool_] = np.logical_and.reduce(
+        [present.all(1), *(~np.isnan(vectors).any(1) for vectors in embedded)]
+    )
     return found
 
 
@@ -150,7 +173,7 @@ def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
 
 
 def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:
-    """Measure every signature.
+    """Measure every signature that the embedder has.
 
     The rows of single signatures use only products that have all of the recipe's modalities, and readable ones, each
     reduced to the signature: so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses
@@ -167,17 +190,15 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
     """
     for label in task.labels:
         catalogue.needed_labels(label, task.queries)
-    split = np.array([str(record.get("split")) for record in catalogue.records])
-    is_query, is_gallery = np.isin(split, task.queries), np.isin(split, task.gallery)
-    whole = embedder.embed(modalities)
-    whole_products = complete(embedder.present, whole)
-    for signature in [*all_signatures(modalities), AS_THEY_ARE]:
-        chosen = modalities if signature == AS_THEY_ARE else modalities_of(signature)
-        vectors = whole if len(chosen) == len(modalities) else embedder.embed(chosen)
+    is_query, is_gallery = catalogue.in_splits(task.queries), catalogue.in_splits(task.gallery)
+    embedded = {name: embedder.embed(modalities_of(name)) for name in embedder.signatures}
+    whole_products = complete(embedder.present, embedded.values())
+    everything = signature_of(modalities)
+    embedded[AS_THEY_ARE] = embedded[everything] if everything in embedded else embedder.embed(modalities)
+    for signature, vectors in embedded.items():
         usable = ~np.isnan(vectors).any(1) & (whole_products | (signature == AS_THEY_ARE))
         queries, gallery = np.flatnonzero(is_query & usable), np.flatnonzero(is_gallery & usable)
-        place = {row: column for column, row in enumerate(gallery)}
-        itself = np.array([place.get(row, -1) for row in queries], dtype=np.intp)
+        itself = places_in(gallery, queries)
         for label in task.labels:
             labels = catalogue.labels(label)
             figures = retrieval(vectors[queries], vectors[gallery], labels[queries], labels[gallery], itself)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,19 +40,43 @@ def retrieval(
     gallery_labels: NDArray[np.str_],
     itself: NDArray[np.intp],
 ) -> Retrieval:
-    """Rank the gallery for each query by cosine; ties keep the gallery's order.
+    """Rank the gallery for each query by cosine; see `ranking`.
 
     Args:
         queries: unit vectors [q, d].
         gallery: unit vectors [g, d].
+        query_labels: see `ranking`.
+        gallery_labels: see `ranking`.
+        itself: see `ranking`.
+    """
+    # Row by row: the whole matrix of a large catalogue would not fit into memory.
+    return ranking((gallery @ query for query in queries), query_labels, gallery_labels, itself)
+
+
+def places_in(gallery: NDArray[np.intp], queries: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return each query's place in the gallery, -1 if it is not there; both are rows of one catalogue."""
+    place = {row: column for column, row in enumerate(gallery)}
+    return np.array([place.get(row, -1) for row in queries], dtype=np.intp)
+
+
+def ranking(
+    similarities: Iterable[NDArray[np.float32]],
+    query_labels: NDArray[np.str_],
+    gallery_labels: NDArray[np.str_],
+    itself: NDArray[np.intp],
+) -> Retrieval:
+    """Rank the gallery for each query by similarity; ties keep the gallery's order.
+
+    Args:
+        similarities: [g] per query.
         query_labels: a label per query; empty: the query is skipped.
         gallery_labels: an item is relevant if its label equals the query's.
         itself: per query, its own place in the gallery, which is left out of its ranking; -1 if it is not there.
     """
     recall: dict[int, list[float]] = {1: [], 5: [], 10: []}
     precision, gain = [], []
-    for row, (query, label) in enumerate(zip(queries, query_labels, strict=True)):
-        order = np.argsort(-(gallery @ query), kind="stable")
+    for row, (similarity, label) in enumerate(zip(similarities, query_labels, strict=True)):
+        order = np.argsort(-similarity, kind="stable")
         relevant = torch.from_numpy(gallery_labels[order[order != itself[row]]] == label)
         if not label or not relevant.any():
             continue

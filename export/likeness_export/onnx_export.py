@@ -23,10 +23,11 @@ from likeness_export.files import written_aside
 from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec
+from likeness_export.serving import session as served_session
 from likeness_export.serving.lengths import used_lengths
-from likeness_export.serving.session import compute_int8_exactly
 
 OPSET = 20
+_ALL_CORES = 0  # as onnxruntime has it
 TOLERANCE = 1e-4
 """Largest absolute difference to eager torch, fp32; outputs are of the order of 1."""
 _LENGTHS = (3, 16, 40)  # tried where a dimension varies; below, at and above the smallest bucket
@@ -214,15 +215,13 @@ def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple
 
 
 def open_session(name: str, path: Path) -> ort.InferenceSession:
-    """Open a file on the CPU.
+    """Open a file on all cores of the CPU, but else as it is served.
 
     Raises:
         ExportError: onnxruntime cannot load it; names the network.
     """
-    options = ort.SessionOptions()
-    compute_int8_exactly(options)  # as it is served
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return served_session.open_session(path, _ALL_CORES)
     except Exception as error:  # onnxruntime's types are private; whichever it is, this file cannot be served
         raise ExportError(f"{name}: onnxruntime cannot load the file: {error}") from error
 

@@ -267,7 +267,7 @@ def positives_of(
         usable: BOOL [n], the products that something can be read of; the others are never drawn. None: all of them.
 
     Raises:
-        InputError: too few products are alike to learn from.
+        InputError: too few products are alike to learn from, or no product has one of the labels or a source.
     """
     training = recipe.training
     if usable is None:
@@ -278,6 +278,6 @@ def positives_of(
         pairs = [(row_of[p.left], row_of[p.right], p.label) for p in named if p.left in row_of and p.right in row_of]
         log.info("%d of %d training pairs are between usable products of the catalogue", len(pairs), len(named))
         return PairPositives(pairs, usable, training)
-    labels = [np.where(usable, catalogue.labels(field), "") for field in recipe.data.labels]
-    source = catalogue.labels(recipe.data.source) if recipe.data.source else None
+    labels = [np.where(usable, catalogue.needed_labels(field), "") for field in recipe.data.labels]
+    source = catalogue.needed_labels(recipe.data.source) if recipe.data.source else None
     return LabelPositives(labels, training, source)

@@ -61,6 +61,11 @@ class Run:
         """One JSON line per epoch."""
         return self.folder / "log.jsonl"
 
+    @property
+    def holds_recipe(self) -> bool:
+        """Whether the folder is a run, trained or not."""
+        return (self.folder / "recipe.json").is_file()
+
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the recipe."""
         write_text(self.folder / "recipe.json", recipe.model_dump_json(indent=1))
@@ -73,7 +78,7 @@ class Run:
             RecipeError: `serving` names steps or signatures that the run does not have.
         """
         place = self.folder / "recipe.json"
-        if not place.is_file():
+        if not self.holds_recipe:
             raise InputError(f"{self.folder} is not a run: it has no recipe.json; train one with `likeness train`")
         recipe = parse_recipe(json.loads(place.read_text(encoding="utf-8")), str(place))
         return with_serving(recipe, self.serving) if self.serving else recipe

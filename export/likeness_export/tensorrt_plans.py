@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from likeness_client.contract import MATRIX_MODEL, MAX_BLOCK_SIDE
+from likeness_client.contract import LEFT, MATRIX_MODEL, MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, RIGHT
 from likeness_client.errors import InputError
 
 from likeness_export.files import written_aside
@@ -114,7 +114,11 @@ def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
     found = {}
     for spec in networks(recipe):
         if spec.name == MATRIX_MODEL:
-            found[spec.name] = _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, MAX_BLOCK_SIDE))
+            # The learned metric computes 2 d + 1 numbers per pair at once: TensorRT counts those of the largest block.
+            found[spec.name] = {
+                side: _shapes(spec, (1, 1, 1), (1, _USUAL_BLOCK, most))[side]
+                for side, most in ((LEFT, MAX_BLOCK_LEFT), (RIGHT, MAX_BLOCK_RIGHT))
+            }
             continue
         tower = recipe.towers.get(spec.tower)
         lengths = tower.padded_lengths(run.towers / spec.tower) if tower else []

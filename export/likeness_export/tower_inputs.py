@@ -74,6 +74,10 @@ class TowerInputs:
                     log.warning("%s of product %s is left out: %s", self.name, product_ids[row], error)
                     self.present[row] = False
 
+    def forget(self) -> None:
+        """Let go of what is kept in memory, where features are all that is used from now on; see `cached_features`."""
+        self._fixed = {}
+
     def batch(self, rows: Sequence[int] | NDArray[np.intp]) -> tuple[Tensor, ...]:
         """Return the encoder's tensors for these products, all of which must be present."""
         if self._fixed:

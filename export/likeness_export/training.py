@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,8 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
         data_root: what the recipe's relative paths start from.
 
     Raises:
-        InputError: the folder holds a run of another recipe, another process trains there, or the data cannot be used.
+        InputError: the folder holds a run of another recipe or something else, another process trains there, the data
+            cannot be used, or it has changed since the training was interrupted.
     """
     if run.weights.is_file():
         _claim(recipe, run)
@@ -63,6 +65,8 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
 def _claim(recipe: Recipe, run: Run) -> None:
     """Store the recipe, in place of one that no epoch was trained with; refuse a run of another recipe."""
     if not (run.weights.is_file() or run.checkpoint.is_file()):
+        if run.towers.exists() and not run.holds_recipe:
+            raise InputError(f"{run.towers} is there, but is not of a run: choose another folder")
         shutil.rmtree(run.towers, ignore_errors=True)  # those of that recipe would stay
         run.write_recipe(recipe)
     elif run.read_recipe().digest() != recipe.digest():
@@ -116,12 +120,16 @@ class _Trainer:
     def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> None:
         self.recipe, self.run = recipe, run
         payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
-        prepare_towers(recipe, run, payloads, data_root)
+        if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
+            prepare_towers(recipe, run, payloads, data_root)
         self.network = build_network(recipe, run.towers, data_root)
         ids = [product.product_id for product in catalogue.products]
+        self.data_key = _data_key(ids, payloads)
         self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, payloads, ids)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
         self.features = {name: self._features(name) for name in self.frozen}
+        for name in self.frozen:
+            self.inputs[name].forget()
         self.present = present_modalities(self.network, self.inputs)
         self.positives: Positives = positives_of(recipe, catalogue, data_root, self.present.any(1).numpy())
         self.objective = Objective(recipe, self.network, self.positives.class_counts)
@@ -168,8 +176,9 @@ class _Trainer:
                 if epoch == head_epochs:
                     self.features = {name: self.features[name] for name in self.frozen}
                 loss = self._epoch(epoch, schedule)
-                self._log(epoch, loss, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
                 self._save(epoch, schedule)
+                self._log(epoch, loss, seconds)  # after it is saved: no epoch is told twice
                 progress.update(task, advance=1, loss=f"{loss:.4f}")
 
     def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
@@ -221,6 +230,7 @@ class _Trainer:
     def _save(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
         state = {
             "epoch": epoch,
+            "data": self.data_key,
             "network": self._trained_state(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -231,11 +241,20 @@ class _Trainer:
             torch.save(state, aside)
 
     def _restore(self, schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
-        """Load the checkpoint if there is one; return the next epoch."""
+        """Load the checkpoint if there is one; return the next epoch.
+
+        Raises:
+            InputError: it was made with other products.
+        """
         if not self.run.checkpoint.is_file():
             write_text(self.run.log, "")
             return 0
         state = torch.load(self.run.checkpoint, weights_only=True)
+        if state.get("data") != self.data_key:
+            raise InputError(
+                f"the training products have changed since {self.run.checkpoint} was written: train into another "
+                "folder, or remove that file to begin again"
+            )
         self.network.load_state_dict(state["network"], strict=False)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -247,6 +266,15 @@ class _Trainer:
     def _log(self, epoch: int, loss: float, seconds: float) -> None:
         with self.run.log.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
+
+
+def _data_key(product_ids: Sequence[str], payloads: Sequence[Mapping[str, bytes]]) -> str:
+    """Return a SHA-256 of the products that are trained on, in their order."""
+    key = hashlib.sha256()
+    for name, found in zip(product_ids, payloads, strict=True):
+        for part in (name.encode(), *(modality.encode() + b"\0" + data for modality, data in sorted(found.items()))):
+            key.update(hashlib.sha256(part).digest())
+    return key.hexdigest()
 
 
 def present_modalities(network: ProductNetwork, inputs: dict[str, TowerInputs]) -> Tensor:

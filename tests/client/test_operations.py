@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client import _calls, _operations
 from likeness_client._calls import Call, Vector
-from likeness_client.contract import MAX_BLOCK_SIDE, Metric, all_signatures
+from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, Metric, all_signatures
 from likeness_client.errors import BatchError, InputError, ProductError, ServerError, SpaceMismatchError
 from likeness_client.records import Product
 from likeness_client.results import Embeddings, ScoreMatrix, Scores
@@ -262,7 +262,7 @@ def test_no_side_of_a_learned_block_is_larger_than_a_plan_takes(rows: int, colum
     left, right = np.zeros((rows, 2), np.float32), np.zeros((columns, 2), np.float32)
     calls = _calls.matrix_calls(left, right, Metric.LEARNED)
     shapes = [(call.inputs["left"].shape[1], call.inputs["right"].shape[1]) for call, _, _ in calls]
-    assert max(max(shape) for shape in shapes) <= MAX_BLOCK_SIDE
+    assert all(a <= MAX_BLOCK_LEFT and b <= MAX_BLOCK_RIGHT for a, b in shapes)
     assert sum(a * b for a, b in shapes) == rows * columns
 
 

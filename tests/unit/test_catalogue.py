@@ -79,7 +79,7 @@ def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> No
     assert [product.product_id for product in products.of_splits(["train"]).products] == ["a", "c"]
     assert [record["product_id"] for record in products.of_splits(["val", "train"]).records] == ["a", "b", "c"]
     with pytest.raises(InputError, match="no product has split test or dev; there are: None, train, val"):
-        products.of_splits(["test", "dev", "test"])
+        products.of_splits(["test", "dev", "test", "train"])
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(ki
     torch.testing.assert_close(features[1], expected)
     with pytest.raises(InputError, match="image_px = 48 does not fit the network"):
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=48)
+    with pytest.raises(InputError, match="train_px = 48 does not fit the network"):
+        ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX, train_px=48)
 
 
 def test_a_network_that_is_not_there_is_named_with_the_places_looked_in(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_searching_ranks_the_right_sides_or_all_others() -> None:
     assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
     sides = np.array(["left", "left", "right", "right"])
     assert find(measured, search, row_of, members, sides) == ({"R@1": 1.0, "R@10": 1.0}, 1)
+    vectors[0] = np.nan  # without an embedding nothing is found
+    assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
 
 
 def test_sets_are_measured_one_by_one(tmp_path: Path) -> None:
@@ -246,6 +248,11 @@ def test_a_unit_is_trained_measured_and_kept(
     monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained again"))
     work_on(unit)
     assert read_finished(unit) is not None
+    monkeypatch.undo()
+    tiny.products.write_text(tiny.products.read_text(encoding="utf-8").replace("kind 0", "kind 9"), encoding="utf-8")
+    assert read_finished(unit) is None
+    with pytest.raises(InputError, match=r"was trained on other data than products\.jsonl holds now"):
+        work_on(unit)
 
 
 def test_joined_seeds_are_a_unit_that_trains_nothing(

@@ -277,7 +277,7 @@ def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pyt
     assert "3 of 4 runs finished" in text
     assert "- two, seed 2: no luck" in text
     assert (plan.out / "small.png").is_file()
-    # Of other seeds and of another recipe nothing is shown.
+    # Of another recipe nothing is shown.
     assert run_tables(replace(plan, seeds=[1], only=["one"]), pretend) == {}
     unit = units_of(TABLE, [1], ["one"], plan.work, plan.data_root)[0]
     assert read_finished(unit)
@@ -305,13 +305,27 @@ def test_a_table_keeps_what_ran_on_another_machine(tmp_path: Path, monkeypatch: 
     elsewhere = replace(plan, work=tmp_path / "other", only=["two"])
     assert run_tables(elsewhere, train) == {}
     assert place.read_text(encoding="utf-8") == whole
+    assert run_tables(replace(elsewhere, work=tmp_path / "third", seeds=[1]), train) == {}
+    assert place.read_text(encoding="utf-8") == whole  # a smaller run takes no seed away
     units = units_of(TABLE, [1, 2], (), elsewhere.work, tmp_path)
-    assert len(kept_results(TABLE, units, place)) == 4
+    assert len(kept_results(TABLE, units, place, tmp_path)) == 4
     # Not what was trained or measured in another way.
     other = replace(units[0], variant=replace(TABLE.variants[0], overrides=("training.epochs=2",)))
-    assert kept_results(TABLE, [other], place) == {}
-    assert kept_results(replace(TABLE, products="others.jsonl"), units, place) == {}
-    assert kept_results(TABLE, units, tmp_path / "none.json") == {}
+    assert kept_results(TABLE, [other], place, tmp_path) == {}
+    assert kept_results(replace(TABLE, masked=("colour",)), units, place, tmp_path) == {}
+    assert kept_results(TABLE, units, tmp_path / "none.json", tmp_path) == {}
+    write_text(tmp_path / TABLE.products, "other products")
+    assert kept_results(TABLE, units, place, tmp_path) == {}
+    # What is known stays until there is something in its place.
+    failing = replace(plan, work=tmp_path / "fourth", seeds=[1], only=["two"])
+    (unit,) = units_of(TABLE, [1], ["two"], failing.work, tmp_path)
+    assert unit.variant is not None
+
+    def fail(_unit: Unit) -> None:
+        assert place.read_text(encoding="utf-8") == whole
+        raise InputError("no luck")
+
+    assert run_tables(failing, fail) == {unit.name: "no luck"}
     write_text(place, "{")
     with pytest.raises(InputError, match=r"small\.json is damaged"):
-        kept_results(TABLE, units, place)
+        kept_results(TABLE, units, place, tmp_path)

@@ -52,8 +52,9 @@ def test_batches_are_those_that_are_served(exported: Exported) -> None:
     )
     assert ranges["fusion_image_attributes"].keys() == {"image_embedding", "attributes_embedding"}
     assert ranges["similarity"]["left"] == Range(smallest=(1, 1, 16), usual=(4, 1, 16), largest=(4, 1, 16))
-    block = ranges["similarity_matrix"]["right"]
-    assert (block.smallest, block.largest[0]) == ((1, 1, 16), 1)
+    block = ranges["similarity_matrix"]
+    assert block["right"] == Range(smallest=(1, 1, 16), usual=(1, 128, 16), largest=(1, 1024, 16))
+    assert block["left"].largest == (1, 128, 16)
 
 
 def test_lengths_are_those_that_the_preprocessing_pads_to(tmp_path: Path) -> None:

@@ -82,6 +82,40 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
     assert not resumed.checkpoint.exists()
 
 
+def test_an_interrupted_training_does_not_go_on_with_other_products(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(MachineStopsError):
+            train(tiny.recipe, run, tiny.root)
+    first, *others = tiny.products.read_text(encoding="utf-8").splitlines()
+    tiny.products.write_text("\n".join([*others, first]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"products have changed since .*checkpoint\.pt was written"):
+        train(tiny.recipe, run, tiny.root)
+    run.checkpoint.unlink()
+    train(tiny.recipe, run, tiny.root)
+
+
+def test_a_folder_that_is_not_of_a_run_is_not_cleared(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "towers").mkdir()
+    (tmp_path / "towers" / "mine.txt").touch()
+    with pytest.raises(InputError, match="towers is there, but is not of a run: choose another folder"):
+        train(tiny.recipe, Run(tmp_path), tiny.root)
+    assert (tmp_path / "towers" / "mine.txt").is_file()
+
+
+def test_a_misspelled_label_source_or_split_is_refused_before_training(tiny: Tiny, tmp_path: Path) -> None:
+    for section, message in (
+        ({"labels": ["group", "gruop"]}, "no product has the label 'gruop'"),
+        ({"source": "knid"}, "no product has the label 'knid'"),
+        ({"train_splits": ["train", "trian"]}, "no product has split trian"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(changed(tiny.recipe, data=section), Run(tmp_path / "run"), tiny.root)
+
+
 def test_training_learns(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     train(changed(tiny.recipe, training={"epochs": 6}), run, tiny.root)

@@ -296,6 +296,8 @@ def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
     assert calls[:2] == [4, 2]
     assert (found.train.pairs, found.every.pairs, found.seen.pairs, found.unseen.pairs) == (4, 2, 1, 1)
     assert (found.seen.positives, found.unseen.positives) == (0, 1)
+    trained = [pair("6", "7", 1)]  # which the decision is not learned from
+    assert match(ids, [taught], asked, score, trained).seen.positives == 1
 
 
 def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:

@@ -104,7 +104,7 @@ class ImageBackbone(Encoder):
     """The network's pooled output; of a transformer without a trained pooling the vector of its class token.
 
     Raises:
-        InputError: the network does not take photos of ``image_px``.
+        InputError: the network does not take photos of ``image_px`` or ``train_px``.
     """
 
     def __init__(
@@ -124,10 +124,11 @@ class ImageBackbone(Encoder):
         # Not every architecture names its width in the configuration; one look at an output does.
         self.eval()
         with torch.no_grad():
-            try:
-                self.feature_dim = self.forward(torch.zeros(1, image_px, image_px, 3, dtype=torch.uint8)).shape[1]
-            except (RuntimeError, ValueError) as error:
-                raise InputError(f"image_px = {image_px} does not fit the network: {error}") from error
+            for name, px in {"image_px": image_px, **({"train_px": train_px} if train_px else {})}.items():
+                try:
+                    self.feature_dim = self.forward(torch.zeros(1, px, px, 3, dtype=torch.uint8)).shape[1]
+                except (RuntimeError, ValueError) as error:
+                    raise InputError(f"{name} = {px} does not fit the network: {error}") from error
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import onnxruntime as ort
@@ -32,9 +32,10 @@ def speed_ratio(before: Path, after: Path, tower: str, products: Products, threa
     old, new = open_session(before, threads), open_session(after, threads)
     ratios = []
     for size in _BATCHES:
-        feeds = list(islice(products.feeds(tower, size), _ROUNDS))
-        if not feeds:
+        different = list(islice(products.feeds(tower, size), _ROUNDS))
+        if not different:
             return 0.0
+        feeds = list(islice(cycle(different), _ROUNDS))
         for session in (old, new):
             session.run(None, feeds[0])
         ratios.append(statistics.median(_ratio(old, new, *round_) for round_ in enumerate(feeds)))

@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
 from likeness_export.files import written_aside
-from likeness_export.metrics import retrieval
+from likeness_export.metrics import places_in, ranking
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Scorer, measure_pair_sets
 from likeness_export.quality.tables import BACKBONES, Incomplete, PairSets, Ranking, Table, Views
@@ -80,7 +80,8 @@ class _Source:
     def _photos(self, backbone: str, products: Sequence[Product]) -> NDArray[np.float32]:
         photos = [product.images[0] if product.images else None for product in products]
         config = _TOWER.validate_python(BACKBONES[backbone])
-        key = hashlib.sha256(repr((config, photos)).encode()).hexdigest()[:16]
+        contents = [hashlib.sha256(photo.read_bytes()).digest() if isinstance(photo, Path) else b"" for photo in photos]
+        key = hashlib.sha256(repr((config, contents)).encode()).hexdigest()[:16]
         place = self.cache / f"{backbone}-{key}.npy"
         if place.is_file():
             kept: NDArray[np.float32] = np.load(place)
@@ -140,13 +141,11 @@ def _ranking(
     measure: Ranking, method: str, parts: Sequence[str], catalogue: Catalogue, source: _Source
 ) -> Iterator[Line]:
     some = catalogue.of_splits(measure.splits)  # what TF-IDF is fitted on
-    split = np.array([str(record.get("split")) for record in some.records])
-    queries, gallery = (np.flatnonzero(np.isin(split, names)) for names in (measure.queries, measure.gallery))
+    queries, gallery = (np.flatnonzero(some.in_splits(names)) for names in (measure.queries, measure.gallery))
     features = [source.features(part, some.products) for part in parts]
     matrices = [_similarity(found[queries], found[gallery]) for found in features]
     similarity = matrices[0] if len(matrices) == 1 else sum(standardised(matrix) for matrix in matrices)
-    place = {row: column for column, row in enumerate(gallery)}
-    itself = np.array([place.get(row, -1) for row in queries], dtype=np.intp)
+    itself = places_in(gallery, queries)
     for label in measure.labels:
         labels = some.labels(label)
         yield _line(measure.name, label, method, np.asarray(similarity), labels[queries], labels[gallery], itself)
@@ -169,9 +168,7 @@ def _line(
     gallery_labels: NDArray[np.str_],
     itself: NDArray[np.intp],
 ) -> Line:
-    # Against unit vectors of its own axes, a row of similarities ranks exactly as it stands.
-    axes = np.eye(similarity.shape[1], dtype=np.float32)
-    found = retrieval(similarity.astype(np.float32), axes, query_labels, gallery_labels, itself)
+    found = ranking(similarity.astype(np.float32), query_labels, gallery_labels, itself)
     return Line(task=task, label=label, what=method, count=found.queries, figures=figures_of(found))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,33 @@ from likeness_client.errors import InputError
 
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import Table
-from likeness_export.quality.units import FORMAT, Finished, Unit
+from likeness_export.quality.units import FORMAT, Finished, Unit, data_key
 from likeness_export.recipe import parse_recipe
 
 
-def measures_key(table: Table) -> str:
-    """Return a SHA-256 of what is measured of every run, and of what is measured untrained."""
-    content = (FORMAT, table.products, [repr(measure) for measure in table.measures], table.baselines, table.masked)
+def measures_key(table: Table, data_root: Path) -> str:
+    """Return a SHA-256 of what is measured of every run, and untrained, and of the data that it is measured on."""
+    measures = [repr(measure) for measure in table.measures]
+    content = (FORMAT, data_key(table, data_root), measures, table.baselines, table.masked)
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def kept_results(table: Table, units: Sequence[Unit], place: Path) -> dict[str, Finished]:
+def kept_seeds(table: Table, place: Path, data_root: Path) -> set[int]:
+    """Return the seeds that a table's JSON file has figures of; see `kept_results`."""
+    held = _held(table, place, data_root)
+    with _damage(place):
+        names = [name for variant in held.get("variants", {}).values() for name in variant["seeds"]]
+        return {int(name) for name in names} - {0}  # 0 stands for joined seeds
+
+
+def kept_results(table: Table, units: Sequence[Unit], place: Path, data_root: Path) -> dict[str, Finished]:
     """Read back what a table's JSON file says of some units.
 
     Args:
         table: the table.
         units: its units.
         place: the file; there need not be one.
+        data_root: what the table's relative paths start from.
 
     Returns:
         Unit -> its result, of those whose recipe is the one that was measured. Nothing if other things were measured.
@@ -36,13 +47,24 @@ def kept_results(table: Table, units: Sequence[Unit], place: Path) -> dict[str, 
     Raises:
         InputError: the file is damaged.
     """
-    try:
-        held = json.loads(place.read_text(encoding="utf-8"))
-        if held.get("measures") != measures_key(table):
-            return {}
-        return dict(_found(units, held))
-    except FileNotFoundError:
+    held = _held(table, place, data_root)
+    with _damage(place):
+        return dict(_found(units, held)) if held else {}
+
+
+def _held(table: Table, place: Path, data_root: Path) -> dict[str, Any]:
+    """Return what the file holds; nothing if there is none, or if it is of other measures or data."""
+    if not place.is_file():
         return {}
+    with _damage(place):
+        held: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        return held if held.get("measures") == measures_key(table, data_root) else {}
+
+
+@contextmanager
+def _damage(place: Path) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{place} is damaged: remove it, or restore it ({error!r})") from error
 

@@ -247,11 +247,16 @@ def find(
 
 
 def _rank(values: NDArray[np.float32], wanted: NDArray[np.bool_]) -> list[int]:
-    """Return how many come before the wanted one, equal ones in their order; nothing if it is not there."""
+    """Return how many come before the wanted one, equal ones in their order; all of them if there is no similarity.
+
+    Nothing if it is not there.
+    """
     places = np.flatnonzero(wanted)
     if not len(places):
         return []
     mine = values[places[0]]
+    if np.isnan(mine):  # the query has no embedding, and finds nothing
+        return [len(values)]
     return [int((values > mine).sum() + (values[: places[0]] == mine).sum())]
 
 

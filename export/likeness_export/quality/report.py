@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from likeness_export.files import write_text
-from likeness_export.quality.kept import measures_key
 from likeness_export.quality.lines import Line, Spread, SpreadLine, over_seeds, spread
 from likeness_export.quality.tables import Table, Variant
 from likeness_export.quality.units import Finished
@@ -55,8 +54,9 @@ class TableResult:
 
     Attributes:
         table: the table.
-        seeds: the seeds that were asked for.
+        seeds: the seeds that were asked for, or that are known from before.
         variants: of every variant.
+        measures: what was measured, and on which data; see `measures_key`.
         baselines: the baselines' lines.
         baselines_failed: why there are none; empty: they did not fail.
     """
@@ -64,6 +64,7 @@ class TableResult:
     table: Table
     seeds: Sequence[int]
     variants: Sequence[VariantResult]
+    measures: str = ""
     baselines: Sequence[Line] = ()
     baselines_failed: str = ""
 
@@ -80,7 +81,7 @@ def plain(result: TableResult) -> dict[str, Any]:
         "table": result.table.name,
         "title": result.table.title,
         "seeds": list(result.seeds),
-        "measures": measures_key(result.table),
+        "measures": result.measures,
         "notes": list(result.table.notes),
         "baselines": [line.plain() for line in result.baselines],
         "baselines_failed": result.baselines_failed,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from likeness_export.progress import stages
 from likeness_export.quality.bars import draw_bars
-from likeness_export.quality.kept import kept_results
+from likeness_export.quality.kept import kept_results, kept_seeds, measures_key
 from likeness_export.quality.report import TableResult, VariantResult, write_result
 from likeness_export.quality.tables import Table
 from likeness_export.quality.units import Unit, read_finished, units_of, work_on
@@ -60,7 +60,8 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
     log.info("%d of %d units are already finished", len(units) - len(missing), len(units))
     failed: dict[str, str] = {}
     for table in plan.tables:
-        _write(plan, table, failed)
+        if any(read_finished(unit) for unit in units if unit.table == table):
+            _write(plan, table, failed)  # nothing is put in the place of other figures before there is something
     with stages("units", "last") as progress:
         task = progress.add_task("quality", total=len(units), completed=len(units) - len(missing), last="")
         for depth in sorted({unit.depth for unit in missing}):  # what is joined has to be there first
@@ -92,15 +93,17 @@ def _write(plan: Plan, table: Table, failed: dict[str, str]) -> None:
 
 
 def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
-    """Read what is finished of a table, also of variants that were left out this time or ran on another machine.
+    """Read what is finished of a table, also of variants and seeds that were left out or ran on another machine.
 
     Args:
         plan: the seeds and places.
         table: the table.
         failed: unit -> why it failed.
     """
-    units = units_of(table, plan.seeds, (), *_places(plan))
-    done = kept_results(table, units, plan.out / f"{table.name}.json")
+    place = plan.out / f"{table.name}.json"
+    seeds = sorted({*plan.seeds, *kept_seeds(table, place, plan.data_root)})
+    units = units_of(table, seeds, (), *_places(plan))
+    done = kept_results(table, units, place, plan.data_root)
     done |= {unit.name: found for unit in units if (found := read_finished(unit))}
     variants = []
     for variant in table.variants:
@@ -117,7 +120,8 @@ def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
     untrained = [unit.name for unit in units if unit.variant is None]
     return TableResult(
         table=table,
-        seeds=plan.seeds,
+        seeds=seeds,
+        measures=measures_key(table, plan.data_root),
         variants=variants,
         baselines=[line for name in untrained if name in done for line in done[name].lines],
         baselines_failed=next((failed[name] for name in untrained if name in failed), ""),

@@ -32,12 +32,12 @@ def draw_sheet(
         Whether there was a query to draw: one with another product of its label in the gallery.
     """
     labels = catalogue.labels(task.labels[0])
-    split = np.array([str(record.get("split")) for record in catalogue.records])
     usable = ~np.isnan(vectors).any(1)
-    gallery = np.flatnonzero(usable & np.isin(split, task.gallery))
+    gallery = np.flatnonzero(usable & catalogue.in_splits(task.gallery))
     good: list[list[Card]] = []
     bad: list[list[Card]] = []
-    for query in np.random.default_rng(seed).permutation(np.flatnonzero(usable & np.isin(split, task.queries))):
+    queries = np.flatnonzero(usable & catalogue.in_splits(task.queries))
+    for query in np.random.default_rng(seed).permutation(queries):
         others = gallery[gallery != query]
         if not labels[query] or not (labels[others] == labels[query]).any():
             continue

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.evaluation import OfflineEmbedder, Row, Task, complete, evaluate
 from likeness_export.joining import join_runs
-from likeness_export.metrics import Retrieval, retrieval
+from likeness_export.metrics import Retrieval, places_in, retrieval
 from likeness_export.quality.costs import Cost, cost_of, train_measured
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Lesson, Scorer, measure_pair_sets, trained_scores
@@ -180,10 +180,9 @@ def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catal
     modalities = embedder.recipe.modalities()
     embedded = {name: embedder.embed(modalities_of(name)) for name in all_signatures(modalities)}
     whole = embedded[signature_of(modalities)]
-    usable, splits = complete(embedder.present, whole), _splits(catalogue)
-    asking, ranked = (np.flatnonzero(usable & np.isin(splits, side)) for side in (measure.queries, measure.gallery))
-    place_of = {row: place for place, row in enumerate(ranked)}
-    itself = np.array([place_of.get(row, -1) for row in asking], dtype=np.intp)
+    usable = complete(embedder.present, [whole])
+    asking, ranked = (np.flatnonzero(usable & catalogue.in_splits(side)) for side in (measure.queries, measure.gallery))
+    itself = places_in(ranked, asking)
     for label in measure.labels:
         labels = catalogue.labels(label)
 
@@ -210,7 +209,3 @@ def _views(measure: Views, run: Run, catalogue: Catalogue) -> Line:
     nowhere = np.full(len(names), -1, dtype=np.intp)  # the answer is the product itself
     found = retrieval(queries[usable], gallery[usable], names, names, nowhere)
     return Line(task=measure.name, label="product_id", what=IMAGE, count=found.queries, figures=figures_of(found))
-
-
-def _splits(catalogue: Catalogue) -> NDArray[np.str_]:
-    return np.array([str(record.get("split")) for record in catalogue.records])

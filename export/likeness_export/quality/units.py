@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from likeness_client.errors import InputError
 from likeness_export.files import write_text
 from likeness_export.joining import joined_recipe
 from likeness_export.quality.lines import Line
-from likeness_export.quality.tables import Table, Variant
+from likeness_export.quality.tables import PairSets, Table, Variant
 from likeness_export.recipe import Recipe, load_recipe
 from likeness_export.run import Run
 
@@ -90,7 +91,8 @@ class Unit:
         """Return a SHA-256 of everything that shapes the figures: recipe, catalogue, what is measured."""
         recipe, table = self.recipe(), self.table
         methods = () if recipe else (table.baselines, table.masked)
-        content = (FORMAT, recipe and recipe.digest(), table.products, [repr(m) for m in table.measures], methods)
+        data = data_key(table, self.data_root)
+        content = (FORMAT, recipe and recipe.digest(), data, [repr(m) for m in table.measures], methods)
         seeds = [part.key() for part in self.parts]
         return hashlib.sha256(repr((*content, seeds) if seeds else content).encode()).hexdigest()
 
@@ -146,6 +148,25 @@ def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path
     return [*([baselines] if table.baselines else []), *of_seeds, *joined]
 
 
+def data_key(table: Table, data_root: Path) -> str:
+    """Return a SHA-256 of a table's products and pairs; photos are not looked at, a missing file counts as empty."""
+    pairs = [measure.pairs for measure in table.measures if isinstance(measure, PairSets)]
+    return hashlib.sha256(repr([_digest(data_root / name) for name in (table.products, *pairs)]).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    found = path.stat()
+    return _digest_of(path, found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _digest_of(path: Path, _changed_ns: int, _size: int) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def read_finished(unit: Unit) -> Finished | None:
     """Return the kept result of a unit; None if there is none, or if it is one of another recipe or other measures."""
     place = unit.folder / "figures.json"
@@ -168,10 +189,11 @@ def work_on(unit: Unit) -> None:
     The folder of the run then holds, beside what training writes, ``figures.json``, ``sheet.png`` and ``unit.log``.
 
     Raises:
-        InputError: the recipe or the data cannot be used.
+        InputError: the recipe or the data cannot be used, or the run is of other data.
     """
     if read_finished(unit):
         return
+    _refuse_other_data(unit)
     with _logged(unit.folder / "unit.log"):
         from likeness_export.quality.baselines import measure_baselines
         from likeness_export.quality.costs import Cost
@@ -187,12 +209,26 @@ def work_on(unit: Unit) -> None:
             lines, cost = train_and_measure(unit.table, recipe, unit.folder, unit.data_root)
     kept = {
         "key": unit.key(),
+        "data": data_key(unit.table, unit.data_root),
         "digest": recipe.digest() if recipe else "",
         "recipe": recipe.model_dump(mode="json") if recipe else {},
         "lines": [line.plain() for line in lines],
         "cost": asdict(cost),
     }
     write_text(unit.folder / "figures.json", json.dumps(kept, indent=1))
+
+
+def _refuse_other_data(unit: Unit) -> None:
+    """Refuse to measure on new data what was trained on other data: what is `val` now may have been trained on.
+
+    Raises:
+        InputError: the folder's figures are of other data.
+    """
+    place = unit.folder / "figures.json"
+    if unit.variant is None or not place.is_file():
+        return
+    if json.loads(place.read_text(encoding="utf-8")).get("data") != data_key(unit.table, unit.data_root):
+        raise InputError(f"{unit.folder} was trained on other data than {unit.table.products} holds now: remove it")
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def match_by_all(
         measures["learned"] = probability, as_logit(probability)
     found = {}
     for name, (alone, beside) in measures.items():
-        found[name] = match(held.ids, taught, asked, alone)
+        found[name] = match(held.ids, taught, asked, alone, train)
         near = among_neighbours(held.ids, asked, [*train, *measured], beside)
         near_taught = [
             replace(judged, local=near.local)  # one and the same space
@@ -128,11 +128,13 @@ def match_by_all(
             else among_neighbours(held.ids, judged, [*train, *measured], beside)
             for judged in taught
         ]
-        found[f"{name}, among neighbours"] = match(held.ids, near_taught, near, beside)
+        found[f"{name}, among neighbours"] = match(held.ids, near_taught, near, beside, train)
     return found
 
 
-def match(ids: Sequence[str], taught: Sequence[Judged], asked: Judged, score: Score) -> Matching:
+def match(
+    ids: Sequence[str], taught: Sequence[Judged], asked: Judged, score: Score, trained: Sequence[NamedPair] = ()
+) -> Matching:
     """Learn the decision from train pairs, then measure it on others.
 
     Args:
@@ -140,6 +142,7 @@ def match(ids: Sequence[str], taught: Sequence[Judged], asked: Judged, score: Sc
         taught: the pairs to learn from; those of each fold in the space of a network that has not seen them.
         asked: the pairs to measure on.
         score: the measure, e.g. `cosine`.
+        trained: pairs whose products training has seen, whether or not the decision is learned from them.
 
     Raises:
         InputError: nothing to learn from, or nothing to measure on.
@@ -155,8 +158,8 @@ def match(ids: Sequence[str], taught: Sequence[Judged], asked: Judged, score: Sc
     decision = fit_decision(known_of_train, train_labels)
     fitted, probabilities = (decision.probabilities(features) for features in (known_of_train, known))
     train_scores, scores = known_of_train[:, 0], known[:, 0]
-    taught_ids = {name for pair in train for name in (pair.left, pair.right)}
-    seen = np.array([pair.left in taught_ids and pair.right in taught_ids for pair in measured], dtype=bool)
+    known_ids = {name for pair in (*trained, *train) for name in (pair.left, pair.right)}
+    seen = np.array([pair.left in known_ids and pair.right in known_ids for pair in measured], dtype=bool)
     return Matching(
         decision=decision,
         train=figures(fitted, train_labels, decision.threshold),
