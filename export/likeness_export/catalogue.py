@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +21,6 @@ from likeness_export.masking import Mask
 log = logging.getLogger(__name__)
 _NO_LABELS = {"product_id", "title", "description", "images", "video"}
 _SHOWN_KEYS = 12
-_PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,66 +178,3 @@ def read_recipe_catalogue(products: str, data_root: Path) -> Catalogue:
             f"'{data_root}'; or LIKENESS_DATA)."
         )
     return read_catalogue(path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedPair:
-    """A labelled pair of a file.
-
-    Attributes:
-        left: product id of one side.
-        right: product id of the other.
-        label: 1: alike, 0: not.
-    """
-
-    left: str
-    right: str
-    label: int
-
-
-def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[list[NamedPair], list[NamedPair]]:
-    """Divide pairs into those that are trained on and those that are held out.
-
-    A hash of the two ids decides, so that everyone who knows the share divides alike, whatever the order of the pairs,
-    and that a pair and its mirror image stay together.
-
-    Args:
-        pairs: the pairs.
-        share: how many are held out, 0 to 1, on average.
-        fold: which of them, 0 to 1 / share; no pair is held out by two folds.
-    """
-    parts: tuple[list[NamedPair], list[NamedPair]] = ([], [])
-    for pair in pairs:
-        name = "\0".join(sorted((pair.left, pair.right)))
-        chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-        parts[fold * share <= chance < (fold + 1) * share].append(pair)
-    return parts
-
-
-def read_named_pairs(path: Path, splits: Sequence[str]) -> list[NamedPair]:
-    """Read labelled pairs.
-
-    Args:
-        path: CSV with the columns ``left_id``, ``right_id``, ``label`` (1: alike, 0: not) and ``split``.
-        splits: the splits to read.
-
-    Raises:
-        InputError: the file is missing, lacks a column, or a label is not 0 or 1.
-    """
-    pairs = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            if missing := [name for name in _PAIR_COLUMNS if name not in (reader.fieldnames or ())]:
-                raise InputError(
-                    f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(_PAIR_COLUMNS)}"
-                )
-            for line in reader:
-                if line["split"] not in splits:
-                    continue
-                if line["label"] not in ("0", "1"):
-                    raise InputError(f"{path}, line {reader.line_num}: label {line['label']!r}, 0 or 1 is needed")
-                pairs.append(NamedPair(left=line["left_id"], right=line["right_id"], label=int(line["label"])))
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a file of pairs ({', '.join(_PAIR_COLUMNS)}): {error}") from error
-    return pairs

@@ -8,8 +8,9 @@ import pytest
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
 from likeness_client.records import Product
-from likeness_export.catalogue import Catalogue, NamedPair, hold_out, read_catalogue, read_named_pairs
+from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.masking import Mask
+from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs
 
 HEADER = "left_id,right_id,label,split\n"
 

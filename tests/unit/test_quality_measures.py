@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from likeness_client import InputError, Product
-from likeness_export.catalogue import Catalogue, NamedPair, read_catalogue
+from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.cli import app
 from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder
+from likeness_export.named_pairs import NamedPair
 from likeness_export.quality.baselines import measure_baselines, standardised
 from likeness_export.quality.pair_sets import (
     Scorer,

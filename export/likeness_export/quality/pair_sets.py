@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, NamedPair, hold_out, read_named_pairs
+from likeness_export.catalogue import Catalogue
+from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import PairSets

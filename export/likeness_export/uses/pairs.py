@@ -9,7 +9,7 @@ import numpy as np
 from likeness_client.errors import InputError
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import NamedPair, read_named_pairs
+from likeness_export.named_pairs import NamedPair, read_named_pairs
 from likeness_export.progress import each
 from likeness_export.uses.inputs import Embedded, Vectors
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from likeness_export.catalogue import NamedPair
 from likeness_export.console import console, figure
 from likeness_export.files import without_nan, write_text, written_aside
+from likeness_export.named_pairs import NamedPair
 from likeness_export.uses.cluster import Agreement, Clustering
 from likeness_export.uses.match import Matching
 from likeness_export.uses.mine import KeyReport
