@@ -172,7 +172,7 @@ def _assemble(
         vectors=values,
         modality_weights=tuple(weights),
         signatures=tuple(signatures),
-        product_ids=tuple(product.product_id for product in products),
+        product_ids=tuple(str(product.product_id) for product in products),  # one that is no string has failed
         space=info.space,
         errors=dict(sorted(errors.items())),
     )

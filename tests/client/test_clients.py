@@ -19,6 +19,7 @@ from likeness_client import (
     AsyncClient,
     Client,
     DeadlineExceededError,
+    Embeddings,
     InputError,
     LikenessError,
     Metric,
@@ -28,6 +29,7 @@ from likeness_client import (
     ServerUnavailableError,
     Tls,
 )
+from likeness_client.contract import all_signatures
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient
 
@@ -90,6 +92,23 @@ def test_answers_are_those_of_the_server(client: Any, endpoint: Endpoint) -> Non
     comparison = client.compare(BATCH[0], BATCH[5])
     assert comparison.cosine == pytest.approx(expected[0], abs=1e-6)
     assert comparison.left_weights == {"text": 1.0}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"images": None}, {"images": float("nan")}, {"video": np.zeros((2, 2))}],
+    ids=["no images", "images nan", "video array"],
+)
+def test_a_part_of_another_type_costs_its_product_only(client: Any, endpoint: Endpoint, parts: dict[str, Any]) -> None:
+    endpoint.servicer.fake.signatures = all_signatures(("text", "video"))
+    found = client.embed([BATCH[0], Product(title="x", **parts)], on_error="return")
+    assert list(found.errors) == [1]
+
+
+def test_an_id_that_is_no_string_is_kept_as_one(client: Any, tmp_path: Path) -> None:
+    found = client.embed([BATCH[0], Product(product_id=7, title="x")], on_error="return")  # type: ignore[arg-type]
+    found.save(tmp_path / "vectors.npz")
+    assert Embeddings.load(tmp_path / "vectors.npz").product_ids == ("0", "7")
 
 
 def test_info_is_asked_once_and_again_when_a_model_is_gone(client: Any, endpoint: Endpoint) -> None:
