@@ -327,6 +327,27 @@ def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoin
     assert endpoint.servicer.index_calls == 2
 
 
+def test_an_interrupt_is_meant_for_the_thread_that_it_reached(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def interrupted(_: Client) -> None:
+        asked.set()
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "_discover", interrupted)
+    with Client(endpoint.address) as client, ThreadPoolExecutor(2) as pool:
+        asks = pool.submit(client.info)
+        asked.wait()
+        waits = pool.submit(client.info)
+        with pytest.raises(ServerError, match=rf"at {endpoint.address}: the thread that asked it was interrupted"):
+            waits.result()
+        with pytest.raises(KeyboardInterrupt):
+            asks.result()
+
+
 def test_a_small_operation_does_not_wait_for_the_end_of_a_large_one(endpoint: Endpoint) -> None:
     order: list[str] = []
 
