@@ -238,7 +238,6 @@ def test_a_closed_client_says_so(client: Any) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"address": "http://localhost:8001"},
         {"address": ""},
         {"timeout_s": 0},
         {"timeout_s": float("inf")},
@@ -252,7 +251,18 @@ def test_arguments_are_checked(arguments: dict[str, Any]) -> None:
             kind(**arguments)
 
 
-@pytest.mark.parametrize("address", ["localhost", "10.0.0.1", "shop.example:", "[::1]"])
+@pytest.mark.parametrize("address", ["http://localhost:8001", "grpc://localhost:8001", "tcp://shop"])
+def test_an_address_of_another_scheme_is_refused(address: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(
+            InputError, match=rf"^address must be host:port .* without another scheme, not '{address}'$"
+        ):
+            kind(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "10.0.0.1", "shop.example:", "[::1]", "dns:///shop", "dns:shop", "dns://10.0.0.1/shop"]
+)
 def test_an_address_without_a_port_is_refused(address: str) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(InputError, match=rf"^{re.escape(address)}: the port is missing; e\.g\. .*[^:]:8001$"):
@@ -260,7 +270,11 @@ def test_an_address_without_a_port_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:8001", "[::1]:8001", "dns:///shop:8001", "unix:/run/likeness", "unix:a"]
+    "address",
+    [
+        *("localhost:8001", "[::1]:8001", "dns:///shop:8001", "dns:shop:8001", "dns://10.0.0.1/shop:8001"),
+        *("unix:/run/likeness", "unix:///run/likeness", "unix:a"),
+    ],
 )
 def test_other_addresses_are_left_to_grpc(address: str) -> None:
     assert Client(address).address == AsyncClient(address).address == address
