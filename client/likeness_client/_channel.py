@@ -19,6 +19,7 @@ from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError, LikenessError
 
 DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
+DEFAULT_TIMEOUT_S = 30.0
 _OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a host of that name
 _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
     r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
@@ -72,7 +73,7 @@ class BaseClient:
         self,
         address: str = DEFAULT_ADDRESS,
         *,
-        timeout_s: float = 30.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         max_concurrency: int = 8,
         max_attempts: int = 4,
         tls: Tls | None = None,

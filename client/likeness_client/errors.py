@@ -172,7 +172,7 @@ class ServerUnavailableError(ServerError):
 class DeadlineExceededError(ServerError):
     """No answer came before the deadline."""
 
-    hint = "raise timeout_s or send smaller batches"
+    hint = "raise timeout_s (--timeout-s of a command) or send smaller batches"
 
 
 class OverloadedError(ServerError):

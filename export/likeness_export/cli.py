@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from likeness_client._channel import DEFAULT_TIMEOUT_S
+from likeness_client.cli import Timeout
 
 from likeness_export.quality.cli import quality_app
 from likeness_export.uses.cli import uses_app
@@ -77,6 +79,7 @@ def evaluate(
     ] = None,
     gallery: Annotated[list[str] | None, typer.Option(help="Splits that are ranked; default: the queries'.")] = None,
     server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
@@ -95,7 +98,7 @@ def evaluate(
     task = Task(labels=tuple(label or recipe.data.labels), queries=queries, gallery=tuple(gallery or queries))
     catalogue = read_task_catalogue(source, data_root, task)
     if server:
-        with Client(server) as client:
+        with Client(server, timeout_s=timeout_s) as client:
             rows = list(evaluate(ServedEmbedder(client, catalogue), catalogue, recipe.modalities(), task))
     else:
         rows = list(evaluate(OfflineEmbedder(source, catalogue), catalogue, recipe.modalities(), task))
