@@ -187,6 +187,7 @@ def serve(
     grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Where clients connect.")] = 8001,
     http_port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP, for health checks too.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")] = 8002,
+    ready_timeout_s: Annotated[float, typer.Option(min=1, help="How long the models may take to load.")] = 120.0,
 ) -> None:
     """Serve a model repository with a real tritonserver until Ctrl-C or SIGTERM."""
     from likeness_export.server import ServeConfig, ServeError, serving
@@ -200,6 +201,7 @@ def serve(
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
+        ready_timeout_s=ready_timeout_s,
     )
     try:
         with serving(config) as process:

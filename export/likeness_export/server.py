@@ -24,6 +24,13 @@ CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
 """Profile -> the files that it needs of every network."""
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
+_PROBE_CHANNEL = [
+    # gRPC's own pauses grow to seconds, in which a server that is ready goes unnoticed.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 250),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # no pause, but how long a connection may take
+    ("grpc.enable_http_proxy", 0),  # the server is on this machine
+]
 _STOP_S = 20.0  # how long a process may take to end, a server to unload its models, before its group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
 # that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
@@ -262,7 +269,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
 
     where = f"see {config.log_file}" if config.log_file else "see the log above"
     deadline = time.monotonic() + config.ready_timeout_s
-    with InferenceServerClient(f"{config.host}:{config.grpc_port}") as client:
+    with InferenceServerClient(config.address, channel_args=_PROBE_CHANNEL) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServeError(
@@ -275,7 +282,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
             except InferenceServerException:
                 pass  # not listening yet
             time.sleep(0.1)
-    raise ServeError(f"tritonserver was not ready after {config.ready_timeout_s:.0f} s: {where}")
+    waited = f"{config.ready_timeout_s:g} s (--ready-timeout-s allows more)"
+    raise ServeError(f"tritonserver was not ready after {waited}: {where}")
 
 
 def _listens(host: str, port: int) -> bool:
