@@ -206,7 +206,7 @@ def serve(
     try:
         with serving(config) as process:
             typer.echo(
-                f"ready: gRPC {host}:{grpc_port}  HTTP {host}:{http_port}  metrics {host}:{metrics_port}/metrics"
+                f"ready: gRPC {config.address}  HTTP {config.at(http_port)}  metrics {config.at(metrics_port)}/metrics"
             )
             code = process.wait()
         raise ServeError(f"tritonserver ended by itself with code {code}: see the log above")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,10 @@ from likeness_export.cli import app
 from likeness_export.server import (
     ServeConfig,
     ServeError,
-    _check_port,
+    Tritonserver,
+    _address_of,
+    _check_ports,
+    _command,
     _wait_until_ready,
     check_repository,
     unused_ports,
@@ -46,7 +50,33 @@ def test_a_host_that_is_none_is_no_fault_of_the_port() -> None:
     with pytest.raises(
         InputError, match=r"^no such host cannot be resolved: give an address of this machine with --host"
     ):
-        _check_port("no such host", "grpc_port", unused_ports(1)[0])
+        _address_of("no such host")
+
+
+def test_names_become_addresses_and_ipv6_is_written_as_each_endpoint_reads_it(tmp_path: Path) -> None:
+    assert [_address_of(host) for host in ("127.0.0.1", "localhost", "::1")] == ["127.0.0.1", "127.0.0.1", "::1"]
+    config = ServeConfig(repository=tmp_path, host="::1")
+    assert config.address == "[::1]:8001"
+    command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path)
+    assert {"--grpc-address=[::1]", "--http-address=ipv6:::1", "--metrics-address=ipv6:::1"} <= {*command}
+
+
+def test_a_port_may_be_used_once_only() -> None:
+    with pytest.raises(InputError, match="--grpc-port 8001, --http-port 8000, --metrics-port 8000: the three must"):
+        _check_ports(ServeConfig(repository=Path(), metrics_port=8000))
+
+
+def test_a_busy_port_of_ipv6() -> None:
+    ports = dict(zip(("grpc_port", "http_port", "metrics_port"), unused_ports(3), strict=True))
+    config = ServeConfig(repository=Path(), host="::1", **ports)
+    with socket.socket(socket.AF_INET6) as other:
+        try:
+            other.bind(("::1", config.http_port))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        other.listen()
+        with pytest.raises(InputError, match=rf"^port {config.http_port} on ::1 cannot be used .* with --http-port$"):
+            _check_ports(config)
 
 
 @pytest.mark.parametrize("option", ["--grpc-port", "--http-port", "--metrics-port"])
