@@ -200,6 +200,12 @@ def test_every_orientation_ends_upright(images: image.Preprocessor, orientation:
     )
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "JPEG"])
+def test_malformed_metadata_takes_nothing_from_the_pixels(images: image.Preprocessor, file_format: str) -> None:
+    item = plain("RGB", (10, 20, 30), file_format, exif=b"Exif\0\0garbage!")
+    assert np.abs(images.decode(item).astype(int) - (10, 20, 30)).max() <= 2
+
+
 @pytest.mark.parametrize(
     ("item", "said"),
     [
