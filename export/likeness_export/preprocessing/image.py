@@ -128,15 +128,21 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any colour mode to RGB: alpha is flattened on white, 16-bit is scaled down (Pillow alone would clip)."""
+    """Convert any colour mode to RGB: alpha is flattened on white, wide values are scaled (Pillow alone would clip)."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        # Modes I and F carry 8-bit data in some files; there full scale is what the values reach.
-        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        full_scale = 65535.0 if is_16_bit else 255.0
+        full_scale = _full_scale(image.mode, values.max(initial=0))
         image = Image.fromarray((values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _full_scale(mode: str, largest: float) -> float:
+    """Return the value that is white. Modes I and F do not say it: it is the scale that the values reach."""
+    # Scientific tools write floats from 0 to 1, which would be black; as bytes, no photo is that dark all over.
+    if mode == "F" and largest <= 1:
+        return 1.0
+    return 65535.0 if mode.startswith("I;16") or largest > 255 else 255.0
