@@ -12,7 +12,7 @@ import pytest
 from likeness_client import Client, Product
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.demo.shoppers import log_shoppers
-from likeness_export.evaluation import OfflineEmbedder
+from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, complete
 from likeness_export.exporting import export_run
 from likeness_export.interaction_log import join_log
 from likeness_export.preprocessing import interactions
@@ -117,6 +117,23 @@ def test_a_new_product_works_from_its_first_known_shopper_on(served: Served) -> 
     assert answer.errors[1].modality == "interactions"
     assert "no interaction of a known user: leave the modality out" in str(answer.errors[1])
     np.testing.assert_allclose(answer.vectors[0], answer.vectors[2], atol=1e-6)
+
+
+def test_strangers_take_nothing_from_what_else_there_is_offline_as_served(served: Served) -> None:
+    facts, strangers = {"kind": "kind-1", "brand": "brand-1"}, {"nobody": 3}
+    products = (
+        Product(attributes=facts, interactions=strangers),
+        Product(attributes=facts),
+        Product(interactions=strangers),
+    )
+    catalogue = Catalogue(products=products, records=({},) * len(products))
+    embedders = OfflineEmbedder(served.run, catalogue), ServedEmbedder(served.client, catalogue)
+    offline, online = (embedder.embed(BOTH) for embedder in embedders)
+    np.testing.assert_allclose(online, offline, atol=TOLERANCE)
+    np.testing.assert_allclose(offline[0], offline[1], atol=1e-6)
+    assert np.isnan(offline).all(1).tolist() == [False, False, True]
+    for embedder, vectors in zip(embedders, (offline, online), strict=True):
+        assert not complete(embedder.present, vectors).any()
 
 
 def test_the_server_runs_the_very_code_of_the_training(served: Served) -> None:

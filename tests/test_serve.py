@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from likeness_client import Client, Product, ServerUnavailableError
 from likeness_client.contract import embed_model, encoder_model, preprocess_model
-from likeness_export.server import NETWORK_FILES, find_tritonserver
+from likeness_export.server import NETWORK_FILES, ServeConfig, find_tritonserver, serving
 
 pytestmark = pytest.mark.server
 
@@ -167,6 +167,12 @@ def test_it_says_when_all_endpoints_answer_and_stops_cleanly(
         assert not still_there(members)
         assert not [place for place in memory if place.exists()]
         assert not list(serving.temporary.iterdir())
+
+
+def test_it_listens_on_a_host_that_is_given_by_name(small: Path, tmp_path: Path) -> None:
+    config = ServeConfig.on_unused_ports(small, tmp_path / "log", host="localhost")
+    with serving(config), Client(config.address) as client:
+        assert client.info().signatures == ("attributes",)
 
 
 def test_impatience_leaves_nothing_behind_either(small: Path, ports: list[int], tmp_path: Path) -> None:

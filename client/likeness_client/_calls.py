@@ -18,6 +18,7 @@ from likeness_client.contract import (
     MAX_BLOCK_LEFT,
     MAX_BLOCK_RIGHT,
     MODALITY_WEIGHTS,
+    NOBODY_KNOWN,
     RIGHT,
     SIMILARITY_MODEL,
     Metric,
@@ -169,6 +170,16 @@ def read_embeddings(
     weights = read_weights(call, answer, batch[0].signature, len(batch))
     for row, error in enumerate(read_errors(call, answer, len(batch))):
         yield error or Vector(vectors[row], weights[row])
+
+
+def without_strangers(item: Item, answer: Vector | ProductError, info: ServerInfo) -> Item | None:
+    """Return what else an item has, if it failed because the server knows none of its users; None otherwise."""
+    if not (isinstance(answer, ProductError) and answer.reason == NOBODY_KNOWN):
+        return None
+    rest = dict(zip(modalities_of(item.signature), item.parts, strict=True))
+    rest.pop("interactions", None)
+    signature = signature_of(rest)
+    return Item(signature, tuple(rest.values())) if signature in {*info.signatures} - {item.signature} else None
 
 
 def _weights(signature: str) -> tuple[str, ...]:

@@ -19,7 +19,11 @@ from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError, LikenessError
 
 DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
-_WITHOUT_PORT = re.compile(r"(?:[^:/\[\]]+|\[[^\]]*\]):?")  # a host or [ipv6] alone; gRPC would call its port 443
+DEFAULT_TIMEOUT_S = 30.0
+_OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a host of that name
+_WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
+    r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
+)
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
 
 
@@ -69,13 +73,14 @@ class BaseClient:
         self,
         address: str = DEFAULT_ADDRESS,
         *,
-        timeout_s: float = 30.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         max_concurrency: int = 8,
         max_attempts: int = 4,
         tls: Tls | None = None,
     ) -> None:
-        if not address or address.startswith(("http://", "https://")):
-            raise InputError(f"address must be host:port of the gRPC endpoint, without http://, not {address!r}")
+        if not address or _OTHER_SCHEME.match(address):
+            expected = "host:port of the gRPC endpoint, or dns:///host:port, without another scheme"
+            raise InputError(f"address must be {expected}, not {address!r}")
         if _WITHOUT_PORT.fullmatch(address):
             raise InputError(f"{address}: the port is missing; e.g. {address.rstrip(':')}:8001")
         if not (timeout_s > 0 and math.isfinite(timeout_s)) or max_concurrency < 1:

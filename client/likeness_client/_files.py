@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
 import tempfile
 import zipfile
@@ -263,15 +263,10 @@ def _build(
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a file beside ``path`` to write to; put it in its place only if that went well."""
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    os.close(handle)
-    aside = Path(name)
+    aside = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}")
+    aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
     try:
         yield aside
-        # mkstemp makes files private; the result gets the access that any new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from likeness_client import _calls
 from likeness_client._calls import Answer, Call, Item, Operation, Vector
 from likeness_client._discovery import ServerInfo
 from likeness_client._scoring import cosine_matrix, euclidean_matrix
-from likeness_client.contract import LEFT, RIGHT, Metric
+from likeness_client.contract import LEFT, RIGHT, Metric, signature_of
 from likeness_client.errors import BatchError, InputError, ProductError
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, FloatArray, ScoreMatrix, Scores, require_same_space
@@ -134,7 +134,16 @@ def _embed(sides: Sequence[tuple[Sequence[Product], str]], info: ServerInfo) -> 
 def _embed_items(items: Iterable[Item], info: ServerInfo) -> Operation[dict[Item, Vector | ProductError]]:
     planned = _calls.embed_calls(items, info)
     answers = yield from _ask([call for call, _ in planned])
-    return _read_embedded(planned, answers, info)
+    return (yield from _without_strangers(_read_embedded(planned, answers, info), info))
+
+
+def _without_strangers(
+    found: dict[Item, Vector | ProductError], info: ServerInfo
+) -> Operation[dict[Item, Vector | ProductError]]:
+    """Embed items of whose users the server knows none by what else they have."""
+    rests = {item: rest for item, answer in found.items() if (rest := _calls.without_strangers(item, answer, info))}
+    again = (yield from _embed_items(rests.values(), info)) if rests else {}
+    return found | {item: again[rest] for item, rest in rests.items()}
 
 
 def _read_embedded(
@@ -167,12 +176,12 @@ def _assemble(
         if isinstance(found, ProductError):
             errors[index] = found.at(index, side, products[index].product_id)
         else:
-            values[index], weights[index], signatures[index] = found.values, found.weights, item.signature
+            values[index], weights[index], signatures[index] = found.values, found.weights, signature_of(found.weights)
     return Embeddings(
         vectors=values,
         modality_weights=tuple(weights),
         signatures=tuple(signatures),
-        product_ids=tuple(product.product_id for product in products),
+        product_ids=tuple(str(product.product_id) for product in products),  # one that is no string has failed
         space=info.space,
         errors=dict(sorted(errors.items())),
     )
@@ -217,7 +226,13 @@ def _score_pairs(
     answers = yield from _ask([call for call, _ in pair_plan] + [call for call, _ in embed_plan])
     for (call, rows), answer in zip(pair_plan, answers, strict=False):
         _read_pairs(pairs, call, rows, answer, direct[rows[0]][0].signature)
-    vectors = _read_embedded(embed_plan, answers[len(pair_plan) :], info)
+    vectors = yield from _without_strangers(_read_embedded(embed_plan, answers[len(pair_plan) :], info), info)
+    # The pair ensembles look at all that a product has; without its users it goes through its embedding.
+    strange = [i for i, e in pairs.errors.items() if i in direct and _calls.without_strangers(direct[i][0], e, info)]
+    for index in strange:
+        del pairs.errors[index]
+        apart.append((index, *direct[index]))
+    vectors |= yield from _embed_items((item for index in strange for item in direct[index]), info)
     yield from _score_vectors(pairs, [(i, vectors[a], vectors[b]) for i, a, b in apart], info)
     return pairs
 

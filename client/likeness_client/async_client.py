@@ -206,5 +206,7 @@ def _brief(*sides: Sequence[Product]) -> bool:
 
 def _at_hand(product: Product) -> bool:
     """Say whether a product can be sent as it is: no file has to be read, no array encoded, no clip hashed."""
-    parts = [*product.images[:1], *filter(None, [product.video])]
+    if not isinstance(product.images, tuple | list):
+        return False  # nothing that could be sent: preparing it says so
+    parts = [*product.images[:1], *([] if product.video is None else [product.video])]
     return all(isinstance(part, bytes) and len(part) <= _SMALL for part in parts)

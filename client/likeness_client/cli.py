@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from likeness_client import _files
-from likeness_client._channel import DEFAULT_ADDRESS
+from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
 from likeness_client.client import Client
 from likeness_client.contract import MODALITIES, Metric
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, RecordError
@@ -57,6 +57,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals hold whole images
 )
 Server = Annotated[str, typer.Option(help="The gRPC endpoint, host:port.")]
+Timeout = Annotated[float, typer.Option(min=0.01, help="Deadline of each call to the server.")]
 
 
 def main() -> None:
@@ -100,6 +101,7 @@ def embed(
         typer.Option(help="Look at this modality only, as if products had nothing else; default: all. Repeatable."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Products per step; bounds the memory.")] = 256,
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything failed.")] = False,
 ) -> None:
     """Embed the products of a file. Bad lines and products are reported; the others go on."""
@@ -109,7 +111,7 @@ def embed(
     with file.open("rb") as lines:
         total = sum(1 for _ in lines)
     bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
-    with _files.writing(out) as writer, Client(server) as client:
+    with _files.writing(out) as writer, Client(server, timeout_s=timeout_s) as client:
         run = _EmbedRun(writer, modality or None)
         with bar:
             for chunk in _chunks(file, batch):
@@ -130,10 +132,11 @@ def compare(
     left: Annotated[str, typer.Argument(help="A product: a JSON object, or the path of a JSON file.")],
     right: Annotated[str, typer.Argument(help="The other product.")],
     server: Server = DEFAULT_ADDRESS,
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Compare two products, and show how much each modality counted."""
     products = _product(left, "left"), _product(right, "right")
-    with Client(server) as client:
+    with Client(server, timeout_s=timeout_s) as client:
         typer.echo(_table(client.compare(*products)))
 
 

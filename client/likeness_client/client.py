@@ -16,7 +16,7 @@ from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
 from likeness_client.contract import Metric
-from likeness_client.errors import LikenessError, ModelNotFoundError, ServerUnavailableError, translate
+from likeness_client.errors import LikenessError, ModelNotFoundError, ServerError, ServerUnavailableError, translate
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
@@ -181,7 +181,9 @@ class Client(_channel.BaseClient):
             asking.set_result(found)
         except BaseException as error:
             self._info = None  # what is known may be wrong by now
-            asking.set_exception(error)
+            # Ctrl-C, for one, is meant for the thread that it reached.
+            interrupted = ServerError("the thread that asked it was interrupted", self.address, code="CANCELLED")
+            asking.set_exception(error if isinstance(error, Exception) else interrupted)
             raise
         finally:
             with self._lock:

@@ -30,6 +30,9 @@ MODALITY_WEIGHTS = "modality_weights"
 """Output of ``embed_<signature>``: FP32 [m], one weight per modality of the signature in its order; they sum to 1."""
 ERROR_SUFFIX = "_error"
 """Outputs ``<tower>_error`` of an ensemble: BYTES [1]; empty, or why this item's input could not be read."""
+NOBODY_KNOWN = "no interaction of a known user: leave the modality out"
+"""The error of interactions that are strangers' only. Nothing is wrong with them, and who is known only the server can
+tell: what else the product has is to be embedded without them."""
 LEFT, RIGHT = "left", "right"
 """The two sides of a comparison: inputs of the similarity models, prefixes in the pair ensembles."""
 

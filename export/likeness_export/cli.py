@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from likeness_client._channel import DEFAULT_TIMEOUT_S
+from likeness_client.cli import Timeout
 
 from likeness_export.quality.cli import quality_app
 from likeness_export.uses.cli import uses_app
@@ -77,6 +79,7 @@ def evaluate(
     ] = None,
     gallery: Annotated[list[str] | None, typer.Option(help="Splits that are ranked; default: the queries'.")] = None,
     server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
@@ -96,7 +99,7 @@ def evaluate(
     task = Task(labels=tuple(label or recipe.data.labels), queries=queries, gallery=tuple(gallery or queries))
     catalogue = read_task_catalogue(source, data_root, task)
     if server:
-        with Client(server) as client:
+        with Client(server, timeout_s=timeout_s) as client:
             served = ServedEmbedder(client, catalogue, fingerprint(recipe, source))
             rows = list(evaluate(served, catalogue, recipe.modalities(), task))
     else:
@@ -186,6 +189,7 @@ def serve(
     grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Where clients connect.")] = 8001,
     http_port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP, for health checks too.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")] = 8002,
+    ready_timeout_s: Annotated[float, typer.Option(min=1, help="How long the models may take to load.")] = 120.0,
 ) -> None:
     """Serve a model repository with a real tritonserver until Ctrl-C or SIGTERM."""
     from likeness_export.server import ServeConfig, ServeError, serving
@@ -199,11 +203,12 @@ def serve(
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
+        ready_timeout_s=ready_timeout_s,
     )
     try:
         with serving(config) as process:
             typer.echo(
-                f"ready: gRPC {host}:{grpc_port}  HTTP {host}:{http_port}  metrics {host}:{metrics_port}/metrics"
+                f"ready: gRPC {config.address}  HTTP {config.at(http_port)}  metrics {config.at(metrics_port)}/metrics"
             )
             code = process.wait()
         raise ServeError(f"tritonserver ended by itself with code {code}: see the log above")

@@ -39,7 +39,7 @@ class Embedder(Protocol):
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """BOOL [n, m], the recipe's modalities that each product has, readable or not."""
+        """BOOL [n, m], the recipe's modalities that each product has, readable or not; no interactions of strangers."""
         ...
 
 
@@ -53,6 +53,8 @@ class OfflineEmbedder:
         ids = [product.product_id for product in catalogue.products]
         inputs = read_inputs(self.recipe.towers, run.towers, payloads, ids)
         self._present = _held(payloads, self.network.modalities)
+        for name, config in self.recipe.towers.items():
+            self._present[:, self.network.modalities.index(config.modality)] &= ~inputs[name].unknown
         self._readable = present_modalities(self.network, inputs).numpy()
         with torch.inference_mode():
             vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
@@ -103,7 +105,7 @@ class ServedEmbedder:
             )
         self.signatures = info.signatures
         payloads = catalogue.payloads(info.schema, info.modalities)
-        self._present = _held(payloads, info.modalities)
+        self._modalities, self._present = info.modalities, _held(payloads, info.modalities)
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -113,6 +115,9 @@ class ServedEmbedder:
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder`."""
         answer = self.client.embed(self.catalogue.products, modalities=modalities, on_error="return")
+        for column, name in enumerate(self._modalities):
+            if name in modalities:  # what is held is embedded, all but strangers' interactions
+                self._present[:, column] &= [not found or name in modalities_of(found) for found in answer.signatures]
         vectors: NDArray[np.float32] = answer.vectors
         return vectors
 

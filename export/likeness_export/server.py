@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
 """Profile -> the files that it needs of every network."""
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
+_PROBE_CHANNEL = [
+    # gRPC's own pauses grow to seconds, in which a server that is ready goes unnoticed.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 250),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # no pause, but how long a connection may take
+    ("grpc.enable_http_proxy", 0),  # the server is on this machine
+]
 _STOP_S = 20.0  # how long a process may take to end, a server to unload its models, before its group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
 # that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
@@ -70,7 +77,11 @@ class ServeConfig:
     @property
     def address(self) -> str:
         """Where clients connect."""
-        return f"{self.host}:{self.grpc_port}"
+        return self.at(self.grpc_port)
+
+    def at(self, port: int) -> str:
+        """Return the address of one of the ports."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
     The server also ends with the thread that entered the block, however that one ends.
 
     Raises:
-        InputError: no such profile, the repository is incomplete, or a port is taken.
+        InputError: no such profile, the repository is incomplete, no such host, or a port is taken.
         ServeError: the server did not become ready.
         MissingExtraError: there is no server.
     """
@@ -122,8 +133,8 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
         raise InputError(
             f"the tritonserver from pip has no backend for profile {profile}: use profile cpu or a container"
         )
-    for name in ("grpc_port", "http_port", "metrics_port"):
-        _check_port(config.host, name, getattr(config, name))
+    config = replace(config, host=_address_of(config.host))
+    _check_ports(config)
     with tempfile.TemporaryDirectory(prefix="likeness-serve-") as runtime, _log(config.log_file) as log:
         command, environment = _command(server, config, profile, Path(runtime))
         # A process group of its own: Ctrl-C reaches this process only, which then stops the group in order.
@@ -186,34 +197,46 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _check_port(host: str, name: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except socket.gaierror as error:
-            raise InputError(
-                f"{host} cannot be resolved: give an address of this machine with --host, e.g. 0.0.0.0"
-            ) from error
-        except OSError as error:
-            option = "--" + name.replace("_", "-")
-            raise InputError(
-                f"port {port} on {host} cannot be used ({error.strerror}): choose another with {option}"
-            ) from error
+def _address_of(host: str) -> str:
+    """Return a host's numeric address, of IPv4 where there is one: Triton's HTTP endpoint takes no names."""
+    try:
+        return str(min(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))[4][0])
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a label of it is empty or too long
+        raise InputError(
+            f"{host} cannot be resolved: give an address of this machine with --host, e.g. 0.0.0.0"
+        ) from error
+
+
+def _check_ports(config: ServeConfig) -> None:
+    ports = {"--grpc-port": config.grpc_port, "--http-port": config.http_port, "--metrics-port": config.metrics_port}
+    if len({*ports.values()}) < len(ports):
+        given = ", ".join(f"{option} {port}" for option, port in ports.items())
+        raise InputError(f"{given}: the three must differ")
+    for option, port in ports.items():
+        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.host, port))
+            except OSError as error:
+                raise InputError(
+                    f"port {port} on {config.host} cannot be used ({error.strerror}): choose another with {option}"
+                ) from error
 
 
 def _command(
     server: Tritonserver, config: ServeConfig, profile: str, runtime: Path
 ) -> tuple[list[str], dict[str, str]]:
+    is_ipv6 = ":" in config.host
+    grpc_host, http_host = (f"[{config.host}]", f"ipv6:{config.host}") if is_ipv6 else (config.host, config.host)
     command = [
         str(server.binary),
         f"--model-repository={config.repository.resolve()}",
         f"--model-config-name={profile}",
-        f"--grpc-address={config.host}",
+        f"--grpc-address={grpc_host}",
         f"--grpc-port={config.grpc_port}",
-        f"--http-address={config.host}",
+        f"--http-address={http_host}",
         f"--http-port={config.http_port}",
-        f"--metrics-address={config.host}",
+        f"--metrics-address={http_host}",
         f"--metrics-port={config.metrics_port}",
         "--exit-timeout-secs=10",
         # Every configuration is written whole: to complete one, Triton would start each Python model a first time.
@@ -262,7 +285,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
 
     where = f"see {config.log_file}" if config.log_file else "see the log above"
     deadline = time.monotonic() + config.ready_timeout_s
-    with InferenceServerClient(f"{config.host}:{config.grpc_port}") as client:
+    with InferenceServerClient(config.address, channel_args=_PROBE_CHANNEL) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServeError(
@@ -275,7 +298,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
             except InferenceServerException:
                 pass  # not listening yet
             time.sleep(0.1)
-    raise ServeError(f"tritonserver was not ready after {config.ready_timeout_s:.0f} s: {where}")
+    waited = f"{config.ready_timeout_s:g} s (--ready-timeout-s allows more)"
+    raise ServeError(f"tritonserver was not ready after {waited}: {where}")
 
 
 def _listens(host: str, port: int) -> bool:

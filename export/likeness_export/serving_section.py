@@ -23,7 +23,7 @@ class StepSettings:
         cpu_threads: threads of one operator in the ``cpu`` profile; says nothing where the step is no network.
         preferred_batch_size: what the batcher tries to gather, the sizes ascending; empty: whatever is there.
         queue_delay_us: how long it waits for that.
-        cpu_threads_alone: instead of ``cpu_threads`` where a batch is a single product; None: the same.
+        cpu_threads_alone: instead of ``cpu_threads`` where a batch is a single product, only where it is larger.
     """
 
     instances: int
@@ -41,7 +41,9 @@ class StepSection(BaseModel):
     instances: int | None = Field(default=None, ge=1, description="executions of this step that may run side by side")
     cpu_threads: int | None = Field(default=None, ge=1, description="of a network: threads of one operator on a CPU")
     cpu_threads_alone: int | None = Field(
-        default=None, ge=1, description="instead where a batch is a single product; costs the network's memory again"
+        default=None,
+        ge=1,
+        description="instead where a batch is a single product, if it is larger; costs the network's memory again",
     )
     # Every step must take the ensemble's largest batch, so this, and not `max_batch_size`, is a step's own choice.
     preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(

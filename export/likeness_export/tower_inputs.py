@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import onnxruntime as ort
 import torch
+from likeness_client.contract import NOBODY_KNOWN
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,6 +45,7 @@ class TowerInputs:
 
     Attributes:
         present: BOOL [n]: which products have a usable input. Unreadable ones are logged and count as absent.
+        unknown: BOOL [n]: whose input is absent because all of its users are strangers.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TowerInputs:
         self.assets = tower / ASSETS
         self.preprocessor = config.preprocessing.Preprocessor(self.assets)
         self.present: NDArray[np.bool_] = np.array([item is not None for item in items], dtype=bool)
+        self.unknown: NDArray[np.bool_] = np.zeros(len(items), dtype=bool)
         self._fixed: dict[str, NDArray[np.generic]] = {}
         # Inputs of one size (photos, categories) are kept; texts differ in length and are cheap to tokenise again.
         if all(size > 0 for spec in self.specs for size in spec.dims):
@@ -73,6 +76,7 @@ class TowerInputs:
                 if error:
                     log.warning("%s of product %s is left out: %s", self.name, product_ids[row], error)
                     self.present[row] = False
+                    self.unknown[row] = error == NOBODY_KNOWN
 
     def forget(self) -> None:
         """Let go of what is kept in memory, where features are all that is used from now on; see `cached_features`."""

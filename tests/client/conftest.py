@@ -22,6 +22,7 @@ from likeness_client.contract import (
     LEFT,
     MATRIX_MODEL,
     MODALITY_WEIGHTS,
+    NOBODY_KNOWN,
     RIGHT,
     SIMILARITY_MODEL,
     InputSchema,
@@ -37,7 +38,7 @@ from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, ser
 
 T = TypeVar("T")
 DIMENSION, MAX_BATCH_SIZE, SPACE = 8, 4, "space-1"
-UNREADABLE = b"BAD"
+UNREADABLE, STRANGERS = b"BAD", b'{"stranger":1}'
 SCHEMA = InputSchema(attribute_keys=("colour", "price_usd"))
 
 
@@ -107,9 +108,14 @@ class FakeServer:
         if len(inputs) > 1:
             answer[MODALITY_WEIGHTS] = np.tile(weights / weights.sum(), (len(rows), 1))
         for name, column in inputs.items():
-            reasons = [[b"cannot be read" if part.startswith(UNREADABLE) else b""] for part in column[:, 0]]
+            reasons = [[self._reason(part)] for part in column[:, 0]]
             answer[tower_error(name)] = np.array(reasons, dtype=np.object_)
         return answer
+
+    def _reason(self, part: bytes) -> bytes:
+        if part == STRANGERS:
+            return NOBODY_KNOWN.encode()
+        return b"cannot be read" if part.startswith(UNREADABLE) else b""
 
 
 def unit_vector(data: bytes) -> NDArray[np.float32]:

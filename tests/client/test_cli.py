@@ -102,6 +102,22 @@ def test_embed_looks_at_the_named_modalities_only(
     assert "modalities must be some of text, image, attributes, not ['txt']" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["embed", "compare"])
+def test_a_server_may_be_given_more_time(
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    endpoint: Endpoint,
+    file: Path,
+) -> None:
+    endpoint.servicer.delay_s = 0.5
+    arguments = {"embed": (str(file), "--out", str(file.with_suffix(".npz"))), "compare": ('{"title": "a"}',) * 2}
+    asked = (command, *arguments[command], "--server", endpoint.address, "--timeout-s")
+    assert run(monkeypatch, *asked, "0.2") == 1
+    assert "raise timeout_s (--timeout-s of a command) or send smaller batches" in capsys.readouterr().err
+    assert run(monkeypatch, *asked, "20") == 0
+
+
 def test_compare_shows_scores_and_weights(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, tmp_path: Path
 ) -> None:

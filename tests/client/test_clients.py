@@ -19,6 +19,7 @@ from likeness_client import (
     AsyncClient,
     Client,
     DeadlineExceededError,
+    Embeddings,
     InputError,
     LikenessError,
     Metric,
@@ -28,6 +29,7 @@ from likeness_client import (
     ServerUnavailableError,
     Tls,
 )
+from likeness_client.contract import all_signatures
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient
 
@@ -90,6 +92,23 @@ def test_answers_are_those_of_the_server(client: Any, endpoint: Endpoint) -> Non
     comparison = client.compare(BATCH[0], BATCH[5])
     assert comparison.cosine == pytest.approx(expected[0], abs=1e-6)
     assert comparison.left_weights == {"text": 1.0}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"images": None}, {"images": float("nan")}, {"video": np.zeros((2, 2))}],
+    ids=["no images", "images nan", "video array"],
+)
+def test_a_part_of_another_type_costs_its_product_only(client: Any, endpoint: Endpoint, parts: dict[str, Any]) -> None:
+    endpoint.servicer.fake.signatures = all_signatures(("text", "video"))
+    found = client.embed([BATCH[0], Product(title="x", **parts)], on_error="return")
+    assert list(found.errors) == [1]
+
+
+def test_an_id_that_is_no_string_is_kept_as_one(client: Any, tmp_path: Path) -> None:
+    found = client.embed([BATCH[0], Product(product_id=7, title="x")], on_error="return")  # type: ignore[arg-type]
+    found.save(tmp_path / "vectors.npz")
+    assert Embeddings.load(tmp_path / "vectors.npz").product_ids == ("0", "7")
 
 
 def test_info_is_asked_once_and_again_when_a_model_is_gone(client: Any, endpoint: Endpoint) -> None:
@@ -219,7 +238,6 @@ def test_a_closed_client_says_so(client: Any) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"address": "http://localhost:8001"},
         {"address": ""},
         {"timeout_s": 0},
         {"timeout_s": float("inf")},
@@ -233,7 +251,18 @@ def test_arguments_are_checked(arguments: dict[str, Any]) -> None:
             kind(**arguments)
 
 
-@pytest.mark.parametrize("address", ["localhost", "10.0.0.1", "shop.example:", "[::1]"])
+@pytest.mark.parametrize("address", ["http://localhost:8001", "grpc://localhost:8001", "tcp://shop"])
+def test_an_address_of_another_scheme_is_refused(address: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(
+            InputError, match=rf"^address must be host:port .* without another scheme, not '{address}'$"
+        ):
+            kind(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "10.0.0.1", "shop.example:", "[::1]", "dns:///shop", "dns:shop", "dns://10.0.0.1/shop"]
+)
 def test_an_address_without_a_port_is_refused(address: str) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(InputError, match=rf"^{re.escape(address)}: the port is missing; e\.g\. .*[^:]:8001$"):
@@ -241,7 +270,11 @@ def test_an_address_without_a_port_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:8001", "[::1]:8001", "dns:///shop:8001", "unix:/run/likeness", "unix:a"]
+    "address",
+    [
+        *("localhost:8001", "[::1]:8001", "dns:///shop:8001", "dns:shop:8001", "dns://10.0.0.1/shop:8001"),
+        *("unix:/run/likeness", "unix:///run/likeness", "unix:a"),
+    ],
 )
 def test_other_addresses_are_left_to_grpc(address: str) -> None:
     assert Client(address).address == AsyncClient(address).address == address
@@ -306,6 +339,27 @@ def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoin
 
     asyncio.run(run())
     assert endpoint.servicer.index_calls == 2
+
+
+def test_an_interrupt_is_meant_for_the_thread_that_it_reached(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def interrupted(_: Client) -> None:
+        asked.set()
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "_discover", interrupted)
+    with Client(endpoint.address) as client, ThreadPoolExecutor(2) as pool:
+        asks = pool.submit(client.info)
+        asked.wait()
+        waits = pool.submit(client.info)
+        with pytest.raises(ServerError, match=rf"at {endpoint.address}: the thread that asked it was interrupted"):
+            waits.result()
+        with pytest.raises(KeyboardInterrupt):
+            asks.result()
 
 
 def test_a_small_operation_does_not_wait_for_the_end_of_a_large_one(endpoint: Endpoint) -> None:

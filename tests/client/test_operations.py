@@ -122,6 +122,39 @@ def test_failures_keep_to_themselves(fake: FakeServer) -> None:
     assert np.isnan(found.vectors).any(axis=1).tolist() == [False, True, True, False]
 
 
+def liked(title: str, *users: str) -> Product:
+    return Product(title=title, interactions=dict.fromkeys(users, 1))
+
+
+def test_users_who_are_all_unknown_cost_the_modality_only(fake: FakeServer) -> None:
+    fake.signatures = all_signatures(("text", "interactions"))
+    found = embed(
+        fake, liked("a", "stranger"), liked("", "stranger"), text("a"), liked("BAD", "stranger"), liked("a", "u")
+    )
+    assert {index: error.modality for index, error in found.errors.items()} == {1: "interactions", 3: "text"}
+    assert found.signatures == ("text", "", "text", "", "text_interactions")
+    assert list(found.modality_weights[0]) == ["text"]
+    np.testing.assert_array_equal(found.vectors[0], found.vectors[2])
+    assert len(fake.rounds) == 2
+    fake.signatures.remove("text")
+    assert list(embed(fake, liked("a", "stranger")).errors) == [0]
+
+
+def test_pairs_with_users_who_are_all_unknown_are_scored_by_the_rest(fake: FakeServer) -> None:
+    fake.signatures = all_signatures(("text", "interactions"))
+    left = [liked("a", "stranger"), liked("b", "u"), liked("", "stranger"), liked("same", "stranger")]
+    right = [liked("A", "u"), liked("B", "v"), liked("", "u"), liked("same", "stranger")]
+    found = fake.drive(_operations.similarity(left, right, Metric.COSINE, "return", fake.info))
+    assert {index: (error.side, error.modality) for index, error in found.errors.items()} == {
+        2: ("left", "interactions")
+    }
+    a, b = embed(fake, *left), embed(fake, *right)
+    expected = np.diag(reference(Metric.COSINE, a, b))
+    np.testing.assert_allclose(found.values[[0, 1, 3]], expected[[0, 1, 3]], atol=1e-6)
+    both = fake.drive(_operations.compare(left[0], right[0], fake.info))
+    assert (list(both.left_weights), list(both.right_weights)) == (["text"], ["text", "interactions"])
+
+
 def test_failures_are_raised_with_the_partial_answer(fake: FakeServer) -> None:
     with pytest.raises(BatchError, match="1 failed: product 1") as caught:
         embed(fake, text("a"), text("BAD"), on_error="raise")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def test_parts_are_written_one_after_the_other(tmp_path: Path, suffix: str) -> N
             assert writer.rows == number * len(part)
             writer.add(part)
     assert_equal(Embeddings.load(path), Embeddings.concatenate(parts))
+
+
+def test_saving_leaves_the_umask_of_the_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(mask: int) -> int:
+        raise AssertionError(f"other threads would make files with {mask:o}")
+
+    monkeypatch.setattr(os, "umask", changed)
+    embeddings().save(tmp_path / "vectors.npz")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

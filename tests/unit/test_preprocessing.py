@@ -142,6 +142,9 @@ def test_a_photo_becomes_its_own_pixels(images: image.Preprocessor) -> None:
         pytest.param(plain("I;16", 200), (0, 0, 0), id="16-bit, nearly black"),
         pytest.param(plain("I", 128, "TIFF"), (128, 128, 128), id="32-bit that holds 8-bit values"),
         pytest.param(plain("F", 64.0, "TIFF"), (64, 64, 64), id="float that holds 8-bit values"),
+        pytest.param(plain("F", 0.5, "TIFF"), (128, 128, 128), id="float from 0 to 1"),
+        pytest.param(plain("F", 1.0, "TIFF"), (255, 255, 255), id="float from 0 to 1, white"),
+        pytest.param(plain("F", 0.0, "TIFF"), (0, 0, 0), id="float, black"),
         pytest.param(plain("F", float("nan"), "TIFF"), (0, 0, 0), id="float without a number"),
         pytest.param(b"P5\n32 32\n255\n" + bytes([77]) * PX * PX, (77, 77, 77), id="PNM"),
         pytest.param(plain("RGB", (10, 20, 30), "WEBP", lossless=True), (10, 20, 30), id="WebP"),
@@ -198,6 +201,12 @@ def test_every_orientation_ends_upright(images: image.Preprocessor, orientation:
     assert all(np.abs(found - colour).max() < 8 for found, colour in zip(quarters, COLOURS.values(), strict=True)), (
         quarters
     )
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "JPEG"])
+def test_malformed_metadata_takes_nothing_from_the_pixels(images: image.Preprocessor, file_format: str) -> None:
+    item = plain("RGB", (10, 20, 30), file_format, exif=b"Exif\0\0garbage!")
+    assert np.abs(images.decode(item).astype(int) - (10, 20, 30)).max() <= 2
 
 
 @pytest.mark.parametrize(

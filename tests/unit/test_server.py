@@ -1,13 +1,33 @@
-"""What `likeness serve` refuses before it starts anything."""
+"""What `likeness serve` refuses before it starts anything, and how it waits for what it has started."""
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
+import grpc  # type: ignore[import-untyped]  # ships no types
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.cli import app
-from likeness_export.server import _check_port, check_repository, unused_ports
+from likeness_export.server import (
+    ServeConfig,
+    ServeError,
+    Tritonserver,
+    _address_of,
+    _check_ports,
+    _command,
+    _wait_until_ready,
+    check_repository,
+    unused_ports,
+)
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
 
 
@@ -30,7 +50,33 @@ def test_a_host_that_is_none_is_no_fault_of_the_port() -> None:
     with pytest.raises(
         InputError, match=r"^no such host cannot be resolved: give an address of this machine with --host"
     ):
-        _check_port("no such host", "grpc_port", unused_ports(1)[0])
+        _address_of("no such host")
+
+
+def test_names_become_addresses_and_ipv6_is_written_as_each_endpoint_reads_it(tmp_path: Path) -> None:
+    assert [_address_of(host) for host in ("127.0.0.1", "localhost", "::1")] == ["127.0.0.1", "127.0.0.1", "::1"]
+    config = ServeConfig(repository=tmp_path, host="::1")
+    assert config.address == "[::1]:8001"
+    command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path)
+    assert {"--grpc-address=[::1]", "--http-address=ipv6:::1", "--metrics-address=ipv6:::1"} <= {*command}
+
+
+def test_a_port_may_be_used_once_only() -> None:
+    with pytest.raises(InputError, match="--grpc-port 8001, --http-port 8000, --metrics-port 8000: the three must"):
+        _check_ports(ServeConfig(repository=Path(), metrics_port=8000))
+
+
+def test_a_busy_port_of_ipv6() -> None:
+    ports = dict(zip(("grpc_port", "http_port", "metrics_port"), unused_ports(3), strict=True))
+    config = ServeConfig(repository=Path(), host="::1", **ports)
+    with socket.socket(socket.AF_INET6) as other:
+        try:
+            other.bind(("::1", config.http_port))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        other.listen()
+        with pytest.raises(InputError, match=rf"^port {config.http_port} on ::1 cannot be used .* with --http-port$"):
+            _check_ports(config)
 
 
 @pytest.mark.parametrize("option", ["--grpc-port", "--http-port", "--metrics-port"])
@@ -44,3 +90,46 @@ def test_a_port_that_cannot_be_is_refused_by_name(tmp_path: Path, option: str, p
 def test_the_help_keeps_its_words() -> None:
     found = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "300"})
     assert "whose section `serving` takes the place of the run's" in found.output
+
+
+class Ready(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated, untyped
+    """A server that is ready as soon as it answers."""
+
+    def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        return service_pb2.ServerReadyResponse(ready=True)
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """Start something that does not end by itself."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as started:
+        yield started
+        started.kill()
+
+
+def test_readiness_is_noticed_soon_and_without_a_proxy(
+    process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (port,) = unused_ports(1)
+    server = grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Ready(), server)
+    started_s: list[float] = []
+
+    def start() -> None:
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        server.start()
+        started_s.append(time.monotonic())
+
+    Timer(1.2, start).start()  # gRPC's own pauses end after 1 s and after 2.6 s
+    config = ServeConfig(repository=Path(), grpc_port=port, metrics_port=port, ready_timeout_s=10)
+    _wait_until_ready(process, config)
+    assert time.monotonic() - started_s[0] < 1
+    server.stop(grace=None)
+
+
+def test_a_server_that_takes_longer_can_be_given_longer(process: subprocess.Popen[bytes]) -> None:
+    grpc_port, metrics_port = unused_ports(2)
+    config = ServeConfig(repository=Path(), grpc_port=grpc_port, metrics_port=metrics_port, ready_timeout_s=0.2)
+    with pytest.raises(ServeError, match=r"not ready after 0\.2 s \(--ready-timeout-s allows more\): see the log"):
+        _wait_until_ready(process, config)

@@ -36,8 +36,10 @@ def test_a_product_has_more_threads_only_alone_and_after_a_pause(
             assert opened.run(None, {"x": np.zeros((rows, 2), np.float32)})[0].tolist() == [[1.0, 1.0]] * rows
             given.append("alone" if opened is sessions.alone else "batches")
     assert given == ["alone", "batches", "alone", "batches"]  # the second was waiting
-    assert sessions.alone.get_session_options().intra_op_num_threads == 2
-    assert sessions.batches.get_session_options().intra_op_num_threads == 1
+    alone, batches = (opened.get_session_options() for opened in (sessions.alone, sessions.batches))
+    assert (alone.intra_op_num_threads, batches.intra_op_num_threads) == (2, 1)
+    spins = "session.intra_op.allow_spinning"
+    assert (alone.get_session_config_entry(spins), batches.get_session_config_entry(spins)) == ("1", "0")
 
 
 @pytest.mark.parametrize(

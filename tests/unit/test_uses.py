@@ -539,6 +539,8 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     folds = ("--fold", "0", "--fold", "1")
     with pytest.raises(InputError, match="has seen all pairs: leave --server out"):
         run("match", *files, "--label", "group", "--held-out", "0.2", *folds, "--server", "localhost:1")
+    with pytest.raises(InputError, match="timeout_s and max_concurrency must be positive, and not infinite"):
+        run("match", *files, "--label", "group", "--server", "localhost:1", "--timeout-s", "inf")
 
 
 def test_a_label_that_makes_no_pairs_is_named(files: tuple[str, str]) -> None:

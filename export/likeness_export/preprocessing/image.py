@@ -13,11 +13,21 @@ from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SETTINGS_FILE = "image.json"
 # Pillow's codecs that open untrusted bytes; the rest of its fifty plugins (EPS runs Ghostscript) stay shut.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes it upright. `ImageOps.exif_transpose` also writes metadata anew, where it may fail."""
 _LARGE_PIXELS = 4_000_000  # decoded one at a time: 50 million of them with transparency take 1 GB for a moment
 # Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
 # not safe in threads, it can leave every warning of the process silenced.
@@ -84,8 +94,8 @@ class Preprocessor:
                 # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
                 image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
                 with self.large if image.width * image.height > _LARGE_PIXELS else nullcontext():
-                    upright = ImageOps.exif_transpose(image)
-                    small = to_rgb(upright).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
+                    image.load()
+                    small = to_rgb(upright(image)).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
         except ImageSizeError:
             raise
         except Image.DecompressionBombError as error:  # by a limit of Pillow's own, before `_check_size`
@@ -108,16 +118,31 @@ class Preprocessor:
             )
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a loaded image as its orientation says; one whose metadata cannot be read stays as it is."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # metadata that is damaged takes nothing from the pixels, which are there
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any colour mode to RGB: alpha is flattened on white, 16-bit is scaled down (Pillow alone would clip)."""
+    """Convert any colour mode to RGB: alpha is flattened on white, wide values are scaled (Pillow alone would clip)."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        # Modes I and F carry 8-bit data in some files; there full scale is what the values reach.
-        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        full_scale = 65535.0 if is_16_bit else 255.0
+        full_scale = _full_scale(image.mode, values.max(initial=0))
         image = Image.fromarray((values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _full_scale(mode: str, largest: float) -> float:
+    """Return the value that is white. Modes I and F do not say it: it is the scale that the values reach."""
+    # Scientific tools write floats from 0 to 1, which would be black; as bytes, no photo is that dark all over.
+    if mode == "F" and largest <= 1:
+        return 1.0
+    return 65535.0 if mode.startswith("I;16") or largest > 255 else 255.0

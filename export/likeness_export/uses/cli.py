@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from likeness_client._channel import DEFAULT_TIMEOUT_S
+from likeness_client.cli import Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +112,7 @@ def match(
     server: Annotated[
         str, typer.Option(help="Measure this server's learned metric too (host:port), alone and among neighbours.")
     ] = "",
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
     out: Annotated[
         Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
     ] = None,
@@ -128,7 +131,7 @@ def match(
     kept_aside = HeldOut(share=held_out, folds=tuple(fold or ()))
     held = _read(file, embeddings)
     train, measured = (pairs_of(held, pairs or label, name) for name in (train_split, split))
-    with Client(server) if server else nullcontext() as client:
+    with Client(server, timeout_s=timeout_s) if server else nullcontext() as client:
         matchings = match_by_all(held, (train, measured), kept_aside, client)
     for metric, matching in matchings.items():
         matching_table(metric, matching, split, train_split)

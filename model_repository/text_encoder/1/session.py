@@ -59,13 +59,13 @@ class Sessions:
     Args:
         path: of the file.
         threads: that share one operator of a batch.
-        threads_alone: of a product alone; the same number opens no second session.
+        threads_alone: of a product alone, no fewer; the same number opens no second session.
     """
 
     def __init__(self, path: Path, threads: int, threads_alone: int) -> None:
         self.batches = self.alone = open_session(path, threads)
         if threads_alone != threads:
-            self.alone = open_session(path, threads_alone, spinning=threads_alone > 1, spin_us=_BETWEEN_OPERATORS_US)
+            self.alone = open_session(path, threads_alone, spinning=True, spin_us=_BETWEEN_OPERATORS_US)
         self.ended, self.took_s = 0.0, 0.0  # the last batch
 
     @contextmanager
