@@ -12,7 +12,7 @@ import pytest
 from likeness_client import Client, Product
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.demo.shoppers import log_shoppers
-from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, complete
+from likeness_export.evaluation import Embedder, OfflineEmbedder, ServedEmbedder, complete
 from likeness_export.exporting import export_run
 from likeness_export.interaction_log import join_log
 from likeness_export.preprocessing import interactions
@@ -127,13 +127,17 @@ def test_strangers_take_nothing_from_what_else_there_is_offline_as_served(served
         Product(interactions=strangers),
     )
     catalogue = Catalogue(products=products, records=({},) * len(products))
-    embedders = OfflineEmbedder(served.run, catalogue), ServedEmbedder(served.client, catalogue)
+    space = served.client.info().space
+    embedders: tuple[Embedder, ...] = (
+        OfflineEmbedder(served.run, catalogue),
+        ServedEmbedder(served.client, catalogue, space),
+    )
     offline, online = (embedder.embed(BOTH) for embedder in embedders)
     np.testing.assert_allclose(online, offline, atol=TOLERANCE)
     np.testing.assert_allclose(offline[0], offline[1], atol=1e-6)
     assert np.isnan(offline).all(1).tolist() == [False, False, True]
     for embedder, vectors in zip(embedders, (offline, online), strict=True):
-        assert not complete(embedder.present, vectors).any()
+        assert not complete(embedder.present, [vectors]).any()
 
 
 def test_the_server_runs_the_very_code_of_the_training(served: Served) -> None:

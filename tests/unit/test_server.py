@@ -67,8 +67,7 @@ def test_a_port_may_be_used_once_only() -> None:
 
 
 def test_a_busy_port_of_ipv6() -> None:
-    ports = dict(zip(("grpc_port", "http_port", "metrics_port"), unused_ports(3), strict=True))
-    config = ServeConfig(repository=Path(), host="::1", **ports)
+    config = ServeConfig.on_unused_ports(Path(), Path("unused.log"), host="::1")
     with socket.socket(socket.AF_INET6) as other:
         try:
             other.bind(("::1", config.http_port))
