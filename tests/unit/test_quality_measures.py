@@ -12,7 +12,7 @@ import pytest
 from likeness_client import InputError, Product
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.cli import app
-from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder
+from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, evaluate
 from likeness_export.named_pairs import NamedPair
 from likeness_export.quality.baselines import measure_baselines, standardised
 from likeness_export.quality.pair_sets import (
@@ -178,6 +178,19 @@ def test_complete_products_are_searched_with_less(exported: Exported) -> None:
     both = lines["image_attributes"].figures
     assert {name: both[name] for name in plain["image_attributes"].figures} == plain["image_attributes"].figures
     assert both.get("lost", 0.0) == 0.0
+
+
+def test_only_the_signatures_that_are_there_are_measured(exported: Exported) -> None:
+    root = exported.run.folder.parent / "data"
+    catalogue = read_catalogue(root / exported.recipe.data.products)
+    embedder = OfflineEmbedder(exported.run, catalogue)
+    task = Task(labels=("group",), queries=("train",), gallery=("train",))
+    every = {row.signature: row for row in evaluate(embedder, catalogue, exported.recipe.modalities(), task)}
+    embedder.signatures = ["image"]
+    found = {row.signature: row for row in evaluate(embedder, catalogue, exported.recipe.modalities(), task)}
+    assert list(found) == ["image", AS_THEY_ARE]
+    assert found["image"] == every["image"]  # by complete products, though nothing embeds them as a whole
+    assert found["image"].figures.queries > 0
 
 
 def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported) -> None:
