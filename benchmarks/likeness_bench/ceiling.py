@@ -128,7 +128,7 @@ async def run_ceiling(
         space=info.space,
         cores=_cores(),
         cpu_threads=cpu_threads_of(config.repository),
-        label=f"{config.label.field}, split {config.label.split or 'any'}" if config.label else "",
+        label=config.label.name if config.label else "",
         ended="interrupted" if stop.is_set() else "failed" if failures else "complete",
         cases=tuple(cases),
         failures=failures,

@@ -65,8 +65,7 @@ def ceiling_notes(report: CeilingReport) -> list[str]:
 def _case(report: CeilingReport, case: Case) -> Table:
     rows = [_row(case, name) for name in FIGURES]
     if case.recall:
-        ranked = f"{case.recall.queries} queries among {case.recall.gallery} products"
-        rows.append((f"recall@1, {report.label} ({ranked})", _recall(case), NOTHING, NOTHING))
+        rows.append((f"recall@1, {report.label} ({case.recall.ranked})", _recall(case), NOTHING, NOTHING))
     rows.append(("largest difference of an embedding", f"{case.largest_difference:.1e}", NOTHING, NOTHING))
     size, callers = case.best.batch_size, report.load["concurrency"]
     title = f"{case.name}, {len(case.rounds)} rounds: the ceiling in batches of {size}, {callers} callers of the server"

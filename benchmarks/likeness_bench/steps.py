@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from likeness_client.contract import MATRIX_MODEL, embed_model, pair_model
@@ -58,6 +58,29 @@ class ModelCounters:
     ns: Mapping[str, int]
     busy_ns: int = 0
 
+    def plus(self, other: ModelCounters, sign: int = 1) -> ModelCounters:
+        """Return the sums of both, counter by counter; with ``sign = -1`` what happened since the other."""
+        return ModelCounters(
+            inferences=self.inferences + sign * other.inferences,
+            executions=self.executions + sign * other.executions,
+            failures=self.failures + sign * other.failures,
+            count={name: self.count[name] + sign * other.count[name] for name in _DURATIONS},
+            ns={name: self.ns[name] + sign * other.ns[name] for name in _DURATIONS},
+            busy_ns=self.busy_ns + sign * other.busy_ns,
+        )
+
+    def mean_ms(self, name: str) -> float:
+        """Return the mean of one of the durations; 0 where nothing was counted."""
+        return self.ns[name] / self.count[name] / 1e6 if self.count[name] > 0 else 0.0
+
+
+def happened(
+    before: Mapping[str, ModelCounters], after: Mapping[str, ModelCounters]
+) -> Iterator[tuple[str, ModelCounters]]:
+    """Yield every model with what happened to it between two readings; below 0 where its server was started again."""
+    for model, late in after.items():
+        yield model, late.plus(before[model], -1) if model in before else late
+
 
 async def read_counters(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, ModelCounters]:
     """Ask a server for the counters of all its models.
@@ -79,7 +102,7 @@ async def read_counters(address: str, timeout_s: float = TIMEOUT_S) -> dict[str,
             ns={name: getattr(stats, name).ns for name in _DURATIONS},
             busy_ns=sum(getattr(size, part).ns for size in model.batch_stats for part in _COMPUTE),
         )
-        found[model.name] = _sum(found[model.name], counters) if model.name in found else counters  # versions
+        found[model.name] = found[model.name].plus(counters) if model.name in found else counters  # versions
     return found
 
 
@@ -88,30 +111,19 @@ def step_times(before: Mapping[str, ModelCounters], after: Mapping[str, ModelCou
 
     A model whose counters fell (its server was started again in between) is left out.
     """
-    nothing = ModelCounters(
-        inferences=0,
-        executions=0,
-        failures=0,
-        count=dict.fromkeys(_DURATIONS, 0),
-        ns=dict.fromkeys(_DURATIONS, 0),
-    )
     steps = []
-    for model, late in after.items():
-        early = before.get(model, nothing)
-        requests = late.count["success"] - early.count["success"]
-        failures = late.failures - early.failures
+    for model, found in happened(before, after):
+        requests, failures = found.count["success"], found.failures
         if requests < 0 or failures < 0 or not (requests or failures):
             continue
         ensemble = is_ensemble(model)
-        parts = {f"{name}_ms": None if ensemble else _mean_ms(early, late, name) for name in _PARTS}
-        executions = 0 if ensemble else late.executions - early.executions
         step = StepTime(
             model=model,
             requests=requests,
             failures=failures,
-            total_ms=_mean_ms(early, late, "success"),
-            mean_batch=(late.inferences - early.inferences) / executions if executions > 0 else None,
-            **parts,
+            total_ms=found.mean_ms("success"),
+            mean_batch=found.inferences / found.executions if found.executions > 0 and not ensemble else None,
+            **{f"{name}_ms": None if ensemble else found.mean_ms(name) for name in _PARTS},
         )
         steps.append(step)
     return tuple(sorted(steps, key=lambda step: (not is_ensemble(step.model), -step.total_ms * step.requests)))
@@ -120,19 +132,3 @@ def step_times(before: Mapping[str, ModelCounters], after: Mapping[str, ModelCou
 def is_ensemble(model: str) -> bool:
     """Say whether a model only wires others together."""
     return model.startswith((embed_model(""), pair_model(""))) and model != MATRIX_MODEL
-
-
-def _mean_ms(early: ModelCounters, late: ModelCounters, name: str) -> float:
-    count = late.count[name] - early.count[name]
-    return (late.ns[name] - early.ns[name]) / count / 1e6 if count > 0 else 0.0
-
-
-def _sum(one: ModelCounters, other: ModelCounters) -> ModelCounters:
-    return ModelCounters(
-        inferences=one.inferences + other.inferences,
-        executions=one.executions + other.executions,
-        failures=one.failures + other.failures,
-        count={name: one.count[name] + other.count[name] for name in _DURATIONS},
-        ns={name: one.ns[name] + other.ns[name] for name in _DURATIONS},
-        busy_ns=one.busy_ns + other.busy_ns,
-    )

@@ -81,7 +81,7 @@ class Pretended:
 
     async def counters(self, address: str) -> dict[str, ModelCounters]:
         done = self.loads.count(address)
-        parts = dict.fromkeys(("success", "queue"), done)
+        parts = dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), done)
         busy_ms = {"text_encoder": 60, "image_encoder": 25, "text_preprocess": 12, "fusion_text_image": 3}
         return {
             step: ModelCounters(

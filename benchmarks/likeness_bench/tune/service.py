@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from likeness_bench.steps import ModelCounters, is_ensemble
+from likeness_bench.steps import ModelCounters, happened, is_ensemble
 
 _MINOR, _MINOR_OF_MEAN = 0.05, 0.5
 
@@ -37,26 +37,24 @@ class ServiceTime:
 
 def service_times(before: Mapping[str, ModelCounters], after: Mapping[str, ModelCounters]) -> tuple[ServiceTime, ...]:
     """Return the steps that worked between two readings, those with the largest share first."""
-    worked: dict[str, tuple[ModelCounters, int, int, int]] = {}
-    for model, late in after.items():
-        early = before.get(model)
-        executions = late.executions - (early.executions if early else 0)
-        products = late.inferences - (early.inferences if early else 0)
-        if executions > 0 and products > 0 and not is_ensemble(model):
-            worked[model] = late, executions, products, late.busy_ns - (early.busy_ns if early else 0)
-    whole_ns = sum(busy_ns for *_, busy_ns in worked.values()) or 1
+    worked = {
+        model: found
+        for model, found in happened(before, after)
+        if found.executions > 0 and found.inferences > 0 and not is_ensemble(model)
+    }
+    whole_ns = sum(found.busy_ns for found in worked.values()) or 1
     times = [
         ServiceTime(
             step=model,
-            products=products,
-            executions=executions,
-            mean_batch=products / executions,
-            service_ms=busy_ns / products / 1e6,
-            batch_ms=busy_ns / executions / 1e6,
-            share=busy_ns / whole_ns,
-            queue_ms=_queue_ms(before.get(model), late),
+            products=found.inferences,
+            executions=found.executions,
+            mean_batch=found.inferences / found.executions,
+            service_ms=found.busy_ns / found.inferences / 1e6,
+            batch_ms=found.busy_ns / found.executions / 1e6,
+            share=found.busy_ns / whole_ns,
+            queue_ms=found.mean_ms("queue"),
         )
-        for model, (late, executions, products, busy_ns) in worked.items()
+        for model, found in worked.items()
     ]
     return tuple(sorted(times, key=lambda time: (-time.share, time.step)))
 
@@ -68,9 +66,3 @@ def worth_tuning(times: Sequence[ServiceTime]) -> tuple[ServiceTime, ...]:
     """
     limit = min(_MINOR, _MINOR_OF_MEAN / max(1, len(times)))
     return tuple(time for time in times if time.share >= limit)
-
-
-def _queue_ms(early: ModelCounters | None, late: ModelCounters) -> float:
-    count = late.count["queue"] - (early.count["queue"] if early else 0)
-    waited_ns = late.ns["queue"] - (early.ns["queue"] if early else 0)
-    return waited_ns / count / 1e6 if count > 0 else 0.0
