@@ -157,6 +157,9 @@ class AsyncClient(_channel.BaseClient):
 
     async def _execute(self, calls: list[Call]) -> list[Answer]:
         """Run calls at the same time; the first failure cancels the others."""
+        if len(calls) == 1:  # the usual case; a task of its own would cost more than it brings
+            async with self._slots:
+                return [await self._send(calls[0])]
         tasks: list[asyncio.Task[Answer]] = []
         failed = False
 
