@@ -196,7 +196,8 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
     for label in task.labels:
         catalogue.needed_labels(label, task.queries)
     is_query, is_gallery = catalogue.in_splits(task.queries), catalogue.in_splits(task.gallery)
-    embedded = {name: embedder.embed(modalities_of(name)) for name in embedder.signatures}
+    offered = [name for name in all_signatures(modalities) if name in embedder.signatures]
+    embedded = {name: embedder.embed(modalities_of(name)) for name in offered}
     whole_products = complete(embedder.present, embedded.values())
     everything = signature_of(modalities)
     embedded[AS_THEY_ARE] = embedded[everything] if everything in embedded else embedder.embed(modalities)
