@@ -16,7 +16,7 @@ from likeness_client.contract import InputSchema
 from numpy.typing import NDArray
 
 from comparisons.learned_blocks import Learned, measure_learned
-from comparisons.measured import Measurement, Quantity, Take, in_turns, per_call_s
+from comparisons.measured import Measurement, Quantity, Take, measure, per_call_s
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server
@@ -70,7 +70,7 @@ def compare_blocks(config: BlocksConfig) -> Comparison:
     caller = measure_caller(config)
     sections, said = [caller], ["embeddings are drawn at random, of unit length: the arithmetic is the same for all"]
     facts |= {f"{found.ours}, within {WITHIN} x": verdict(found.median) for found in caller.ratios}
-    if config.repository:
+    if config.repository and not caller.interrupted:
         log = config.environments / "likeness.log"
         with likeness_server(config.repository, log) as address:
             asked = Learned(
@@ -107,10 +107,11 @@ def measure_caller(config: BlocksConfig) -> Measurement:
 
     contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
     quantities = (MS, PAIRS_PER_S, ARRAYS_MB)
-    return Measurement(
+    return measure(
         title=f"{config.queries:,} x {config.candidates:,} at the caller, d = {config.dimension}",
+        contenders=contenders,
+        rounds=config.rounds,
         quantities=quantities,
-        turns=in_turns(contenders, config.rounds, quantities),
         pairs=tuple((metric.value, PRODUCT) for metric in CALLER_METRICS),
     )
 

@@ -18,7 +18,7 @@ from likeness_export.server import unused_ports
 from comparisons.contenders import drawn, json_contender, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages
 from comparisons.measured import Measurement, of_loads
-from comparisons.report import Comparison, announced, machine
+from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate
 from comparisons.servers import http_server, likeness_server
 
@@ -93,7 +93,7 @@ async def _measure(
         signature = signature_of(modalities)
         requests_of = drawn(products, info, {signature: 1.0}, rounds)
         difference = await largest_difference(ours, theirs, requests_of)
-        found = await alternate([ours, theirs], requests_of, rounds, announced(rounds.rounds))
+        found = await alternate([ours, theirs], requests_of, rounds)
     title = f"{rounds.clients} clients x {rounds.batch_size} product, {' + '.join(modalities)}"
     return of_loads(title, found, ((OURS, THEIRS),)), difference
 

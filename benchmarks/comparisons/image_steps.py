@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 
-from comparisons.measured import Measurement, Quantity, Take, in_turns, per_call_s
+from comparisons.measured import Measurement, Quantity, Take, measure, per_call_s
 from comparisons.rounds import ComparisonError
 
 FULL, REDUCED, ONE_THREAD = "full decode, all cores", "reduced scale, all cores", "reduced scale, one thread"
@@ -133,9 +133,10 @@ def measure_photos(
     contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
     quantities = (PHOTOS_PER_S, FILE_KB, DIFFERENCE)
     target, cores = model.preprocessor.image_px, len(os.sched_getaffinity(0))
-    return Measurement(
+    return measure(
         title=f"{model.tower} preprocessing, {len(photos)} photos of {long_side} px to {target} px, {cores} cores",
+        contenders=contenders,
+        rounds=rounds,
         quantities=quantities,
-        turns=in_turns(contenders, rounds, quantities),
         pairs=((REDUCED, FULL), (REDUCED, ONE_THREAD)),
     )

@@ -17,7 +17,7 @@ from likeness_export.sources import locate
 from comparisons.contenders import drawn, infinity_contender, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
 from comparisons.measured import Measurement, of_loads
-from comparisons.report import Comparison, announced, machine
+from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
 from comparisons.servers import http_server, likeness_server
 
@@ -116,9 +116,11 @@ async def _measure(
         for clients, batch_size in LOADS:
             rounds = replace(config.rounds, clients=clients, batch_size=batch_size)
             requests_of = drawn(texts, info, {"text": 1.0}, rounds)
-            found = await alternate([*contenders, theirs], requests_of, rounds, announced(rounds.rounds))
+            found = await alternate([*contenders, theirs], requests_of, rounds)
             pairs = tuple((contender.name, THEIRS) for contender in contenders)
             settings.append(of_loads(f"{clients} clients x {batch_size} texts", found, pairs))
+            if found.interrupted:
+                break
     return tuple(settings), len(texts)
 
 

@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]  # ships no type information
 from likeness_bench.processes import find_server, look
 from likeness_client import Client, LikenessError, Metric
 
-from comparisons.measured import Measurement, Quantity, Take, in_turns
+from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.rounds import ComparisonError
 from comparisons.vectors import drawn, parts_of
@@ -70,10 +70,11 @@ def measure_learned(asked: Learned, chunk: int, rounds: int) -> Measurement:
     if chunk < asked.candidates:
         contenders[f"{chunk:,} candidates at a time"] = partial(_take, server, replace(asked, chunk=chunk))
     quantities = (PAIRS_PER_S, CLIENT_MB, GROWTH_MB, SERVER_MB)
-    return Measurement(
+    return measure(
         title=f"{asked.queries:,} x {asked.candidates:,} learned, served, d = {dimension}",
+        contenders=contenders,
+        rounds=rounds,
         quantities=quantities,
-        turns=in_turns(contenders, rounds, quantities),
         pairs=tuple((name, AT_ONCE) for name in list(contenders)[1:]),
     )
 

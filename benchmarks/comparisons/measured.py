@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import typer
 from likeness_bench.figures import ENOUGH as ENOUGH_REQUESTS
 from likeness_bench.figures import too_few
 from likeness_bench.tables import NOTHING, Table, number
 from likeness_client import InputError
 
 from comparisons.rounds import ComparisonError, Round
+from comparisons.turns import Turns
 
 ENOUGH = 5
 """So many rounds a median should have."""
@@ -85,6 +85,8 @@ class Measurement:
         turns: as they came.
         pairs: who is compared with whom: the name above the line, the one below it.
         notes: what else stands in the way of believing them.
+        failed: whether a contender failed, so that turns of it are missing.
+        interrupted: whether Ctrl-C came, so that later rounds are missing.
     """
 
     title: str
@@ -92,6 +94,8 @@ class Measurement:
     turns: tuple[Turn, ...]
     pairs: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    failed: bool = False
+    interrupted: bool = False
 
     @property
     def rounds(self) -> int:
@@ -100,8 +104,9 @@ class Measurement:
 
     @property
     def ratios(self) -> list[Compared]:
-        """One per pair and quantity that is compared."""
-        return [self.ratio(quantity, *pair) for quantity in self.quantities if quantity.compared for pair in self.pairs]
+        """One per pair that has a round in common, and quantity that is compared."""
+        compared = [(quantity, *pair) for quantity in self.quantities if quantity.compared for pair in self.pairs]
+        return [self.ratio(*one) for one in compared if self._ratios(*one)]
 
     def ratio(self, quantity: Quantity, ours: str, theirs: str) -> Compared:
         """Compare two contenders round by round.
@@ -109,9 +114,7 @@ class Measurement:
         Raises:
             ComparisonError: they have no round in common, or the one below the line is 0 in all of them.
         """
-        taken = {(turn.contender, turn.number): turn.values[quantity.name] for turn in self.turns}
-        numbers = sorted({number for name, number in taken if name == ours and taken.get((theirs, number))})
-        found = [taken[ours, number] / taken[theirs, number] for number in numbers]
+        found = self._ratios(quantity, ours, theirs)
         if not found:
             raise ComparisonError(f"{ours} and {theirs} have no round in common: measure both in one run")
         worst, best = quantity.favour(found)
@@ -147,6 +150,11 @@ class Measurement:
         """Return the median of one figure over the rounds."""
         return median(self._values(contender, quantity))
 
+    def _ratios(self, quantity: Quantity, ours: str, theirs: str) -> list[float]:
+        taken = {(turn.contender, turn.number): turn.values[quantity.name] for turn in self.turns}
+        numbers = sorted({number for name, number in taken if name == ours and taken.get((theirs, number))})
+        return [taken[ours, number] / taken[theirs, number] for number in numbers]
+
     def _values(self, contender: str, quantity: Quantity) -> list[float]:
         mine = (turn.values for turn in self.turns if turn.contender == contender)
         return [values[quantity.name] for values in mine if quantity.name in values]
@@ -167,16 +175,16 @@ OF_LOADS = (PRODUCTS_PER_S, P50_MS, P99_MS, CLIENT_CORES, REQUESTS, FAILED)
 """The figures of closed loops."""
 
 
-def of_loads(title: str, rounds: Sequence[Round], pairs: tuple[tuple[str, str], ...]) -> Measurement:
+def of_loads(title: str, rounds: Turns[Round], pairs: tuple[tuple[str, str], ...]) -> Measurement:
     """Return what contenders reached in closed loops, as a section of a report.
 
     Args:
         title: what was sent, and by how many.
-        rounds: every turn of every contender, as they came.
+        rounds: the turns of the contenders.
         pairs: who is compared with whom, by products/s.
     """
     turns = []
-    for found in rounds:
+    for found in rounds.found:
         values = (
             found.products_per_s,
             found.p50_ms,
@@ -189,7 +197,13 @@ def of_loads(title: str, rounds: Sequence[Round], pairs: tuple[tuple[str, str], 
         known = {quantity.name: float(value) for quantity, value in named if value is not None}
         turns.append(Turn(contender=found.contender, number=found.number, values=known))
     return Measurement(
-        title=title, quantities=OF_LOADS, turns=tuple(turns), pairs=pairs, notes=tuple(_doubts_of_loads(rounds))
+        title=title,
+        quantities=OF_LOADS,
+        turns=tuple(turns),
+        pairs=pairs,
+        notes=(*rounds.doubts(), *_doubts_of_loads(rounds.found)),
+        failed=bool(rounds.failures),
+        interrupted=rounds.interrupted,
     )
 
 
@@ -204,23 +218,37 @@ def _doubts_of_loads(rounds: Sequence[Round]) -> Iterator[str]:
         yield f"a turn had {doubt}; give a longer --round-s"
 
 
-def in_turns(contenders: Mapping[str, Take], rounds: int, quantities: Sequence[Quantity]) -> tuple[Turn, ...]:
+def measure(
+    title: str,
+    contenders: Mapping[str, Take],
+    rounds: int,
+    quantities: tuple[Quantity, ...],
+    pairs: tuple[tuple[str, str], ...] = (),
+) -> Measurement:
     """Measure all contenders in turn, round after round: A, B, A, B, ...; say the first figure of each on stderr.
 
     Args:
+        title: of the section.
         contenders: what takes the figures of each, by name.
         rounds: how often each has its turn.
         quantities: what every one of them takes; the first one is said.
+        pairs: who is compared with whom.
     """
-    turns = []
-    for round_number in range(1, rounds + 1):
-        for name, take in contenders.items():
-            turn = Turn(contender=name, number=round_number, values=dict(take(round_number)))
-            turns.append(turn)
-            first = quantities[0]
-            figure = f"{number(turn.values[first.name], first.digits)} {first.name}"
-            typer.echo(f"round {round_number} of {rounds}: {name}: {figure}", err=True)
-    return tuple(turns)
+    turns, first = Turns[Turn](contenders, rounds), quantities[0]
+    for name, round_number in turns:
+        with turns.of(name, round_number):
+            values = dict(contenders[name](round_number))
+            figure = f"{number(values[first.name], first.digits)} {first.name}"
+            turns.add(name, round_number, Turn(contender=name, number=round_number, values=values), figure)
+    return Measurement(
+        title=title,
+        quantities=quantities,
+        turns=tuple(turns.found),
+        pairs=pairs,
+        notes=tuple(turns.doubts()),
+        failed=bool(turns.failures),
+        interrupted=turns.interrupted,
+    )
 
 
 def per_call_s(work: Callable[[], object], turn_s: float) -> float:

@@ -23,9 +23,10 @@ from likeness_client.payloads import payloads
 from comparisons.contenders import read_some
 from comparisons.measured import of_loads
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
-from comparisons.report import Comparison, announced, machine
+from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError, Round, RoundsConfig
 from comparisons.servers import likeness_server
+from comparisons.turns import Turns
 
 OURS, THEIRS = "likeness bench load", "perf_analyzer"
 AGREES = 0.10
@@ -71,23 +72,28 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
         folder = Path(name)
         data = input_data(products, config.signature, address)
         (folder / "input.json").write_text(json.dumps(data), encoding="utf-8")
-        turns: dict[str, Callable[[int], Round]] = {
+        programs: dict[str, Callable[[int], Round]] = {
             OURS: lambda number: _ours(config, address, folder, number),
             THEIRS: lambda number: _theirs(config, program, address, folder, number),
         }
-        rounds = _alternate(turns, config.rounds)
+        rounds = _alternate(programs, config.rounds.rounds)
     title = f"{config.rounds.clients} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
     setting = of_loads(title, rounds, ((OURS, THEIRS),))
-    (found,) = setting.ratios
-    verdict = "agree" if abs(found.median - 1) <= AGREES else "do not agree"
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
         "products": f"{len(data['data'])} with {config.signature}",
         THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.rounds)} ms",
-        "verdict": f"the two {verdict} within {100 * AGREES:.0f} % (median ratio {found.median:.2f})",
     }
+    for found in setting.ratios:
+        facts["verdict"] = verdict(found.median)
     said = (f"where both share their cores with the server, {OURS} (Python) takes more of them than {THEIRS} (C++)",)
     return Comparison(title="The load harness and perf_analyzer", settings=(setting,), facts=facts, notes=said)
+
+
+def verdict(ratio: float) -> str:
+    """Say whether the two harnesses tell the same."""
+    said = "agree" if abs(ratio - 1) <= AGREES else "do not agree"
+    return f"the two {said} within {100 * AGREES:.0f} % (median ratio {ratio:.2f})"
 
 
 def input_data(products: Sequence[Product], signature: str, address: str) -> dict[str, Any]:
@@ -122,14 +128,14 @@ def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
     return found
 
 
-def _alternate(turns: Mapping[str, Callable[[int], Round]], config: RoundsConfig) -> tuple[Round, ...]:
+def _alternate(programs: Mapping[str, Callable[[int], Round]], rounds: int) -> Turns[Round]:
     """As `comparisons.rounds.alternate`, for programs that make their own load."""
-    tell, rounds = announced(config.rounds), []
-    for number in range(1, config.rounds + 1):
-        for turn in turns.values():
-            rounds.append(turn(number))
-            tell(rounds[-1])
-    return tuple(rounds)
+    turns = Turns[Round](programs, rounds)
+    for name, number in turns:
+        with turns.of(name, number):
+            found = programs[name](number)
+            turns.add(name, number, found, found.said())
+    return turns
 
 
 def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> Round:

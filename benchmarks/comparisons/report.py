@@ -15,7 +15,7 @@ from likeness_bench.files import write_json, write_text
 from likeness_bench.tables import Table, markdown, print_tables
 
 from comparisons.measured import Measurement
-from comparisons.rounds import Progress, Round
+from comparisons.rounds import ComparisonError
 
 FORMAT = "likeness-comparison-1"
 BUSY = "cores busy before"
@@ -55,17 +55,6 @@ def machine() -> dict[str, str]:
     return found | {BUSY: f"{busy:.2f}"} | {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
-def announced(rounds: int) -> Progress:
-    """Return a progress that says each turn on stderr when it is over."""
-
-    def tell(found: Round) -> None:
-        failed = f", {found.failures} failed ({found.example})" if found.failures else ""
-        line = f"round {found.number} of {rounds}: {found.contender} {found.products_per_s:.1f} products/s{failed}"
-        typer.echo(line, err=True)
-
-    return tell
-
-
 def tables(comparison: Comparison) -> list[Table]:
     """Return the tables of a comparison: those of every setting, then the facts."""
     facts = Table(title="Compared", header=("", ""), rows=tuple(comparison.facts.items()))
@@ -81,15 +70,23 @@ def deliver(comparison: Comparison, out: Path | None) -> None:
     """Print a comparison; with ``out``, first write it as JSON there, and as Markdown beside it.
 
     Raises:
+        ComparisonError: it has no figure at all.
         InputError: a file cannot be written.
+        typer.Exit: turns are missing, because one failed (1) or Ctrl-C came (130); the rest was printed and written.
     """
     shown, said = tables(comparison), notes(comparison)
+    if not any(setting.turns for setting in comparison.settings):
+        raise ComparisonError(f"nothing was measured: {'; '.join(said)}")
     if out:
         ratios = {setting.title: [asdict(found) for found in setting.ratios] for setting in comparison.settings}
         write_json(out, {"format": FORMAT, **asdict(comparison), "notes": said, "ratios": ratios})
         title = f"{comparison.title} ({comparison.made_at})"
         write_text(out.with_suffix(".md"), markdown(title, shown, said))
     print_tables(shown, said)
+    if any(setting.interrupted for setting in comparison.settings):
+        raise typer.Exit(130)
+    if any(setting.failed for setting in comparison.settings):
+        raise typer.Exit(1)
 
 
 def _doubts(comparison: Comparison) -> Iterator[str]:

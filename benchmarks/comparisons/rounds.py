@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from likeness_bench.figures import Percentiles
 from likeness_client import InputError, LikenessError, Product
 from numpy.typing import NDArray
+
+from comparisons.turns import Turns
 
 REFUSED_PAUSE_S = 0.1
 """A caller waits so long after a failure; a dead server would be asked as fast as it can refuse."""
@@ -92,34 +94,39 @@ class Round:
     harness_cores: float | None = None
     example: str = ""
 
+    def said(self) -> str:
+        """Say the speed, and what failed."""
+        failed = f", {self.failures} failed ({self.example})" if self.failures else ""
+        return f"{self.products_per_s:.1f} products/s{failed}"
+
 
 RequestsOf = Callable[[int], Iterator[Sequence[Product]]]
 """Makes the endless requests of a round from its number: the same ones for every contender of that round."""
-Progress = Callable[[Round], None]
-"""Is told each turn when it is over."""
 
 
-async def alternate(
-    contenders: Sequence[Contender],
-    requests_of: RequestsOf,
-    config: RoundsConfig,
-    progress: Progress = lambda _: None,
-) -> tuple[Round, ...]:
-    """Measure all contenders in turn, round after round: A, B, A, B, ...
-
-    Raises:
-        ComparisonError: a contender answered nothing at all in one of its turns.
-    """
-    rounds = []
-    for number in range(1, config.rounds + 1):
-        for contender in contenders:
-            found = await _Turn(contender=contender, requests=requests_of(number), config=config).run(number)
-            progress(found)
+async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, config: RoundsConfig) -> Turns[Round]:
+    """Measure all contenders in turn, round after round; one that answers nothing at all in its turn has failed."""
+    named = {contender.name: contender for contender in contenders}
+    turns = Turns[Round](named, config.rounds)
+    for name, number in turns:
+        with turns.of(name, number):
+            turn = _Turn(contender=named[name], requests=requests_of(number), config=config)
+            found = await _uncancelled(turn.run(number))
             if not found.requests:
                 reason = found.example or f"no answer within {config.round_s:g} s; give a longer --round-s"
-                raise ComparisonError(f"{contender.name} answered nothing in round {number}: {reason}")
-            rounds.append(found)
-    return tuple(rounds)
+                raise ComparisonError(f"it answered nothing: {reason}")
+            turns.add(name, number, found, found.said())
+    return turns
+
+
+async def _uncancelled(turn: Coroutine[None, None, Round]) -> Round:
+    """Await a turn; asyncio makes Ctrl-C a cancellation of the task, which here is to go on without this turn."""
+    try:
+        return await turn
+    except asyncio.CancelledError as error:
+        if task := asyncio.current_task():
+            task.uncancel()
+        raise KeyboardInterrupt from error
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from likeness_bench.sources import rendered
 from likeness_client import InputError
 from likeness_export.server import stop_group
 
-from comparisons.measured import Measurement, Quantity, Take, in_turns
+from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
@@ -95,11 +95,12 @@ def compare_sizes(config: SizeConfig) -> Comparison:
 
 
 def flatness(found: Measurement, sizes: Sequence[int]) -> dict[str, str]:
-    """Say how speed and memory of the largest size compare with those of the smallest."""
-    if len(sizes) < 2:
-        return {}
+    """Say how speed and memory of the largest size compare with those of the smallest, where both were measured."""
     small, large = name_of(min(sizes)), name_of(max(sizes))
-    speed, memory = (found.ratio(quantity, large, small).median for quantity in (SPEED, CLIENT_MB))
+    compared = [ratio.median for ratio in found.ratios if (ratio.ours, ratio.theirs) == (large, small)]
+    if not compared:
+        return {}
+    speed, memory = compared
     more = found.median(large, CLIENT_MB) - found.median(small, CLIENT_MB)
     beyond = max(sizes) - min(sizes)
     seconds = found.median(large, SECONDS) - found.median(small, SECONDS)
@@ -168,10 +169,11 @@ def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -
 
     contenders: dict[str, Take] = {name_of(size): partial(take, size) for size in config.sizes}
     smallest = name_of(min(config.sizes))
-    return Measurement(
+    return measure(
         title="likeness embed FILE.jsonl --out FILE.npz",
+        contenders=contenders,
+        rounds=config.rounds,
         quantities=quantities,
-        turns=in_turns(contenders, config.rounds, quantities),
         pairs=tuple((name, smallest) for name in contenders if name != smallest),
     )
 

@@ -15,7 +15,7 @@ from likeness_bench.processes import find_server, look
 from likeness_client import InputError
 from likeness_export.server import check_repository, stop_group, unused_ports
 
-from comparisons.measured import Measurement, Quantity, Take, in_turns
+from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server
@@ -59,22 +59,25 @@ def compare_starts(config: StartConfig) -> Comparison:
     """
     facts = machine()
     quantities = (SECONDS, CPU_S, PROCESSES, RESIDENT_MB)
+    log = config.environments / "start.log"
     sections = []
     for repository in config.repositories:
-        log = config.environments / "start.log"
         contenders: dict[str, Take] = {
             COMMAND: partial(by_command, repository, log),
             SERVER: partial(by_itself, repository, log),
         }
         count = count_models(repository)
-        found = Measurement(
+        found = measure(
             title=f"{repository}, {count} models",
+            contenders=contenders,
+            rounds=config.rounds,
             quantities=quantities,
-            turns=in_turns(contenders, config.rounds, quantities),
             pairs=((COMMAND, SERVER),),
         )
         sections.append(found)
         facts |= verdict(repository, found)
+        if found.interrupted:
+            break
     said = (
         f"{COMMAND}: from the start of the command until it says that it is ready; {SERVER}: the same server without "
         "the command's own start; both look for it ten times a second",
@@ -86,7 +89,9 @@ def compare_starts(config: StartConfig) -> Comparison:
 
 
 def verdict(repository: Path, found: Measurement) -> dict[str, str]:
-    """Say whether the command's start keeps the target."""
+    """Say whether the command's start keeps the target; nothing where it was not measured."""
+    if not any(turn.contender == COMMAND for turn in found.turns):
+        return {}
     seconds = found.median(COMMAND, SECONDS)
     said = "yes" if seconds < TARGET_S else "NO"
     return {f"{repository}, below {TARGET_S:g} s": f"{said}, {seconds:.2f} s in the median"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -56,18 +58,24 @@ def compare_steps(config: StepsConfig) -> Comparison:
         LikenessError: something that is needed is missing, or two ways do not do the same work.
     """
     facts = machine() | {"repository": str(config.repository)}
-    sections: list[Measurement] = []
+    planned: list[Callable[[], Measurement]] = []
     if model := text_model(config.repository):
         texts = texts_of(read_some(config.products, config.count), config.repository)
         facts["texts"] = lengths_name(model, texts)
-        sections += [measure_texts(model, texts, size, config.batches, config.rounds) for size in config.batch_sizes]
+        for size in config.batch_sizes:
+            planned.append(partial(measure_texts, model, texts, size, config.batches, config.rounds))
     if images := image_model(config.repository):
         views = list(islice(cycle(rendered_views(config.seed)), config.photos))
         for px in config.photo_px:
             photos = [enlarged(view, px) for view in views]
-            sections.append(measure_photos(images, photos, px, config.rounds, config.turn_s))
-    if not sections:
+            planned.append(partial(measure_photos, images, photos, px, config.rounds, config.turn_s))
+    if not planned:
         raise InputError(f"{config.repository} embeds neither photos nor texts of different length: give another one")
+    sections: list[Measurement] = []
+    for section in planned:
+        sections.append(section())
+        if sections[-1].interrupted:
+            break
     said = (
         "texts: the network alone, tokens are made before; grouped as the server does it within one batch",
         "photos: rendered, enlarged, with grain, JPEG; full decode is the served code without its call of `draft`",

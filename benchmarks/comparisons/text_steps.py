@@ -22,7 +22,7 @@ from likeness_export.serving.lengths import by_length, used_lengths
 from likeness_export.serving.session import open_session
 from numpy.typing import NDArray
 
-from comparisons.measured import Measurement, Quantity, Take, in_turns
+from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.rounds import ComparisonError
 
 TO_LIMIT, TO_BATCH, GROUPED = "padded to max_tokens", "padded to the longest", "grouped by length"
@@ -136,10 +136,11 @@ def measure_texts(model: TextModel, texts: Sequence[bytes], batch_size: int, bat
 
     contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
     quantities = (TEXTS_PER_S, TOKENS, PADDING, RUNS)
-    return Measurement(
+    return measure(
         title=f"{model.tower} network, batches of {batch_size} texts, {model.threads} threads",
+        contenders=contenders,
+        rounds=rounds,
         quantities=quantities,
-        turns=in_turns(contenders, rounds, quantities),
         pairs=((TO_BATCH, TO_LIMIT), (GROUPED, TO_BATCH), (GROUPED, TO_LIMIT)),
     )
 

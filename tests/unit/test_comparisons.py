@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -17,6 +18,7 @@ from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
 from comparisons.report import Comparison, deliver, notes, tables
 from comparisons.rounds import ComparisonError, Contender, Round, RoundsConfig, alternate
+from comparisons.turns import Turns
 from likeness_client import InputError, Product, ServerInfo
 from likeness_client.contract import InputSchema
 from likeness_export.networks.product import SignatureFusion, Tower, build_network
@@ -52,30 +54,61 @@ def turn(name: str, number: int, speed: float, failures: int = 0) -> Round:
     return Round(contender=name, number=number, products_per_s=speed, requests=9, failures=failures, example="why")
 
 
-def ratio(rounds: Sequence[Round], ours: str, theirs: str) -> Compared:
+def played(rounds: Sequence[Round]) -> Turns[Round]:
+    turns = Turns[Round]({found.contender for found in rounds}, max(found.number for found in rounds))
+    turns.found.extend(rounds)
+    return turns
+
+
+def ratio(rounds: Turns[Round], ours: str, theirs: str) -> Compared:
     return of_loads("T", rounds, ()).ratio(PRODUCTS_PER_S, ours, theirs)
 
 
 def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None:
     rounds = asyncio.run(alternate([contender("a", 0.002), contender("b", 0.01)], chairs, SHORT))
-    assert [(found.contender, found.number) for found in rounds] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert all(found.p50_ms and found.p50_ms >= 2 and not found.failures for found in rounds)
+    assert [(found.contender, found.number) for found in rounds.found] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert all(found.p50_ms and found.p50_ms >= 2 and not found.failures for found in rounds.found)
     assert ratio(rounds, "a", "b").median > 1.5
 
 
 def test_products_are_counted_and_not_requests() -> None:
-    (found,) = asyncio.run(alternate([contender("a", 0.005)], chairs, RoundsConfig(rounds=1, round_s=0.1, warm_up_s=0)))
+    once = RoundsConfig(rounds=1, round_s=0.1, warm_up_s=0)
+    (found,) = asyncio.run(alternate([contender("a", 0.005)], chairs, once)).found
     assert found.products_per_s == pytest.approx(2 * (found.requests or 0) / 0.1)
 
 
-def test_a_contender_that_hangs_is_named_with_the_deadline() -> None:
-    with pytest.raises(ComparisonError, match=r"b answered nothing in round 1: no answer within 0\.05 s"):
-        asyncio.run(alternate([contender("a", 0.001), contender("b", 1.0)], chairs, SHORT))
+def test_a_contender_that_hangs_is_named_with_the_deadline_and_costs_the_others_nothing() -> None:
+    contenders = [contender("a", 0.001), contender("b", 1.0), contender("c", 0.001)]
+    turns = asyncio.run(alternate(contenders, chairs, SHORT))
+    assert [(found.contender, found.number) for found in turns.found] == [("a", 1), ("c", 1), ("a", 2), ("c", 2)]
+    section = of_loads("T", turns, (("a", "b"), ("a", "c")))
+    assert [(found.ours, found.theirs) for found in section.ratios] == [("a", "c")]
+    assert "b failed in round 1 and had no other turn: it answered nothing: no answer within 0.05 s" in section.notes
+    assert section.failed
+
+
+def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
+    async def embed(_: Sequence[Product]) -> NDArray[np.float32]:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(10)
+        raise AssertionError
+
+    async def measured() -> Turns[Round]:
+        turns = await alternate([contender("a", 0.001), Contender(name="b", embed=embed)], chairs, SHORT)
+        await asyncio.sleep(0)  # what follows is not cancelled: sessions and servers are closed in order
+        return turns
+
+    section = of_loads("T", asyncio.run(measured()), (("a", "b"),))
+    assert [turn.contender for turn in section.turns] == ["a"]
+    assert section.interrupted
+    assert "interrupted: later rounds are missing" in section.notes
 
 
 def test_ratios_are_taken_within_rounds() -> None:
     # The machine is half as fast in the second round: the ratio of the medians would still be right, of one turn not.
-    rounds = [turn("a", 1, 40), turn("b", 1, 10), turn("a", 2, 20), turn("b", 2, 5), turn("a", 3, 30), turn("b", 3, 10)]
+    rounds = played(
+        [turn("a", 1, 40), turn("b", 1, 10), turn("a", 2, 20), turn("b", 2, 5), turn("a", 3, 30), turn("b", 3, 10)]
+    )
     found = ratio(rounds, "a", "b")
     assert (found.median, found.least_favourable, found.most_favourable, found.rounds) == (4.0, 3.0, 4.0, 3)
     with pytest.raises(ComparisonError, match="no round in common"):
@@ -89,7 +122,7 @@ def test_what_cannot_be_measured_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
-    setting = of_loads("2 clients x 1", [turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)], (("a", "b"),))
+    setting = of_loads("2 clients x 1", played([turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)]), (("a", "b"),))
     comparison = Comparison(title="A and B", settings=(setting,), facts={"cores busy before": "1.40"}, notes=("n",))
     said = "\n".join(notes(comparison))
     assert "1.40 cores were busy" in said

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from comparisons.blocks import (
     ARRAYS_MB,
     PRODUCT,
@@ -24,7 +25,7 @@ from comparisons.blocks import (
 )
 from comparisons.image_steps import FULL, ONE_THREAD, REDUCED, enlarged, image_model, ways_of
 from comparisons.learned_blocks import Learned, ask, measure_learned
-from comparisons.measured import Measurement, Quantity, Turn, in_turns, parse_numbers, per_call_s
+from comparisons.measured import Measurement, Quantity, Turn, measure, parse_numbers, per_call_s
 from comparisons.memory import high_water_mb, parse_high_water_mb, watching
 from comparisons.report import Comparison, deliver, notes
 from comparisons.rounds import ComparisonError
@@ -65,7 +66,7 @@ def test_contenders_take_turns() -> None:
         seen.append(f"{name}{number}")
         return {EXTRA.name: float(next(numbers))}
 
-    turns = in_turns({"a": lambda n: take("a", n), "b": lambda n: take("b", n)}, 2, [EXTRA])
+    turns = measure("T", {"a": lambda n: take("a", n), "b": lambda n: take("b", n)}, 2, (EXTRA,)).turns
     assert seen == ["a1", "b1", "a2", "b2"]
     assert [(turn.contender, turn.number, turn.values["MB"]) for turn in turns] == [
         ("a", 1, 1.0),
@@ -73,6 +74,45 @@ def test_contenders_take_turns() -> None:
         ("a", 2, 3.0),
         ("b", 2, 4.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "code"),
+    [(ComparisonError("no room"), 1), (KeyboardInterrupt(), 130)],
+    ids=["a failed turn", "Ctrl-C"],
+)
+def test_a_comparison_that_stops_delivers_its_finished_rounds(
+    stopped: BaseException, code: int, tmp_path: Path
+) -> None:
+    def take(number: int) -> dict[str, float]:
+        if number == 3:
+            raise stopped
+        return {TIME_OF.name: 2.0}
+
+    section = measure("T", {"a": lambda _: {TIME_OF.name: 1.0}, "b": take}, 5, (TIME_OF,), (("b", "a"),))
+    assert [(turn.contender, turn.number) for turn in section.turns] == [
+        ("a", 1),
+        ("b", 1),
+        ("a", 2),
+        ("b", 2),
+        ("a", 3),
+    ]
+    with pytest.raises(typer.Exit) as ended:
+        deliver(Comparison(title="A", settings=(section,), facts={}), tmp_path / "a.json")
+    assert ended.value.exit_code == code
+    data = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert (data["ratios"]["T"][0]["median"], data["ratios"]["T"][0]["rounds"]) == (2.0, 2)
+    assert any("no room" in note or "interrupted" in note for note in data["notes"])
+
+
+def test_a_comparison_without_any_figure_says_why_and_writes_nothing(tmp_path: Path) -> None:
+    def take(_: int) -> dict[str, float]:
+        raise ComparisonError("no room")
+
+    section = measure("T", {"a": take, "b": take}, 5, (TIME_OF,), (("a", "b"),))
+    with pytest.raises(ComparisonError, match=r"nothing was measured.*no room"):
+        deliver(Comparison(title="A", settings=(section,), facts={}), tmp_path / "a.json")
+    assert not (tmp_path / "a.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +246,8 @@ def test_flat_is_said_with_rate_and_memory() -> None:
         )
         for size, speed, memory in ((100, 50.0, 100.0), (1100, 45.0, 150.0))
     ]
-    found = Measurement(title="T", quantities=(SPEED, CLIENT_MB), turns=tuple(turns))
+    pairs = ((name_of(1100), name_of(100)),)
+    found = Measurement(title="T", quantities=(SPEED, CLIENT_MB), turns=tuple(turns), pairs=pairs)
     assert flatness(found, (100, 1100)) == {
         "1,100 products against 100 products": "0.90 x the rate, 1.50 x the memory",
         "each product beyond 100 products": "44.6 products/s, 50.00 kB",

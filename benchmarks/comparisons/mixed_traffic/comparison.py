@@ -21,7 +21,7 @@ from comparisons.contenders import drawn, open_likeness, read_some
 from comparisons.eager import largest_difference
 from comparisons.measured import Measurement, of_loads
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
-from comparisons.report import Comparison, announced, machine
+from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
 from comparisons.servers import likeness_server
 
@@ -98,7 +98,7 @@ async def _measure(
         requests_of = drawn(products, info, shares(info.modalities), rounds)
         # The client's own answers are the measure for all three.
         differences = {one.name: await largest_difference(client, one, requests_of) for one in contenders}
-        found = await alternate(contenders, requests_of, rounds, announced(rounds.rounds))
+        found = await alternate(contenders, requests_of, rounds)
     title = f"{rounds.clients} clients x {rounds.batch_size} product: half full, a quarter text, a quarter image"
     return of_loads(title, found, ((OURS, ONE), (OURS, BLS))), differences
 
