@@ -67,8 +67,8 @@ class LabelPositives:
     """Products with equal labels are alike; several labels give several notions, from coarse to fine.
 
     A batch draws ``groups_per_batch`` groups and ``group_size`` products of each. The products of a group share the
-    finest label; those that share it with nobody, but a coarser one, make groups by that. An epoch shows as many
-    products as are in groups.
+    finest label; those that share it with nobody, but a coarser one, make groups by that. An epoch has as many batches
+    as the products in groups would fill; where groups are smaller than ``group_size`` it shows fewer of them.
 
     Args:
         labels: per notion, a label per product; empty where there is none.
@@ -249,11 +249,14 @@ def training_pairs(data: DataSection, data_root: Path) -> list[NamedPair]:
     """Read the pairs that a recipe trains on; those that it holds out are not among them.
 
     Raises:
-        InputError: see `read_named_pairs`.
+        InputError: see `read_named_pairs`; or a split has no pair.
     """
     if data.pairs is None:
         return []
-    return hold_out(read_named_pairs(data_root / data.pairs, data.train_splits), data.held_out, data.fold)[0]
+    path = data_root / data.pairs
+    if missing := [split for split in data.train_splits if not read_named_pairs(path, [split])]:
+        raise InputError(f"data.train_splits: {path} has no pair of split {', '.join(map(repr, missing))}")
+    return hold_out(read_named_pairs(path, data.train_splits), data.held_out, data.fold)[0]
 
 
 def positives_of(

@@ -136,6 +136,16 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _something_shapes_the_space(self) -> Recipe:
+        losses = self.training
+        if not (losses.contrast or losses.proxies or losses.co_learning or self.similarity.joint):
+            raise ValueError(
+                "training.contrast: at 0 nothing shapes the space; give it a weight, or training.proxies, "
+                "training.co_learning or similarity.joint"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nothing_reads_what_is_masked(self) -> Recipe:
         read = {*self.data.text_fields, *(f"attributes.{key}" for key in self.input_schema().attribute_keys)}
         masked = {part.strip() for field in self.data.masked for part in field.split("+")}

@@ -25,7 +25,7 @@ from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
 from likeness_export.positives import Positives, Rows, positives_of, training_pairs
 from likeness_export.progress import stages
-from likeness_export.recipe import Recipe
+from likeness_export.recipe import DataSection, Recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
 
@@ -63,7 +63,11 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
 
 
 def _claim(recipe: Recipe, run: Run) -> None:
-    """Store the recipe, in place of one that no epoch was trained with; refuse a run of another recipe."""
+    """Store the recipe, in place of one that no epoch was trained with or that differs in [serving] only.
+
+    Raises:
+        InputError: the folder holds a run of another recipe, or something else.
+    """
     if not (run.weights.is_file() or run.checkpoint.is_file()):
         if run.towers.exists() and not run.holds_recipe:
             raise InputError(f"{run.towers} is there, but is not of a run: choose another folder")
@@ -71,6 +75,8 @@ def _claim(recipe: Recipe, run: Run) -> None:
         run.write_recipe(recipe)
     elif run.read_recipe().digest() != recipe.digest():
         raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
+    elif not run.weights.is_file():
+        run.write_recipe(recipe)  # its [serving] may be another one; nothing that is trained depends on that
 
 
 @contextmanager
@@ -91,7 +97,9 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
         InputError: the data cannot be used, or nothing is left.
     """
     data = recipe.data
-    catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
+    every = read_recipe_catalogue(data.products, data_root)
+    _refuse_misspelled(data, every)
+    catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
         return catalogue.of_splits(data.train_splits)
     wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}
@@ -99,6 +107,16 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     if not rows:
         raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")
     return catalogue.select(rows)
+
+
+def _refuse_misspelled(data: DataSection, catalogue: Catalogue) -> None:
+    """Refuse names that would silently do nothing beside others that are right."""
+    known = catalogue.label_keys()
+    if missing := [field for field in data.text_fields if field.startswith("attributes.") and field not in known]:
+        raise InputError(f"data.text_fields: no product of {data.products} has {', '.join(missing)}")
+    for field, allowed in data.only.items():
+        if absent := sorted({*allowed} - {*catalogue.labels(field).tolist()}):
+            raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
 
 
 def prepare_towers(recipe: Recipe, run: Run, payloads: list[dict[str, bytes]], data_root: Path) -> None:
@@ -124,7 +142,7 @@ class _Trainer:
             prepare_towers(recipe, run, payloads, data_root)
         self.network = build_network(recipe, run.towers, data_root)
         ids = [product.product_id for product in catalogue.products]
-        self.data_key = _data_key(ids, payloads)
+        self.data_key = _data_key(ids, payloads, _known_alike(recipe, catalogue, data_root))
         self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, payloads, ids)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
         self.features = {name: self._features(name) for name in self.frozen}
@@ -244,7 +262,7 @@ class _Trainer:
         """Load the checkpoint if there is one; return the next epoch.
 
         Raises:
-            InputError: it was made with other products.
+            InputError: it was made with other products, labels or pairs.
         """
         if not self.run.checkpoint.is_file():
             write_text(self.run.log, "")
@@ -252,8 +270,8 @@ class _Trainer:
         state = torch.load(self.run.checkpoint, weights_only=True)
         if state.get("data") != self.data_key:
             raise InputError(
-                f"the training products have changed since {self.run.checkpoint} was written: train into another "
-                "folder, or remove that file to begin again"
+                f"the training products, or what makes them alike, have changed since {self.run.checkpoint} was "
+                "written: train into another folder, or remove that file to begin again"
             )
         self.network.load_state_dict(state["network"], strict=False)
         self.objective.load_state_dict(state["objective"])
@@ -268,9 +286,15 @@ class _Trainer:
             out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
 
 
-def _data_key(product_ids: Sequence[str], payloads: Sequence[Mapping[str, bytes]]) -> str:
-    """Return a SHA-256 of the products that are trained on, in their order."""
-    key = hashlib.sha256()
+def _known_alike(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
+    """Return what is known about which products are alike: their labels and sources, or the pairs."""
+    fields = [*recipe.data.labels, *([recipe.data.source] if recipe.data.source else [])]
+    return repr([[catalogue.labels(field).tolist() for field in fields], training_pairs(recipe.data, data_root)])
+
+
+def _data_key(product_ids: Sequence[str], payloads: Sequence[Mapping[str, bytes]], alike: str) -> str:
+    """Return a SHA-256 of the products that are trained on, in their order, and of what is known about them."""
+    key = hashlib.sha256(alike.encode())
     for name, found in zip(product_ids, payloads, strict=True):
         for part in (name.encode(), *(modality.encode() + b"\0" + data for modality, data in sorted(found.items()))):
             key.update(hashlib.sha256(part).digest())

@@ -53,6 +53,24 @@ def test_weights_and_answers_are_those_of_the_plain_network(tmp_path: Path) -> N
         torch.testing.assert_close(network.eval()(pixels).pooler_output, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_that_was_saved_in_half_precision_is_used_in_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
+    saved(tmp_path).to(dtype).save_pretrained(tmp_path / "network")
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    for root in (tmp_path, None):  # with its weights, and the bare architecture that a finished run is loaded into
+        network, mean, std = load_backbone("network", tmp_path / "tower", root)
+        encoder = ImageBackbone(network, mean, std, image_px=PX)
+        assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+        assert encoder(torch.zeros(2, PX, PX, 3, dtype=torch.uint8)).dtype == torch.float32
+
+
+def test_a_network_without_the_mean_of_its_pixels_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "network" / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"source 'network' has no preprocessor_config\.json.*save the network's"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
+
+
 @pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])
 def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(kind: type, tmp_path: Path) -> None:
     torch.manual_seed(0)

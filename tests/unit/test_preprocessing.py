@@ -480,7 +480,13 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> hashing.Preprocessor:
     tower = tmp_path_factory.mktemp("codes")
-    HashedConfig(encoder="hashed", keys=("modelno", "gtin"), bits=512).prepare([], tower, tower)
+    config, known = (
+        HashedConfig(encoder="hashed", keys=("modelno", "gtin"), bits=512),
+        [b'{"modelno": "a", "gtin": "1"}'],
+    )
+    config.prepare(known, tower, tower)
+    with pytest.raises(InputError, match=r"towers\.codes0\.keys: no training product has gtin; .* there are: modelno"):
+        config.prepare([b'{"modelno": "a"}'], tower, tower)
     return hashing.Preprocessor(tower / "assets")
 
 

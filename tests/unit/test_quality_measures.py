@@ -265,6 +265,7 @@ def test_a_unit_is_trained_measured_and_kept(
     monkeypatch.undo()
     tiny.products.write_text(tiny.products.read_text(encoding="utf-8").replace("kind 0", "kind 9"), encoding="utf-8")
     assert read_finished(unit) is None
+    (unit.folder / "figures.json").unlink()  # as if measuring had been interrupted
     with pytest.raises(InputError, match=r"was trained on other data than products\.jsonl holds now"):
         work_on(unit)
 

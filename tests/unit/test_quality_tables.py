@@ -17,7 +17,7 @@ from likeness_export.quality.kept import kept_results
 from likeness_export.quality.lines import Line, over_seeds, spread
 from likeness_export.quality.report import TableResult, VariantResult, markdown, plain
 from likeness_export.quality.running import Plan, run_tables
-from likeness_export.quality.tables import TABLES, Ranking, Table, Variant, tables_named
+from likeness_export.quality.tables import TABLES, Ranking, Table, Variant, tables_named, tables_with
 from likeness_export.quality.units import Finished, Unit, read_finished, units_of
 from likeness_export.quality.workers import Work
 from likeness_export.recipe import BUILT_IN, load_recipe
@@ -89,6 +89,16 @@ def test_tables_are_found_by_name() -> None:
     assert [table.name for table in tables_named(["all", "luma"])] == [t.name for t in TABLES if not t.rendered]
     with pytest.raises(InputError, match=r"there is no table shoes; there are: grocery, fashion, .*, all"):
         tables_named(["luma", "shoes"])
+
+
+def test_variants_choose_their_tables() -> None:
+    some = tables_named(["grocery", "fashion", "luma"])
+    assert tables_with([], some) == some
+    assert [table.name for table in tables_with(["frozen", "colour"], some)] == ["grocery", "luma"]
+    with pytest.raises(
+        InputError, match=r"grocery, fashion, luma: there is no variant finetunned; there are: .*finetuned"
+    ):
+        tables_with(["finetuned", "finetunned"], some)
 
 
 def test_an_unknown_variant_names_the_known_ones(tmp_path: Path) -> None:

@@ -226,6 +226,21 @@ def test_what_a_recipe_says_of_its_inputs() -> None:
     assert schema.attribute_keys == ("kind", "material", "colour", "pattern", "size", "brand", "price_usd")
 
 
+# --- what is left without a purpose
+
+
+@pytest.mark.parametrize("tower", ["small_cnn", "c3d", "cnn_lstm"])
+def test_an_encoder_of_random_weights_cannot_be_frozen(tower: str) -> None:
+    with pytest.raises(RecipeError, match=r"towers\.look\.freeze: must be false.*at random"):
+        load_recipe(DEMO, [f'towers.look={{encoder="{tower}",freeze=true}}'])
+
+
+def test_a_space_that_nothing_shapes_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"training\.contrast: at 0 nothing shapes the space"):
+        load_recipe(DEMO, ["training.contrast=0"])
+    assert load_recipe(DEMO, ["training.contrast=0", "training.proxies=1"]).training.proxies == 1
+
+
 # --- how steps are executed
 
 

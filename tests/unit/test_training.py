@@ -15,6 +15,7 @@ from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs
 from likeness_export.training import train, training_catalogue
+from transformers import ResNetConfig, ResNetModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,10 +91,13 @@ def test_an_interrupted_training_does_not_go_on_with_other_products(
         stop_after(1, patch)
         with pytest.raises(MachineStopsError):
             train(tiny.recipe, run, tiny.root)
-    first, *others = tiny.products.read_text(encoding="utf-8").splitlines()
-    tiny.products.write_text("\n".join([*others, first]), encoding="utf-8")
-    with pytest.raises(InputError, match=r"products have changed since .*checkpoint\.pt was written"):
-        train(tiny.recipe, run, tiny.root)
+    text = tiny.products.read_text(encoding="utf-8")
+    first, *others = text.splitlines()
+    for changed_text in ("\n".join([*others, first]), text.replace('"group": "g0"', '"group": "g1"', 1)):
+        assert changed_text != text
+        tiny.products.write_text(changed_text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"makes them alike, have changed since .*checkpoint\.pt was written"):
+            train(tiny.recipe, run, tiny.root)
     run.checkpoint.unlink()
     train(tiny.recipe, run, tiny.root)
 
@@ -106,11 +110,13 @@ def test_a_folder_that_is_not_of_a_run_is_not_cleared(tiny: Tiny, tmp_path: Path
     assert (tmp_path / "towers" / "mine.txt").is_file()
 
 
-def test_a_misspelled_label_source_or_split_is_refused_before_training(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path) -> None:
     for section, message in (
         ({"labels": ["group", "gruop"]}, "no product has the label 'gruop'"),
         ({"source": "knid"}, "no product has the label 'knid'"),
         ({"train_splits": ["train", "trian"]}, "no product has split trian"),
+        ({"text_fields": ["title", "attributes.brnd"]}, r"data\.text_fields: no product .* has attributes\.brnd"),
+        ({"only": {"split": ["train", "trian"]}}, r"data\.only\.split: no product .* has 'trian'"),
     ):
         with pytest.raises(InputError, match=message):
             train(changed(tiny.recipe, data=section), Run(tmp_path / "run"), tiny.root)
@@ -134,6 +140,18 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path, caplog: pyt
     assert after == before
     assert "already trained" in caplog.text
     assert "likeness export --serving RECIPE" in caplog.text
+
+
+def test_a_resumed_training_takes_the_new_serving_section(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(MachineStopsError):
+            train(tiny.recipe, run, tiny.root)
+    train(changed(tiny.recipe, serving={"max_batch_size": 2}), run, tiny.root)
+    assert run.read_recipe().serving.max_batch_size == 2
 
 
 def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -239,7 +257,10 @@ def test_a_half_written_file_is_never_seen(
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(tiny: Tiny, tmp_path: Path) -> None:
-    frozen = changed(tiny.recipe, towers={"image": {**tiny.recipe.towers["image"].model_dump(), "freeze": True}})
+    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    network.save_pretrained(tiny.root / "resnet")
+    (tiny.root / "resnet" / "preprocessor_config.json").write_text("{}", encoding="utf-8")
+    frozen = changed(tiny.recipe, towers={"image": {"encoder": "vision", "source": "resnet", "image_px": 32}})
     run = Run(tmp_path / "run")
     train(frozen, run, tiny.root)
     assert sorted(path.name.split("-")[0] for path in run.features.iterdir()) == ["attributes", "image"]
@@ -278,7 +299,7 @@ def test_training_on_pairs_reads_the_products_that_they_name(tiny: Tiny, tmp_pat
     train(recipe, run, tiny.root)
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     missing = parse_recipe(raw | {"data": raw["data"] | {"train_splits": ["other"]}}, "test")
-    with pytest.raises(InputError, match="no pair of split other names a product"):
+    with pytest.raises(InputError, match=r"data\.train_splits: .*pairs\.csv has no pair of split 'other'"):
         training_catalogue(missing, tiny.root)
 
 

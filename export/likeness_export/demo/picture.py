@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from likeness_export.files import written_aside
+
+log = logging.getLogger(__name__)
 
 _PHOTO, _WIDTH, _HEIGHT, _GAP = 160, 210, 222, 14
 _PAPER, _CARD, _INK, _FAINT = (244, 242, 238), (255, 255, 255), (40, 40, 44), (150, 148, 144)
@@ -50,14 +53,25 @@ def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
     frame = _QUERY if card.right is None else _RIGHT if card.right else _WRONG
     draw.rounded_rectangle((left, top, left + _WIDTH, top + _HEIGHT), 8, fill=_CARD, outline=frame, width=3)
     corner = (left + (_WIDTH - _PHOTO) // 2, top + 10)
-    if card.photo:
-        with Image.open(card.photo) as photo:
-            sheet.paste(photo.convert("RGB").resize((_PHOTO, _PHOTO)), corner)
+    if photo := _read_photo(card):
+        sheet.paste(photo, corner)
     else:
         middle = (left + _WIDTH // 2, top + 10 + _PHOTO // 2)
         draw.text(middle, "no photo", font=ImageFont.load_default(15), fill=_FAINT, anchor="mm")
     _draw_line(draw, card.title, (left + 10, top + _PHOTO + 16), 13, _INK)
     _draw_line(draw, card.caption, (left + 10, top + _PHOTO + 38), 11, frame)
+
+
+def _read_photo(card: Card) -> Image.Image | None:
+    """Return a card's photo; None without one that can be read: a picture of others is not lost for it."""
+    if not card.photo:
+        return None
+    try:
+        with Image.open(card.photo) as photo:
+            return photo.convert("RGB").resize((_PHOTO, _PHOTO))
+    except Exception as error:  # codecs report damage with a dozen unrelated types
+        log.warning("%s cannot be drawn: %s", card.photo, error)
+        return None
 
 
 def _draw_line(

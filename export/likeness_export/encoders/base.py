@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 from likeness_client.errors import InputError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from likeness_export.tensors import TensorSpec
@@ -65,12 +65,22 @@ class EncoderConfig(BaseModel, ABC):
     run_rows: ClassVar[int | None] = None
     """How many products a CPU computes at a time, per thread, where lengths do not vary; None: the whole batch."""
 
+    never_frozen: ClassVar[str] = ""
+    """Why the encoder cannot be kept as it is; empty: it can."""
+
     freeze: bool = Field(
         default=True, description="keep the encoder as it is and cache its features; only its projection learns"
     )
     learning_rate: float = Field(
         default=1e-4, gt=0, description="of the encoder's own parameters, when it is not frozen"
     )
+
+    @field_validator("freeze")
+    @classmethod
+    def _nothing_random_is_frozen(cls, value: bool) -> bool:
+        if value and cls.never_frozen:
+            raise ValueError(f"must be false, {cls.never_frozen}")
+        return value
 
     @abstractmethod
     def tensors(self) -> tuple[TensorSpec, ...]:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.encoders.one_hot import require_keys
 from likeness_export.preprocessing import hashing
 from likeness_export.tensors import TensorSpec
 
@@ -47,8 +48,13 @@ class HashedConfig(EncoderConfig):
         """Return the keys that are hashed."""
         return self.keys
 
-    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
-        """Write the settings."""
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (no pretrained part)
+        """Write the settings.
+
+        Raises:
+            InputError: no product has one of the keys.
+        """
+        require_keys(self.keys, [json.loads(item) for item in items], tower.name)
         assets = tower / ASSETS
         assets.mkdir(parents=True, exist_ok=True)
         settings = {"keys": self.keys, "bits": self.bits, "max_bytes": MAX_BYTES["attributes"]}

@@ -68,11 +68,20 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
 
     Also whether it brings weights for its pooling: checkpoints of classifiers often do not, and a pooling layer of
     random weights would spoil every feature.
+
+    Raises:
+        InputError: the network or the settings of its image processor are not there.
     """
     config = load_pretrained(AutoConfig, source, data_root)
     _, loading = load_pretrained(AutoModel, source, data_root, output_loading_info=True)
     config.random_pooler = any("pooler" in name for name in loading["missing_keys"])
-    processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
+    except OSError as error:  # any mean would do for a file, and a wrong one would spoil every feature
+        raise InputError(
+            f"source {source!r} has no preprocessor_config.json, so that the mean and deviation of its pixels are not "
+            f"known: save the network's image processor beside it ({error})"
+        ) from error
     config.image_mean = list(processor.get("image_mean") or _HALF)
     config.image_std = list(processor.get("image_std") or _HALF)
     config.save_pretrained(tower / BACKBONE)
@@ -87,10 +96,11 @@ def load_backbone(
         The network, and the mean and deviation of its pixels.
     """
     config = AutoConfig.from_pretrained(tower / BACKBONE)
-    if source_root is None:  # noqa: SIM108 (two lines with what they need)
-        backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
+    if source_root is None:
+        # transformers' own gap in its types
+        backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     else:
-        backbone = load_pretrained(AutoModel, source, source_root)
+        backbone = load_pretrained(AutoModel, source, source_root, dtype=torch.float32)
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise  # the same weights under the same names

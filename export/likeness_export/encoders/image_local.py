@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from likeness_export.encoders.base import Encoder, EncoderConfig
@@ -39,6 +39,7 @@ class LocalFeaturesConfig(EncoderConfig):
     modality: ClassVar[str] = "image"
     preprocessing: ClassVar[ModuleType] = image
     run_rows: ClassVar[int] = PHOTOS_PER_THREAD
+    never_frozen: ClassVar[str] = "the parts have to learn; freeze_backbone keeps the pretrained network"
 
     encoder: Literal["local_features"]
     source: str = Field(description="directory, package or hub name of a Hugging Face vision network")
@@ -51,13 +52,6 @@ class LocalFeaturesConfig(EncoderConfig):
     freeze: bool = False
     freeze_backbone: bool = Field(default=True, description="keep the pretrained network; only parts and pooling learn")
     learning_rate: float = Field(default=1e-3, gt=0, description="of parts, pooling and a backbone that learns")
-
-    @field_validator("freeze")
-    @classmethod
-    def _parts_learn(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("must be false, the parts have to learn; freeze_backbone keeps the pretrained network")
-        return value
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """RGB bytes of one square photo."""

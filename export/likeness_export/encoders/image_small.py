@@ -25,6 +25,7 @@ class SmallConvNetConfig(EncoderConfig):
 
     modality: ClassVar[str] = "image"
     preprocessing: ClassVar[ModuleType] = image
+    never_frozen: ClassVar[str] = "it starts at random and has to learn"
 
     encoder: Literal["small_cnn"]
     image_px: int = Field(default=96, ge=32, le=256, description="side of the square that photos are squashed to")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,20 @@ from likeness_export.preprocessing import attributes
 from likeness_export.tensors import TensorSpec
 
 _NUMBER_BINS = 8
+
+
+def require_keys(keys: Sequence[str], records: Sequence[Mapping[str, object]], tower: str) -> None:
+    """See that some training product has each of the keys of a tower.
+
+    Raises:
+        InputError: none has one of them; names those that there are.
+    """
+    if missing := [name for name in keys if not any(name in record for record in records)]:
+        known = ", ".join(sorted({name for record in records for name in record}))
+        raise InputError(
+            f"towers.{tower}.keys: no training product has {', '.join(missing)}; of the keys it reads there are: "
+            f"{known}"
+        )
 
 
 class OneHotConfig(EncoderConfig):
@@ -48,12 +62,7 @@ class OneHotConfig(EncoderConfig):
             InputError: no product has one of the keys.
         """
         records = [json.loads(item) for item in items]
-        if missing := [name for name in self.keys if not any(name in record for record in records)]:
-            known = ", ".join(sorted({name for record in records for name in record}))
-            raise InputError(
-                f"towers.{tower.name}.keys: no training product has {', '.join(missing)}; of the keys it reads there "
-                f"are: {known}"
-            )
+        require_keys(self.keys, records, tower.name)
         vocabulary = {
             "keys": [self._key(name, [record[name] for record in records if name in record]) for name in self.keys],
             "max_bytes": MAX_BYTES["attributes"],

@@ -80,9 +80,9 @@ class TextTransformerConfig(EncoderConfig):
         """Load the pretrained transformer, or its bare architecture."""
         if source_root is None:
             config = AutoConfig.from_pretrained(tower / BACKBONE)
-            backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
+            backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers' own gap
         else:
-            backbone = load_pretrained(AutoModel, self.source, source_root)
+            backbone = load_pretrained(AutoModel, self.source, source_root, dtype=torch.float32)
         return TextTransformer(backbone, self.token_dropout)
 
 

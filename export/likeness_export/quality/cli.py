@@ -36,10 +36,10 @@ def run(
 ) -> None:
     """Make quality tables. Interrupted, it goes on when it is called again. Exits with 1 if a training fails."""
     from likeness_export.cli import _start
-    from likeness_export.quality.tables import tables_named
+    from likeness_export.quality.tables import tables_named, tables_with
 
     _start()
-    chosen = tables_named(tables)
+    chosen = tables_with(only or (), tables_named(tables))
     from likeness_export.quality.running import Plan, run_tables
     from likeness_export.quality.workers import available_cores
 

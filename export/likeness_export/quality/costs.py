@@ -73,11 +73,12 @@ def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, trained: Sequence
         catalogue: its first products are embedded once more, against the clock.
     """
     training = [_training_of(one) for one in trained]
-    frozen = {f"towers.{name}.encoder." for name, tower in recipe.towers.items() if tower.freeze}
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    for name, tower in recipe.towers.items():  # as training does; a network inside of an encoder may stay frozen
+        network.tower(name).encoder.requires_grad_(not tower.freeze)
+    parameters = list(network.parameters())
     return Cost(
-        parameters=sum(sizes.values()),
-        trained_parameters=sum(size for name, size in sizes.items() if not name.startswith(tuple(frozen))),
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         preparing_s=sum(one["preparing_s"] for one in training) if all(training) else None,
         epochs_s=round(sum(epochs_seconds(one) for one in trained), 2),
         peak_mb=max(one["peak_mb"] for one in training) if all(training) else None,

@@ -54,7 +54,6 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
     Raises:
         InputError: an unknown variant.
     """
-    # A variant may be of one table only: it is looked for in those that are asked for.
     units = [unit for table in plan.tables for unit in units_of(table, plan.seeds, _only(plan, table), *_places(plan))]
     missing = [unit for unit in units if not read_finished(unit)]
     log.info("%d of %d units are already finished", len(units) - len(missing), len(units))
@@ -76,9 +75,7 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
 
 
 def _only(plan: Plan, table: Table) -> tuple[str, ...]:
-    """Return the wanted variants of a table; with several tables, a name need not be in each."""
-    if len(plan.tables) == 1:
-        return tuple(plan.only)
+    """Return the wanted variants of a table; a name need not be in each, but see `tables_with`."""
     return tuple(variant.name for variant in table.variants if variant.name in plan.only)
 
 

@@ -490,3 +490,16 @@ def tables_named(names: Sequence[str]) -> tuple[Table, ...]:
     real = [table.name for table in TABLES if not table.rendered]
     chosen = [one for name in names for one in (real if name == ALL else [name])]
     return tuple(known[name] for name in dict.fromkeys(chosen))
+
+
+def tables_with(variants: Sequence[str], tables: Sequence[Table]) -> tuple[Table, ...]:
+    """Return the tables that have one of some variants; without names, all of them.
+
+    Raises:
+        InputError: no table has one of the variants; names those that there are.
+    """
+    known = {variant.name for table in tables for variant in table.variants}
+    if unknown := [name for name in variants if name not in known]:
+        where = ", ".join(table.name for table in tables)
+        raise InputError(f"{where}: there is no variant {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+    return tuple(table for table in tables if not variants or {one.name for one in table.variants} & set(variants))

@@ -24,6 +24,7 @@ from likeness_export.run import Run
 FORMAT = 2
 """Raised when the same declaration is measured in another way, so that kept figures are not taken for the new ones."""
 BASELINES = "baselines"
+DATA_FILE = "data.sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ def work_on(unit: Unit) -> None:
     """
     if read_finished(unit):
         return
-    _refuse_other_data(unit)
+    _claim(unit)
     with _logged(unit.folder / "unit.log"):
         from likeness_export.quality.baselines import measure_baselines
         from likeness_export.quality.costs import Cost
@@ -209,7 +210,6 @@ def work_on(unit: Unit) -> None:
             lines, cost = train_and_measure(unit.table, recipe, unit.folder, unit.data_root)
     kept = {
         "key": unit.key(),
-        "data": data_key(unit.table, unit.data_root),
         "digest": recipe.digest() if recipe else "",
         "recipe": recipe.model_dump(mode="json") if recipe else {},
         "lines": [line.plain() for line in lines],
@@ -218,16 +218,21 @@ def work_on(unit: Unit) -> None:
     write_text(unit.folder / "figures.json", json.dumps(kept, indent=1))
 
 
-def _refuse_other_data(unit: Unit) -> None:
-    """Refuse to measure on new data what was trained on other data: what is `val` now may have been trained on.
+def _claim(unit: Unit) -> None:
+    """Note in the folder, before anything is trained, which data that is; refuse a folder of other data.
+
+    What is `val` now may have been trained on then.
 
     Raises:
-        InputError: the folder's figures are of other data.
+        InputError: the folder was begun with other data.
     """
-    place = unit.folder / "figures.json"
-    if unit.variant is None or not place.is_file():
+    if unit.variant is None:
         return
-    if json.loads(place.read_text(encoding="utf-8")).get("data") != data_key(unit.table, unit.data_root):
+    place, key = unit.folder / DATA_FILE, data_key(unit.table, unit.data_root)
+    if not place.is_file():
+        unit.folder.mkdir(parents=True, exist_ok=True)
+        write_text(place, key)
+    elif place.read_text(encoding="utf-8") != key:
         raise InputError(f"{unit.folder} was trained on other data than {unit.table.products} holds now: remove it")
 
 
