@@ -17,7 +17,7 @@ from likeness_client import _calls
 from likeness_client._calls import Answer, Call, Item, Operation, Vector
 from likeness_client._discovery import ServerInfo
 from likeness_client._scoring import cosine_matrix, euclidean_matrix
-from likeness_client.contract import LEFT, RIGHT, Metric, signature_of
+from likeness_client.contract import BOUNDS, LEFT, RIGHT, Metric, signature_of
 from likeness_client.errors import BatchError, InputError, ProductError
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, FloatArray, ScoreMatrix, Scores, require_same_space
@@ -252,6 +252,7 @@ def _read_pairs(pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer, 
 def _read_scores(pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer) -> None:
     for metric, values in pairs.scores.items():
         scores = _calls.tensor(call, answer, metric, (len(rows), 1))[:, 0]
+        scores = scores.clip(*BOUNDS[metric])  # rounding may go a little beyond
         # A score of a side that failed is a number that means nothing.
         values[list(rows)] = [
             np.nan if index in pairs.errors else score for index, score in zip(rows, scores, strict=True)

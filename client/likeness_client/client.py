@@ -193,7 +193,7 @@ class Client(_channel.BaseClient):
 
     def _discover(self) -> ServerInfo:
         stub = self._stub()
-        with translate(self.address), self._open():
+        with self._open(), translate(self.address):
             index = stub.get_model_repository_index(client_timeout=self.timeout_s)
             names = embed_models(index.models)
             return discover([stub.get_model_config(name, client_timeout=self.timeout_s).config for name in names])
@@ -203,8 +203,9 @@ class Client(_channel.BaseClient):
         """Say that the client is closed where another thread closes the channel under a call."""
         try:
             yield
-        except ValueError as error:
-            if self._closed and not isinstance(error, LikenessError):
+        except (ValueError, ServerError) as error:
+            cancelled = isinstance(error, ServerError) and error.code == "CANCELLED"
+            if self._closed and (cancelled or not isinstance(error, LikenessError)):
                 raise self._closed_error() from error
             raise
 
@@ -253,7 +254,7 @@ class Client(_channel.BaseClient):
 
         def receive(result: Any, error: Exception | None) -> None:
             try:
-                with translate(self.address, call.model):
+                with self._open(), translate(self.address, call.model):
                     if error is not None:
                         raise error
                     future.set_result(_channel.decode(call, result))

@@ -57,6 +57,14 @@ class Metric(StrEnum):
     LEARNED = "learned"  # in [0, 1], a trained network's probability that the two are the same
 
 
+BOUNDS: Mapping[Metric, tuple[float, float]] = {
+    Metric.COSINE: (-1.0, 1.0),
+    Metric.EUCLIDEAN: (0.0, 2.0),
+    Metric.LEARNED: (0.0, 1.0),
+}
+"""The least and the largest score of each metric."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputSchema:
     """How a product record becomes the bytes that a server expects; published by the server, applied by its callers.

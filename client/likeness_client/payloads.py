@@ -74,7 +74,7 @@ def _image(product: Product, schema: InputSchema) -> bytes | None:
         return None
     source = product.images[0]
     if isinstance(source, bytes):
-        data = source
+        data = bytes(source)  # of a subclass, such as NumPy's, tritonclient would send the text of its repr
     elif isinstance(source, Path):
         data = _read(product, "image", source, schema)
     elif isinstance(source, np.ndarray):
@@ -106,7 +106,7 @@ def _video(product: Product, schema: InputSchema) -> bytes | None:
         return None
     if not isinstance(source, Path | bytes):
         raise _bad(product, "video", f"expected a Path or bytes, found {type(source).__name__}")
-    data = source if isinstance(source, bytes) else _read(product, "video", source, schema)
+    data = bytes(source) if isinstance(source, bytes) else _read(product, "video", source, schema)
     if not data:
         raise _bad(product, "video", "is empty; leave it out if there is none")
     return data
@@ -117,7 +117,7 @@ def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noq
     counts: dict[str, int | float] = {}
     for user, value in product.interactions.items():
         if not is_number(value) or value < 0:
-            reason = f"how often '{user}' did must be a number from 0, found {value!r:.80}"
+            reason = f"how often '{user}' did must be a number from 0, found {_shown(value)}"
             raise _bad(product, "interactions", reason)
         if value > 0:
             counts[str(user)] = _plain_number(value)
@@ -150,7 +150,7 @@ def _plain(product: Product, key: str, value: object) -> str | int | float:
     if isinstance(value, str):
         return " ".join(value.split())
     if not is_number(value):
-        raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {value!r:.80}")
+        raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {_shown(value)}")
     return _plain_number(value)
 
 
@@ -197,6 +197,14 @@ def _check_size(product: Product, modality: str, size: int, schema: InputSchema)
     if limit is not None and size > limit:
         way_out = _WAYS_OUT.get(modality, "shorten it")
         raise _bad(product, modality, f"{size:,} bytes, the server's limit is {limit:,}; {way_out}")
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error shows it; Python refuses to write numbers of some thousand digits."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"something of type {type(value).__name__}"
 
 
 def _bad(product: Product, modality: str, reason: str) -> ProductError:

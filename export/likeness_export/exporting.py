@@ -6,24 +6,24 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from likeness_client.contract import preprocess_model
-from likeness_client.errors import InputError
 
 from likeness_export.encoders.base import ASSETS
+from likeness_export.files import without_nan
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
 from likeness_export.pipeline import networks
 from likeness_export.progress import each
 from likeness_export.recipe import Recipe, with_serving
+from likeness_export.replacing import replaced_repository
 from likeness_export.repository import MANIFEST as MANIFEST  # it is a part of this module's surface, too
 from likeness_export.repository import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import check
@@ -104,7 +104,8 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         reports = _export_networks(run, recipe, network, aside)
         sections = {step.section: asdict(step(aside)) for step in steps}
         manifest = _manifest(recipe, space, aside, reports) | sections
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        text = json.dumps(without_nan(manifest), indent=1, allow_nan=False)
+        (aside / MANIFEST).write_text(text, encoding="utf-8")
     return reports
 
 
@@ -185,46 +186,15 @@ def _manifest(recipe: Recipe, space: str, folder: Path, reports: list[ExportRepo
         "recipe": recipe.model_dump(mode="json"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "opset": OPSET,
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "libraries": {name: _version(name) for name in _LIBRARIES},
         "networks": [asdict(report) for report in reports],
         "sha256": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
 
 
-@contextmanager
-def replaced_repository(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside a model repository that takes its place when the block ends well.
-
-    Raises:
-        InputError: there is a folder of something else.
-    """
-    folder = folder.resolve()
-    if folder.exists() and not _is_repository(folder):
-        raise InputError(f"{folder} is not an empty folder nor a model repository: choose another one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    # In a container every process may have the same number: a killed export's leftovers have the same name.
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # killed between two renames: this is the last good repository
-    shutil.rmtree(old, ignore_errors=True)
-    aside.mkdir()
+def _version(library: str) -> str | None:
+    """Return the version of a library; None where it is not installed, or under another name (onnxruntime-gpu)."""
     try:
-        yield aside
-        if folder.exists():
-            folder.rename(old)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_repository(folder: Path) -> bool:
-    entries = [entry for entry in folder.iterdir() if entry.name != MANIFEST] if folder.is_dir() else [folder]
-    return all((entry / "config.pbtxt").is_file() for entry in entries)
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return getattr(sys.modules.get(library), "__version__", None)

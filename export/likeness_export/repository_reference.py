@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from likeness_export.exporting import replaced_repository, write_adapters
+from likeness_export.exporting import write_adapters
 from likeness_export.recipe import Recipe, load_recipe
+from likeness_export.replacing import replaced_repository
 from likeness_export.repository import render, write_configs
 from likeness_export.repository_check import check
 

@@ -98,5 +98,6 @@ class Run:
 
     def write_weights(self, network: ProductNetwork) -> None:
         """Store all parameters."""
-        with written_aside(self.weights) as aside:
-            torch.save(network.state_dict(), aside)
+        # Through a file: a path would stand inside of it, and the space would depend on the process that wrote it.
+        with written_aside(self.weights) as aside, aside.open("wb") as out:
+            torch.save(network.state_dict(), out)

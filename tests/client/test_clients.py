@@ -401,7 +401,7 @@ def test_closing_a_client_under_a_call_is_an_error_of_the_call(endpoint: Endpoin
         call = pool.submit(client.embed, BATCH)
         time.sleep(0.1)
         client.close()
-        with pytest.raises(LikenessError):
+        with pytest.raises(LikenessError, match="is closed"):
             call.result()
 
 

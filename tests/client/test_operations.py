@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client import _calls, _operations
-from likeness_client._calls import Call, Vector
+from likeness_client._calls import Answer, Call, Vector
 from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, Metric, all_signatures
 from likeness_client.errors import BatchError, InputError, ProductError, ServerError, SpaceMismatchError
 from likeness_client.records import Product
@@ -69,6 +69,22 @@ products = st.builds(
     images=st.sampled_from([(), (b"one",), (b"two",), (b"BAD",)]),
     attributes=st.sampled_from([{}, {"colour": "red"}, {"colour": True}]),
 )
+
+
+def test_scores_stay_within_the_bounds_of_their_metric(
+    new_fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vector with itself has a cosine of 1.0000002 in float32."""
+    fake = new_fake()
+    answer = fake.answer
+
+    def rounded(call: Call) -> Answer:
+        return {name: found * 1.000001 if found.dtype == np.float32 else found for name, found in answer(call).items()}
+
+    monkeypatch.setattr(fake, "answer", rounded)
+    product = Product(title="red chair")
+    scores, _, _ = pairs(fake, [product], [product])
+    assert scores.values.tolist() == [1.0]
 
 
 @settings(deadline=None)

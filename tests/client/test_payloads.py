@@ -76,7 +76,7 @@ def test_equal_attributes_are_equal_bytes() -> None:
     assert first == second == {"attributes": b'{"colour":"dark red","price_usd":52}'}
 
 
-@pytest.mark.parametrize("value", [True, None, [], float("nan"), 10**400])
+@pytest.mark.parametrize("value", [True, None, [], float("nan"), 10**400, pytest.param(10**5000, id="5000 digits")])
 def test_an_attribute_that_is_neither_text_nor_number_fails(value: object) -> None:
     with pytest.raises(ProductError, match="'colour' must be a string or a finite number") as caught:
         encode(Product(product_id="p1", attributes={"colour": value}))  # type: ignore[dict-item]
@@ -130,6 +130,7 @@ def test_image_sources(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"jpeg")
     assert image(path) == image(b"jpeg") == b"jpeg"
+    assert type(image(np.bytes_(b"jpeg"))) is bytes  # tritonclient would send the text of a subclass's repr
     assert encode(Product(images=(b"main", b"other")))["image"] == b"main"
 
 
@@ -154,6 +155,7 @@ def test_video_sources(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"clip")
     assert encode(Product(video=path)) == encode(Product(video=b"clip")) == {"video": b"clip"}
+    assert type(encode(Product(video=np.bytes_(b"clip")))["video"]) is bytes
 
 
 @pytest.mark.parametrize(

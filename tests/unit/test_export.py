@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +179,9 @@ def test_the_files_are_self_contained_and_declare_their_opset(exported: Exported
         assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
 
 
-def test_the_space_is_of_recipe_weights_and_assets(exported: Exported, tmp_path: Path) -> None:
+def test_the_space_is_of_recipe_weights_and_assets(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def copy(name: str) -> Run:
         folder = tmp_path / name
         for path, data in files(exported.run.folder).items():
@@ -194,6 +195,10 @@ def test_the_space_is_of_recipe_weights_and_assets(exported: Exported, tmp_path:
     other_recipe = exported.recipe.model_copy(update={"seed": 8})
     spaces = [fingerprint(exported.recipe, run) for run in (exported.run, weights, assets)]
     assert len({*spaces, fingerprint(other_recipe, exported.run)}) == 4
+    assert fingerprint(exported.recipe, same) == spaces[0]
+    # Written by another process, the same weights are the same file.
+    monkeypatch.setattr("likeness_export.files.os.getpid", lambda: 12345678)
+    same.write_weights(exported.run.read_network()[1])
     assert fingerprint(exported.recipe, same) == spaces[0]
 
 
@@ -265,53 +270,13 @@ def test_a_folder_of_something_else_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(exporting, "export_network", lambda *_: pytest.fail("it was exported"))
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
-    for place in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(InputError, match="is not an empty folder nor a model repository: choose another one"):
+    for place, said in (
+        (tmp_path, "holds thesis.txt, which no export has written"),
+        (tmp_path / "thesis.txt", "is a file"),
+    ):
+        with pytest.raises(InputError, match=said):
             export_run(exported.run, place)
     assert files(tmp_path) == {"thesis.txt": b"mine"}
-
-
-def test_an_earlier_repository_comes_back_when_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "repository"
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "config.pbtxt").write_text("old", encoding="utf-8")
-    rename = Path.rename
-
-    def fails_for_the_new_one(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
-            raise OSError("disk full")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
-    with pytest.raises(OSError, match="disk full"), exporting.replaced_repository(folder) as aside:
-        (aside / "model").mkdir()
-    assert files(tmp_path) == {"repository/model/config.pbtxt": b"old"}
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_the_last_repository_outlives_an_export_that_was_killed_in_its_last_moment(
-    tmp_path: Path, swapped: bool
-) -> None:
-    folder = tmp_path / "repository"
-    old = folder.with_name(f".repository.{os.getpid()}.old")
-    left = [(old, "last"), (folder, "newer")] if swapped else [(old, "last")]
-    for place, content in left:
-        (place / "model").mkdir(parents=True)
-        (place / "model" / "config.pbtxt").write_text(content, encoding="utf-8")
-    with pytest.raises(ExportError), exporting.replaced_repository(folder):
-        raise ExportError("a network cannot be exported")
-    assert files(tmp_path) == {"repository/model/config.pbtxt": b"newer" if swapped else b"last"}
-
-
-def test_what_a_killed_export_left_does_not_stop_the_next_one(tmp_path: Path) -> None:
-    folder = tmp_path / "repository"
-    with exporting.replaced_repository(folder) as aside:
-        (aside / "left").mkdir()
-    folder.rename(aside)
-    with exporting.replaced_repository(folder) as aside:
-        assert list(aside.iterdir()) == []
 
 
 # --- one network

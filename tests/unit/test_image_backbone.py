@@ -55,12 +55,13 @@ def test_weights_and_answers_are_those_of_the_plain_network(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_network_that_was_saved_in_half_precision_is_used_in_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
-    saved(tmp_path).to(dtype).save_pretrained(tmp_path / "network")
+    network = saved(tmp_path)
+    nn.Module.to(network, dtype).save_pretrained(tmp_path / "network")  # transformers' own annotations lack the dtype
     write_architecture("network", tmp_path / "tower", tmp_path)
     for root in (tmp_path, None):  # with its weights, and the bare architecture that a finished run is loaded into
-        network, mean, std = load_backbone("network", tmp_path / "tower", root)
-        encoder = ImageBackbone(network, mean, std, image_px=PX)
-        assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+        backbone, mean, std = load_backbone("network", tmp_path / "tower", root)
+        encoder = ImageBackbone(backbone, mean, std, image_px=PX)
+        assert {tensor.dtype for tensor in backbone.parameters()} == {torch.float32}
         assert encoder(torch.zeros(2, PX, PX, 3, dtype=torch.uint8)).dtype == torch.float32
 
 

@@ -289,8 +289,8 @@ class Spoilt:
 
     form = "spoilt"
 
-    def __init__(self, source: Path, sensitive: str) -> None:
-        self.source, self.sensitive = source, sensitive
+    def __init__(self, source: Path, sensitive: str, most: float = 9.0) -> None:
+        self.source, self.sensitive, self.most = source, sensitive, most
         self.layers = [f"layer {number}" for number in range(12)]
         self.written: list[int] = []
 
@@ -299,7 +299,7 @@ class Spoilt:
         model = onnx.load(self.source)
         if self.sensitive not in kept:
             bias = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 1 and tensor.dims[0] == 16)
-            shifted = onnx.numpy_helper.to_array(bias) + np.linspace(-9, 9, 16, dtype=np.float32)
+            shifted = onnx.numpy_helper.to_array(bias) + np.linspace(-self.most, self.most, 16, dtype=np.float32)
             bias.CopyFrom(onnx.numpy_helper.from_array(shifted, bias.name))
         onnx.save(model, target)
 
@@ -321,8 +321,9 @@ def task(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Task:
     )
 
 
-def test_the_most_sensitive_layers_stay_in_fp32(task: Task, tmp_path: Path) -> None:
-    outcome = reduce_network(task, Spoilt(task.source, "layer 5"), tmp_path / "model.onnx")
+@pytest.mark.parametrize("most", [9.0, float("nan")], ids=["drift", "overflow"])
+def test_the_most_sensitive_layers_stay_in_fp32(task: Task, tmp_path: Path, most: float) -> None:
+    outcome = reduce_network(task, Spoilt(task.source, "layer 5", most), tmp_path / "model.onnx")
     assert (outcome.form, outcome.refused, outcome.layers) == ("spoilt", False, 12)
     assert "layer 5" in outcome.kept_layers
     assert len(outcome.kept_layers) <= 2

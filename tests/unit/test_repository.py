@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,12 @@ def test_the_reference_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) 
     folder = tmp_path / "repository"
     write_reference(load_recipe(Path("demo"), ["serving.max_batch_size=2"]), folder)
     (folder / "old_model").mkdir()
-    (folder / "old_model" / "config.pbtxt").touch()
+    shutil.copy(folder / "embed_text" / "config.pbtxt", folder / "old_model")
     write_reference(RECIPE, folder)
     assert not (folder / "old_model").exists()
     assert files(folder) == files(REFERENCE)
     (folder / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="not an empty folder nor a model repository"):
+    with pytest.raises(InputError, match=r"holds thesis\.txt, which no export has written"):
         write_reference(RECIPE, folder)
     assert (folder / "thesis.txt").read_text(encoding="utf-8") == "mine"
 

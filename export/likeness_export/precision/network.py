@@ -159,7 +159,8 @@ def _most_sensitive_first(task: Task, writer: Writer, work: Path) -> list[list[s
 
 
 def _mean_cosine(task: Task, writer: Writer, work: Path, reduced: Sequence[str]) -> float:
-    """Return the mean cosine to fp32 when only these layers are reduced."""
+    """Return the mean cosine to fp32 when only these layers are reduced; -1 for a product whose vector overflows."""
     writer.write(work, set(writer.layers) - set(reduced))
     after = task.products.embed(task.spec.tower, work, most=_ESTIMATE).together
-    return float(np.nanmean(np.einsum("nd,nd->n", task.fp32.together, after)))
+    rows = np.flatnonzero(~np.isnan(task.fp32.together).any(1))[:_ESTIMATE]  # those that have the modality
+    return float(np.nan_to_num(np.einsum("nd,nd->n", task.fp32.together[rows], after[rows]), nan=-1.0).mean())

@@ -1,0 +1,93 @@
+"""Putting a model repository in the place of an earlier one: whole or not at all, and nothing of anybody else's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from likeness_client.contract import SPACE_PARAMETER
+from likeness_client.errors import InputError
+
+from likeness_export.repository import MANIFEST
+
+_NEW, _OLD = "partial", "old"
+
+
+@contextmanager
+def replaced_repository(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside a model repository that takes its place when the block ends well.
+
+    Raises:
+        InputError: there is something else than a repository of this project, or the place cannot be written to.
+    """
+    folder = folder.resolve()
+    _check(folder)
+    aside, old = _beside(folder, _NEW), _beside(folder, _OLD)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
+        aside.mkdir()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror} ({error.filename})") from error
+    try:
+        yield aside
+        try:
+            if folder.exists():
+                folder.rename(old)
+            aside.rename(folder)
+        except BaseException:  # Ctrl-C between the two, too
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _check(folder: Path) -> None:
+    if folder.is_mount():
+        raise InputError(f"{folder} is a mount point, which cannot be replaced: name a folder inside of it")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another place")
+    for entry in sorted(folder.iterdir()) if folder.exists() else ():
+        if entry.name != MANIFEST and not _is_ours(entry):
+            raise InputError(f"{folder} holds {entry.name}, which no export has written: choose another folder")
+
+
+def _is_ours(entry: Path) -> bool:
+    config = entry / "config.pbtxt"  # every model that is rendered names its space
+    return config.is_file() and f'key: "{SPACE_PARAMETER}"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _tidy(folder: Path) -> None:
+    """Clear away what killed exports have left; one killed between its two renames left the last good repository."""
+    left = [path for what in (_NEW, _OLD) for path in folder.parent.glob(f".{folder.name}.*.{what}")]
+    # In a container every process may have the same number: one's own was another process's, too.
+    dead = [path for path in left if not _of_another_process(path)]
+    last_good = [path for path in dead if path.suffix == f".{_OLD}"]
+    if last_good and not folder.exists():
+        max(last_good, key=lambda path: path.stat().st_mtime).rename(folder)
+    for path in dead:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{what}")
+
+
+def _of_another_process(path: Path) -> bool:
+    """Say whether the process that made a folder still runs, and is not this one."""
+    number = path.stem.rpartition(".")[2]
+    if not number.isdecimal() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)  # asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True

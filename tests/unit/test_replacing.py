@@ -1,0 +1,130 @@
+"""A model repository takes the place of an earlier one whole or not at all, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from likeness_client.errors import InputError
+from likeness_export.replacing import replaced_repository
+
+OURS = 'parameters {{ key: "space" value {{ string_value: "{}" }} }}'
+
+
+def write_model(folder: Path, space: str) -> None:
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.pbtxt").write_text(OURS.format(space), encoding="utf-8")
+
+
+def spaces(folder: Path) -> dict[str, str]:
+    """Return the space of every model below a folder."""
+    found = folder.rglob("config.pbtxt")
+    return {str(path.relative_to(folder)): path.read_text(encoding="utf-8").split('"')[3] for path in found}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    write_model(tmp_path / "repository", "old")
+    return tmp_path / "repository"
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_the_new_one_takes_the_place_of_the_old_one(repository: Path) -> None:
+    with replaced_repository(repository) as aside:
+        write_model(aside, "new")
+        assert spaces(repository) == {"model/config.pbtxt": "old"}
+    assert spaces(repository.parent) == {"repository/model/config.pbtxt": "new"}
+
+
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "Ctrl-C"])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_the_old_one_is_there_again_when_the_new_one_cannot_take_its_place(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, when: str
+) -> None:
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise failure
+        moved = rename(self, target)
+        if when == "between" and target.name.endswith(".old"):
+            raise failure
+        return moved
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(type(failure)), replaced_repository(repository) as aside:
+        write_model(aside, "new")
+    assert spaces(repository.parent) == {"repository/model/config.pbtxt": "old"}
+
+
+def test_ctrl_c_while_it_is_renamed_leaves_one_of_the_two(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self == repository:
+            signal.raise_signal(signal.SIGINT)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), replaced_repository(repository) as aside:
+        write_model(aside, "new")
+    assert spaces(repository.parent) == {"repository/model/config.pbtxt": "old"}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("same_number", [False, True])
+def test_the_last_repository_outlives_an_export_that_was_killed_in_its_last_moment(
+    tmp_path: Path, swapped: bool, same_number: bool
+) -> None:
+    folder, number = tmp_path / "repository", os.getpid() if same_number else ended_process()
+    write_model(tmp_path / f".repository.{number}.old", "last")
+    write_model(tmp_path / f".repository.{number}.partial", "half")
+    if swapped:
+        write_model(folder, "newer")
+    with pytest.raises(ZeroDivisionError), replaced_repository(folder):
+        raise ZeroDivisionError
+    assert spaces(tmp_path) == {"repository/model/config.pbtxt": "newer" if swapped else "last"}
+
+
+def test_what_another_export_is_writing_is_left_alone(repository: Path) -> None:
+    aside = repository.with_name(f".repository.{os.getppid()}.partial")
+    write_model(aside, "another")
+    with replaced_repository(repository) as new:
+        write_model(new, "new")
+    assert set(spaces(repository.parent).values()) == {"new", "another"}
+
+
+def test_what_no_export_has_written_is_not_replaced(repository: Path) -> None:
+    write_model(repository.parent / "mine", "mine")
+    foreign = repository / "reranker"
+    foreign.mkdir()
+    (foreign / "config.pbtxt").write_text('name: "workspace"', encoding="utf-8")
+    with (
+        pytest.raises(InputError, match="holds reranker, which no export has written"),
+        replaced_repository(repository),
+    ):
+        pytest.fail("it was replaced")
+    assert (foreign / "config.pbtxt").is_file()
+
+
+def test_a_mount_point_and_an_unwritable_place_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match="cannot be written: File exists"),
+        replaced_repository(tmp_path / "file" / "a"),
+    ):
+        pytest.fail("it was begun")
+    monkeypatch.setattr(Path, "is_mount", lambda _: True)
+    with pytest.raises(InputError, match=r"is a mount point.*a folder inside of it"), replaced_repository(tmp_path):
+        pytest.fail("it was begun")
