@@ -16,7 +16,7 @@ from likeness_client.contract import InputSchema
 from numpy.typing import NDArray
 
 from comparisons.learned_blocks import Learned, measure_learned
-from comparisons.measured import Measurement, Quantity, Take, measure, per_call_s
+from comparisons.measured import Measurement, Quantity, Take, measure, measure_all, per_call_s
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server
@@ -67,20 +67,28 @@ def compare_blocks(config: BlocksConfig) -> Comparison:
         LikenessError: the server fails, or the scores are not what they should be.
     """
     facts = machine()
-    caller = measure_caller(config)
-    sections, said = [caller], ["embeddings are drawn at random, of unit length: the arithmetic is the same for all"]
-    facts |= {f"{found.ours}, within {WITHIN} x": verdict(found.median) for found in caller.ratios}
-    if config.repository and not caller.interrupted:
-        log = config.environments / "likeness.log"
-        with likeness_server(config.repository, log) as address:
-            asked = Learned(
-                address=address, queries=config.queries, candidates=config.candidates, chunk=config.candidates
-            )
-            sections.append(measure_learned(asked, config.chunk, config.rounds))
+    said = ["embeddings are drawn at random, of unit length: the arithmetic is the same for all"]
+    planned = [partial(measure_caller, config)]
+    if config.repository:
+        planned.append(partial(measure_served, config, config.repository))
+    sections = measure_all(planned)
+    facts |= {f"{found.ours}, within {WITHIN} x": verdict(found.median) for found in sections[0].ratios}
+    if config.repository:
         facts["repository"] = f"{config.repository}, cpu profile, gRPC"
         said.append("learned: the server computes it, the client cuts a block into calls; each turn is a new process")
         said.append("server, peak MB: the sum over its processes; pages that they share count several times")
     return Comparison(title="Blocks of similarities", settings=tuple(sections), facts=facts, notes=tuple(said))
+
+
+def measure_served(config: BlocksConfig, repository: Path) -> Measurement:
+    """Ask a server for a block of learned scores.
+
+    Raises:
+        LikenessError: the server cannot be started, or fails.
+    """
+    with likeness_server(repository, config.environments / "likeness.log") as address:
+        asked = Learned(address=address, queries=config.queries, candidates=config.candidates, chunk=config.candidates)
+        return measure_learned(asked, config.chunk, config.rounds)
 
 
 def measure_caller(config: BlocksConfig) -> Measurement:

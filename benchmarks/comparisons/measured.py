@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 from likeness_bench.figures import ENOUGH as ENOUGH_REQUESTS
 from likeness_bench.figures import too_few
 from likeness_bench.tables import NOTHING, Table, number
-from likeness_client import InputError
+from likeness_client import InputError, LikenessError
 
 from comparisons.rounds import ComparisonError, Round
 from comparisons.turns import Turns
@@ -249,6 +249,29 @@ def measure(
         failed=bool(turns.failures),
         interrupted=turns.interrupted,
     )
+
+
+def measure_all(planned: Iterable[Callable[[], Measurement]]) -> list[Measurement]:
+    """Measure sections one after the other; what goes wrong in one, or Ctrl-C, ends them and costs none before it.
+
+    Raises:
+        LikenessError: the first section cannot be measured.
+    """
+    sections: list[Measurement] = []
+    for section in planned:
+        try:
+            sections.append(section())
+        except (LikenessError, KeyboardInterrupt) as error:
+            if not sections:
+                raise
+            stopped = isinstance(error, KeyboardInterrupt)
+            note = f"what was to follow is missing: {'interrupted' if stopped else error}"
+            last = sections[-1]
+            sections[-1] = replace(last, notes=(*last.notes, note), failed=not stopped, interrupted=stopped)
+            break
+        if sections[-1].interrupted:
+            break
+    return sections
 
 
 def per_call_s(work: Callable[[], object], turn_s: float) -> float:

@@ -153,7 +153,7 @@ def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> Round:
         contender=OURS,
         number=number,
         products_per_s=report["products_per_s"],
-        requests=report["requests"],
+        requests=latency.get("count", 0),
         failures=sum(error["count"] for error in errors),
         p50_ms=latency.get("p50_ms"),
         p99_ms=latency.get("p99_ms"),

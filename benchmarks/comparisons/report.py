@@ -77,12 +77,14 @@ def deliver(comparison: Comparison, out: Path | None) -> None:
     shown, said = tables(comparison), notes(comparison)
     if not any(setting.turns for setting in comparison.settings):
         raise ComparisonError(f"nothing was measured: {'; '.join(said)}")
-    if out:
-        ratios = {setting.title: [asdict(found) for found in setting.ratios] for setting in comparison.settings}
-        write_json(out, {"format": FORMAT, **asdict(comparison), "notes": said, "ratios": ratios})
-        title = f"{comparison.title} ({comparison.made_at})"
-        write_text(out.with_suffix(".md"), markdown(title, shown, said))
-    print_tables(shown, said)
+    try:
+        if out:
+            ratios = {setting.title: [asdict(found) for found in setting.ratios] for setting in comparison.settings}
+            write_json(out, {"format": FORMAT, **asdict(comparison), "notes": said, "ratios": ratios})
+            title = f"{comparison.title} ({comparison.made_at})"
+            write_text(out.with_suffix(".md"), markdown(title, shown, said))
+    finally:  # what cannot be written can still be read
+        print_tables(shown, said)
     if any(setting.interrupted for setting in comparison.settings):
         raise typer.Exit(130)
     if any(setting.failed for setting in comparison.settings):

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 from likeness_bench.figures import Percentiles
@@ -64,8 +65,9 @@ class RoundsConfig:
     def __post_init__(self) -> None:
         if self.clients < 1 or self.batch_size < 1 or self.rounds < 1:
             raise InputError("clients, batch_size and rounds must be at least 1")
-        if not (self.round_s > 0 and self.timeout_s > 0 and self.warm_up_s >= 0):
-            raise InputError("round_s and timeout_s must be above 0, warm_up_s at least 0")
+        seconds = self.round_s, self.timeout_s, self.warm_up_s
+        if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
+            raise InputError("round_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +107,13 @@ RequestsOf = Callable[[int], Iterator[Sequence[Product]]]
 
 
 async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, config: RoundsConfig) -> Turns[Round]:
-    """Measure all contenders in turn, round after round; one that answers nothing at all in its turn has failed."""
+    """Measure all contenders in turn, round after round; one that is silent in half of its turn has failed."""
     named = {contender.name: contender for contender in contenders}
     turns = Turns[Round](named, config.rounds)
     for name, number in turns:
         with turns.of(name, number):
             turn = _Turn(contender=named[name], requests=requests_of(number), config=config)
             found = await _uncancelled(turn.run(number))
-            if not found.requests:
-                reason = found.example or f"no answer within {config.round_s:g} s; give a longer --round-s"
-                raise ComparisonError(f"it answered nothing: {reason}")
             turns.add(name, number, found, found.said())
     return turns
 
@@ -141,6 +140,11 @@ class _Turn:
     example: str = ""
 
     async def run(self, number: int) -> Round:
+        """Make the load.
+
+        Raises:
+            ComparisonError: nothing was answered, or nothing any more in the second half, while requests failed.
+        """
         begins = time.perf_counter() + self.config.warm_up_s
         ends = begins + self.config.round_s
         cpu_before_s, began = time.process_time(), time.perf_counter()
@@ -148,6 +152,11 @@ class _Turn:
         cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
         latency = Percentiles.of([received - sent for sent, received, _ in self.answered if sent >= begins])
         in_time = [products for _, received, products in self.answered if begins <= received <= ends]
+        if not in_time:
+            reason = self.example or f"no answer within {self.config.round_s:g} s; give a longer --round-s"
+            raise ComparisonError(f"it answered nothing: {reason}")
+        if self.failures and max(received for _, received, _ in self.answered) < (begins + ends) / 2:
+            raise ComparisonError(f"it answered nothing any more in the second half of its turn: {self.example}")
         return Round(
             contender=self.contender.name,
             number=number,

@@ -15,7 +15,7 @@ from likeness_bench.processes import find_server, look
 from likeness_client import InputError
 from likeness_export.server import check_repository, stop_group, unused_ports
 
-from comparisons.measured import Measurement, Quantity, Take, measure
+from comparisons.measured import Measurement, Quantity, Take, measure, measure_all
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server
@@ -60,24 +60,23 @@ def compare_starts(config: StartConfig) -> Comparison:
     facts = machine()
     quantities = (SECONDS, CPU_S, PROCESSES, RESIDENT_MB)
     log = config.environments / "start.log"
-    sections = []
-    for repository in config.repositories:
+
+    def section(repository: Path) -> Measurement:
         contenders: dict[str, Take] = {
             COMMAND: partial(by_command, repository, log),
             SERVER: partial(by_itself, repository, log),
         }
-        count = count_models(repository)
-        found = measure(
-            title=f"{repository}, {count} models",
+        return measure(
+            title=f"{repository}, {count_models(repository)} models",
             contenders=contenders,
             rounds=config.rounds,
             quantities=quantities,
             pairs=((COMMAND, SERVER),),
         )
-        sections.append(found)
+
+    sections = measure_all(partial(section, repository) for repository in config.repositories)
+    for repository, found in zip(config.repositories, sections, strict=False):  # the last ones may be missing
         facts |= verdict(repository, found)
-        if found.interrupted:
-            break
     said = (
         f"{COMMAND}: from the start of the command until it says that it is ready; {SERVER}: the same server without "
         "the command's own start; both look for it ten times a second",

@@ -12,7 +12,7 @@ from likeness_client import InputError
 
 from comparisons.contenders import read_some
 from comparisons.image_steps import enlarged, image_model, measure_photos, rendered_views
-from comparisons.measured import Measurement
+from comparisons.measured import Measurement, measure_all
 from comparisons.report import Comparison, machine
 from comparisons.text_steps import lengths_name, measure_texts, text_model, texts_of
 
@@ -71,11 +71,7 @@ def compare_steps(config: StepsConfig) -> Comparison:
             planned.append(partial(measure_photos, images, photos, px, config.rounds, config.turn_s))
     if not planned:
         raise InputError(f"{config.repository} embeds neither photos nor texts of different length: give another one")
-    sections: list[Measurement] = []
-    for section in planned:
-        sections.append(section())
-        if sections[-1].interrupted:
-            break
+    sections = measure_all(planned)
     said = (
         "texts: the network alone, tokens are made before; grouped as the server does it within one batch",
         "photos: rendered, enlarged, with grain, JPEG; full decode is the served code without its call of `draft`",

@@ -17,7 +17,7 @@ from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
 from likeness_bench.option_groups import Asked, Ranked, Sent, with_groups
 from likeness_bench.options import needs_extra, parse_cases
-from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls
+from likeness_bench.recall import LabelConfig, Labelled, Recall, RecallStoppedError, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
 from likeness_bench.workload import AS_THEY_ARE
@@ -84,7 +84,7 @@ def load(
 
         async def work(stop: asyncio.Event) -> LoadReport:
             workload, info = await prepare(chosen, config)
-            recall = await _recall(labels, config, view)
+            recall = await _recall(labels, config, view, stop)
             report = await run_repeated(
                 workload, info, config, budget_s=budget_s, stop=stop, starts=view.step, progress=view.show
             )
@@ -146,7 +146,7 @@ def sweep(
 
         async def work(stop: asyncio.Event) -> SweepReport:
             workload, info = await prepare(chosen, load)
-            recall = await _recall(labels, load, view)
+            recall = await _recall(labels, load, view, stop)
             report = await run_sweep(workload, info, config, stop=stop, starts=view.step, progress=view.show)
             return replace(report, label=alike.name if alike else "", recall=recall)
 
@@ -271,9 +271,15 @@ def _read(source: SourceConfig, alike: LabelConfig | None = None) -> tuple[list[
     return varied((product for product, _ in rows[: source.count]), source), labels
 
 
-async def _recall(labels: Sequence[Labelled], load: LoadConfig, view: LiveView) -> dict[str, Recall]:
-    """Return the recall of every part of the mix; empty where it is not asked for."""
+async def _recall(
+    labels: Sequence[Labelled], load: LoadConfig, view: LiveView, stop: asyncio.Event
+) -> dict[str, Recall]:
+    """Return the recall of every part of the mix; empty where it is not asked for, or stopped."""
     if not labels:
         return {}
     view.say(f"recall of {len(labels)} products")
-    return await asyncio.to_thread(served_recalls, load.address, labels, load.workload.signatures)
+    signatures = load.workload.signatures
+    try:
+        return await asyncio.to_thread(served_recalls, load.address, labels, signatures, stopped=stop.is_set)
+    except RecallStoppedError:
+        return {}

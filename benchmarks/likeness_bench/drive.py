@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, TypeAlias
 
 from likeness_client import (
@@ -58,8 +59,9 @@ class LoadConfig:
             raise InputError(f"--concurrency {self.concurrency} sends nothing: give at least 1")
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise InputError(f"--rate {self.rate:g} cannot be sent: give a number above 0")
-        if not (self.duration_s > 0 and self.timeout_s > 0 and self.warm_up_s >= 0):
-            raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0")
+        seconds = self.duration_s, self.timeout_s, self.warm_up_s
+        if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
+            raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
 
     @property
     def length_s(self) -> float:

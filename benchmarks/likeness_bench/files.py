@@ -67,6 +67,8 @@ def check_out(path: Path | None) -> None:
         raise MissingExtraError("bench", "`matplotlib`")
     if path.suffix != ".json":
         raise InputError(f"{path} must end in .json; Markdown and HTML are written beside it")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give another path")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

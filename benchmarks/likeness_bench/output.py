@@ -100,12 +100,14 @@ def deliver(
         InputError: a file cannot be written.
     """
     tables = [*tables, *_measured(report)]
-    if out:
-        every = [*tables, *files_only]
-        write_json(out, asdict(report))
-        write_text(out.with_suffix(".md"), markdown(title, every, notes))
-        write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots(), every))
-    print_tables(tables, notes)
+    try:
+        if out:
+            every = [*tables, *files_only]
+            write_json(out, asdict(report))
+            write_text(out.with_suffix(".md"), markdown(title, every, notes))
+            write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots(), every))
+    finally:  # what cannot be written can still be read
+        print_tables(tables, notes)
 
 
 def _measured(report: Report) -> Iterator[Table]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from likeness_client import Client, InputError, Product, ProductError, ServerInfo
+from likeness_client import Client, InputError, LikenessError, Product, ProductError, ServerInfo
 from likeness_client.contract import modalities_of
 from likeness_client.payloads import payloads
 from likeness_client.records import Record, field_value
@@ -19,6 +19,11 @@ Labelled: TypeAlias = tuple[Product, str]
 """A product and its label, which is empty where it has none."""
 _TIMEOUT_S = 60.0  # of a call; recall is no race
 _BLOCK = 1024  # queries at a time; bounds the memory
+_STEP = 256  # products that are embedded before it is asked whether to stop
+
+
+class RecallStoppedError(LikenessError):
+    """Measuring was to stop before it was over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,9 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
     return chosen
 
 
-def served_recall(address: str, products: Sequence[Labelled], signature: str) -> Recall:
+def served_recall(
+    address: str, products: Sequence[Labelled], signature: str, stopped: Callable[[], bool] = lambda: False
+) -> Recall:
     """Embed labelled products on a server and rank them by cosine, each against all others.
 
     As `likeness evaluate` does it: a signature is measured on the products that have all modalities of the server, each
@@ -86,8 +93,10 @@ def served_recall(address: str, products: Sequence[Labelled], signature: str) ->
         address: the server's gRPC endpoint.
         products: with their labels.
         signature: what to reduce them to, or `AS_THEY_ARE`.
+        stopped: is asked now and then whether to go on.
 
     Raises:
+        RecallStoppedError: ``stopped`` said so.
         LikenessError: the server does not answer.
     """
     with Client(address, timeout_s=_TIMEOUT_S) as client:
@@ -97,23 +106,31 @@ def served_recall(address: str, products: Sequence[Labelled], signature: str) ->
         if not usable:
             return Recall(at_1=0.0, queries=0, gallery=0)
         modalities = None if signature == AS_THEY_ARE else modalities_of(signature)
-        found = client.embed([product for product, _ in usable], modalities=modalities, on_error="return")
-    vectors: NDArray[np.float32] = found.vectors
-    return recall_at_1(vectors, np.array([label for _, label in usable], dtype=np.str_))
+        parts = []
+        for start in range(0, len(usable), _STEP):
+            if stopped():
+                raise RecallStoppedError("interrupted while recall was measured")
+            some = [product for product, _ in usable[start : start + _STEP]]
+            parts.append(client.embed(some, modalities=modalities, on_error="return").vectors)
+    return recall_at_1(np.concatenate(parts), np.array([label for _, label in usable], dtype=np.str_))
 
 
-def served_recalls(address: str, products: Sequence[Labelled], signatures: Iterable[str]) -> dict[str, Recall]:
+def served_recalls(
+    address: str, products: Sequence[Labelled], signatures: Iterable[str], stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Recall]:
     """Measure the recall of every part of a mix by itself; without a mix, of products as they are.
 
     Args:
         address: the server's gRPC endpoint.
         products: with their labels.
         signatures: the parts.
+        stopped: see `served_recall`.
 
     Raises:
+        RecallStoppedError: see `served_recall`.
         LikenessError: the server does not answer, or does not embed one of them.
     """
-    return {name: served_recall(address, products, name) for name in tuple(signatures) or (AS_THEY_ARE,)}
+    return {name: served_recall(address, products, name, stopped) for name in tuple(signatures) or (AS_THEY_ARE,)}
 
 
 def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recall:

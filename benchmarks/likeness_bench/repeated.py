@@ -43,7 +43,8 @@ async def run_repeated(
         progress: is shown each run while it runs.
 
     Returns:
-        The report of the run in the middle, with the figures of all runs.
+        The report of one run, with the figures of all: of the two that agree the slower; without such, the one in the
+        middle.
     """
     deadline = time.perf_counter() + budget_s
 
@@ -61,7 +62,8 @@ async def run_repeated(
         report = await run(len(runs))
         if not stop.is_set():
             runs.append(report)
-    answered = [run for run in runs if run.latency] or runs  # one that answered nothing tells nothing but that
+    # What has settled are the last two; and one that answered nothing tells nothing but that.
+    answered = runs[-2:] if _settled(runs) else [run for run in runs if run.latency] or runs
     shown = answered[middle([_settling_ms(run) for run in answered])]
     notes = shown.notes if _settled(runs) else (*shown.notes, *_doubts(runs, budget_s, stopped=stop.is_set()))
     ended = "interrupted" if stop.is_set() else shown.ended

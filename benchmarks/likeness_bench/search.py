@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from likeness_client import InputError
 
@@ -83,11 +82,6 @@ def agree(durations_ms: Sequence[float | None]) -> bool:
     if one is None or other is None:
         return one is other
     return abs(one - other) < SETTLED * min(one, other)
-
-
-def typical(p99_ms: Sequence[float | None]) -> float:
-    """Return the median of the repeats; an infinite one (None) stays one."""
-    return median(map(_late, p99_ms))
 
 
 def middle(durations_ms: Sequence[float | None]) -> int:

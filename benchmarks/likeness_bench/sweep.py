@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ from likeness_bench.figures import LoadReport
 from likeness_bench.load import Progress, run_load
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import PAUSE_S, Starts
-from likeness_bench.search import RateSearch, middle, settled, typical
+from likeness_bench.search import RateSearch, middle, settled
 from likeness_bench.workload import Workload
 
 FORMAT = "likeness-sweep-1"
@@ -43,8 +43,10 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if self.load.rate is None:
             raise InputError("a sweep is an open loop: give the rate to begin with")
-        if not self.target_ms > 0:
+        if not 0 < self.target_ms < float("inf"):
             raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
+        if self.budget_s == float("inf"):
+            raise InputError("--budget-s inf: a report cannot hold it; give seconds")
         if self.max_repeats < 1:
             raise InputError(f"--max-repeats {self.max_repeats}: give at least 1")
         if self.budget_s < self.load.length_s:
@@ -54,15 +56,20 @@ class SweepConfig:
             )
 
 
+def _decisive(repeats: Sequence[LoadReport], settled: bool) -> LoadReport:
+    some = repeats[-2:] if settled else repeats
+    return some[middle([run.p99_with_failures_ms for run in some])]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RateStep:
     """One rate that was tried.
 
     Attributes:
         rate: requests per second.
-        kept: whether the median of its repeats kept the target.
-        settled: whether its repeats agreed.
-        p99_ms: of the repeats, the median; failures count as infinitely late; None: infinite.
+        kept: whether it kept the target, by ``p99_ms``.
+        settled: whether its last two repeats agreed.
+        p99_ms: of the repeat that `middle` names; failures count as infinitely late; None: infinite.
         repeats: the report of each.
     """
 
@@ -74,8 +81,8 @@ class RateStep:
 
     @property
     def middle(self) -> LoadReport:
-        """The repeat that is nearest to the median."""
-        return self.repeats[middle([run.p99_with_failures_ms for run in self.repeats])]
+        """The repeat that stands for all: of the two that agree the slower; without such, the one in the middle."""
+        return _decisive(self.repeats, self.settled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +198,13 @@ class _Attempts:
             repeats.append(report)
         if not repeats:
             return None
-        p99_ms = typical([run.p99_with_failures_ms for run in repeats])
+        found = self._settled(repeats)
+        p99_ms = _decisive(repeats, found).p99_with_failures_ms
         return RateStep(
             rate=rate,
-            kept=p99_ms <= self.config.target_ms,
-            settled=self._settled(repeats),
-            p99_ms=p99_ms if p99_ms < float("inf") else None,
+            kept=p99_ms is not None and p99_ms <= self.config.target_ms,
+            settled=found,
+            p99_ms=p99_ms,
             repeats=tuple(repeats),
         )
 

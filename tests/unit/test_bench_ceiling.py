@@ -29,7 +29,7 @@ from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, cpu_threads_of, uses_of
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_ceiling
-from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls
+from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, labelled, recall_at_1, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo
@@ -240,7 +240,7 @@ class FakeClient:
 
 
 def compared(
-    monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, answers: bool = True, stop_at: str = "never"
+    monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, dies_at: int = 1000, stop_at: str = "never"
 ) -> tuple[CeilingReport, list[LoadConfig]]:
     """Compare two cases of two rounds; a case measures twice in its trials, and twice in a round."""
     loads: list[LoadConfig] = []
@@ -251,7 +251,7 @@ def compared(
         loads.append(config)
         drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
         drive.elapsed_s = config.length_s
-        error = "" if answers else "ServerUnavailableError"
+        error = "" if len(loads) <= dies_at else "ServerUnavailableError"
         times = np.linspace(0, 0.9, 20).tolist()
         drive.records = [
             Record(
@@ -298,7 +298,7 @@ def test_a_failure_ends_one_case_and_keeps_the_rounds_before_it(monkeypatch: pyt
 
 
 def test_a_server_that_answers_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    report, _ = compared(monkeypatch, answers=False)
+    report, _ = compared(monkeypatch, dies_at=0)
     assert report.cases == ()
     assert report.failures["first"] == "the server answered nothing in round 1 (it is gone)"
 
@@ -314,11 +314,45 @@ def test_a_turn_at_half_load_is_long_enough_for_a_p99(monkeypatch: pytest.Monkey
     report, loads = compared(monkeypatch)
     assert report.ended == "complete"
     half = loads[2]
-    assert half.rate == 10.0
-    assert half.duration_s == 13.0
+    assert loads[0].duration_s == pytest.approx(1.3)  # 100 requests at the ceiling's rate, and some more
+    assert half.rate == pytest.approx(20 / 1.3 / 2)
+    assert half.duration_s == pytest.approx(1.3 * 100 / half.rate)
     assert report.cases[0].load is not None
     assert report.cases[0].load.requests == 20
     assert saturated_tables(report)[0].title.startswith("first, the last load: embed x 1")
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_a_round_in_which_the_server_dies_does_not_count(monkeypatch: pytest.MonkeyPatch, turn: int) -> None:
+    report, _ = compared(monkeypatch, dies_at=3 + turn - 1)
+    assert [(case.name, len(case.rounds)) for case in report.cases] == [("first", 1)]
+    assert report.failures["first"] == "the server answered nothing in round 2 (it is gone)"
+
+
+def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[int] = []
+
+    class Server:
+        def __enter__(self) -> Server:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def info(self) -> ServerInfo:
+            return INFO
+
+        def embed(self, products: Sequence[Product], **_: Any) -> Any:
+            embedded.append(len(products))
+            return SimpleNamespace(vectors=np.eye(len(products), 4, dtype=np.float32))
+
+    monkeypatch.setattr(recall_module, "Client", lambda *_, **__: Server())
+    products = [(Product(title=str(number)), "a") for number in range(600)]
+    assert served_recalls("here:1", products, {})[AS_THEY_ARE].gallery == 600
+    assert embedded == [256, 256, 88]
+    with pytest.raises(RecallStoppedError):
+        served_recalls("here:1", products, {}, stopped=lambda: len(embedded) > 3)
+    assert embedded == [256, 256, 88, 256]
 
 
 @pytest.mark.parametrize(
@@ -430,7 +464,7 @@ def test_ceilings_without_a_case_in_common_are_refused(tmp_path: Path) -> None:
 def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def served(address: str, products: Sequence[tuple[Product, str]], signature: str) -> Recall:
+    def served(address: str, products: Sequence[tuple[Product, str]], signature: str, _: object) -> Recall:
         asked.append((address, len(products), signature))
         return Recall(at_1=0.5, queries=1, gallery=2)
 

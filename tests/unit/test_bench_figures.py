@@ -15,7 +15,7 @@ from likeness_bench import figures, processes
 from likeness_bench.drive import Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
-from likeness_bench.search import RateSearch, middle, settled, typical
+from likeness_bench.search import RateSearch, middle, settled
 from likeness_bench.steps import ModelCounters, step_times
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
@@ -163,11 +163,6 @@ def test_repeats_settle(p99_ms: list[float | None], p50_ms: float | None, agree:
 )
 def test_the_middle_repeat_is_shown(p99_ms: list[float | None], place: int) -> None:
     assert middle(p99_ms) == place
-
-
-def test_the_typical_repeat_is_the_median() -> None:
-    assert typical([1.0, 5.0, 2.0]) == 2.0
-    assert typical([1.0, None, None]) == float("inf")
 
 
 def test_a_process_is_found_by_its_port_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:

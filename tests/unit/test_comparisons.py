@@ -19,7 +19,7 @@ from comparisons.perf_analyzer import entry, read_csv
 from comparisons.report import Comparison, deliver, notes, tables
 from comparisons.rounds import ComparisonError, Contender, Round, RoundsConfig, alternate
 from comparisons.turns import Turns
-from likeness_client import InputError, Product, ServerInfo
+from likeness_client import InputError, Product, ServerInfo, ServerUnavailableError
 from likeness_client.contract import InputSchema
 from likeness_export.networks.product import SignatureFusion, Tower, build_network
 from likeness_export.recipe import parse_recipe
@@ -85,6 +85,21 @@ def test_a_contender_that_hangs_is_named_with_the_deadline_and_costs_the_others_
     assert [(found.ours, found.theirs) for found in section.ratios] == [("a", "c")]
     assert "b failed in round 1 and had no other turn: it answered nothing: no answer within 0.05 s" in section.notes
     assert section.failed
+
+
+def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
+    calls = iter(range(10_000))
+
+    async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
+        await asyncio.sleep(0.005)
+        if next(calls) > 20:
+            raise ServerUnavailableError("it is gone", "here:1")
+        return np.zeros((len(products), 4), np.float32)
+
+    config = RoundsConfig(clients=2, rounds=3, round_s=0.6, warm_up_s=0, timeout_s=0.1)
+    turns = asyncio.run(alternate([Contender(name="a", embed=embed), contender("b", 0.005)], chairs, config))
+    assert [found.contender for found in turns.found] == ["b"]
+    assert "nothing any more in the second half of its turn: " in turns.failures["a"]
 
 
 def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:

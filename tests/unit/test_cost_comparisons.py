@@ -25,7 +25,7 @@ from comparisons.blocks import (
 )
 from comparisons.image_steps import FULL, ONE_THREAD, REDUCED, enlarged, image_model, ways_of
 from comparisons.learned_blocks import Learned, ask, measure_learned
-from comparisons.measured import Measurement, Quantity, Turn, measure, parse_numbers, per_call_s
+from comparisons.measured import Measurement, Quantity, Turn, measure, measure_all, parse_numbers, per_call_s
 from comparisons.memory import high_water_mb, parse_high_water_mb, watching
 from comparisons.report import Comparison, deliver, notes
 from comparisons.rounds import ComparisonError
@@ -103,6 +103,29 @@ def test_a_comparison_that_stops_delivers_its_finished_rounds(
     data = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert (data["ratios"]["T"][0]["median"], data["ratios"]["T"][0]["rounds"]) == (2.0, 2)
     assert any("no room" in note or "interrupted" in note for note in data["notes"])
+
+
+@pytest.mark.parametrize("stopped", [InputError("too few texts"), KeyboardInterrupt()], ids=["a failure", "Ctrl-C"])
+def test_what_stops_a_later_section_costs_no_earlier_one(stopped: BaseException) -> None:
+    def fails() -> Measurement:
+        raise stopped
+
+    first = measured(TIME_OF, [2.0], [1.0])
+    (found,) = measure_all([lambda: first, fails, lambda: pytest.fail("it went on")])
+    assert found.turns == first.turns
+    assert found.failed == isinstance(stopped, InputError)
+    assert found.interrupted == isinstance(stopped, KeyboardInterrupt)
+    assert found.notes[-1].startswith("what was to follow is missing: ")
+    with pytest.raises(type(stopped)):
+        measure_all([fails])
+
+
+def test_a_report_that_cannot_be_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Comparison(title="A", settings=(measured(TIME_OF, [2.0] * 5, [1.0] * 5),), facts={}, notes=())
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*a\.json"):
+        deliver(found, tmp_path / "a.json")
+    assert "2.00" in capsys.readouterr().out
 
 
 def test_a_comparison_without_any_figure_says_why_and_writes_nothing(tmp_path: Path) -> None:

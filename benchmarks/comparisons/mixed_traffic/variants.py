@@ -59,7 +59,8 @@ def build_variants(run: Run, repository: Path, out: Path, router_instances: int)
     if out.exists() and not (out / MASKED).is_dir():
         raise InputError(f"{out} is there, and is not a copy made here: give another folder")
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(repository, out)
+    (out / MASKED / str(VERSION)).mkdir(parents=True)  # first: by this a copy is known, also one that was interrupted
+    shutil.copytree(repository, out, dirs_exist_ok=True)
     full = signature_of(recipe.modalities())
     _add_masked_ensemble(out, full)
     _add_router(out, recipe, full, router_instances)
@@ -107,7 +108,6 @@ def _add_masked_ensemble(out: Path, full: str) -> None:
     fusion.model_name = MASKED_FUSION
     fusion.input_map[MASK] = MASK
     _write(config, out / MASKED / "config.pbtxt")
-    (out / MASKED / str(VERSION)).mkdir()
 
 
 def _add_router(out: Path, recipe: Recipe, full: str, instances: int) -> None:

@@ -85,7 +85,10 @@ def tune(
     with live_view("tune") as view:
 
         async def work(stop: asyncio.Event) -> tuple[TuneReport, Settings]:
-            return await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
+            report, settings = await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
+            if stop.is_set():  # also while the last servers were stopped
+                report = replace(report, better=False, ended="interrupted", complete=False)
+            return report, settings
 
         report, settings = run_until_interrupted(work)
     report = signed(report, source)

@@ -92,6 +92,7 @@ def _check_recipe(path: Path, folder: Path, recipe: Recipe) -> None:
     for step, held in settings.steps:
         settings = settings.changed(step, instances=held.instances + 1)
     recipe_text(path, settings)
+    recipe_text(path, settings_of(recipe))  # what the repository has is what a search begins with
 
 
 def _config(path: Path) -> Any:

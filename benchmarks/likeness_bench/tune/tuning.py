@@ -48,8 +48,10 @@ class TuneConfig:
     def __post_init__(self) -> None:
         if self.load.concurrency is None:
             raise InputError("a tuning is a closed loop: give a concurrency")
-        if not self.target_ms > 0:
+        if not 0 < self.target_ms < float("inf"):
             raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
+        if self.budget_s == float("inf"):
+            raise InputError("--budget-s inf: a report cannot hold it; give seconds")
         if self.rounds < 1:
             raise InputError(f"--rounds {self.rounds}: give at least 1")
         turns = 2 + 2 * _FEWEST_TRIALS * (self.rounds + 1) + 2 * (FINAL_ROUNDS + 1)
