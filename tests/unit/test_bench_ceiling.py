@@ -315,6 +315,7 @@ def test_a_turn_at_half_load_is_long_enough_for_a_p99(monkeypatch: pytest.Monkey
     assert report.ended == "complete"
     half = loads[2]
     assert loads[0].duration_s == pytest.approx(1.3)  # 100 requests at the ceiling's rate, and some more
+    assert half.rate is not None
     assert half.rate == pytest.approx(20 / 1.3 / 2)
     assert half.duration_s == pytest.approx(1.3 * 100 / half.rate)
     assert report.cases[0].load is not None

@@ -96,9 +96,10 @@ def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
             raise ServerUnavailableError("it is gone", "here:1")
         return np.zeros((len(products), 4), np.float32)
 
-    config = RoundsConfig(clients=2, rounds=3, round_s=0.6, warm_up_s=0, timeout_s=0.1)
-    turns = asyncio.run(alternate([Contender(name="a", embed=embed), contender("b", 0.005)], chairs, config))
-    assert [found.contender for found in turns.found] == ["b"]
+    config = RoundsConfig(clients=2, rounds=1, round_s=0.6, warm_up_s=0, timeout_s=0.1)
+    contenders = [Contender(name="a", embed=embed), contender("b", 0.005), contender("c", 0.005)]
+    turns = asyncio.run(alternate(contenders, chairs, config))
+    assert [found.contender for found in turns.found] == ["b", "c"]
     assert "nothing any more in the second half of its turn: " in turns.failures["a"]
 
 
