@@ -267,7 +267,9 @@ def measure_all(planned: Iterable[Callable[[], Measurement]]) -> list[Measuremen
             stopped = isinstance(error, KeyboardInterrupt)
             note = f"what was to follow is missing: {'interrupted' if stopped else error}"
             last = sections[-1]
-            sections[-1] = replace(last, notes=(*last.notes, note), failed=not stopped, interrupted=stopped)
+            sections[-1] = replace(
+                last, notes=(*last.notes, note), failed=last.failed or not stopped, interrupted=stopped
+            )
             break
         if sections[-1].interrupted:
             break
