@@ -34,7 +34,7 @@ class VideoConfig(EncoderConfig):
     modality: ClassVar[str] = "video"
     preprocessing: ClassVar[ModuleType] = video
     run_rows: ClassVar[int] = 1  # a clip is a batch of photos by itself
-    never_frozen: ClassVar[str] = "it starts at random, of a CNN with a source the LSTM does, and has to learn"
+    never_frozen: ClassVar[str] = "it, or at least its LSTM, starts at random and has to learn"
 
     frames: int = Field(default=16, ge=2, le=64, description="how many frames are taken, evenly over the clip")
     video_px: int = Field(default=64, ge=32, le=512, description="side of the square that frames are squashed to")
