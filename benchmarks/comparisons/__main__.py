@@ -46,7 +46,9 @@ Out = Annotated[Path | None, typer.Option(help="Report as .json; .md is written 
 @app.callback()
 def _start() -> None:
     """Compare with other ways to serve: A, B, A, B ... in one run, medians of the ratios."""
-    # SIGTERM does what Ctrl-C does: finished turns are reported, and servers stopped.
+    # SIGTERM does what Ctrl-C does: finished turns are reported, and servers stopped. A script's jobs in the background
+    # begin with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 

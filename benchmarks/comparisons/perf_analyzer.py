@@ -62,7 +62,7 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
     """Measure; see the module.
 
     Raises:
-        LikenessError: something that is needed is missing, or one of the programs fails.
+        LikenessError: something that is needed is missing.
     """
     products = read_some(config.products, config.count)
     program = perf_binary(config.environments / "perf_analyzer", config.libb64)

@@ -107,7 +107,11 @@ RequestsOf = Callable[[int], Iterator[Sequence[Product]]]
 
 
 async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, config: RoundsConfig) -> Turns[Round]:
-    """Measure all contenders in turn, round after round; one that is silent in half of its turn has failed."""
+    """Measure all contenders in turn, round after round.
+
+    One that answers nothing in its turn has failed, and so has one that answers nothing more in the second half of it
+    while requests fail.
+    """
     named = {contender.name: contender for contender in contenders}
     turns = Turns[Round](named, config.rounds)
     for name, number in turns:

@@ -157,7 +157,7 @@ def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -
     """Embed the files in turns, on a server that has its warm-up behind it.
 
     Raises:
-        ComparisonError: the server cannot be seen, or the command failed.
+        ComparisonError: the server cannot be seen.
     """
     server = find_server(address)
     if server is None:

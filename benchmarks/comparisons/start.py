@@ -55,7 +55,7 @@ def compare_starts(config: StartConfig) -> Comparison:
     """Measure; see the module.
 
     Raises:
-        LikenessError: a server cannot be started.
+        LikenessError: a repository cannot be read.
     """
     facts = machine()
     quantities = (SECONDS, CPU_S, PROCESSES, RESIDENT_MB)

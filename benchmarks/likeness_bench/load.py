@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from math import sqrt
 
 from likeness_client import LikenessError, Product, ServerInfo
 
@@ -202,8 +203,12 @@ def _outside_server_ms(records: Sequence[Record], steps: Sequence[StepTime], con
     calls = sum(step.requests for step in entries)
     # A few requests lie on the borders of the measured time; more of a difference means another kind of traffic, or a
     # queue that grows: what is due in this time is answered after it, and waits inside the server meanwhile.
-    borders = 0.1 if config.rate is None else 0.01
-    if not (answered and calls) or abs(calls - len(answered)) > 1 + borders * len(answered):
+    if not (answered and calls):
+        return None
+    borders = 0.1 * len(answered)
+    if config.rate is not None:  # as many as are on their way at one border and the other, give or take
+        borders = 0.01 * len(answered) + 3 * sqrt(2 * config.rate * sum(answered) / len(answered))
+    if abs(calls - len(answered)) > 1 + borders:
         return None
     inside_ms = sum(step.total_ms * step.requests for step in entries) / calls
     return 1000 * sum(answered) / len(answered) - inside_ms

@@ -11,6 +11,7 @@ from likeness_client import Client, InputError, LikenessError, Product, ProductE
 from likeness_client.contract import modalities_of
 from likeness_client.payloads import payloads
 from likeness_client.records import Record, field_value
+from likeness_client.results import require_same_space
 from numpy.typing import NDArray
 
 from likeness_bench.workload import AS_THEY_ARE
@@ -111,8 +112,11 @@ def served_recall(
             if stopped():
                 raise RecallStoppedError("interrupted while recall was measured")
             some = [product for product, _ in usable[start : start + _STEP]]
-            parts.append(client.embed(some, modalities=modalities, on_error="return").vectors)
-    return recall_at_1(np.concatenate(parts), np.array([label for _, label in usable], dtype=np.str_))
+            parts.append(client.embed(some, modalities=modalities, on_error="return"))
+        require_same_space(*(part.space for part in parts))
+    return recall_at_1(
+        np.concatenate([part.vectors for part in parts]), np.array([label for _, label in usable], dtype=np.str_)
+    )
 
 
 def served_recalls(

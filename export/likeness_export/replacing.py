@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ def _is_ours(entry: Path) -> bool:
 
 def _tidy(folder: Path) -> None:
     """Clear away what killed exports have left; one killed between its two renames left the last good repository."""
-    left = [path for what in (_NEW, _OLD) for path in folder.parent.glob(f".{folder.name}.*.{what}")]
+    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.({_NEW}|{_OLD})")
+    left = [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]
     # In a container every process may have the same number: one's own was another process's, too.
     dead = [path for path in left if not _of_another_process(path)]
     last_good = [path for path in dead if path.suffix == f".{_OLD}"]
@@ -81,13 +83,13 @@ def _beside(folder: Path, what: str) -> Path:
 
 def _of_another_process(path: Path) -> bool:
     """Say whether the process that made a folder still runs, and is not this one."""
-    number = path.stem.rpartition(".")[2]
-    if not number.isdecimal() or int(number) == os.getpid():
+    number = int(path.stem.rpartition(".")[2])
+    if number == os.getpid():
         return False
     try:
-        os.kill(int(number), 0)  # asks, and does nothing
+        os.kill(number, 0)  # asks, and does nothing
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except (PermissionError, OverflowError):  # of another user, or no number of a process at all
         return True
     return True

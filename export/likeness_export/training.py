@@ -111,8 +111,9 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
 
 def _refuse_misspelled(data: DataSection, catalogue: Catalogue) -> None:
     """Refuse names that would silently do nothing beside others that are right."""
-    known = catalogue.label_keys()
-    if missing := [field for field in data.text_fields if field.startswith("attributes.") and field not in known]:
+    keys = {key for product in catalogue.products for key in product.attributes}
+    read = [field for field in data.text_fields if field.startswith("attributes.")]
+    if missing := [field for field in read if field.removeprefix("attributes.") not in keys]:
         raise InputError(f"data.text_fields: no product of {data.products} has {', '.join(missing)}")
     for field, allowed in data.only.items():
         if absent := sorted({*allowed} - {*catalogue.labels(field).tolist()}):
@@ -142,7 +143,7 @@ class _Trainer:
             prepare_towers(recipe, run, payloads, data_root)
         self.network = build_network(recipe, run.towers, data_root)
         ids = [product.product_id for product in catalogue.products]
-        self.data_key = _data_key(ids, payloads, _known_alike(recipe, catalogue, data_root))
+        self.data_key, self.alike_key = _data_key(ids, payloads), _alike_key(recipe, catalogue, data_root)
         self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, payloads, ids)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
         self.features = {name: self._features(name) for name in self.frozen}
@@ -249,6 +250,7 @@ class _Trainer:
         state = {
             "epoch": epoch,
             "data": self.data_key,
+            "alike": self.alike_key,
             "network": self._trained_state(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -268,7 +270,7 @@ class _Trainer:
             write_text(self.run.log, "")
             return 0
         state = torch.load(self.run.checkpoint, weights_only=True)
-        if state.get("data") != self.data_key:
+        if state.get("data") != self.data_key or state.get("alike", self.alike_key) != self.alike_key:
             raise InputError(
                 f"the training products, or what makes them alike, have changed since {self.run.checkpoint} was "
                 "written: train into another folder, or remove that file to begin again"
@@ -286,15 +288,16 @@ class _Trainer:
             out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
 
 
-def _known_alike(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
-    """Return what is known about which products are alike: their labels and sources, or the pairs."""
+def _alike_key(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
+    """Return a SHA-256 of what says which products are alike: their labels and sources, or the pairs."""
     fields = [*recipe.data.labels, *([recipe.data.source] if recipe.data.source else [])]
-    return repr([[catalogue.labels(field).tolist() for field in fields], training_pairs(recipe.data, data_root)])
+    known = [catalogue.labels(field).tolist() for field in fields], training_pairs(recipe.data, data_root)
+    return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
-def _data_key(product_ids: Sequence[str], payloads: Sequence[Mapping[str, bytes]], alike: str) -> str:
-    """Return a SHA-256 of the products that are trained on, in their order, and of what is known about them."""
-    key = hashlib.sha256(alike.encode())
+def _data_key(product_ids: Sequence[str], payloads: Sequence[Mapping[str, bytes]]) -> str:
+    """Return a SHA-256 of the products that are trained on, in their order."""
+    key = hashlib.sha256()
     for name, found in zip(product_ids, payloads, strict=True):
         for part in (name.encode(), *(modality.encode() + b"\0" + data for modality, data in sorted(found.items()))):
             key.update(hashlib.sha256(part).digest())

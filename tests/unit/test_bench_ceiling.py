@@ -32,7 +32,7 @@ from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, labelled, recall_at_1, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
-from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo
+from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo, SpaceMismatchError
 from likeness_client.records import ImageSource
 from likeness_export.serving import lengths
 from PIL import Image
@@ -332,6 +332,7 @@ def test_a_round_in_which_the_server_dies_does_not_count(monkeypatch: pytest.Mon
 
 def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     embedded: list[int] = []
+    spaces = iter("aaaaab")
 
     class Server:
         def __enter__(self) -> Server:
@@ -345,7 +346,7 @@ def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None
 
         def embed(self, products: Sequence[Product], **_: Any) -> Any:
             embedded.append(len(products))
-            return SimpleNamespace(vectors=np.eye(len(products), 4, dtype=np.float32))
+            return SimpleNamespace(vectors=np.eye(len(products), 4, dtype=np.float32), space=next(spaces))
 
     monkeypatch.setattr(recall_module, "Client", lambda *_, **__: Server())
     products = [(Product(title=str(number)), "a") for number in range(600)]
@@ -354,6 +355,8 @@ def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RecallStoppedError):
         served_recalls("here:1", products, {}, stopped=lambda: len(embedded) > 3)
     assert embedded == [256, 256, 88, 256]
+    with pytest.raises(SpaceMismatchError):  # another run is served in the middle of it
+        served_recalls("here:1", products[:512], {}, stopped=lambda: False)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,21 @@ def test_what_another_export_is_writing_is_left_alone(repository: Path) -> None:
     assert set(spaces(repository.parent).values()) == {"new", "another"}
 
 
+@pytest.mark.parametrize("name", ["repository", "repo[1]"])
+def test_only_leftovers_of_the_same_name_are_cleared(tmp_path: Path, name: str) -> None:
+    number = ended_process()
+    for other in (f".{name}.v2.{number}.old", f".{name}.backup.old"):
+        write_model(tmp_path / other, "not ours to clear")
+    write_model(tmp_path / f".{name}.{number}.old", "last")
+    with pytest.raises(ZeroDivisionError), replaced_repository(tmp_path / name):
+        raise ZeroDivisionError
+    assert spaces(tmp_path) == {
+        f".{name}.v2.{number}.old/model/config.pbtxt": "not ours to clear",
+        f".{name}.backup.old/model/config.pbtxt": "not ours to clear",
+        f"{name}/model/config.pbtxt": "last",
+    }
+
+
 def test_what_no_export_has_written_is_not_replaced(repository: Path) -> None:
     write_model(repository.parent / "mine", "mine")
     foreign = repository / "reranker"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,14 @@ def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path
             train(changed(tiny.recipe, data=section), Run(tmp_path / "run"), tiny.root)
 
 
+def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
+    lines = [json.loads(line) for line in tiny.products.read_text(encoding="utf-8").splitlines()]
+    lines[0].setdefault("attributes", {})["Ram+Rom"] = "8"
+    tiny.products.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    recipe = changed(tiny.recipe, data={"text_fields": ["title", "attributes.Ram+Rom"]})
+    assert len(training_catalogue(recipe, tiny.root)) == len(lines)
+
+
 def test_training_learns(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     train(changed(tiny.recipe, training={"epochs": 6}), run, tiny.root)
@@ -240,10 +249,10 @@ def test_a_half_written_file_is_never_seen(
     place: Path = getattr(run, target)
     save = torch.save
 
-    def fails_half_way(state: Any, path: Path) -> None:
-        save(state, path)
-        if place.name in path.name:
-            path.write_bytes(path.read_bytes()[:100])
+    def fails_half_way(state: Any, out: Any) -> None:
+        save(state, out)
+        if place.name in Path(out.name).name:
+            os.truncate(out if isinstance(out, Path) else out.fileno(), 100)
             raise MachineStopsError
 
     with monkeypatch.context() as patch:

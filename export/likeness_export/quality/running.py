@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from likeness_export.progress import stages
 from likeness_export.quality.bars import draw_bars
 from likeness_export.quality.kept import kept_results, kept_seeds, measures_key
 from likeness_export.quality.report import TableResult, VariantResult, write_result
-from likeness_export.quality.tables import Table
+from likeness_export.quality.tables import Table, tables_with
 from likeness_export.quality.units import Unit, read_finished, units_of, work_on
 from likeness_export.quality.workers import Work, side_by_side
 
@@ -54,6 +54,7 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
     Raises:
         InputError: an unknown variant.
     """
+    plan = replace(plan, tables=tables_with(plan.only, plan.tables))
     units = [unit for table in plan.tables for unit in units_of(table, plan.seeds, _only(plan, table), *_places(plan))]
     missing = [unit for unit in units if not read_finished(unit)]
     log.info("%d of %d units are already finished", len(units) - len(missing), len(units))
@@ -75,7 +76,7 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
 
 
 def _only(plan: Plan, table: Table) -> tuple[str, ...]:
-    """Return the wanted variants of a table; a name need not be in each, but see `tables_with`."""
+    """Return the wanted variants of a table; a name need not be in each."""
     return tuple(variant.name for variant in table.variants if variant.name in plan.only)
 
 
