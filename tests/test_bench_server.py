@@ -129,7 +129,7 @@ def test_a_sweep(address: str, complete: list[Product]) -> None:
     assert [step.rate for step in report.steps] == [4.0 * 2**number for number in range(len(report.steps))]
     assert all(step.kept and 1 <= len(step.repeats) <= 2 for step in report.steps)
     assert report.best_rate == report.steps[-1].rate
-    assert report.best == report.steps[-1].middle
+    assert report.best == report.steps[-1].shown
 
 
 @pytest.mark.parametrize("command", ["load --concurrency 2 --budget-s 4", "sweep --target-ms 60000 --budget-s 4"])

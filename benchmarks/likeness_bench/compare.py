@@ -12,7 +12,7 @@ from likeness_client import InputError
 from likeness_bench import ceiling_report, figures, sweep
 from likeness_bench.files import read_report
 from likeness_bench.load_tables import load_name, source_name, work_name
-from likeness_bench.search import middle
+from likeness_bench.search import decisive
 from likeness_bench.tables import NOTHING, Table, number
 
 Report: TypeAlias = Mapping[str, Any]
@@ -136,11 +136,12 @@ _KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]
 
 
 def _best_run(report: Report, path: Path) -> Report:
-    """Return the middle repeat of a sweep's best rate."""
+    """Return the repeat that stands for a sweep's best rate."""
     if report["best_rate"] is None:
         raise InputError(f"{path}: no rate kept the target, so there is nothing to compare")
-    runs: list[Report] = _best_step(report)["repeats"]
-    return runs[middle([run["p99_with_failures_ms"] for run in runs])]
+    step = _best_step(report)
+    runs: list[Report] = step["repeats"]
+    return runs[decisive([run["p99_with_failures_ms"] for run in runs], settled=step["settled"])]
 
 
 def _best_step(report: Report) -> Mapping[str, Any]:

@@ -142,7 +142,8 @@ class LoadReport:
         harness_lag: how late the harness was: requests behind their schedule, in a closed loop a timer behind its time.
         harness_cpu_s: CPU time of this process; as much as a core has means that the harness was the limit.
         outside_server_ms: mean time of a request outside Triton: client, network, gRPC. None where it cannot be told:
-            without statistics, where requests became several calls, or for other operations than embed.
+            without statistics, where requests became several calls, where a queue grew, or for other operations than
+            embed.
         steps: where the time went in the server.
         server: what its processes used; None where they cannot be seen.
         gpus: what the GPUs of this machine did.
@@ -152,7 +153,7 @@ class LoadReport:
         notes: what to know before these figures are believed.
         label: what recall was measured on, in words; empty when it was not.
         recall: of the embeddings that this server gives, for each part of the mix; measured before the load.
-        runs: what each run of this load came to, if it was meant to be repeated; this report is of the middle one.
+        runs: what each run of this load came to, if it was meant to be repeated; this report is of one of them.
         settled: whether the last two of them agreed.
         source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
         machine: the machine that measured; likewise.

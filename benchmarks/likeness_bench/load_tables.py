@@ -123,7 +123,7 @@ def _runs(report: LoadReport) -> Table:
         for number_of_run, run in enumerate(report.runs, start=1)
     )
     header = ("run", "products/s", "p50 ms", "p99 ms with failures", "failed")
-    return Table(title="Runs of this load; the others tell of the middle one", header=header, rows=rows)
+    return Table(title="Runs of this load; the others tell of one of them", header=header, rows=rows)
 
 
 def _percentiles(name: str, found: Percentiles | None) -> tuple[str, ...]:

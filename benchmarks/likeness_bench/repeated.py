@@ -12,7 +12,7 @@ from likeness_client import ServerInfo
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
 from likeness_bench.load import Progress, run_load
-from likeness_bench.search import agree, middle
+from likeness_bench.search import agree, decisive
 from likeness_bench.workload import Workload
 
 PAUSE_S = 1.0
@@ -62,12 +62,13 @@ async def run_repeated(
         report = await run(len(runs))
         if not stop.is_set():
             runs.append(report)
-    # What has settled are the last two; and one that answered nothing tells nothing but that.
-    answered = runs[-2:] if _settled(runs) else [run for run in runs if run.latency] or runs
-    shown = answered[middle([_settling_ms(run) for run in answered])]
-    notes = shown.notes if _settled(runs) else (*shown.notes, *_doubts(runs, budget_s, stopped=stop.is_set()))
+    settled = _settled(runs)
+    # One that answered nothing tells nothing but that; it never settles.
+    answered = runs if settled else [run for run in runs if run.latency] or runs
+    shown = answered[decisive([_settling_ms(run) for run in answered], settled=settled)]
+    notes = shown.notes if settled else (*shown.notes, *_doubts(runs, budget_s, stopped=stop.is_set()))
     ended = "interrupted" if stop.is_set() else shown.ended
-    return replace(shown, ended=ended, settled=_settled(runs), runs=tuple(map(RunFigures.of, runs)), notes=notes)
+    return replace(shown, ended=ended, settled=settled, runs=tuple(map(RunFigures.of, runs)), notes=notes)
 
 
 def _settled(runs: Sequence[LoadReport]) -> bool:

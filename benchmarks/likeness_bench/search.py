@@ -84,6 +84,17 @@ def agree(durations_ms: Sequence[float | None]) -> bool:
     return abs(one - other) < SETTLED * min(one, other)
 
 
+def decisive(durations_ms: Sequence[float | None], *, settled: bool) -> int:
+    """Return which repeat stands for all: the place of the slower of the last two, where they agree; else the middle.
+
+    Args:
+        durations_ms: of each repeat; None: infinite.
+        settled: whether the last two agree.
+    """
+    start = max(0, len(durations_ms) - 2) if settled else 0
+    return start + middle(durations_ms[start:])
+
+
 def middle(durations_ms: Sequence[float | None]) -> int:
     """Return which repeat is nearest to the median: the place of the middle one, of two the slower. None: infinite."""
     return sorted(range(len(durations_ms)), key=lambda place: _late(durations_ms[place]))[len(durations_ms) // 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ from likeness_bench.figures import LoadReport
 from likeness_bench.load import Progress, run_load
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import PAUSE_S, Starts
-from likeness_bench.search import RateSearch, middle, settled
+from likeness_bench.search import RateSearch, decisive, settled
 from likeness_bench.workload import Workload
 
 FORMAT = "likeness-sweep-1"
@@ -54,11 +54,6 @@ class SweepConfig:
             )
 
 
-def _decisive(repeats: Sequence[LoadReport], settled: bool) -> LoadReport:
-    some = repeats[-2:] if settled else repeats
-    return some[middle([run.p99_with_failures_ms for run in some])]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RateStep:
     """One rate that was tried.
@@ -67,7 +62,7 @@ class RateStep:
         rate: requests per second.
         kept: whether it kept the target, by ``p99_ms``.
         settled: whether its last two repeats agreed.
-        p99_ms: of the repeat that `middle` names; failures count as infinitely late; None: infinite.
+        p99_ms: of the repeat that `shown` names; failures count as infinitely late; None: infinite.
         repeats: the report of each.
     """
 
@@ -78,9 +73,9 @@ class RateStep:
     repeats: tuple[LoadReport, ...]
 
     @property
-    def middle(self) -> LoadReport:
-        """The repeat that stands for all: of the two that agree the slower; without such, the one in the middle."""
-        return _decisive(self.repeats, self.settled)
+    def shown(self) -> LoadReport:
+        """The repeat that stands for all; see `decisive`."""
+        return self.repeats[decisive([run.p99_with_failures_ms for run in self.repeats], settled=self.settled)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +112,7 @@ class SweepReport:
 
     @property
     def best(self) -> LoadReport | None:
-        """The middle repeat of the best rate, with the recall beside it."""
+        """The repeat that stands for the best rate, with the recall beside it."""
         return self._middle_at(self.best_rate)
 
     @property
@@ -128,7 +123,7 @@ class SweepReport:
     def _middle_at(self, rate: float | None) -> LoadReport | None:
         for step in self.steps:
             if step.rate == rate:
-                return replace(step.middle, label=self.label, recall=self.recall)
+                return replace(step.shown, label=self.label, recall=self.recall)
         return None
 
 
@@ -196,12 +191,12 @@ class _Attempts:
             repeats.append(report)
         if not repeats:
             return None
-        found = self._settled(repeats)
-        p99_ms = _decisive(repeats, found).p99_with_failures_ms
+        found = [run.p99_with_failures_ms for run in repeats]
+        p99_ms = found[decisive(found, settled=self._settled(repeats))]
         return RateStep(
             rate=rate,
             kept=p99_ms is not None and p99_ms <= self.config.target_ms,
-            settled=found,
+            settled=self._settled(repeats),
             p99_ms=p99_ms,
             repeats=tuple(repeats),
         )

@@ -38,7 +38,7 @@ def sweep_notes(report: SweepReport) -> list[str]:
     notes += report.best.notes if report.best else ()
     if missed := min((step for step in report.steps if not step.kept), key=lambda step: step.rate, default=None):
         # The harness may be what missed, and not the server.
-        notes += [f"at {missed.rate:.4g} requests/s, which missed: {note}" for note in missed.middle.notes]
+        notes += [f"at {missed.rate:.4g} requests/s, which missed: {note}" for note in missed.shown.notes]
     return notes
 
 
@@ -63,7 +63,7 @@ def _row(step: RateStep) -> tuple[str, ...]:
         "yes" if step.settled else "no",
         str(len(step.repeats)),
         "infinite" if step.p99_ms is None else number(step.p99_ms),
-        number(step.middle.products_per_s),
-        number(step.middle.latency.p50_ms if step.middle.latency else None),
+        number(step.shown.products_per_s),
+        number(step.shown.latency.p50_ms if step.shown.latency else None),
         str(sum(row.count for run in step.repeats for row in run.errors)),
     )

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -254,9 +255,10 @@ def training_pairs(data: DataSection, data_root: Path) -> list[NamedPair]:
     if data.pairs is None:
         return []
     path = data_root / data.pairs
-    if missing := [split for split in data.train_splits if not read_named_pairs(path, [split])]:
+    of_splits = {split: read_named_pairs(path, [split]) for split in data.train_splits}
+    if missing := [split for split, pairs in of_splits.items() if not pairs]:
         raise InputError(f"data.train_splits: {path} has no pair of split {', '.join(map(repr, missing))}")
-    return hold_out(read_named_pairs(path, data.train_splits), data.held_out, data.fold)[0]
+    return hold_out([*chain.from_iterable(of_splits.values())], data.held_out, data.fold)[0]
 
 
 def positives_of(

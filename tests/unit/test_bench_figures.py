@@ -15,7 +15,7 @@ from likeness_bench import figures, processes
 from likeness_bench.drive import Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
-from likeness_bench.search import RateSearch, middle, settled
+from likeness_bench.search import RateSearch, decisive, middle, settled
 from likeness_bench.steps import ModelCounters, step_times
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
@@ -163,6 +163,16 @@ def test_repeats_settle(p99_ms: list[float | None], p50_ms: float | None, agree:
 )
 def test_the_middle_repeat_is_shown(p99_ms: list[float | None], place: int) -> None:
     assert middle(p99_ms) == place
+
+
+@pytest.mark.parametrize(
+    ("p99_ms", "settled_", "place"),
+    [([9.0], True, 0), ([400, 250, 170, 120, 125], True, 4), ([180, 96, 95], True, 1), ([400, 250, 170], False, 1)],
+)
+def test_of_repeats_that_agree_the_slower_stands_for_all(
+    p99_ms: list[float | None], settled_: bool, place: int
+) -> None:
+    assert decisive(p99_ms, settled=settled_) == place
 
 
 def test_a_process_is_found_by_its_port_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:

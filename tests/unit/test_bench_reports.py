@@ -390,7 +390,7 @@ def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> No
     found = swept(monkeypatch, lambda rate, run: 900.0 if run == 1 else 50.0 if rate <= 57 else None)
     first = found.steps[0]
     assert (first.kept, [run.p99_with_failures_ms for run in first.repeats]) == (True, [900.0, 50.0, 50.0])
-    assert first.middle.p99_with_failures_ms == 50.0
+    assert first.shown.p99_with_failures_ms == 50.0
 
 
 @pytest.mark.parametrize("reason", ["it is gone", ""])

@@ -49,31 +49,31 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let training run so many epochs, and end in the middle of the next."""
+def train_interrupted(recipe: Recipe, run: Run, root: Path, *, after: int) -> None:
+    """Train so many epochs, and end in the middle of the next."""
     one_epoch = training._Trainer._epoch
 
     def interrupted(self: training._Trainer, epoch: int, *args: Any) -> float:
         loss = one_epoch(self, epoch, *args)
-        if epoch == epochs:
+        if epoch == after:
             raise MachineStopsError
         return loss
 
-    monkeypatch.setattr(training._Trainer, "_epoch", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Trainer, "_epoch", interrupted)
+        with pytest.raises(MachineStopsError):
+            train(recipe, run, root)
 
 
 @pytest.mark.parametrize("settings", [{}, {"head_epochs": 2, "proxies": 1.0, "epochs": 2}])
 def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    tiny: Tiny, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     recipe = changed(tiny.recipe, training=settings)
     straight, resumed = Run(tmp_path / "straight"), Run(tmp_path / "resumed")
     train(recipe, straight, tiny.root)
     for epochs in (0, 1, 1):  # before there is a checkpoint, and with one; with head epochs: in both parts
-        with monkeypatch.context() as patch:
-            stop_after(epochs, patch)
-            with pytest.raises(MachineStopsError):
-                train(recipe, resumed, tiny.root)
+        train_interrupted(recipe, resumed, tiny.root, after=epochs)
         assert not resumed.weights.exists()
         assert resumed.checkpoint.exists() == (epochs > 0)
     torch.manual_seed(99)  # what happened in the process before does not matter
@@ -84,14 +84,9 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
     assert not resumed.checkpoint.exists()
 
 
-def test_an_interrupted_training_does_not_go_on_with_other_products(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_training_does_not_go_on_with_other_products(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    with monkeypatch.context() as patch:
-        stop_after(1, patch)
-        with pytest.raises(MachineStopsError):
-            train(tiny.recipe, run, tiny.root)
+    train_interrupted(tiny.recipe, run, tiny.root, after=1)
     text = tiny.products.read_text(encoding="utf-8")
     first, *others = text.splitlines()
     for changed_text in ("\n".join([*others, first]), text.replace('"group": "g0"', '"group": "g1"', 1)):
@@ -151,14 +146,9 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path, caplog: pyt
     assert "likeness export --serving RECIPE" in caplog.text
 
 
-def test_a_resumed_training_takes_the_new_serving_section(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_training_takes_the_new_serving_section(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    with monkeypatch.context() as patch:
-        stop_after(1, patch)
-        with pytest.raises(MachineStopsError):
-            train(tiny.recipe, run, tiny.root)
+    train_interrupted(tiny.recipe, run, tiny.root, after=1)
     train(changed(tiny.recipe, serving={"max_batch_size": 2}), run, tiny.root)
     assert run.read_recipe().serving.max_batch_size == 2
 
@@ -280,12 +270,9 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(tiny: Ti
     assert "towers.image.projection.weight" not in same
 
 
-def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
     recipe, run = changed(tiny.recipe, training={"head_epochs": 2, "epochs": 1}), Run(tmp_path / "run")
-    with monkeypatch.context() as patch:
-        stop_after(2, patch)
-        with pytest.raises(MachineStopsError):
-            train(recipe, run, tiny.root)
+    train_interrupted(recipe, run, tiny.root, after=2)
     torch.manual_seed(recipe.seed)
     untrained = build_network(recipe, run.towers, tiny.root).state_dict()
     state = torch.load(run.checkpoint, weights_only=True)["network"]

@@ -77,7 +77,7 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
     config.random_pooler = any("pooler" in name for name in loading["missing_keys"])
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
-    except OSError as error:  # any mean would do for a file, and a wrong one would spoil every feature
+    except OSError as error:  # no guess: a wrong mean would spoil every feature
         raise InputError(
             f"source {source!r} has no preprocessor_config.json, so that the mean and deviation of its pixels are not "
             f"known: save the network's image processor beside it ({error})"
