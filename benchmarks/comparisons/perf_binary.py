@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from likeness_client.writing import written_aside
 
 from comparisons.environments import run
 from comparisons.rounds import ComparisonError
@@ -105,6 +106,5 @@ def _library_of_debian(place: Path) -> None:
 
 def _move_in(content: bytes, place: Path) -> None:
     """Write in one step, so that an interrupted run leaves no half of a file."""
-    aside = place.with_name(f".{place.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(place)
+    with written_aside(place) as aside:
+        aside.write_bytes(content)

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
 from likeness_bench import processes
-from likeness_bench.files import write_json, write_text
+from likeness_bench.files import write_json
 from likeness_bench.tables import Table, markdown, print_tables
+from likeness_client.writing import write_text
 
 from comparisons.measured import Measurement
 from comparisons.rounds import ComparisonError

@@ -1,4 +1,4 @@
-"""Reports on disk: written aside, then renamed, so that nobody reads half of one."""
+"""Reports on disk."""
 
 from __future__ import annotations
 
@@ -9,23 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from likeness_client import InputError, MissingExtraError
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): give another path") from error
-    finally:
-        aside.unlink(missing_ok=True)
+from likeness_client.writing import write_text
 
 
 def write_json(path: Path, data: Any) -> None:

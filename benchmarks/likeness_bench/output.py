@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from likeness_client.writing import write_text
+
 from likeness_bench.ceiling_report import CeilingReport
 from likeness_bench.ceiling_tables import (
     ceiling_name,
@@ -16,7 +18,7 @@ from likeness_bench.ceiling_tables import (
     trial_tables,
 )
 from likeness_bench.figures import LoadReport
-from likeness_bench.files import write_json, write_text
+from likeness_bench.files import write_json
 from likeness_bench.load_tables import load_name, load_tables, source_name
 from likeness_bench.page import page
 from likeness_bench.plots import load_plots, rounds_plot

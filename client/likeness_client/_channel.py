@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a
 _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
     r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
 )
+_HEADER_NAME, _HEADER_VALUE = re.compile(r"[a-z0-9_.-]+"), re.compile(r"[ -~]*")
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
 
 
@@ -64,6 +66,7 @@ class BaseClient:
             keep the batchers of a few steps busy; more only wait in the server's queues.
         max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
         tls: set for an encrypted channel.
+        headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server.
 
     Raises:
         InputError: an argument is out of range.
@@ -77,6 +80,7 @@ class BaseClient:
         max_concurrency: int = 8,
         max_attempts: int = 4,
         tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         if not address or _OTHER_SCHEME.match(address):
             expected = "host:port of the gRPC endpoint, or dns:///host:port, without another scheme"
@@ -92,6 +96,10 @@ class BaseClient:
         self.max_concurrency = max_concurrency
         self._max_attempts = max_attempts
         self._tls = tls
+        self._headers = {name.lower(): value for name, value in (headers or {}).items()}  # gRPC knows no capitals
+        for name, value in self._headers.items():
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+                raise InputError(f"header {name!r} cannot be sent: name and value must be printable ASCII")
         self._info: ServerInfo | None = None
         self._asked_s = 0.0
         self._closed = False
@@ -119,6 +127,10 @@ class BaseClient:
     def _prepare(self) -> None:
         """Make what one kind of client needs before its first call."""
         raise NotImplementedError
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments that every call has."""
+        return {"client_timeout": self.timeout_s, "headers": self._headers}
 
     def _channel(self) -> dict[str, Any]:
         """Return the arguments of tritonclient's ``InferenceServerClient``."""

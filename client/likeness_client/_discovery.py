@@ -58,7 +58,7 @@ def embed_models(index: Iterable[Any]) -> list[str]:
         ServerError: there are none: not a Likeness server.
         ServerUnavailableError: there are some, but none is ready.
     """
-    found = [entry for entry in index if entry.name.startswith(_PREFIX)]
+    found = [entry for entry in index if _is_ours(entry.name)]
     ready = {entry.name for entry in found if entry.state == "READY"}
     if not found:
         raise ServerError(f"has no model '{_PREFIX}*'; not a Likeness server?", code="NOT_FOUND")
@@ -70,6 +70,15 @@ def embed_models(index: Iterable[Any]) -> list[str]:
             code="UNAVAILABLE",
         )
     return sorted(ready)
+
+
+def _is_ours(name: str) -> bool:
+    """Tell our ensembles from a stranger's ``embed_something`` on the same server."""
+    signature = name.removeprefix(_PREFIX)
+    try:
+        return name.startswith(_PREFIX) and signature_of(modalities_of(signature)) == signature
+    except ValueError:  # a modality that there is not
+        return False
 
 
 def discover(configs: Sequence[Any]) -> ServerInfo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import tempfile
 import zipfile
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, ProductError
+from likeness_client.writing import told, written_aside
 
 if TYPE_CHECKING:
     from likeness_client.results import Embeddings
@@ -30,11 +30,13 @@ def check_path(path: Path) -> None:
     """Refuse early what `save` would refuse after the work is done.
 
     Raises:
-        InputError: not one of `SUFFIXES`, or its folder does not exist.
+        InputError: not one of `SUFFIXES`, a folder, or its folder does not exist.
         LikenessError: parquet, but pyarrow does not load; `MissingExtraError` when it is not installed.
     """
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the path of a file")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
     if path.suffix == ".parquet":
@@ -59,21 +61,12 @@ def writing(path: Path) -> Iterator[Writer]:
     """
     check_path(path)
     with ExitStack() as stack:
-        with _told(path):
-            aside = stack.enter_context(_replacing(path))
+        with told(path):  # what else fails while the file is open is not its fault
+            aside = stack.enter_context(written_aside(path))
             writer = stack.enter_context((_npz if path.suffix == ".npz" else _parquet)(aside))
         yield _ToldWriter(writer, path)
-        with _told(path):
+        with told(path):
             stack.close()
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Say which file could not be written. What else fails while it is open is not its fault."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class Writer(Protocol):
@@ -97,7 +90,7 @@ class _ToldWriter:
         return self.writer.rows
 
     def add(self, part: Embeddings) -> None:
-        with _told(self.path):
+        with told(self.path):
             self.writer.add(part)
 
 
@@ -258,18 +251,6 @@ def _build(
             for index, (reason, modality) in reasons.items()
         },
     }
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to; put it in its place only if that went well."""
-    aside = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}")
-    aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
-    try:
-        yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _pyarrow() -> tuple[Any, Any]:

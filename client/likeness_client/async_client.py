@@ -131,8 +131,8 @@ class AsyncClient(_channel.BaseClient):
     async def _discover(self) -> ServerInfo:
         stub = self._stub()
         with translate(self.address), self._open():
-            index = await stub.get_model_repository_index(client_timeout=self.timeout_s)
-            asked = (stub.get_model_config(name, client_timeout=self.timeout_s) for name in embed_models(index.models))
+            index = await stub.get_model_repository_index(**self._settings())
+            asked = (stub.get_model_config(name, **self._settings()) for name in embed_models(index.models))
             return discover([answer.config for answer in await asyncio.gather(*asked)])
 
     async def _run(self, operation: Callable[[ServerInfo], Operation[T]], *, brief: bool = False) -> T:
@@ -187,7 +187,7 @@ class AsyncClient(_channel.BaseClient):
         """Send one call; its slot is taken, and given back when the answer is there."""
         inputs, outputs = _channel.encode(call)
         with translate(self.address, call.model), self._open():
-            result = await self._stub().infer(call.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
+            result = await self._stub().infer(call.model, inputs, outputs=outputs, **self._settings())
         return _channel.decode(call, result)
 
     @contextmanager

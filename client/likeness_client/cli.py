@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
 import sys
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points, version
@@ -14,10 +17,10 @@ from typing import Annotated
 import typer
 
 from likeness_client import _files
-from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
+from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
 from likeness_client.client import Client
 from likeness_client.contract import MODALITIES, Metric
-from likeness_client.errors import InputError, LikenessError, MissingExtraError, RecordError
+from likeness_client.errors import InputError, LikenessError, MissingExtraError, RecordError, ServerUnavailableError
 from likeness_client.records import Product, scan_products
 from likeness_client.results import Comparison, require_same_space
 
@@ -48,6 +51,10 @@ EXTRA_OF = {
 }
 """Optional package -> the extra that brings it."""
 NAMED_FAILURES = 10
+BULK_TIMEOUT_S = 300.0
+"""Deadline where nobody waits for a single answer, and a call queues behind seven others of the same command."""
+_PAUSE_S = 2.0
+_NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="likeness",
@@ -63,6 +70,7 @@ Timeout = Annotated[float, typer.Option(min=0.01, help="Deadline of each call to
 def main() -> None:
     """Run the command; every error of this project becomes one line on stderr and exit code 1."""
     hints = _load_commands()
+    signal.signal(signal.SIGTERM, _terminated)  # what is half-written has to go, as after Ctrl-C
     try:
         app()
     except SystemExit as stop:
@@ -78,21 +86,46 @@ def main() -> None:
         if missing is None:
             raise
         _stop(str(missing), 1)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _stop(f"{error.filename or 'a file'}: {error.strerror}; make room there, or give another path", 1)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 
 
 @app.callback()
 def _likeness(
-    show_version: Annotated[
+    context: typer.Context,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt calls to a server.")] = False,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="PEM file of the authorities to trust; with --tls.", dir_okay=False)
+    ] = None,
+    authorization: Annotated[
+        str,
+        typer.Option(envvar="LIKENESS_AUTHORIZATION", show_envvar=True, help="The header of that name, for a gateway."),
+    ] = "",
+    show_version: Annotated[  # noqa: ARG001 (its callback ends the command)
         bool, typer.Option("--version", is_eager=True, callback=lambda on: _show_version(on), help="Show the version.")
     ] = False,
 ) -> None:
     """How alike are two products? Train, export, serve and query multimodal product similarity."""
+    if root_certificates and not tls:
+        raise InputError("--root-certificates encrypts nothing by itself: give --tls too")
+    context.obj = {
+        "tls": Tls(root_certificates=root_certificates) if tls else None,
+        "headers": {"authorization": authorization} if authorization else None,
+    }
+
+
+def open_client(context: typer.Context, server: str, timeout_s: float) -> Client:
+    """Open a client as the options before the command say."""
+    return Client(server, timeout_s=timeout_s, **(context.find_root().obj or {}))
 
 
 @app.command()
 def embed(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Where to write: .parquet or .npz.")],
     server: Server = DEFAULT_ADDRESS,
@@ -101,7 +134,10 @@ def embed(
         typer.Option(help="Look at this modality only, as if products had nothing else; default: all. Repeatable."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Products per step; bounds the memory.")] = 256,
-    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
+    timeout_s: Timeout = BULK_TIMEOUT_S,
+    patience_s: Annotated[
+        float, typer.Option(min=0, help="How long a server that has answered is waited for when it is gone.")
+    ] = 300.0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything failed.")] = False,
 ) -> None:
     """Embed the products of a file. Bad lines and products are reported; the others go on."""
@@ -111,11 +147,11 @@ def embed(
     with file.open("rb") as lines:
         total = sum(1 for _ in lines)
     bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
-    with _files.writing(out) as writer, Client(server, timeout_s=timeout_s) as client:
+    with _files.writing(out) as writer, open_client(context, server, timeout_s) as client:
         run = _EmbedRun(writer, modality or None)
         with bar:
             for chunk in _chunks(file, batch):
-                run.add(client, chunk)
+                run.add(client, chunk, patience_s)
                 bar.update(len(chunk))
         run.report()
         if not run.succeeded and not run.failed:
@@ -129,6 +165,7 @@ def embed(
 
 @app.command()
 def compare(
+    context: typer.Context,
     left: Annotated[str, typer.Argument(help="A product: a JSON object, or the path of a JSON file.")],
     right: Annotated[str, typer.Argument(help="The other product.")],
     server: Server = DEFAULT_ADDRESS,
@@ -136,7 +173,7 @@ def compare(
 ) -> None:
     """Compare two products, and show how much each modality counted."""
     products = _product(left, "left"), _product(right, "right")
-    with Client(server, timeout_s=timeout_s) as client:
+    with open_client(context, server, timeout_s) as client:
         typer.echo(_table(client.compare(*products)))
 
 
@@ -151,20 +188,33 @@ class _EmbedRun:
     failed: int = 0
     named: list[str] = field(default_factory=list)
 
-    def add(self, client: Client, chunk: list[Product | RecordError]) -> None:
-        """Embed one chunk; positions in messages are those of the rows that are written."""
+    def add(self, client: Client, chunk: list[Product | RecordError], patience_s: float) -> None:
+        """Embed one chunk; positions in messages are those of the rows that are written.
+
+        A server that is gone after it has answered is probably coming back, and hours of work hang on it.
+        """
         for item in chunk:
             if isinstance(item, RecordError):
                 self._fail(item)
         products = [item for item in chunk if isinstance(item, Product)]
         if not products:
             return
-        found = client.embed(products, modalities=self.modalities, on_error="return")
-        for index, error in found.errors.items():
-            self._fail(error.at(self.writer.rows + index))
+        gives_up_s = time.monotonic() + (patience_s if self.writer.rows else 0.0)
+        while True:
+            try:
+                found = client.embed(products, modalities=self.modalities, on_error="return")
+                now = client.info(refresh=True).space
+                break
+            except ServerUnavailableError as error:
+                if time.monotonic() >= gives_up_s:
+                    raise
+                typer.echo(f"\nwaiting, {gives_up_s - time.monotonic():.0f} s at most: {error}", err=True)
+                time.sleep(_PAUSE_S)
+        for index, failed in found.errors.items():
+            self._fail(failed.at(self.writer.rows + index))
         self.space = self.space or found.space
         # A server may be replaced while it is asked: it has to be the one that was known, now as before.
-        require_same_space(self.space, found.space, client.info(refresh=True).space)
+        require_same_space(self.space, found.space, now)
         self.writer.add(found)
         self.succeeded += len(found) - len(found.errors)
 
@@ -250,6 +300,10 @@ def _show_version(asked: bool) -> None:
     if asked:
         typer.echo(f"likeness {version('likeness')}")
         raise typer.Exit
+
+
+def _terminated(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _stop(message: str, code: int) -> None:

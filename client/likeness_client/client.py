@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -194,9 +194,12 @@ class Client(_channel.BaseClient):
     def _discover(self) -> ServerInfo:
         stub = self._stub()
         with self._open(), translate(self.address):
-            index = stub.get_model_repository_index(client_timeout=self.timeout_s)
+            index = stub.get_model_repository_index(**self._settings())
             names = embed_models(index.models)
-            return discover([stub.get_model_config(name, client_timeout=self.timeout_s).config for name in names])
+            # Side by side: five modalities have 31 ensembles, and a server may be far away.
+            with ThreadPoolExecutor(self.max_concurrency) as pool:
+                answers = pool.map(lambda name: stub.get_model_config(name, **self._settings()), names)
+                return discover([answer.config for answer in answers])
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -254,7 +257,7 @@ class Client(_channel.BaseClient):
     def _ask_alone(self, call: Call) -> Answer:
         inputs, outputs = _channel.encode(call)
         with self._open(), translate(self.address, call.model):
-            result = self._stub().infer(call.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
+            result = self._stub().infer(call.model, inputs, outputs=outputs, **self._settings())
         return _channel.decode(call, result)
 
     def _send(self, call: Call, failed: threading.Event) -> tuple[Future[Answer], Any]:
@@ -279,7 +282,7 @@ class Client(_channel.BaseClient):
             # tritonclient keeps the call in an attribute until its callback is attached: two threads at once would
             # swap their answers.
             with self._lock, self._open():
-                context = stub.async_infer(call.model, inputs, receive, outputs=outputs, client_timeout=self.timeout_s)
+                context = stub.async_infer(call.model, inputs, receive, outputs=outputs, **self._settings())
         except BaseException:
             self._slots.release()
             raise

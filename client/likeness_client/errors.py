@@ -10,7 +10,7 @@
     ├── SpaceMismatchError               embeddings of two spaces would be compared
     ├── MissingExtraError                an optional package is not installed
     └── ServerError                      the server answered with an error, or not at all
-        ├── ServerUnavailableError       not reachable, not ready, or its queue is full
+        ├── ServerUnavailableError       not reachable, not ready, or refusing work
         ├── DeadlineExceededError        no answer in time
         ├── OverloadedError              a limit of the server is exhausted
         └── ModelNotFoundError           the server does not have this model
@@ -154,7 +154,7 @@ class ServerError(LikenessError):
 
 
 class ServerUnavailableError(ServerError):
-    """The server is not reachable or not ready, or its queue is full, also after the retries.
+    """The server is not reachable, not ready or refuses work (as a gateway or a bounded queue does), retries included.
 
     Questions about the server have no queue: where one of them, and not a model, is unavailable, there is no server, or
     it is just starting or ending.
@@ -172,7 +172,7 @@ class ServerUnavailableError(ServerError):
 class DeadlineExceededError(ServerError):
     """No answer came before the deadline."""
 
-    hint = "raise timeout_s (--timeout-s of a command) or send smaller batches"
+    hint = "raise timeout_s (--timeout-s of a command), or send less at once (--batch of `likeness embed`)"
 
 
 class OverloadedError(ServerError):

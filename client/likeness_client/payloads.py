@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from likeness_client.contract import InputSchema
 from likeness_client.errors import ProductError
-from likeness_client.records import Product, compose_text, is_number
+from likeness_client.records import Product, compose_text, is_number, plain_number
 
 
 def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noq
             reason = f"how often '{user}' did must be a number from 0, found {_shown(value)}"
             raise _bad(product, "interactions", reason)
         if value > 0:
-            counts[str(user)] = _plain_number(value)
+            counts[str(user)] = plain_number(value)
     if not counts:
         return None
     text = json.dumps(counts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -151,14 +151,7 @@ def _plain(product: Product, key: str, value: object) -> str | int | float:
         return " ".join(value.split())
     if not is_number(value):
         raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {_shown(value)}")
-    return _plain_number(value)
-
-
-def _plain_number(value: float) -> int | float:
-    """Return a finite number in its canonical form."""
-    number = float(value)
-    # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
-    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+    return plain_number(value)
 
 
 def _read(product: Product, modality: str, path: Path, schema: InputSchema) -> bytes:

@@ -153,6 +153,13 @@ def is_number(value: object) -> TypeGuard[float]:
         return False
 
 
+def plain_number(value: float) -> int | float:
+    """Return a finite number in its canonical form."""
+    number = float(value)
+    # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
+    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+
+
 def _part(product: Product, field: str) -> str:
     value: str | bytes | float
     if field == "title":
@@ -164,6 +171,8 @@ def _part(product: Product, field: str) -> str:
     else:
         raise InputError(f"no text field '{field}'; there are title, description and attributes.<key>")
     # Broken text (bytes in another encoding, half a surrogate pair) loses the broken characters, not the product.
+    if is_number(value):
+        value = plain_number(value)  # 16 and 16.0 are one value: a data frame with gaps makes one of the other
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return text.encode("utf-8", "replace").decode("utf-8")
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from likeness_client._channel import DEFAULT_TIMEOUT_S
-from likeness_client.cli import Timeout
+from likeness_client.cli import BULK_TIMEOUT_S, Timeout, open_client
 
 from likeness_export.quality.cli import quality_app
 from likeness_export.uses.cli import uses_app
@@ -69,6 +68,7 @@ def join(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     run: RunFolder,
     data_root: DataRoot = Path(),
     label: Annotated[
@@ -79,12 +79,12 @@ def evaluate(
     ] = None,
     gallery: Annotated[list[str] | None, typer.Option(help="Splits that are ranked; default: the queries'.")] = None,
     server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
-    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
+    timeout_s: Timeout = BULK_TIMEOUT_S,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
     _start()
-    from likeness_client import Client, InputError
+    from likeness_client import InputError
 
     from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
     from likeness_export.exporting import fingerprint
@@ -99,7 +99,7 @@ def evaluate(
     task = Task(labels=tuple(label or recipe.data.labels), queries=queries, gallery=tuple(gallery or queries))
     catalogue = read_task_catalogue(source, data_root, task)
     if server:
-        with Client(server, timeout_s=timeout_s) as client:
+        with open_client(context, server, timeout_s) as client:
             served = ServedEmbedder(client, catalogue, fingerprint(recipe, source))
             rows = list(evaluate(served, catalogue, recipe.modalities(), task))
     else:

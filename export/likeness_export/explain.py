@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from likeness_client.errors import InputError
+from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from likeness_export.encoders.base import ASSETS
 from likeness_export.encoders.image_local import LocalFeatures
-from likeness_export.files import written_aside
 from likeness_export.preprocessing.image import Preprocessor
 from likeness_export.run import Run
 

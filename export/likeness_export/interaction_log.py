@@ -12,8 +12,7 @@ from pathlib import Path
 
 from likeness_client.errors import InputError
 from likeness_client.records import field_value, read_jsonl
-
-from likeness_export.files import written_aside
+from likeness_client.writing import written_aside
 
 COLUMNS = ("user", "item", "count")
 
@@ -74,7 +73,7 @@ def join_log(products: Path, log: Path, out: Path) -> JoinedLog:
             record.pop("interactions", None)
             if found:
                 record["interactions"] = {user: _whole(count) for user, count in found.items()}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record) + "\n")  # ASCII: it may hold what UTF-8 cannot
             total, known = total + 1, known + bool(found)
     return JoinedLog(products=total, known=known, strange=strange)
 

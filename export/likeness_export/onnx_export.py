@@ -15,11 +15,11 @@ import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from likeness_client.errors import LikenessError
+from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
-from likeness_export.files import written_aside
 from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec

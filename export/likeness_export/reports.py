@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from likeness_client.writing import write_text
 from rich.table import Table
 
 from likeness_export.console import console, figure
 from likeness_export.evaluation import Row
-from likeness_export.files import without_nan, write_text
+from likeness_export.files import without_nan
 from likeness_export.onnx_export import ExportReport
 from likeness_export.precision.gate import Drift
 from likeness_export.precision.reducing import PrecisionReport

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeAlias
 
 from likeness_client.contract import LEFT, MATRIX_MODEL, MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, RIGHT
 from likeness_client.errors import InputError
+from likeness_client.writing import written_aside
 
-from likeness_export.files import written_aside
 from likeness_export.onnx_export import ExportError
 from likeness_export.pipeline import StepSpec, networks
 from likeness_export.progress import each

@@ -14,12 +14,12 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from likeness_client.contract import NOBODY_KNOWN
+from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from torch import Tensor
 
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
-from likeness_export.files import written_aside
 from likeness_export.onnx_export import ExportError, export_network
 from likeness_export.pipeline import StepSpec
 from likeness_export.progress import each

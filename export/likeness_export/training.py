@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from likeness_client.errors import InputError
+from likeness_client.writing import write_text, written_aside
 from torch import Tensor, nn
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import Encoder
-from likeness_export.files import write_text, written_aside
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
 from likeness_export.positives import Positives, Rows, positives_of, training_pairs

@@ -143,19 +143,23 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.index_delay_s = 0.0
         self.index_calls = 0
         self.index_state = "READY"
+        self.headers: list[dict[str, str]] = []
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         self.index_calls += 1
+        self.headers.append(dict(context.invocation_metadata()))
         time.sleep(self.index_delay_s)
         response = service_pb2.RepositoryIndexResponse()
         for name in ["similarity", *(embed_model(signature) for signature in self.fake.signatures)]:
             response.models.add(name=name, version="1", state=self.index_state)
         return response
 
-    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.headers.append(dict(context.invocation_metadata()))
         return service_pb2.ModelConfigResponse(config=self.fake.config(request.name.removeprefix("embed_")))
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.headers.append(dict(context.invocation_metadata()))
         time.sleep(self.delay_s)
         if code := self.interfere(request.model_name):
             context.abort(code, "on purpose")

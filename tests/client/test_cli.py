@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc  # type: ignore[import-untyped]  # ships no types
 import likeness_client
 import pytest
 import typer
@@ -114,8 +119,76 @@ def test_a_server_may_be_given_more_time(
     arguments = {"embed": (str(file), "--out", str(file.with_suffix(".npz"))), "compare": ('{"title": "a"}',) * 2}
     asked = (command, *arguments[command], "--server", endpoint.address, "--timeout-s")
     assert run(monkeypatch, *asked, "0.2") == 1
-    assert "raise timeout_s (--timeout-s of a command) or send smaller batches" in capsys.readouterr().err
+    assert "raise timeout_s (--timeout-s of a command), or send less at once (--batch" in capsys.readouterr().err
     assert run(monkeypatch, *asked, "20") == 0
+
+
+def gone_after(answers: int, endpoint: Endpoint, failures: int) -> None:
+    """Let a server answer so many calls, and then be gone for so many."""
+    calls = iter(range(10_000))
+    endpoint.servicer.interfere = lambda _: (
+        grpc.StatusCode.UNAVAILABLE if answers <= next(calls) < answers + failures else None
+    )
+
+
+def test_embed_waits_for_a_server_that_has_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+) -> None:
+    monkeypatch.setattr(cli, "_PAUSE_S", 0.01)
+    out = file.with_suffix(".npz")
+    gone_after(3, endpoint, 6)  # gRPC itself tries four times
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "8")
+    assert run(monkeypatch, *arguments) == 0
+    assert "waiting, " in capsys.readouterr().err
+    assert len(Embeddings.load(out)) == 24
+    out.unlink()
+    gone_after(3, endpoint, 10_000)
+    assert run(monkeypatch, *arguments, "--patience-s", "0") == 1
+    assert not out.exists()
+
+
+def test_embed_does_not_wait_for_a_server_that_was_never_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path
+) -> None:
+    out = file.with_suffix(".npz")
+    assert run(monkeypatch, "embed", str(file), "--out", str(out), "--server", "localhost:1") == 1
+    assert "no server answers at localhost:1" in capsys.readouterr().err
+
+
+def test_being_stopped_leaves_nothing_half_written(endpoint: Endpoint, file: Path) -> None:
+    endpoint.servicer.delay_s = 2.0
+    code = "from likeness_client.cli import main; main()"
+    arguments = ("embed", str(file), "--out", str(file.with_suffix(".npz")), "--server", endpoint.address)
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    while not list(file.parent.glob(".*.partial")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_shell_sends_what_a_gateway_asks_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, tmp_path: Path
+) -> None:
+    asked = ("compare", '{"title": "a"}', '{"title": "b"}', "--server", endpoint.address)
+    assert run(monkeypatch, "--authorization", "Bearer 1", *asked) == 0
+    assert {headers.get("authorization") for headers in endpoint.servicer.headers} == {"Bearer 1"}
+    assert run(monkeypatch, "--tls", *asked, "--timeout-s", "1") == 1  # the endpoint speaks no TLS
+    (tmp_path / "ca.pem").write_text("")
+    capsys.readouterr()
+    assert run(monkeypatch, "--root-certificates", str(tmp_path / "ca.pem"), *asked) == 1
+    assert "give --tls too" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
+
+    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr(cli, "_load_commands", list)
+    assert run(monkeypatch) == 1
+    assert "runs/x: No space left on device; make room there" in capsys.readouterr().err
 
 
 def test_compare_shows_scores_and_weights(

@@ -414,6 +414,20 @@ def test_given_embeddings_are_scored_without_a_server(kind: Any, client: Any) ->
             away.similarity_matrix(found, found, metric=Metric.LEARNED)
 
 
+def test_headers_go_with_every_call(kind: Any, endpoint: Endpoint) -> None:
+    with kind(endpoint.address, headers={"X-Team": "shoes"}) as client:
+        client.embed(BATCH)
+        client.compare(BATCH[0], BATCH[1])
+    assert len(endpoint.servicer.headers) > len(endpoint.servicer.fake.signatures)
+    assert all(headers.get("x-team") == "shoes" for headers in endpoint.servicer.headers)
+
+
+@pytest.mark.parametrize("headers", [{"a b": "c"}, {"a": "line\nbreak"}, {"a": "ü"}])
+def test_headers_that_cannot_be_sent_are_named(kind: Any, headers: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="header 'a"):
+        kind("localhost:1", headers=headers)
+
+
 def test_tls_files_are_checked(tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     key.write_text("")

@@ -76,4 +76,6 @@ def test_the_index_names_the_ensembles() -> None:
         embed_models(index.models)
     index.models.add(name="embed_image", version="1", state="READY")
     index.models.add(name="embed_image", version="2", state="READY")
+    for stranger in ("embed_bge", "embed_", "embed_image_text", "embed_text_v2"):
+        index.models.add(name=stranger, version="1", state="READY")
     assert embed_models(index.models) == ["embed_image"]

@@ -204,6 +204,13 @@ def test_parts_of_another_type_cost_one_product(parts: dict[str, Any], reason: s
         encode(Product(**{"title": "a", **parts}))
 
 
+def test_equal_numbers_in_the_text_are_equal_bytes() -> None:
+    schema = InputSchema(text_fields=("attributes.modelno",))
+    values: tuple[Any, ...] = (5389, 5389.0, np.float32(5389))
+    sent = [encode(Product(attributes={"modelno": value}), schema) for value in values]
+    assert sent == [{"text": b"5389"}] * 3
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), True])
 def test_attributes_in_the_text_are_text_or_numbers(value: Any) -> None:
     schema = InputSchema(text_fields=("attributes.brand", "title"))

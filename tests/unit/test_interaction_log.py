@@ -44,8 +44,10 @@ def test_a_log_becomes_the_interactions_of_its_products(products: Path) -> None:
 
 
 def test_without_counts_each_line_is_one_and_the_products_may_be_replaced(products: Path) -> None:
+    with products.open("a") as file:
+        file.write('{"product_id": "d", "title": "half of a pair: \\ud83d"}\n')
     join_log(products, log_of(products, "user,item\nu1,b\nu1,b\nu2,b\n"), products)
-    assert [dict(product.interactions) for product, _ in read_products(products)] == [{}, {"u1": 2, "u2": 1}, {}]
+    assert [dict(product.interactions) for product, _ in read_products(products)] == [{}, {"u1": 2, "u2": 1}, {}, {}]
 
 
 @pytest.mark.parametrize(

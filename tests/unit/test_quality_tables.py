@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from likeness_client.errors import InputError
-from likeness_export.files import write_text
+from likeness_client.writing import write_text
 from likeness_export.quality import running
 from likeness_export.quality.bars import draw_bars, panels_of
 from likeness_export.quality.kept import kept_results

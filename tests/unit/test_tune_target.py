@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from likeness_bench.files import write_text
 from likeness_bench.tune.copying import trial_repository
 from likeness_bench.tune.recipes import recipe_text, recipe_with, settings_of
 from likeness_bench.tune.settings import Settings
 from likeness_bench.tune.target import read_target
 from likeness_bench.tune.writing import write_result
 from likeness_client import InputError
+from likeness_client.writing import write_text
 from likeness_export.recipe import BUILT_IN, load_recipe, with_serving
 from likeness_export.repository import MANIFEST, render, write_configs
 

@@ -14,7 +14,7 @@ import torch
 from likeness_client import Client, Embeddings, InputError, Product
 from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs
 from likeness_export.networks.similarity import LearnedMetric
-from likeness_export.uses.cli import TURNED, uses_app
+from likeness_export.uses.cli import BETRAYED, TURNED, uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
 from likeness_export.uses.decision import best_threshold, figures, fit_decision
 from likeness_export.uses.inputs import Vectors, read_embedded
@@ -22,6 +22,7 @@ from likeness_export.uses.match import HeldOut, Judged, among_neighbours, cosine
 from likeness_export.uses.mine import check_keys, elect, mine
 from likeness_export.uses.pairs import label_pairs
 from likeness_export.uses.related import Neighbours, nearest
+from likeness_export.uses.tables import write_lines
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, f1_score, silhouette_score
@@ -40,12 +41,12 @@ def blobs(clusters: int, each: int, noise: float = 0.4, seed: int = 0) -> Vector
     return unit(centres + noise * random.normal(size=centres.shape))
 
 
-def save(path: Path, ids: list[str], vectors: Vectors) -> Path:
+def save(path: Path, ids: list[str], vectors: Vectors, signature: str = "text") -> Path:
     count = len(ids)
     Embeddings(
         vectors=vectors,
         modality_weights=({},) * count,
-        signatures=("text",) * count,
+        signatures=(signature,) * count,
         product_ids=tuple(ids),
         space="s",
     ).save(path)
@@ -73,7 +74,7 @@ def test_products_and_embeddings_meet_by_id(tmp_path: Path, caplog: pytest.LogCa
     assert found.ids == ["a", "b"]
     np.testing.assert_array_equal(found.vectors, vectors[[3, 0]])
     assert [record["title"] for record in found.catalogue.records] == ["0", "1"]
-    assert (found.left_out, found.space) == (4, "s")
+    assert (set(found.modalities), found.space) == ({"text"}, "s")
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "products left out, no product_id: 1",
@@ -91,6 +92,15 @@ def test_only_products_of_the_named_splits_are_read(tmp_path: Path) -> None:
     assert read_embedded(products, embeddings, ["x"]).ids == ["a", "c"]
     with pytest.raises(InputError, match="no product has split z; there are: x, y"):
         read_embedded(products, embeddings, ["z"])
+
+
+def test_a_split_is_read_of_the_products_that_were_embedded(tmp_path: Path) -> None:
+    """Two products of one id have one embedding here, the first one's, whatever split the second is of."""
+    records = [("a", "x"), ("a", "y"), ("b", "y")]
+    products = write(tmp_path / "p.jsonl", [{"product_id": name, "split": split} for name, split in records])
+    embeddings = save(tmp_path / "e.npz", ["a", "a", "b"], unit(np.eye(3)))
+    assert read_embedded(products, embeddings, ["y"]).ids == ["b"]
+    assert read_embedded(products, embeddings, ["x"]).ids == ["a"]
 
 
 @pytest.mark.parametrize(("ids", "rows"), [([], np.empty((0, 2))), (["z"], [[1.0, 0.0]]), (["a"], [[np.nan] * 2])])
@@ -561,3 +571,23 @@ def test_mine_command(files: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "proposals.jsonl"
     assert "10 proposals" in run("mine", *files, "colour", "--out", out, "-k", "3")
     assert [(line["product_id"], line["value"]) for line in lines(out)][:2] == [("p1", "c0"), ("p5", "c1")]
+
+
+def test_mining_from_embeddings_that_know_the_answers_comes_with_a_warning(tmp_path: Path) -> None:
+    records: list[Mapping[str, Any]] = [
+        {"product_id": f"p{row}", "attributes": {"weight [kg]": str(row // 4), "a [/b]": "x"}} for row in range(20)
+    ]
+    products, vectors = write(tmp_path / "p.jsonl", records), blobs(5, 4)
+    ids = [f"p{row}" for row in range(20)]
+    blind, seeing = (save(tmp_path / f"{name}.npz", ids, vectors, name) for name in ("text", "text_attributes"))
+    shown = run("mine", products, blind, "--out", tmp_path / "o.jsonl", "-k", "3")
+    assert BETRAYED not in shown
+    assert "weight [kg]" in shown
+    assert "a [/b]" in shown
+    assert BETRAYED in run("mine", products, seeing, "--out", tmp_path / "o.jsonl", "-k", "3")
+
+
+def test_what_utf_8_cannot_hold_is_written_all_the_same(tmp_path: Path) -> None:
+    line = {"product_id": "half of a pair: \ud83d"}
+    write_lines(tmp_path / "o.jsonl", [line])
+    assert lines(tmp_path / "o.jsonl") == [line]

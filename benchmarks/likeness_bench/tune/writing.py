@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from likeness_client import InputError
+from likeness_client.writing import write_text
 from likeness_export.repository import MANIFEST, render
 
-from likeness_bench.files import write_text
 from likeness_bench.tune.recipes import recipe_text, recipe_with
 from likeness_bench.tune.settings import Settings
 from likeness_bench.tune.target import Target, read_target

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import av
 import numpy as np
 from likeness_client.records import read_jsonl
+from likeness_client.writing import write_text
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -22,7 +23,6 @@ from likeness_export.demo.drawing import draw_product
 from likeness_export.demo.photo import Photo, random_photo, take_photo
 from likeness_export.demo.shapes import MASTER_PX
 from likeness_export.demo.wording import pick
-from likeness_export.files import write_text
 
 Motion: TypeAlias = Literal["turn", "zoom", "pan"]
 Container: TypeAlias = Literal["mp4", "webm", "gif"]

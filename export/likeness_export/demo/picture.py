@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from likeness_client.writing import written_aside
 from PIL import Image, ImageDraw, ImageFont
-
-from likeness_export.files import written_aside
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
+from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
 from likeness_export.encoders.text_common import decoded, length_buckets
 from likeness_export.encoders.word_vector_file import WordVectors, read_word_vectors
-from likeness_export.files import written_aside
 from likeness_export.preprocessing import words
 from likeness_export.tensors import TensorSpec
 

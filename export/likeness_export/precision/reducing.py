@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 
 import onnx
 from likeness_client.contract import encoder_model
+from likeness_client.writing import written_aside
 
-from likeness_export.files import written_aside
 from likeness_export.pipeline import StepSpec, encoder_networks
 from likeness_export.precision.fp16 import Half
 from likeness_export.precision.gate import Drift, Limits, mean_points

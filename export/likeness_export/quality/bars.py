@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from likeness_export.files import written_aside
+from likeness_client.writing import written_aside
+
 from likeness_export.quality.lines import Spread, SpreadLine
 from likeness_export.quality.report import MANY_LABELS, UNTRAINED, TableResult, all_lines, labels_of
 

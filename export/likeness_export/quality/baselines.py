@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from likeness_client.errors import InputError
 from likeness_client.records import Product
+from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
-from likeness_export.files import written_aside
 from likeness_export.metrics import places_in, ranking
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Scorer, measure_pair_sets

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from likeness_client.writing import write_text
 
 from likeness_export.catalogue import Catalogue
-from likeness_export.files import write_text
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likeness_export.files import write_text
+from likeness_client.writing import write_text
+
 from likeness_export.quality.lines import Line, Spread, SpreadLine, over_seeds, spread
 from likeness_export.quality.tables import Table, Variant
 from likeness_export.quality.units import Finished

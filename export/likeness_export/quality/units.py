@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from likeness_client.errors import InputError
+from likeness_client.writing import write_text
 
-from likeness_export.files import write_text
 from likeness_export.joining import joined_recipe
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import PairSets, Table, Variant

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from likeness_client._channel import DEFAULT_TIMEOUT_S
-from likeness_client.cli import Timeout
+from likeness_client.cli import BULK_TIMEOUT_S, Timeout, open_client
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +21,11 @@ uses_app = typer.Typer()
 TURNED = (
     "the learned decision calls less similar pairs matches: these embeddings do not carry this label, or the negatives "
     "were chosen by the same cosine. Do not use these figures."
+)
+
+BETRAYED = (
+    "these embeddings were made with the attributes: a product whose value is hidden still carries it in its own vector, "
+    "so that precision is too high. Embed without them, e.g. `likeness embed ... --modality text --modality image`."
 )
 
 Products = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
@@ -92,6 +96,7 @@ def cluster(
 
 @uses_app.command()
 def match(
+    context: typer.Context,
     file: Products,
     embeddings: Vectors,
     pairs: Annotated[
@@ -112,13 +117,13 @@ def match(
     server: Annotated[
         str, typer.Option(help="Measure this server's learned metric too (host:port), alone and among neighbours.")
     ] = "",
-    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
+    timeout_s: Timeout = BULK_TIMEOUT_S,
     out: Annotated[
         Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
     ] = None,
 ) -> None:
     """Tell duplicates from others: learn a probability from some labelled pairs, measure the decision on others."""
-    from likeness_client import Client, InputError
+    from likeness_client import InputError
 
     if (pairs is None) == (not label):
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
@@ -131,7 +136,7 @@ def match(
     kept_aside = HeldOut(share=held_out, folds=tuple(fold or ()))
     held = _read(file, embeddings)
     train, measured = (pairs_of(held, pairs or label, name) for name in (train_split, split))
-    with Client(server, timeout_s=timeout_s) if server else nullcontext() as client:
+    with open_client(context, server, timeout_s) if server else nullcontext() as client:
         matchings = match_by_all(held, (train, measured), kept_aside, client)
     for metric, matching in matchings.items():
         matching_table(metric, matching, split, train_split)
@@ -174,6 +179,8 @@ def mine(
     )
     write_lines(out, lines)
     mining_table(reports, min_share)
+    if "attributes" in held.modalities:
+        typer.echo(BETRAYED, err=True)
     typer.echo(f"{len(proposals)} proposals: {out}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from likeness_client.contract import modalities_of
 from likeness_client.errors import InputError
 from likeness_client.results import Embeddings
 from numpy.typing import NDArray
@@ -26,13 +27,13 @@ class Embedded:
         catalogue: these products, n of them, in the order of the file; no id occurs twice.
         vectors: FP32 [n, d], unit length, one row per product.
         space: fingerprint of the embedding space.
-        left_out: how many products of the file are missing here.
+        modalities: what their embeddings were made of, all products together.
     """
 
     catalogue: Catalogue
     vectors: Vectors
     space: str
-    left_out: int
+    modalities: frozenset[str]
 
     @property
     def ids(self) -> list[str]:
@@ -54,11 +55,17 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
     Raises:
         InputError: a file cannot be read, or no product has an embedding.
     """
-    catalogue, found = read_catalogue(products), Embeddings.load(embeddings)
+    everything, found = read_catalogue(products), Embeddings.load(embeddings)
+    ids = [product.product_id for product in everything.products]
+    # Of the whole file, as the embeddings are: a later product of the same id has no embedding of its own here.
+    firsts, row_of = _first_of_each(ids), _first_of_each(found.product_ids)
+    unnamed = sum(not name for name in ids)
+    _report("no product_id", unnamed)
+    _report("product_id of an earlier one", len(ids) - unnamed - len(firsts))
+    catalogue = everything.select(list(firsts.values()))
     if splits:
         catalogue = catalogue.of_splits(splits)
-    ids = [product.product_id for product in catalogue.products]
-    places, row_of = _first_of_each(ids), _first_of_each(found.product_ids)
+    places = {product.product_id: place for place, product in enumerate(catalogue.products)}
     failed = np.isnan(found.vectors).any(1)
     missing = [name for name in places if name not in row_of]
     broken = [name for name in places if name in row_of and failed[row_of[name]]]
@@ -68,16 +75,13 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
             f"no product of {products} has an embedding in {embeddings}: they are matched by product_id; "
             f"make the embeddings with `likeness embed {products} --out {embeddings}`"
         )
-    unnamed = sum(not name for name in ids)
-    _report("no product_id", unnamed)
-    _report("product_id of an earlier one", len(ids) - unnamed - len(places))
     _report(f"not in {embeddings}", len(missing), missing)
     _report("embedding failed", len(broken), broken)
     return Embedded(
         catalogue=catalogue.select([places[name] for name in usable]),
         vectors=found.vectors[[row_of[name] for name in usable]],
         space=found.space,
-        left_out=len(ids) - len(usable),
+        modalities=frozenset(part for name in usable for part in modalities_of(found.signatures[row_of[name]])),
     )
 
 

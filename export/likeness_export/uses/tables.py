@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from likeness_client.writing import write_text, written_aside
 from rich.table import Table
 
-from likeness_export.console import console, figure
-from likeness_export.files import without_nan, write_text, written_aside
+from likeness_export.console import console, cut, figure
+from likeness_export.files import without_nan
 from likeness_export.named_pairs import NamedPair
 from likeness_export.uses.cluster import Agreement, Clustering
 from likeness_export.uses.match import Matching
@@ -23,9 +24,9 @@ _LARGEST = 5
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines; an existing file is replaced in one step."""
+    """Write JSON lines, in ASCII: ids may hold what UTF-8 cannot. An existing file is replaced in one step."""
     with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def write_matching(
@@ -58,7 +59,7 @@ def write_matching(
         }
         for row, pair in enumerate(pairs)
     ]
-    write_text(path, json.dumps({**splits, "metrics": figures, "pairs": lines}, ensure_ascii=False, indent=1))
+    write_text(path, json.dumps({**splits, "metrics": figures, "pairs": lines}, indent=1))
 
 
 def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[str]) -> None:
@@ -84,7 +85,7 @@ def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[
             "homogeneity": figure(agreement.homogeneity),
         }
     for name, value in figures.items():
-        table.add_row(name, value)
+        table.add_row(cut(name), value)
     console().print(table)
 
 
@@ -119,7 +120,7 @@ def mining_table(reports: Sequence[KeyReport], min_share: float) -> None:
         table.add_column(column, justify="right")
     for report in reports:
         measured = (figure(report.precision), figure(report.coverage))
-        table.add_row(report.key, str(report.known), *measured, str(report.missing), str(report.proposed))
+        table.add_row(cut(report.key), str(report.known), *measured, str(report.missing), str(report.proposed))
     console().print(table)
 
 

@@ -1,0 +1,67 @@
+"""Writing files so that nothing is ever seen half-written: aside, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from likeness_client.errors import InputError
+
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give an empty file beside ``path``; it takes the place of ``path`` if the block ends well, and goes if not.
+
+    Missing folders are made. Where ``path`` is a link, what it points to is replaced.
+
+    Raises:
+        InputError: it cannot be written. Other errors of the block are its own and stay as they are.
+    """
+    with told(path):
+        path = path.resolve()
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
+    try:
+        try:
+            yield aside
+        except OSError as error:
+            if error.errno not in _DISK_IS_FULL:
+                raise
+            raise _unwritable(path, error) from error
+        with told(path):
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file in one go; missing folders are made.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Say of an `OSError` which file could not be written.
+
+    Raises:
+        InputError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path} ({error.strerror or error}): make room there, or give another path")

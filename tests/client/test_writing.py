@@ -1,0 +1,54 @@
+"""Files are whole or absent, and what stands in the way is named."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from likeness_client import InputError
+from likeness_client.writing import write_text, written_aside
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with written_aside(path) as aside:
+        aside.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(TypeError), written_aside(path) as aside:
+        aside.write_text(b"half")  # type: ignore[arg-type]  # fails on purpose
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_behind_a_link_lies_the_new_file(tmp_path: Path) -> None:
+    (tmp_path / "v1.txt").write_text("old")
+    link = tmp_path / "current.txt"
+    link.symlink_to("v1.txt")
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "v1.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["file/below.txt", "folder"])
+def test_what_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"cannot write .*{name} \(.+\): .*another path"):
+        write_text(tmp_path / name, "text")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_is_told_from_the_faults_of_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write .*a\.txt"), written_aside(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ConnectionResetError), written_aside(tmp_path / "a.txt"):
+        raise ConnectionResetError(errno.ECONNRESET, "another one's")
