@@ -221,6 +221,20 @@ def test_a_server_that_dies_is_reported(small: Path, ports: list[int], tmp_path:
         assert not still_there(members)
 
 
+def test_a_model_whose_process_dies_ends_the_server(small: Path, ports: list[int], tmp_path: Path) -> None:
+    """Triton would stay, call itself ready, and fail every request that needs the model."""
+    with serve(small, ports, tmp_path) as serving:
+        serving.wait_until_ready()
+        members = family(serving.process.pid)
+        stub = next(m for m in members if encoder_model("attributes") in Path(f"/proc/{m.pid}/cmdline").read_text())
+        os.kill(stub.pid, signal.SIGKILL)
+        serving.process.communicate(timeout=_TIMEOUT_S)
+        assert serving.process.returncode == 1
+        said = (tmp_path / "stderr").read_text().splitlines()[-1]
+        assert f"the process of model '{encoder_model('attributes')}' ended by itself" in said
+        assert not still_there(members)
+
+
 def test_a_model_that_cannot_be_loaded_is_reported(small: Path, ports: list[int], tmp_path: Path) -> None:
     broken = shutil.copytree(small, tmp_path / "broken")
     (broken / encoder_model("attributes") / "1" / "model.onnx").write_bytes(b"no network")

@@ -192,7 +192,7 @@ def serve(
     ready_timeout_s: Annotated[float, typer.Option(min=1, help="How long the models may take to load.")] = 120.0,
 ) -> None:
     """Serve a model repository with a real tritonserver until Ctrl-C or SIGTERM."""
-    from likeness_export.server import ServeConfig, ServeError, serving
+    from likeness_export.server import ServeConfig, serving, watch
 
     # SIGTERM ends the block below just as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -210,8 +210,7 @@ def serve(
             typer.echo(
                 f"ready: gRPC {config.address}  HTTP {config.at(http_port)}  metrics {config.at(metrics_port)}/metrics"
             )
-            code = process.wait()
-        raise ServeError(f"tritonserver ended by itself with code {code}: see the log above")
+            watch(process)
     except KeyboardInterrupt:
         typer.echo("stopped")
 

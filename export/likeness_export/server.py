@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
@@ -31,6 +31,8 @@ _PROBE_CHANNEL = [
     ("grpc.min_reconnect_backoff_ms", 1_000),  # no pause, but how long a connection may take
     ("grpc.enable_http_proxy", 0),  # the server is on this machine
 ]
+_WATCH_S = 1.0  # how often it is looked whether a server is whole
+_ENDS_TOO_S = 5.0  # how long a server may take to end after one of its models
 _STOP_S = 20.0  # how long a process may take to end, a server to unload its models, before its group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
 # that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
@@ -145,6 +147,50 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             stop_group(process)
+
+
+def watch(process: subprocess.Popen[bytes]) -> NoReturn:
+    """Wait for as long as a server is whole. Whoever started it should then start it again.
+
+    Triton does not start a model process again that was killed, by a lack of memory for instance; it goes on to call
+    itself ready, and fails every request that needs the model.
+
+    Args:
+        process: a server that is ready.
+
+    Raises:
+        ServeError: it ended by itself, or one of its model processes did.
+    """
+    models = {child: _model_of(child) for child in _children(process.pid)}
+    while process.poll() is None:
+        if gone := [model for child, model in models.items() if not _runs(child)]:
+            # Where the whole server ends, its models may end first.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDS_TOO_S)
+                break
+            raise ServeError(f"the process of {', '.join(sorted(gone))} ended by itself: see the log above")
+        time.sleep(_WATCH_S)
+    raise ServeError(f"tritonserver ended by itself with code {process.returncode}: see the log above")
+
+
+def _children(pid: int) -> set[int]:
+    return {int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()}
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _model_of(pid: int) -> str:
+    """Name the model that a process of the python backend computes: the folder above ``1/model.py``."""
+    with suppress(OSError):
+        for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+            if word.endswith("/model.py"):
+                return f"model '{Path(word).parent.parent.name}'"
+    return "a model"
 
 
 def check_repository(repository: Path, profile: str) -> None:

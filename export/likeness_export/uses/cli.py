@@ -24,7 +24,7 @@ TURNED = (
 )
 
 BETRAYED = (
-    "these embeddings were made with the attributes: a product whose value is hidden still carries it in its own vector, "
+    "these embeddings were made with the attributes: a product still carries the hidden value in its own vector, "
     "so that precision is too high. Embed without them, e.g. `likeness embed ... --modality text --modality image`."
 )
 
