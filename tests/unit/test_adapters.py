@@ -74,6 +74,7 @@ def network(tmp_path: Path) -> Any:
     onnx.save(model, tmp_path / "1" / "model.onnx")
     adapter = load("network_model").TritonPythonModel()
     config = {
+        "name": "table",
         "input": [{"name": "places"}],
         "max_batch_size": 8,
         "parameters": {"cpu_threads": {"string_value": "1"}},
@@ -95,6 +96,7 @@ def test_a_network_answers_requests_together(network: Any) -> None:
 
 def test_a_request_that_cannot_be_computed_fails_alone(network: Any) -> None:
     good, bad, last = network.execute(requests_of([2], [9], [0, 1]))
+    assert bad.error.startswith("model 'table' failed: ")
     assert "out of data bounds" in bad.error
     assert bad.tensors == []
     assert (good.error, last.error) == (None, None)
@@ -113,9 +115,9 @@ def test_preprocessing_that_fails_costs_its_request_only(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "preprocessing", ModuleType("preprocessing"))
     monkeypatch.setattr(sys.modules["preprocessing"], "Preprocessor", lambda _: preprocess, raising=False)
     adapter = load("preprocess_model").TritonPythonModel()
-    config = {"input": [{"name": "text"}], "output": [{"name": "sizes"}, {"name": "text_error"}]}
+    config = {"name": "trap", "input": [{"name": "text"}], "output": [{"name": "sizes"}, {"name": "text_error"}]}
     adapter.initialize({"model_config": json.dumps(config), "model_repository": "", "model_version": "1"})
     given = [Request(text=np.array([[item]], np.object_)) for item in (b"a", b"trap", b"abc")]
     first, trapped, last = adapter.execute(given)
-    assert trapped.error == "ValueError: it snapped"
+    assert trapped.error == "model 'trap' failed: ValueError: it snapped"
     assert [answer.tensors[0].data.tolist() for answer in (first, last)] == [[[1]], [[3]]]
