@@ -171,6 +171,8 @@ def export(
     typer.echo(f"exported: {repository}")
     if reducer and reducer.report:
         precision_tables(reducer.report)
+        if not reducer.report.mean_recall_loss:
+            typer.echo("recall@1 was not measured: no two of the judged products are known to be alike", err=True)
         if refused := reducer.report.refused():
             limits_said = "--max-recall-loss and --recall-slack say what recall@1 may lose"
             typer.echo(

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from likeness_client.errors import InputError
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
@@ -45,6 +49,25 @@ def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[l
         chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
         parts[fold * share <= chance < (fold + 1) * share].append(pair)
     return parts
+
+
+def groups_of_pairs(ids: Sequence[str], pairs: Sequence[NamedPair]) -> NDArray[np.str_]:
+    """Return what pairs say as a label: equal for products that a chain of pairs labelled 1 connects.
+
+    Args:
+        ids: product ids.
+        pairs: pairs between them; those that name another product are left out.
+
+    Returns:
+        A value per id; empty for products without a match.
+    """
+    row_of = {name: row for row, name in enumerate(ids)}
+    alike = [pair for pair in pairs if pair.label == 1 and pair.left in row_of and pair.right in row_of]
+    sides = [row_of[pair.left] for pair in alike], [row_of[pair.right] for pair in alike]
+    links = coo_array((np.ones(len(alike), bool), sides), shape=(len(ids), len(ids)))
+    _, group = connected_components(links, directed=False)
+    matched = np.bincount(group, minlength=len(ids))[group] > 1
+    return np.where(matched, group.astype(np.str_), "")
 
 
 def read_named_pairs(path: Path, splits: Sequence[str]) -> list[NamedPair]:

@@ -10,7 +10,7 @@ from likeness_client.errors import InputError
 from likeness_client.records import Product
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.masking import Mask
-from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs
+from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs
 
 HEADER = "left_id,right_id,label,split\n"
 
@@ -206,3 +206,14 @@ def test_a_file_that_holds_no_pairs_says_why(tmp_path: Path, content: str | byte
 def test_a_missing_file_of_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pairs\.csv cannot be read"):
         read_named_pairs(tmp_path / "pairs.csv", ["train"])
+
+
+def test_pairs_connect_what_is_one_product() -> None:
+    sides = [("a", "b", 1), ("b", "c", 1), ("d", "e", 0), ("f", "g", 1), ("g", "gone", 1), ("h", "h", 1)]
+    pairs = [NamedPair(left=left, right=right, label=label) for left, right, label in sides]
+    a, b, c, d, e, f, g, h = groups_of_pairs([*"abcdefgh"], pairs).tolist()
+    assert a == b == c
+    assert f == g
+    assert len({a, f, ""}) == 3
+    assert (d, e, h) == ("", "", "")
+    assert groups_of_pairs(["a"], []).tolist() == [""]

@@ -27,7 +27,7 @@ from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, 
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import Outcome, Task, reduce_network
 from likeness_export.precision.pipeline_drift import Pipeline
-from likeness_export.precision.products import Products, judged_products, some_of
+from likeness_export.precision.products import PAIRS, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
@@ -468,6 +468,27 @@ def test_a_handful_of_products_is_not_enough(
         f"the split train has {photos} products with a usable image to {purpose} it on, 30 are needed: "
         "add some, or stay with fp32"
     )
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_of_pairs_the_matches_of_val_are_judged(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    ids = [json.loads(line)["product_id"] for line in products_of(exported).read_text().splitlines()]
+    lines = [f"{ids[0]},{ids[3]},0,{split}", f"{ids[1]},{ids[2]},1,{split}", f"{ids[4]},{ids[5]},1,{split}"]
+    if split == "val":
+        lines.append(f"{ids[6]},{ids[7]},1,train")
+    (tmp_path / "pairs.csv").write_text("left_id,right_id,label,split\n" + "\n".join(lines))
+    data = exported.recipe.data.model_copy(
+        update={"products": str(products_of(exported)), "pairs": "pairs.csv", "labels": ()}
+    )
+    recipe = exported.recipe.model_copy(update={"data": data})
+    run: Any = SimpleNamespace(read_recipe=lambda: recipe, towers=exported.run.towers)
+    judged = judged_products(run, tmp_path)
+    values = judged.labels[PAIRS]
+    assert (judged.split, len(values), sum(values != "")) == (split, 6, 4)
+    monkeypatch.setattr("likeness_export.precision.products._MOST", 4)
+    assert (judged_products(run, tmp_path).labels[PAIRS] != "").all()
 
 
 def test_products_of_a_rare_modality_are_drawn_as_well(exported: Exported) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,10 @@ from likeness_client.records import Product
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.named_pairs import NamedPair, groups_of_pairs, read_named_pairs
 from likeness_export.onnx_export import open_session
 from likeness_export.pipeline import signatures, towers_of
+from likeness_export.positives import training_pairs
 from likeness_export.precision.gate import Embedded
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
@@ -27,6 +29,8 @@ from likeness_export.training import training_catalogue
 
 Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A network's inputs by name."""
+PAIRS = "pairs"
+"""Label of what the pairs of a recipe connect."""
 _MOST = 1500  # judged products; a point of recall@1 is then fifteen of them
 _CALIBRATION = 128
 _OF_EACH = 300  # judged products of a modality that few have, if there are so many
@@ -41,7 +45,7 @@ class Products:
         split: where they come from, e.g. ``val``.
         inputs: tower -> its tensors.
         signatures: the towers of each served signature.
-        labels: label -> its value per product; none where the recipe has no labels.
+        labels: label -> its value per product; of a recipe of pairs the one label `PAIRS`.
         batch_size: how many go through a network together.
     """
 
@@ -96,15 +100,30 @@ class Products:
 def judged_products(run: Run, data_root: Path) -> Products:
     """Read the products that reduced files are judged on: those of split ``val``, or else those of the training.
 
+    Of a recipe of pairs those that pairs of that split name, matches first: at random few would meet their match.
+
     Raises:
         InputError: the recipe's data cannot be read below ``data_root``.
     """
     recipe = run.read_recipe()
     data = recipe.data
     catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
+    if data.pairs:
+        found = read_named_pairs(data_root / data.pairs, ["val"])
+        split, pairs = ("val", found) if found else ("train", training_pairs(data, data_root))
+        return _read(run, recipe, _paired(catalogue, pairs, _MOST), split, pairs)
     if any(record.get("split") == "val" for record in catalogue.records):
         return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), "val")
     return _read(run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _MOST, _OF_EACH), "train")
+
+
+def _paired(catalogue: Catalogue, pairs: Sequence[NamedPair], most: int) -> Catalogue:
+    """Draw the products of pairs, always the same ones, in random order; those of matches first, both sides."""
+    row_of = {product.product_id: row for row, product in enumerate(catalogue.products)}
+    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
+    drawn = sorted((pairs[place] for place in order), key=lambda pair: -pair.label)
+    rows = dict.fromkeys(row_of[name] for pair in drawn for name in (pair.left, pair.right) if name in row_of)
+    return catalogue.select(np.random.default_rng(0).permutation(list(rows)[:most]))
 
 
 def calibration_products(run: Run, data_root: Path) -> Products:
@@ -146,13 +165,16 @@ def _has(product: Product, schema: InputSchema, modality: str) -> bool:
         return False  # it has none, or none that can be read
 
 
-def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str) -> Products:
+def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str, pairs: Sequence[NamedPair] = ()) -> Products:
     found = catalogue.payloads(recipe.input_schema(), recipe.modalities())
     ids = [product.product_id for product in catalogue.products]
+    labels = {label: catalogue.labels(label) for label in recipe.data.labels}
+    if pairs:
+        labels[PAIRS] = groups_of_pairs(ids, pairs)
     return Products(
         split=split,
         inputs=read_inputs(recipe.towers, run.towers, found, ids),
         signatures=[towers_of(recipe, signature) for signature in signatures(recipe)],
-        labels={label: catalogue.labels(label) for label in recipe.data.labels},
+        labels=labels,
         batch_size=recipe.serving.max_batch_size,
     )
