@@ -32,8 +32,9 @@ PROGRAM = Path(sys.executable).parent / "likeness"
 def test_one_process_answers_what_the_server_answers(
     client: Client, repository: Path, complete: list[Product], signature: str
 ) -> None:
-    products = [reduce_to(product, modalities_of(signature)) for product in complete[:20]]
-    items = [item_of(product, client.info()) for product in products]
+    info = client.info()
+    products = [reduce_to(product, modalities_of(signature), info) for product in complete[:20]]
+    items = [item_of(product, info) for product in products]
     served = client.embed(products).vectors
 
     async def run() -> None:

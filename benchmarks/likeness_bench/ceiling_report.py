@@ -234,7 +234,7 @@ def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool)
         if not case.largest_difference <= TOLERANCE:
             yield (
                 f"{case.name}: the server's embeddings differ by {case.largest_difference:.1e} from those of the same "
-                "networks in one process: the two do not do the same work"
+                "networks in one process: the two do not do the same work, or their int8 depends on the batch"
             )
         if failed := sum((Counter(found.errors) for found in case.rounds), Counter[str]()):
             kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())

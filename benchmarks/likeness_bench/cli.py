@@ -240,6 +240,10 @@ def soak(
     timeout_s: options.TimeoutS = 10.0,
     seed: options.Seed = 7,
     products: Annotated[int, typer.Option(min=1, help="How many products of the file to use.")] = 200,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="By how much a component may differ; int8 depends on its batch: needs more."),
+    ] = 1e-4,
 ) -> None:
     """Many callers at once with mixed signatures; every answer is compared with the one that the product got alone.
 
@@ -250,7 +254,9 @@ def soak(
         from likeness_bench.running import live_view, run_until_interrupted
         from likeness_bench.soak import SoakConfig, SoakReport, run_soak
         from likeness_bench.tables import print_tables
-    config = SoakConfig(address=server, clients=clients, seconds=seconds, timeout_s=timeout_s, seed=seed)
+    config = SoakConfig(
+        address=server, clients=clients, seconds=seconds, tolerance=tolerance, timeout_s=timeout_s, seed=seed
+    )
     chosen, _ = _read(SourceConfig(file=file, count=products))
     with live_view("soak") as view:
 

@@ -21,7 +21,12 @@ AnyFile = Annotated[
 ]
 Server = Annotated[str, typer.Option(help="The gRPC endpoint, host:port.")]
 Products = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
-Rendered = Annotated[int, typer.Option(min=0, help="Products of the demo catalogue to render, instead of a file.")]
+Rendered = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Products of the demo catalogue to render, instead of a file; with clips: `likeness render`."
+    ),
+]
 TextWords = Annotated[
     str, typer.Option(help="MIN:MAX; title and description are cut or repeated to a drawn number of words.")
 ]

@@ -29,7 +29,8 @@ class SoakConfig:
         clients: callers who each send their next request when the answer to the last one has come (closed loop).
         seconds: how long.
         max_batch: requests hold 1 to this many products, each number as often.
-        tolerance: largest absolute difference between a product's embedding in the load and alone.
+        tolerance: largest absolute difference between a product's embedding in the load and alone. Dynamic int8 makes
+            embeddings that depend on their batch: it needs more than the rounding of fp32.
         timeout_s: the deadline of every request.
         seed: of the draws.
     """
@@ -151,4 +152,4 @@ def _mixed(products: Sequence[Product], info: ServerInfo, draw: random.Random) -
         except ProductError:
             continue
         certain = draw.choice(there)
-        yield reduce_to(product, [name for name in there if name == certain or draw.random() < 0.5])
+        yield reduce_to(product, [name for name in there if name == certain or draw.random() < 0.5], info)

@@ -12,6 +12,7 @@ from typing import Any
 from likeness_client import InputError, Metric, Product, ProductError, ServerInfo
 from likeness_client.contract import modalities_of, signature_of
 from likeness_client.payloads import payloads
+from likeness_client.records import compose_text
 
 AS_THEY_ARE = "as they are"
 """Name of the mix in which every product keeps all that it has."""
@@ -200,7 +201,7 @@ def _pool(products: Sequence[Product], signature: str, info: ServerInfo) -> list
         raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
     found: dict[tuple[str | bytes, ...], Product] = {}
     for product in products:
-        reduced = product if signature == AS_THEY_ARE else reduce_to(product, modalities_of(signature))
+        reduced = product if signature == AS_THEY_ARE else reduce_to(product, modalities_of(signature), info)
         try:
             parts = payloads(reduced, info.schema, info.modalities)
         except ProductError:
@@ -213,9 +214,19 @@ def _pool(products: Sequence[Product], signature: str, info: ServerInfo) -> list
     return list(found.values())
 
 
-def reduce_to(product: Product, modalities: Sequence[str]) -> Product:
-    """Return a product without the fields that belong to other modalities."""
+def reduce_to(product: Product, modalities: Sequence[str], info: ServerInfo) -> Product:
+    """Return a product without the fields that belong to other modalities of a server; its text stays as it was.
+
+    Where attributes are part of the text, a product cannot have them without a text.
+    """
     nothing = Product()
+    others = [name for name in info.modalities if name not in modalities]
+    parts = info.schema.text_fields
+    prose = next((name for name in parts if name in ("title", "description")), None)
+    if prose and "text" in modalities and "attributes" in others and any("." in name for name in parts):
+        text = compose_text(product, parts)
+        title, description = (text, "") if prose == "title" else ("", text)
+        product = replace(product, title=title, description=description)
     fields = {
         "text": ("title", "description"),
         "image": ("images",),
@@ -223,5 +234,5 @@ def reduce_to(product: Product, modalities: Sequence[str]) -> Product:
         "video": ("video",),
         "interactions": ("interactions",),
     }
-    lost = {field: getattr(nothing, field) for name in fields if name not in modalities for field in fields[name]}
+    lost = {field: getattr(nothing, field) for name in others for field in fields[name]}
     return replace(product, **lost)

@@ -18,6 +18,7 @@ from likeness_bench.load import _report, _Watch, run_load
 from likeness_bench.load_tables import load_tables
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
 from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError
+from likeness_client.payloads import payloads
 
 INFO = ServerInfo(
     space="s",
@@ -198,10 +199,21 @@ def test_a_missing_file_is_named(tmp_path: Any) -> None:
 
 def test_reducing_keeps_what_belongs_to_no_other_modality() -> None:
     product = Product(product_id="p", title="t", description="d", images=(b"i",), attributes={"kind": "k"})
-    assert reduce_to(product, ("text",)) == Product(product_id="p", title="t", description="d")
-    assert reduce_to(product, ("image", "attributes")) == Product(
+    assert reduce_to(product, ("text",), INFO) == Product(product_id="p", title="t", description="d")
+    assert reduce_to(product, ("image", "attributes"), INFO) == Product(
         product_id="p", images=(b"i",), attributes={"kind": "k"}
     )
+
+
+def test_attributes_that_are_part_of_the_text_stay_in_it() -> None:
+    product = Product(title="t", description="d", attributes={"brand": "b", "kind": "k"}, images=(b"i",))
+    schema = InputSchema(text_fields=("attributes.brand", "title"), attribute_keys=("kind",))
+    only_text = replace(INFO, schema=schema, modalities=("text", "image"))
+    assert reduce_to(product, ("text",), replace(INFO, schema=schema)) == Product(title="b t")
+    alone = reduce_to(product, ("text",), only_text)
+    assert payloads(alone, schema, only_text.modalities) == {"text": b"b t"}
+    prose = InputSchema(text_fields=("attributes.brand",), attribute_keys=("kind",))
+    assert reduce_to(product, ("text",), replace(only_text, schema=prose)).attributes == product.attributes
 
 
 @pytest.mark.parametrize(

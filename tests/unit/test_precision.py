@@ -317,7 +317,7 @@ def task(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Task:
         products=products,
         limits=Limits(),
         signature_faults=lambda _: [],
-        threads=1,
+        served=exported.recipe.serving.of(spec.name),
     )
 
 

@@ -15,6 +15,7 @@ from likeness_export.pipeline import StepSpec
 from likeness_export.precision.gate import Drift, Embedded, Limits, measure
 from likeness_export.precision.products import Products
 from likeness_export.precision.speed import speed_ratio
+from likeness_export.serving_section import StepSettings
 
 log = logging.getLogger(__name__)
 FP32 = "fp32"
@@ -78,7 +79,7 @@ class Task:
         products: on which files are judged.
         limits: how far vectors may move.
         signature_faults: what is wrong with the signatures' embeddings if the network makes these vectors instead.
-        threads: for timing; None: what is not meant for this machine's CPU is not timed.
+        served: with how many threads, for timing; None: what is not meant for this machine's CPU is not timed.
     """
 
     spec: StepSpec
@@ -87,7 +88,7 @@ class Task:
     products: Products
     limits: Limits
     signature_faults: Callable[[Embedded], list[str]]
-    threads: int | None
+    served: StepSettings | None
 
 
 def reduce_network(task: Task, writer: Writer, target: Path) -> Outcome:
@@ -126,8 +127,8 @@ def _try(task: Task, writer: Writer, target: Path, kept: tuple[str, ...]) -> Out
     except Exception as error:  # quantiser and runtime fail with many types; whichever it is, fp32 is left
         return Outcome(name=name, form=FP32, refused=True, reason=f"{writer.form} cannot be made: {error}")
     sizes = (task.source.stat().st_size / 1e6, target.stat().st_size / 1e6)
-    if task.threads is not None:
-        speed = speed_ratio(task.source, target, task.spec.tower, task.products, task.threads)
+    if task.served is not None:
+        speed = speed_ratio(task.source, target, task.spec.tower, task.products, task.served)
         if speed < FASTER:
             reason = f"{writer.form} runs {speed:.2f} times as fast here, {FASTER} is worth it"
             return Outcome(name=name, form=FP32, reason=reason, megabytes=sizes, speed=speed, layers=len(writer.layers))

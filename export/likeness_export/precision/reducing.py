@@ -158,7 +158,7 @@ class Reducer:
             products=self.judged,
             limits=self.choice.limits,
             signature_faults=lambda vectors: pipeline.faults(pipeline.drifts({spec.tower: vectors})),
-            threads=self.recipe.serving.of(spec.name).cpu_threads if timed else None,
+            served=self.recipe.serving.of(spec.name) if timed else None,
         )
         outcome = reduce_network(task, writer, work / f"{spec.tower}.onnx")
         log.info("%s: %s%s", spec.name, outcome.form, f", {outcome.reason}" if outcome.reason else "")

@@ -10,13 +10,14 @@ from pathlib import Path
 import onnxruntime as ort
 
 from likeness_export.precision.products import Feed, Products
-from likeness_export.serving.session import open_session
+from likeness_export.serving.session import Sessions
+from likeness_export.serving_section import StepSettings
 
 _ROUNDS = 31
 _BATCHES = (1, 8)  # a request by itself, and requests that share a batch
 
 
-def speed_ratio(before: Path, after: Path, tower: str, products: Products, threads: int) -> float:
+def speed_ratio(before: Path, after: Path, tower: str, products: Products, served: StepSettings) -> float:
     """Return how many times as fast the second file runs: the smaller figure of a batch of 1 and one of 8.
 
     Args:
@@ -24,18 +25,20 @@ def speed_ratio(before: Path, after: Path, tower: str, products: Products, threa
         after: the reduced file.
         tower: whose products are run.
         products: real ones; texts have their own lengths.
-        threads: of one operator, as the server runs it.
+        served: how many threads the server gives to a batch, and to a product that comes alone.
 
     Returns:
         The median over rounds of time before / time after; 0 where there is no product to run.
     """
-    old, new = open_session(before, threads), open_session(after, threads)
+    alone = max(served.cpu_threads, served.cpu_threads_alone or 0)
+    sessions = [Sessions(path, served.cpu_threads, alone) for path in (before, after)]
     ratios = []
     for size in _BATCHES:
         different = list(islice(products.feeds(tower, size), _ROUNDS))
         if not different:
             return 0.0
         feeds = list(islice(cycle(different), _ROUNDS))
+        old, new = (opened.alone if size == 1 else opened.batches for opened in sessions)
         for session in (old, new):
             session.run(None, feeds[0])
         ratios.append(statistics.median(_ratio(old, new, *round_) for round_ in enumerate(feeds)))
