@@ -30,14 +30,14 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch==2.13.0 --editable ".[dev]"
 	touch $@
 
-test-timm: $(TIMM_VENV)/.installed ## the tests of timm's networks, in an environment with the standard build of torch
-	$(TIMM_VENV)/bin/pytest tests/unit/test_image_local.py -k timm
+test-timm: $(TIMM_VENV)/.installed ## timm's networks, trained, exported and served, where torch is the standard build
+	$(TIMM_VENV)/bin/pytest tests/unit/test_image_local.py tests/test_pretrained_towers.py -k "timm or inception"
 
 # timm's torchvision is resolved first: it brings the build of torch that it fits (about 6 GB with its CUDA libraries).
 $(TIMM_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TIMM_VENV)
 	$(TIMM_VENV)/bin/pip install --quiet torchvision timm
-	$(TIMM_VENV)/bin/pip install --quiet --editable ".[export,timm]" hypothesis pytest
+	$(TIMM_VENV)/bin/pip install --quiet --editable ".[demo,efficientnet-lite,timm]" hypothesis pytest
 	touch $@
 
 clean:

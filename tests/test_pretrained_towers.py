@@ -16,11 +16,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from likeness_client import Client, Product
+from likeness_client import Client, MissingExtraError, Product
 from likeness_client.contract import encoder_model, tower_embedding
 from likeness_client.payloads import payloads
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.encoders.base import ASSETS
+from likeness_export.encoders.image_timm import import_timm
 from likeness_export.evaluation import OfflineEmbedder
 from likeness_export.exporting import export_run
 from likeness_export.recipe import parse_recipe
@@ -76,6 +77,13 @@ TOWERS: dict[str, dict[str, Any]] = {
     "lite": {"encoder": "efficientnet_lite", "image_px": PX},
 }
 
+try:
+    import_timm()
+except MissingExtraError:
+    pass  # it needs the standard build of torch: `make test-timm`
+else:
+    TOWERS["inception"] = {"encoder": "timm", "model": "inception_v3", "weights": "inception.pth", "image_px": PX + 32}
+
 
 def write_language(folder: Path, config: PretrainedConfig, texts: Sequence[str]) -> None:
     """Write a network and a tokenizer of pieces of words, as `from_pretrained` reads them."""
@@ -124,6 +132,10 @@ def served(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         write_language(root / name, network, [json.loads(line).get("title", "") for line in lines])
     for name, network in VISION.items():
         write_vision(root / name, network)
+    if "inception" in TOWERS:
+        torch.manual_seed(3)
+        network = import_timm().create_model("inception_v3", pretrained=False, num_classes=0)
+        torch.save(network.state_dict(), root / "inception.pth")
     recipe = {
         "name": "pretrained",
         "dimension": DIMENSION,

@@ -275,6 +275,12 @@ def test_timm_reads_weights_from_a_file(tmp_path: Path) -> None:
 
 
 @needs_timm
+def test_a_size_that_a_timm_network_does_not_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="image_px = 64 does not fit the network"):
+        TimmConfig(encoder="timm", model="vit_tiny_patch16_224", image_px=64).build(tmp_path, None)
+
+
+@needs_timm
 def test_an_unknown_timm_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="timm has no model 'inception_v9'"):
         TimmConfig(encoder="timm", model="inception_v9").prepare([], tmp_path, tmp_path)

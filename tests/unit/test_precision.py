@@ -29,6 +29,8 @@ from likeness_export.precision.network import Outcome, Task, reduce_network
 from likeness_export.precision.pipeline_drift import Pipeline
 from likeness_export.precision.products import PAIRS, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
+from likeness_export.precision.speed import speed_ratio
+from likeness_export.serving_section import StepSettings
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -450,6 +452,14 @@ def test_the_manifest_holds_the_figures(export: Export) -> None:
     assert image["drift"]["recall_loss"].keys() == {"group"}
     assert section["signatures"].keys() == report.signatures.keys()
     assert section["limits"]["cosine_mean"] == -1
+
+
+def test_files_are_timed_as_a_server_runs_them(task: Task) -> None:
+    for alone in (None, 2):
+        served = StepSettings(
+            instances=1, cpu_threads=1, cpu_threads_alone=alone, preferred_batch_size=(), queue_delay_us=0
+        )
+        assert speed_ratio(task.source, task.source, "image", task.products, served) > 0
 
 
 @pytest.mark.parametrize("purpose", ["judge", "calibrate"])

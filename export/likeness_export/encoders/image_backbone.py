@@ -21,6 +21,7 @@ from likeness_export.encoders.image_common import (
     StridedDepthwise,
     augment_pixels,
     fix_statistics,
+    width_of,
     write_image_assets,
 )
 from likeness_export.preprocessing import image
@@ -131,14 +132,7 @@ class ImageBackbone(Encoder):
         # As the pixels come; convolutions run up to twice as fast. The annotations of `Module.to` forget the argument.
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalise = Normalise(mean, std)
-        # Not every architecture names its width in the configuration; one look at an output does.
-        self.eval()
-        with torch.no_grad():
-            for name, px in {"image_px": image_px, **({"train_px": train_px} if train_px else {})}.items():
-                try:
-                    self.feature_dim = self.forward(torch.zeros(1, px, px, 3, dtype=torch.uint8)).shape[1]
-                except (RuntimeError, ValueError) as error:
-                    raise InputError(f"{name} = {px} does not fit the network: {error}") from error
+        self.feature_dim = width_of(self, {"image_px": image_px, **({"train_px": train_px} if train_px else {})})
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""

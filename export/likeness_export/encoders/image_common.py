@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from likeness_client.contract import MAX_BYTES
+from likeness_client.errors import InputError
 from torch import Tensor, nn
 
 from likeness_export.encoders.base import ASSETS
@@ -25,6 +27,27 @@ def write_image_assets(tower: Path, image_px: int) -> None:
     assets.mkdir(parents=True, exist_ok=True)
     settings = {"image_px": image_px, "min_px": MIN_PX, "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES["image"]}
     (assets / image.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def width_of(encoder: nn.Module, sides: Mapping[str, int]) -> int:
+    """Return how many features an image encoder makes: not every architecture says so, one look at an output does.
+
+    Args:
+        encoder: takes pixels UINT8 [n, px, px, 3]; it is in evaluation mode afterwards.
+        sides: recipe key -> the px that it asks for.
+
+    Raises:
+        InputError: the network does not take photos of one of these sizes; names the key.
+    """
+    encoder.eval()
+    width = 0
+    with torch.no_grad():
+        for name, px in sides.items():
+            try:
+                width = encoder(torch.zeros(1, px, px, 3, dtype=torch.uint8)).shape[1]
+            except (AssertionError, RuntimeError, ValueError) as error:  # libraries differ in how they refuse
+                raise InputError(f"{name} = {px} does not fit the network: {error}") from error
+    return width
 
 
 class Normalise(nn.Module):

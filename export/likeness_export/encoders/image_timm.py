@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-import torch
 from likeness_client.errors import InputError, MissingExtraError
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from likeness_export.encoders.image_common import (
     Normalise,
     augment_pixels,
     fix_statistics,
+    width_of,
     write_image_assets,
 )
 from likeness_export.preprocessing import image
@@ -59,16 +59,18 @@ class TimmConfig(EncoderConfig):
 
 
 class TimmNetwork(Encoder):
-    """The network's pooled output, which timm gives when there are no classes."""
+    """The network's pooled output, which timm gives when there are no classes.
+
+    Raises:
+        InputError: the network does not take photos of ``image_px``.
+    """
 
     def __init__(self, network: nn.Module, image_px: int) -> None:
         super().__init__()
         self.network = network
         trained: dict[str, Any] = vars(network)["pretrained_cfg"]
         self.normalise = Normalise(tuple(trained["mean"]), tuple(trained["std"]))
-        self.eval()
-        with torch.no_grad():  # `num_features` is not the output's width in every architecture; a look at one is
-            self.feature_dim = self.forward(torch.zeros(1, image_px, image_px, 3, dtype=torch.uint8)).shape[1]
+        self.feature_dim = width_of(self, {"image_px": image_px})
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""
