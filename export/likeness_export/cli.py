@@ -94,7 +94,7 @@ def evaluate(
     source = Run(run)
     recipe = source.read_recipe()
     if not (label or recipe.data.labels):
-        raise InputError(f"{run} was trained on pairs: name what makes two products alike with --label")
+        raise InputError(f"{run} was not trained on labels: name what makes two products alike with --label")
     queries = tuple(split or ["val"])
     task = Task(labels=tuple(label or recipe.data.labels), queries=queries, gallery=tuple(gallery or queries))
     catalogue = read_task_catalogue(source, data_root, task)

@@ -30,7 +30,7 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """Which products, how their text is composed, and what makes two of them alike."""
+    """Which products, how their text is composed, and what makes two of them alike; without that nothing is learned."""
 
     products: str = Field(description="JSON lines, relative to the data root")
     train_splits: tuple[str, ...] = ("train",)
@@ -63,7 +63,7 @@ class DataSection(_Section):
 
     @model_validator(mode="after")
     def _one_kind_of_positives(self) -> DataSection:
-        if bool(self.labels) == bool(self.pairs):
+        if self.labels and self.pairs:
             raise ValueError("give either labels or pairs")
         if self.label_weights and len(self.label_weights) != len(self.labels):
             raise ValueError(f"{len(self.label_weights)} label_weights for {len(self.labels)} labels")
@@ -73,7 +73,7 @@ class DataSection(_Section):
             raise ValueError(f"fold: with held_out = {self.held_out} there are {int(1.001 / self.held_out)}, from 0 on")
         if not self.held_out and (self.fold or self.joined_folds):
             raise ValueError("fold: nothing is held out; give held_out, too")
-        if self.pairs and self.source:
+        if self.source and not self.labels:
             raise ValueError("source belongs to labels; pairs are drawn as they are")
         return self
 
@@ -131,8 +131,20 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _proxies_have_classes(self) -> Recipe:
-        if self.training.proxies and self.data.pairs:
-            raise ValueError("training.proxies: needs data.labels; pairs have no classes")
+        if self.training.proxies and not self.data.labels:
+            raise ValueError("training.proxies: needs data.labels; nothing else has classes")
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is something to learn from; else encoders that are pretrained or fitted answer as they are."""
+        return bool(self.data.labels or self.data.pairs)
+
+    @model_validator(mode="after")
+    def _who_learns_has_something_to_learn_from(self) -> Recipe:
+        learning = [f"towers.{name}" for name, tower in self.towers.items() if not tower.freeze]
+        if learning and not self.learns:
+            raise ValueError(f"data.labels: {', '.join(learning)} cannot learn without labels or pairs; give either")
         return self
 
     @model_validator(mode="after")

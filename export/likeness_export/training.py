@@ -56,10 +56,31 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
         _claim(recipe, run)
         catalogue = training_catalogue(recipe, data_root)
         torch.manual_seed(recipe.seed)
+        if not recipe.learns:
+            write_text(run.log, "")  # no epochs
+            run.write_weights(_untaught(recipe, run, catalogue, data_root))
+            return
         trainer = _Trainer(recipe, run, catalogue, data_root)
         trainer.fit()
         run.write_weights(trainer.network)
         run.checkpoint.unlink(missing_ok=True)
+
+
+def _untaught(recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> ProductNetwork:
+    """Return the network as training would begin with it: encoders fitted, each tower's features only rotated."""
+    prepare_towers(recipe, run, catalogue.payloads(recipe.input_schema(), recipe.modalities()), data_root)
+    network = build_network(recipe, run.towers, data_root)
+    for name in recipe.towers:
+        if (width := network.tower(name).encoder.feature_dim) > recipe.dimension:
+            log.warning(
+                "towers.%s: %d features go into %d numbers; dimension = %d would keep all of them",
+                name,
+                width,
+                recipe.dimension,
+                width,
+            )
+    log.info("there are neither labels nor pairs: nothing is learned, the encoders answer as they are")
+    return network
 
 
 def _claim(recipe: Recipe, run: Run) -> None:

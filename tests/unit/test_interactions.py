@@ -247,6 +247,38 @@ def test_a_recipe_of_interactions_alone_trains_and_exports(tmp_path: Path) -> No
     }
 
 
+def test_without_a_label_it_is_collaborative_filtering_and_nothing_else(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"product_id": str(number), "split": "train", "interactions": counts}) + "\n"
+        for number, (_, counts) in enumerate(co_purchases())
+    ]
+    (tmp_path / "products.jsonl").write_text("".join(lines), encoding="utf-8")
+    raw = {
+        "name": "shoppers",
+        "dimension": 24,
+        "data": {"products": "products.jsonl"},
+        "towers": {"shoppers": {"encoder": "als", "factors": FACTORS}},
+    }
+    recipe, run = parse_recipe(raw, "test"), Run(tmp_path / "run")
+    train(recipe, run, tmp_path)
+    train(recipe, run, tmp_path)  # it is already trained
+    vectors = OfflineEmbedder(run, read_catalogue(tmp_path / "products.jsonl")).embed(["interactions"])
+    tensors, _ = Preprocessor(run.towers / "shoppers" / "assets")([encode(counts) for _, counts in co_purchases()])
+    factors = tensors["item_factors"] / np.linalg.norm(tensors["item_factors"], axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors @ vectors.T, factors @ factors.T, atol=1e-5)
+    assert all(report.largest_difference <= TOLERANCE for report in export_run(run, tmp_path / "repository"))
+
+
+def test_features_that_do_not_fit_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [json.dumps({"split": "train", "interactions": counts}) + "\n" for _, counts in co_purchases()]
+    (tmp_path / "products.jsonl").write_text("".join(lines), encoding="utf-8")
+    tower = {"encoder": "als", "factors": FACTORS}
+    raw = {"name": "s", "dimension": 8, "data": {"products": "products.jsonl"}, "towers": {"shoppers": tower}}
+    with caplog.at_level("WARNING"):
+        train(parse_recipe(raw, "test"), Run(tmp_path / "run"), tmp_path)
+    assert "towers.shoppers: 16 features go into 8 numbers; dimension = 16 would keep all of them" in caplog.text
+
+
 # --- the demo's shoppers
 
 

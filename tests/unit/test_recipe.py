@@ -136,13 +136,22 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         (lambda r: r["data"].pop("products"), "data.products: is missing (JSON lines, relative to the data root)"),
         (lambda r: r["data"].update(labels="group"), "data.labels: must be a list (given: 'group')"),
         (lambda r: r["data"].update(pairs="pairs.csv"), "data: give either labels or pairs"),
-        (lambda r: r["data"].update(labels=[]), "data: give either labels or pairs"),
+        (
+            lambda r: r["data"].update(labels=[]),
+            "data.labels: towers.image cannot learn without labels or pairs; give either",
+        ),
     ],
 )
 def test_an_error_names_the_key_its_value_and_what_is_allowed(
     change: Callable[[dict[str, Any]], object], line: str
 ) -> None:
     assert message(change).splitlines() == ["shop.toml is not a valid recipe:", f"  {line}"]
+
+
+def test_without_labels_and_pairs_encoders_that_learn_nothing_are_allowed() -> None:
+    recipe = load_recipe(DEMO, ["data.labels=", "towers.image=", "serving="])
+    assert not recipe.learns
+    assert load_recipe(DEMO).learns
 
 
 def test_all_errors_are_told_at_once() -> None:

@@ -88,7 +88,7 @@ def sheet(
 
     recipe = Run(folder).read_recipe()
     if not (label or recipe.data.labels):
-        raise InputError(f"{folder} was trained on pairs: name what makes two products alike with --label")
+        raise InputError(f"{folder} was not trained on labels: name what makes two products alike with --label")
     known = all_signatures(recipe.modalities())
     if signature and signature not in known:
         raise InputError(f"{folder} has no signature {signature}; there are: {', '.join(known)}")

@@ -467,6 +467,12 @@ TABLES = (
         products="products_with_interactions.jsonl",
         variants=(
             Variant(name="als", recipe="demo_interactions", what="the recipe: collaborative filtering beside text"),
+            Variant(
+                name="untaught",
+                recipe="demo_interactions",
+                overrides=("data.labels=", "dimension=384", "fusion={kind='late'}"),
+                what="without labels, so that nothing is learned: encoders as they come, factors as they are fitted",
+            ),
         ),
         measures=(_RENDERED,),
         baselines=("text",),
