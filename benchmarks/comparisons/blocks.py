@@ -9,10 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from likeness_client import Embeddings, InputError, Metric, ServerInfo
-from likeness_client import _operations as operations
-from likeness_client._calls import Done, step
-from likeness_client.contract import InputSchema
+from likeness_client import Client, Embeddings, InputError, Metric
 from numpy.typing import NDArray
 
 from comparisons.learned_blocks import Learned, measure_learned
@@ -24,6 +21,7 @@ from comparisons.vectors import drawn, embeddings_of
 
 CALLER_METRICS = (Metric.COSINE, Metric.EUCLIDEAN)
 PRODUCT = "numpy matrix product"
+NOWHERE = "localhost:1"
 WITHIN = 1.5
 """Scores at the caller should take at most so many times what the bare matrix product takes."""
 MS = Quantity(name="ms", digits=2, compared=True)
@@ -125,15 +123,8 @@ def measure_caller(config: BlocksConfig) -> Measurement:
 
 
 def scored(left: Embeddings, right: Embeddings, metric: Metric) -> NDArray[np.float32]:
-    """Score two sides as the client's ``similarity_matrix`` does, which asks no server for that.
-
-    Raises:
-        ComparisonError: it would have asked one.
-    """
-    state = step(operations.similarity_matrix(left, right, metric, "raise", _NOBODY), None)
-    if not isinstance(state, Done):
-        raise ComparisonError(f"the client asks a server for {metric}: it cannot be measured at the caller")
-    return state.value.values
+    """Score two sides at the caller: for given embeddings and such a metric the client asks no server."""
+    return Client(NOWHERE, max_attempts=1).similarity_matrix(left, right, metric=metric).values
 
 
 def check(left: Embeddings, right: Embeddings, metric: Metric) -> None:
@@ -163,14 +154,3 @@ def arrays_mb(work: Callable[[], object]) -> float:
 def verdict(ratio: float) -> str:
     """Say whether a ratio of times keeps the target."""
     return f"{'yes' if ratio <= WITHIN else 'NO'}, {ratio:.2f} x in the median"
-
-
-_NOBODY = ServerInfo(
-    space="here",
-    modalities=("text",),
-    signatures=("text",),
-    dimension=1,
-    max_batch_size=1,
-    schema=InputSchema(),
-    error_outputs={},
-)
