@@ -13,6 +13,7 @@ from likeness_bench.figures import ENOUGH, LoadReport, too_few
 from likeness_bench.in_process import Threads
 from likeness_bench.load import LAG_LIMIT_MS
 from likeness_bench.recall import Recall
+from likeness_bench.report import Report
 
 FORMAT = "likeness-ceiling-1"
 TOLERANCE = 1e-4
@@ -163,12 +164,11 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CeilingReport:
+class CeilingReport(Report):
     """A server compared with what its networks reach without it.
 
     Attributes:
         format: of this report.
-        made_at: when it began, ISO 8601 in UTC.
         load: the `LoadConfig` at saturation, as plain data.
         repository: the model repository that was run in one process.
         space: fingerprint of the embedding space of both.
@@ -180,13 +180,9 @@ class CeilingReport:
         failures: name of a case -> why it could not be measured to its end.
         medians: per case the medians of its rounds, for those who read the JSON.
         notes: what to know before these figures are believed.
-        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the machine that measured; likewise.
-        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
-    made_at: str
     load: Mapping[str, Any]
     repository: str
     space: str
@@ -198,9 +194,6 @@ class CeilingReport:
     medians: Mapping[str, Mapping[str, Spread | None]]
     notes: tuple[str, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
-    source: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, str] = field(default_factory=dict)
-    software: str = ""
 
 
 FIGURES: Mapping[str, tuple[str, int]] = {

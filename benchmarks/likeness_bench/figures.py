@@ -11,6 +11,7 @@ import numpy as np
 from likeness_bench.drive import Record
 from likeness_bench.processes import GpuFigures, ProcessFigures
 from likeness_bench.recall import Recall
+from likeness_bench.report import Report
 from likeness_bench.steps import StepTime
 
 K = TypeVar("K", int, str)
@@ -97,12 +98,14 @@ class RunFigures:
         products_per_s: products answered per second.
         p50_ms: of the answered requests; None without any.
         p99_with_failures_ms: as in `LoadReport`.
-        failed: how many requests failed.
+        requests: how many ended, well or not.
+        failed: how many of them failed.
     """
 
     products_per_s: float
     p50_ms: float | None
     p99_with_failures_ms: float | None
+    requests: int
     failed: int
 
     @classmethod
@@ -112,17 +115,17 @@ class RunFigures:
             products_per_s=report.products_per_s,
             p50_ms=report.latency.p50_ms if report.latency else None,
             p99_with_failures_ms=report.p99_with_failures_ms,
-            failed=sum(row.count for row in report.errors),
+            requests=report.requests,
+            failed=report.failed,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadReport:
+class LoadReport(Report):
     """What one load did to a server. Times count after the warm-up.
 
     Attributes:
         format: of this report.
-        made_at: when the run began, ISO 8601 in UTC.
         load: the `LoadConfig`, as plain data.
         space: fingerprint of the server's embedding space.
         ended: ``duration``, or ``interrupted`` by the user.
@@ -155,13 +158,9 @@ class LoadReport:
         recall: of the embeddings that this server gives, for each part of the mix; measured before the load.
         runs: what each run of this load came to, if it was meant to be repeated; this report is of one of them.
         settled: whether the last two of them agreed.
-        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the machine that measured; likewise.
-        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
-    made_at: str
     load: Mapping[str, Any]
     space: str
     ended: str
@@ -192,9 +191,11 @@ class LoadReport:
     recall: Mapping[str, Recall] = field(default_factory=dict)
     runs: tuple[RunFigures, ...] = ()
     settled: bool = False
-    source: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, str] = field(default_factory=dict)
-    software: str = ""
+
+    @property
+    def failed(self) -> int:
+        """How many requests failed."""
+        return sum(row.count for row in self.errors)
 
 
 def too_few(requests: int) -> str:

@@ -63,7 +63,7 @@ def load_tables(report: LoadReport) -> list[Table]:
 
 
 def _summary(report: LoadReport) -> Table:
-    server, failed = report.server, sum(row.count for row in report.errors)
+    server, failed = report.server, report.failed
     rows = [
         ("products/s answered", number(report.products_per_s)),
         ("requests/s answered", number(report.requests_per_s)),

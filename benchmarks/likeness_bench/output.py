@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeVar
 
 from likeness_client.writing import write_text
 
@@ -23,17 +23,13 @@ from likeness_bench.load_tables import load_name, load_tables, source_name
 from likeness_bench.page import page
 from likeness_bench.plots import load_plots, rounds_plot
 from likeness_bench.processes import machine, software
+from likeness_bench.report import Report
 from likeness_bench.sources import SourceConfig
 from likeness_bench.sweep import SweepReport
 from likeness_bench.sweep_tables import sweep_name, sweep_notes, sweep_plots, sweep_tables
 from likeness_bench.tables import Table, markdown, print_tables
 
-if TYPE_CHECKING:
-    from likeness_bench.tune.report import TuneReport  # it needs more than a load does
-
-    Report: TypeAlias = LoadReport | SweepReport | CeilingReport | TuneReport
-
-R = TypeVar("R", LoadReport, SweepReport, CeilingReport, "TuneReport")
+R = TypeVar("R", bound=Report)
 
 
 def signed(report: R, source: SourceConfig) -> R:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from likeness_client import InputError, LikenessError, ServerInfo
 
@@ -16,6 +15,7 @@ from likeness_bench.figures import LoadReport
 from likeness_bench.load import Progress, run_load
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import PAUSE_S, Starts
+from likeness_bench.report import Report
 from likeness_bench.search import RateSearch, decisive, settled
 from likeness_bench.workload import Workload
 
@@ -79,12 +79,11 @@ class RateStep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepReport:
+class SweepReport(Report):
     """What a sweep found.
 
     Attributes:
         format: of this report.
-        made_at: when the sweep began, ISO 8601 in UTC.
         target_ms: the target.
         best_rate: the highest rate that kept it, in requests/s; None if none did.
         ended: why the search ended, in words.
@@ -92,13 +91,9 @@ class SweepReport:
         steps: the rates, as they were tried.
         label: what recall was measured on, in words; empty when it was not.
         recall: of the embeddings that this server gives, for each part of the mix; measured before the search.
-        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the machine that measured; likewise.
-        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
-    made_at: str
     target_ms: float
     best_rate: float | None
     ended: str
@@ -106,9 +101,6 @@ class SweepReport:
     steps: tuple[RateStep, ...]
     label: str = ""
     recall: Mapping[str, Recall] = field(default_factory=dict)
-    source: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, str] = field(default_factory=dict)
-    software: str = ""
 
     @property
     def best(self) -> LoadReport | None:

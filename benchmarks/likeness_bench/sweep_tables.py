@@ -65,5 +65,5 @@ def _row(step: RateStep) -> tuple[str, ...]:
         "infinite" if step.p99_ms is None else number(step.p99_ms),
         number(step.shown.products_per_s),
         number(step.shown.latency.p50_ms if step.shown.latency else None),
-        str(sum(row.count for run in step.repeats for row in run.errors)),
+        str(sum(run.failed for run in step.repeats)),
     )

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from likeness_bench.figures import RunFigures
 from likeness_bench.steps import ModelCounters
 from likeness_bench.tune.candidates import Knob, Plan, first_guesses
-from likeness_bench.tune.judge import Round, Turn, hopeless, judge
+from likeness_bench.tune.judge import Round, hopeless, judge
 from likeness_bench.tune.search import GUESS, Comparison, Search
 from likeness_bench.tune.service import ServiceTime, service_times, worth_tuning
 from likeness_bench.tune.settings import Settings, changes, in_words
@@ -62,8 +63,8 @@ def plan(shares: Mapping[str, float], cores: int = 4, towers: int = 2, **other: 
     )
 
 
-def turn(speed: float, p99_ms: float | None = 50.0) -> Turn:
-    return Turn(products_per_s=speed, p50_ms=p99_ms, p99_ms=p99_ms, requests=100, failed=0)
+def turn(speed: float, p99_ms: float | None = 50.0) -> RunFigures:
+    return RunFigures(products_per_s=speed, p50_ms=p99_ms, p99_with_failures_ms=p99_ms, requests=100, failed=0)
 
 
 def searched(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from likeness_bench.figures import RunFigures
+
 CLEARLY = 1.03
 """Better means: by more than this factor in the median of the rounds, and better at all in `MOSTLY` of them."""
 MOSTLY = 0.8
@@ -15,30 +17,11 @@ _NEAR = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One closed loop on one server.
-
-    Attributes:
-        products_per_s: products answered.
-        p50_ms: median latency of the answered requests; None without any.
-        p99_ms: the 99th percentile, failed requests being infinitely late; None: infinite.
-        requests: how many ended, well or not.
-        failed: how many of them failed.
-    """
-
-    products_per_s: float
-    p50_ms: float | None
-    p99_ms: float | None
-    requests: int
-    failed: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Round:
-    """One alternation."""
+    """One alternation: a closed loop on each of two servers."""
 
-    incumbent: Turn
-    candidate: Turn
+    incumbent: RunFigures
+    candidate: RunFigures
 
     @property
     def speed_ratio(self) -> float:
@@ -48,7 +31,7 @@ class Round:
     @property
     def latency_ratio(self) -> float:
         """The incumbent's p99 for each millisecond of the candidate's; higher is better."""
-        return _ratio(_finite(self.incumbent.p99_ms), _finite(self.candidate.p99_ms))
+        return _ratio(_finite(self.incumbent.p99_with_failures_ms), _finite(self.candidate.p99_with_failures_ms))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +64,8 @@ def judge(rounds: Sequence[Round], target_ms: float) -> Verdict:
         rounds: the alternations.
         target_ms: the 99th percentile that has to be kept, by the median of the rounds.
     """
-    incumbent = median(_finite(found.incumbent.p99_ms) for found in rounds)
-    candidate = median(_finite(found.candidate.p99_ms) for found in rounds)
+    incumbent = median(_finite(found.incumbent.p99_with_failures_ms) for found in rounds)
+    candidate = median(_finite(found.candidate.p99_with_failures_ms) for found in rounds)
     keeps = candidate <= target_ms
     if keeps and incumbent <= target_ms:
         counts, ratios = "products/s", [found.speed_ratio for found in rounds]
@@ -118,7 +101,9 @@ def hopeless(rounds: Sequence[Round], planned: int, target_ms: float) -> bool:
         sum(ratio > 1 for ratio in ratios)
         for ratios in ([found.speed_ratio for found in rounds], [found.latency_ratio for found in rounds])
     )
-    near = any(_near(turn.p99_ms, target_ms) for found in rounds for turn in (found.incumbent, found.candidate))
+    near = any(
+        _near(turn.p99_with_failures_ms, target_ms) for found in rounds for turn in (found.incumbent, found.candidate)
+    )
     wins = max(speed, latency) if near else judge(rounds, target_ms).wins
     return wins + planned - len(rounds) < MOSTLY * planned
 

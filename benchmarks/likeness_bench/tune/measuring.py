@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from likeness_client import LikenessError, Product, ServerInfo
 
 from likeness_bench.drive import LoadConfig
-from likeness_bench.figures import LoadReport, too_few
+from likeness_bench.figures import LoadReport, RunFigures, too_few
 from likeness_bench.load import LAG_LIMIT_MS, Progress, prepare, run_load
 from likeness_bench.steps import read_counters
-from likeness_bench.tune.judge import Round, Turn, hopeless
+from likeness_bench.tune.judge import Round, hopeless
 from likeness_bench.tune.search import Comparison
 from likeness_bench.tune.servers import TrialError, TrialServer, TrialServers
 from likeness_bench.tune.service import ServiceTime, service_times
@@ -55,7 +55,9 @@ class Measuring:
         self._info: ServerInfo | None = None
         self._turns = 0
 
-    async def profile(self, settings: Settings, products: Sequence[Product]) -> tuple[Turn, tuple[ServiceTime, ...]]:
+    async def profile(
+        self, settings: Settings, products: Sequence[Product]
+    ) -> tuple[RunFigures, tuple[ServiceTime, ...]]:
         """Load a server with these settings, read where its time goes, and keep the products for all later turns.
 
         Raises:
@@ -74,7 +76,7 @@ class Measuring:
         if report.latency is None and not self.stop.is_set():
             example = report.errors[0].example if report.errors else "no answer came in time; give a longer --round-s"
             raise LikenessError(f"the repository as it is answered nothing: {example}")
-        return _turn(report), times
+        return RunFigures.of(report), times
 
     def cost_s(self, rounds: int) -> float:
         """Return how long it takes at most to compare two settings, one of which has to be started."""
@@ -116,7 +118,7 @@ class Measuring:
         load = replace(self.load, workload=replace(self.load.workload, seed=seed))
         turns = {}
         for server in (first, second) if number % 2 == 0 else (second, first):
-            turns[server.address] = _turn(await self._load(server, load))
+            turns[server.address] = RunFigures.of(await self._load(server, load))
         for server, name in ((first, "incumbent"), (second, "candidate")):
             try:
                 server.check()
@@ -163,13 +165,3 @@ class Measuring:
         if self.fewest_requests is not None and (doubt := too_few(self.fewest_requests)):
             found.append(f"a turn had {doubt}; use a longer --round-s")
         return found
-
-
-def _turn(report: LoadReport) -> Turn:
-    return Turn(
-        products_per_s=report.products_per_s,
-        p50_ms=report.latency.p50_ms if report.latency else None,
-        p99_ms=report.p99_with_failures_ms,
-        requests=report.requests,
-        failed=sum(row.count for row in report.errors),
-    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from likeness_bench.tune.judge import Turn
+from likeness_bench.figures import RunFigures
+from likeness_bench.report import Report
 from likeness_bench.tune.search import Trial
 from likeness_bench.tune.service import ServiceTime
 from likeness_bench.tune.settings import Changes
@@ -15,12 +16,11 @@ FORMAT = "likeness-tune-1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneReport:
+class TuneReport(Report):
     """What was tried on a repository, and what came of it.
 
     Attributes:
         format: of this report.
-        made_at: when it began, ISO 8601 in UTC.
         repository: the repository.
         space: fingerprint of its embedding space.
         profile: how it was executed.
@@ -41,13 +41,9 @@ class TuneReport:
         ended: why the search ended, in words.
         complete: whether it ended because nothing was left to try.
         notes: what to know before these figures are believed.
-        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
-        machine: the machine that measured; likewise.
-        software: the version of likeness that measured; likewise.
     """
 
     format: str = FORMAT
-    made_at: str
     repository: str
     space: str
     profile: str
@@ -56,7 +52,7 @@ class TuneReport:
     target_ms: float
     budget_s: float
     took_s: float
-    untuned: Turn | None
+    untuned: RunFigures | None
     steps: tuple[ServiceTime, ...]
     searched: tuple[str, ...]
     trials: tuple[Trial, ...]
@@ -68,6 +64,3 @@ class TuneReport:
     complete: bool
     notes: tuple[str, ...]
     refused: tuple[Trial, ...] = ()
-    source: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, str] = field(default_factory=dict)
-    software: str = ""

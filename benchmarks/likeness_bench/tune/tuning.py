@@ -13,9 +13,9 @@ from likeness_client import InputError, LikenessError, Product
 from likeness_export.server import find_tritonserver
 
 from likeness_bench.drive import LoadConfig
+from likeness_bench.figures import RunFigures
 from likeness_bench.load import Progress
 from likeness_bench.tune.candidates import Plan
-from likeness_bench.tune.judge import Turn
 from likeness_bench.tune.measuring import Measuring, Says
 from likeness_bench.tune.report import TuneReport
 from likeness_bench.tune.search import Comparison, Search, Trial
@@ -181,7 +181,7 @@ class _Tuning:
     def _report(
         self,
         plan: Plan,
-        untuned: Turn,
+        untuned: RunFigures,
         search: Search,
         best: Settings,
         finals: Sequence[Trial],

@@ -1,0 +1,24 @@
+"""What every report says of itself, whatever was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """When, of what and by what it was made. As plain data, a report is JSON.
+
+    Attributes:
+        made_at: when measuring began, ISO 8601 in UTC.
+        source: which products were sent, the `SourceConfig` as plain data; empty where it is not known.
+        machine: the machine that measured; likewise.
+        software: the version of likeness that measured; likewise.
+    """
+
+    made_at: str
+    source: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
+    software: str = ""
