@@ -5,8 +5,6 @@ The module itself imports nothing heavy, so that ``likeness --help`` answers at 
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 from likeness_client.cli import BULK_TIMEOUT_S, Timeout, open_client
 
+from likeness_export.commands import DataRoot, start
 from likeness_export.quality.cli import quality_app
 from likeness_export.uses.cli import uses_app
 
@@ -23,9 +22,6 @@ app.add_typer(quality_app)
 
 NAMED_ITEMS = 10
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
-DataRoot = Annotated[
-    Path, typer.Option(help="What the recipe's relative paths start from.", envvar="LIKENESS_DATA", file_okay=False)
-]
 
 
 @app.command()
@@ -39,7 +35,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe."""
-    _start()
+    start()
     from likeness_export.recipe import load_recipe
     from likeness_export.run import Run
     from likeness_export.training import train as run_training
@@ -58,7 +54,7 @@ def join(
     It usually answers better than each of them, and costs as much as all of them. Each run has one tower, or fuses
     late.
     """
-    _start()
+    start()
     from likeness_export.joining import join_runs
     from likeness_export.run import Run
 
@@ -83,7 +79,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
-    _start()
+    start()
     from likeness_client import InputError
 
     from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
@@ -147,7 +143,7 @@ def export(
     Exits with 1 and leaves an earlier repository if a network cannot be exported; exits with 1, too, if one stays fp32
     because no file of the wanted precision passes the gate. Reduced files are calibrated and judged on real products.
     """
-    _start()
+    start()
     from likeness_export.exporting import ExportStep, export_run
     from likeness_export.precision.gate import Limits
     from likeness_export.precision.reducing import PrecisionChoice, Reducer
@@ -224,7 +220,7 @@ def explain(
     out: Annotated[Path, typer.Option(help="The picture to write, PNG.")] = Path("explained.png"),
 ) -> None:
     """Show where the attended parts of a run's image tower look in a photo."""
-    _start()
+    start()
     from likeness_export.explain import explain as draw_explanation
     from likeness_export.run import Run
 
@@ -239,7 +235,7 @@ def demo(
     ),
 ) -> None:
     """Render a catalogue, train, export, serve, query: the whole path, nothing downloaded."""
-    _start()
+    start()
     from likeness_export.demo.tour import run_demo
 
     run_demo(out)
@@ -290,14 +286,3 @@ def interactions(
             err=True,
         )
     typer.echo(f"{found.known} of {found.products} products have interactions: {out}")
-
-
-def _start() -> None:
-    """Show this project's messages, of the libraries only warnings; keep their progress bars and telemetry silent."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("likeness_export").setLevel(logging.INFO)

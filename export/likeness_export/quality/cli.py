@@ -11,12 +11,11 @@ from typing import Annotated
 
 import typer
 
+from likeness_export.commands import DataRoot, start
+
 FIRST_SEED = 7  # that of the built-in recipes: what `likeness train` makes of them is in the tables
 
 quality_app = typer.Typer(name="quality", help="Train with several seeds and measure on real catalogues.")
-DataRoot = Annotated[
-    Path, typer.Option(help="What relative paths start from.", envvar="LIKENESS_DATA", file_okay=False)
-]
 
 
 @quality_app.command()
@@ -35,10 +34,9 @@ def run(
     only: Annotated[list[str] | None, typer.Option(help="Only this variant. Repeatable.")] = None,
 ) -> None:
     """Make quality tables. Interrupted, it goes on when it is called again. Exits with 1 if a training fails."""
-    from likeness_export.cli import _start
     from likeness_export.quality.tables import tables_named, tables_with
 
-    _start()
+    start()
     chosen = tables_with(only or (), tables_named(tables))
     from likeness_export.quality.running import Plan, run_tables
     from likeness_export.quality.workers import available_cores
@@ -79,9 +77,7 @@ def sheet(
     from likeness_client import InputError
     from likeness_client.contract import all_signatures, modalities_of
 
-    from likeness_export.cli import _start
-
-    _start()
+    start()
     from likeness_export.evaluation import OfflineEmbedder, Task, read_task_catalogue
     from likeness_export.quality.sheet import draw_sheet
     from likeness_export.run import Run

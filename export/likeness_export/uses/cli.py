@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from likeness_client.cli import BULK_TIMEOUT_S, Timeout, open_client
 
+from likeness_export.commands import start
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -186,10 +188,9 @@ def mine(
 
 def _read(file: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
     """Start as every command does, and read the two files."""
-    from likeness_export.cli import _start
     from likeness_export.uses.inputs import read_embedded
 
-    _start()
+    start()
     return read_embedded(file, embeddings, splits)
 
 
