@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from likeness_client.contract import InputSchema
@@ -17,6 +17,9 @@ from likeness_client.records import Product, Record, field_value, scan_products
 from numpy.typing import NDArray
 
 from likeness_export.masking import Mask
+
+if TYPE_CHECKING:
+    from likeness_export.recipe import DataSection
 
 log = logging.getLogger(__name__)
 _NO_LABELS = {"product_id", "title", "description", "images", "video"}
@@ -178,3 +181,12 @@ def read_recipe_catalogue(products: str, data_root: Path) -> Catalogue:
             f"'{data_root}'; or LIKENESS_DATA)."
         )
     return read_catalogue(path)
+
+
+def recipe_catalogue(data: DataSection, data_root: Path) -> Catalogue:
+    """Read the products that a recipe speaks of, as it sees them: `data.only` of them, without `data.masked`.
+
+    Raises:
+        InputError: as of `read_recipe_catalogue`; or none is left.
+    """
+    return read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)

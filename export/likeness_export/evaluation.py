@@ -15,7 +15,7 @@ from likeness_client.errors import SpaceMismatchError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from likeness_export.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, recipe_catalogue
 from likeness_export.metrics import Retrieval, places_in, retrieval
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
@@ -172,9 +172,7 @@ class Task:
 
 def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
     """Read the products that a task needs."""
-    data = run.read_recipe().data
-    catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
-    return catalogue.of_splits([*task.queries, *task.gallery])
+    return recipe_catalogue(run.read_recipe().data, data_root).of_splits([*task.queries, *task.gallery])
 
 
 def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:

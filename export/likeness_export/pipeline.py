@@ -46,11 +46,6 @@ class StepSpec:
     signature: str = ""
 
 
-def signatures(recipe: Recipe) -> list[str]:
-    """Return every signature that the recipe serves, small sets first."""
-    return recipe.signatures()
-
-
 def towers_of(recipe: Recipe, signature: str) -> list[str]:
     """Return the towers that a product of this signature goes through, in the recipe's order."""
     return [name for name, modality in recipe.tower_modalities().items() if modality in modalities_of(signature)]

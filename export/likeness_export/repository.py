@@ -33,7 +33,6 @@ from likeness_export.pipeline import (
     fusion_networks,
     preprocess_steps,
     raw_input,
-    signatures,
     similarity_networks,
     towers_of,
 )
@@ -92,7 +91,7 @@ class _Renderer:
         pairs, blocks = similarity_networks(self.recipe)
         yield self.network(self.pairs(pairs))
         yield self.network(self.blocks(blocks))
-        for signature in signatures(self.recipe):
+        for signature in self.recipe.signatures():
             yield RenderedModel(default=self.embed(signature), profiles={})
             yield RenderedModel(default=self.pair(signature), profiles={})
 

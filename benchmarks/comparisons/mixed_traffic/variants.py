@@ -25,7 +25,7 @@ from likeness_client.contract import (
 from likeness_export.exporting import MANIFEST, fingerprint, share_preprocessing
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.onnx_export import export_network
-from likeness_export.pipeline import StepSpec, fusion_networks, signatures
+from likeness_export.pipeline import StepSpec, fusion_networks
 from likeness_export.recipe import Recipe
 from likeness_export.repository import VERSION
 from likeness_export.run import Run
@@ -75,7 +75,7 @@ def _check(run: Run, recipe: Recipe, repository: Path) -> None:
     if json.loads(place.read_text(encoding="utf-8"))["space"] != fingerprint(recipe, run):
         raise InputError(f"{repository} was not exported from {run.folder} as it is now: {again}")
     full = signature_of(recipe.modalities())
-    if full not in signatures(recipe):
+    if full not in recipe.signatures():
         raise InputError(f"{run.folder} does not serve {full}: leave serving.signatures out of its recipe")
 
 

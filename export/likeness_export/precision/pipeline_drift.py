@@ -11,7 +11,7 @@ from likeness_client.contract import EMBEDDING, fusion_model, tower_embedding
 from numpy.typing import NDArray
 
 from likeness_export.onnx_export import open_session
-from likeness_export.pipeline import signatures, towers_of
+from likeness_export.pipeline import towers_of
 from likeness_export.precision.gate import Drift, Embedded, Limits, measure
 from likeness_export.recipe import Recipe
 from likeness_export.repository import VERSION
@@ -44,7 +44,7 @@ class Pipeline:
         """
         vectors = {**self.fp32, **reduced}
         found = {}
-        for signature in signatures(self.recipe):
+        for signature in self.recipe.signatures():
             if everywhere or reduced.keys() & set(towers_of(self.recipe, signature)):
                 before, after = self._fused(signature, self.fp32), self._fused(signature, vectors)
                 found[signature] = measure(before, after, self.labels)

@@ -16,10 +16,10 @@ from likeness_client.payloads import payloads
 from likeness_client.records import Product
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, recipe_catalogue
 from likeness_export.named_pairs import NamedPair, groups_of_pairs, read_named_pairs
 from likeness_export.onnx_export import open_session
-from likeness_export.pipeline import signatures, towers_of
+from likeness_export.pipeline import towers_of
 from likeness_export.positives import training_pairs
 from likeness_export.precision.gate import Embedded
 from likeness_export.recipe import Recipe
@@ -107,7 +107,7 @@ def judged_products(run: Run, data_root: Path) -> Products:
     """
     recipe = run.read_recipe()
     data = recipe.data
-    catalogue = read_recipe_catalogue(data.products, data_root).only(data.only).masked(data.masked)
+    catalogue = recipe_catalogue(data, data_root)
     if data.pairs:
         found = read_named_pairs(data_root / data.pairs, ["val"])
         split, pairs = ("val", found) if found else ("train", training_pairs(data, data_root))
@@ -174,7 +174,7 @@ def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str, pairs: Seq
     return Products(
         split=split,
         inputs=read_inputs(recipe.towers, run.towers, found, ids),
-        signatures=[towers_of(recipe, signature) for signature in signatures(recipe)],
+        signatures=[towers_of(recipe, signature) for signature in recipe.signatures()],
         labels=labels,
         batch_size=recipe.serving.max_batch_size,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from likeness_client.contract import all_signatures, modalities_of, signature_of
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, recipe_catalogue
 from likeness_export.evaluation import OfflineEmbedder, Row, Task, complete, evaluate
 from likeness_export.joining import join_runs
 from likeness_export.metrics import Retrieval, places_in, retrieval
@@ -74,8 +74,7 @@ def _measure(
     table: Table, run: Run, parts: Sequence[Run], trained: Sequence[Run], data_root: Path
 ) -> tuple[list[Line], Cost]:
     recipe = run.read_recipe()
-    catalogue = read_recipe_catalogue(table.products, data_root).only(recipe.data.only).masked(recipe.data.masked)
-    catalogue = catalogue.of_splits(table.splits)
+    catalogue = recipe_catalogue(recipe.data, data_root).of_splits(table.splits)
     embedder = OfflineEmbedder(run, catalogue)
     lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root, parts)]
     if table.sheet:

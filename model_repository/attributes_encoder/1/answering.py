@@ -6,10 +6,11 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 
-def each_answered(requests: list[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
+def each_answered(model: str, requests: list[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
     """Answer requests together; if that fails, each by itself, and the one to blame with an error.
 
     Args:
+        model: what computes them, named in errors: Triton itself names the ensemble only.
         requests: of callers who know nothing of each other.
         answer: computes the responses of some requests in one batch.
     """
@@ -17,5 +18,6 @@ def each_answered(requests: list[Any], answer: Callable[[list[Any]], list[Any]])
         return answer(requests)
     except Exception as error:  # libraries fail with many types; whichever it is, only its own request may fail
         if len(requests) == 1:
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))]
-    return [each_answered([request], answer)[0] for request in requests]
+            reason = f"model '{model}' failed: {type(error).__name__}: {error}"
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(reason))]
+    return [each_answered(model, [request], answer)[0] for request in requests]

@@ -17,6 +17,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the names from the model's own configuration, the rest from the assets beside this file."""
         config = json.loads(args["model_config"])
+        self.name = config["name"]
         self.input = config["input"][0]["name"]
         self.outputs = [output["name"] for output in config["output"]]
         self.preprocessor = Preprocessor(Path(args["model_repository"]) / args["model_version"] / "assets")
@@ -24,7 +25,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows; a bad item has a reason, its neighbours are not touched."""
-        answers: list[Any] = each_answered(requests, self.run)
+        answers: list[Any] = each_answered(self.name, requests, self.run)
         return answers
 
     def run(self, requests: list[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the network beside this file."""
         config = json.loads(args["model_config"])
+        self.name = config["name"]
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batched = config["max_batch_size"] > 0
@@ -27,8 +28,8 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows of the outputs that it asks for."""
         if not self.batched:
-            return [each_answered([request], self.run)[0] for request in requests]
-        answers: list[Any] = each_answered(requests, self.run)
+            return [each_answered(self.name, [request], self.run)[0] for request in requests]
+        answers: list[Any] = each_answered(self.name, requests, self.run)
         return answers
 
     def run(self, requests: list[Any]) -> list[Any]:
