@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig, write_asset
 from likeness_export.preprocessing import interactions
 from likeness_export.tensors import TensorSpec
 
@@ -57,11 +56,9 @@ class AlsConfig(EncoderConfig):
             )
         factors = self.factorise(users, products)
         settings = {"alpha": self.alpha, "regularization": self.regularization, "max_bytes": limit}
-        assets = tower / ASSETS
-        assets.mkdir(parents=True, exist_ok=True)
-        (assets / interactions.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        (assets / interactions.USERS_FILE).write_text(json.dumps(users), encoding="utf-8")
-        np.save(assets / interactions.FACTORS_FILE, factors)
+        write_asset(tower, interactions.SETTINGS_FILE, settings)
+        write_asset(tower, interactions.USERS_FILE, users)
+        np.save(tower / ASSETS / interactions.FACTORS_FILE, factors)
 
     def factorise(self, users: Sequence[str], products: Sequence[dict[str, float]]) -> NDArray[np.float32]:
         """Return the users' factors, FP32 [users, f]; the same numbers every time, as a resumed training needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,13 @@ ASSETS = "assets"
 """Folder inside a tower's folder: the files that its preprocessing reads, and that the server gets a copy of."""
 BACKBONE = "backbone"
 """Folder inside a tower's folder: the architecture of a pretrained network, without its weights."""
+
+
+def write_asset(tower: Path, name: str, value: object) -> None:
+    """Write what a preprocessing reads, as JSON, into a tower's assets."""
+    assets = tower / ASSETS
+    assets.mkdir(parents=True, exist_ok=True)
+    (assets / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 class Encoder(nn.Module, ABC):

@@ -12,7 +12,7 @@ from likeness_client.contract import MAX_BYTES
 from pydantic import Field
 from torch import Tensor
 
-from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.encoders.base import Encoder, EncoderConfig, write_asset
 from likeness_export.encoders.one_hot import require_keys
 from likeness_export.preprocessing import hashing
 from likeness_export.tensors import TensorSpec
@@ -55,10 +55,8 @@ class HashedConfig(EncoderConfig):
             InputError: no product has one of the keys.
         """
         require_keys(self.keys, [json.loads(item) for item in items], tower.name)
-        assets = tower / ASSETS
-        assets.mkdir(parents=True, exist_ok=True)
         settings = {"keys": self.keys, "bits": self.bits, "max_bytes": MAX_BYTES["attributes"]}
-        (assets / hashing.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        write_asset(tower, hashing.SETTINGS_FILE, settings)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (it has no parameters)
         """Build it."""

@@ -18,9 +18,8 @@ from likeness_export.encoders.base import BACKBONE, Encoder, EncoderConfig
 from likeness_export.encoders.image_common import (
     PHOTOS_PER_THREAD,
     Normalise,
+    PhotoEncoder,
     StridedDepthwise,
-    augment_pixels,
-    fix_statistics,
     width_of,
     write_image_assets,
 )
@@ -111,7 +110,7 @@ def load_backbone(
     return found, tuple(config.image_mean), tuple(config.image_std)
 
 
-class ImageBackbone(Encoder):
+class ImageBackbone(PhotoEncoder):
     """The network's pooled output; of a transformer without a trained pooling the vector of its class token.
 
     Raises:
@@ -142,13 +141,3 @@ class ImageBackbone(Encoder):
             hidden: Tensor = answer.last_hidden_state  # (n, tokens, f), or a map (n, f, h, w)
             return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
         return pooled.flatten(1)  # (n, f); ResNets pool to (n, f, 1, 1)
-
-    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Vary the photo."""
-        return (augment_pixels(tensors[0], self.train_px),)
-
-    def train(self, mode: bool = True) -> ImageBackbone:
-        """Train everything but the statistics of batch normalisation."""
-        super().train(mode)
-        fix_statistics(self)
-        return self

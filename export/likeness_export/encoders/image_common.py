@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import ASSETS
+from likeness_export.encoders.base import Encoder, write_asset
 from likeness_export.preprocessing import image
 
 MIN_PX = 8
@@ -23,10 +23,33 @@ MAX_PIXELS = 50_000_000  # a 50-megapixel camera; with transparency it takes 1 G
 
 def write_image_assets(tower: Path, image_px: int) -> None:
     """Write the settings that the image preprocessing reads."""
-    assets = tower / ASSETS
-    assets.mkdir(parents=True, exist_ok=True)
     settings = {"image_px": image_px, "min_px": MIN_PX, "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES["image"]}
-    (assets / image.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    write_asset(tower, image.SETTINGS_FILE, settings)
+
+
+class PhotoEncoder(Encoder):
+    """What encoders of photos share in training, the only tensor being ``pixels``, UINT8 [n, px, px, 3].
+
+    Attributes:
+        train_px: side of the photos in training; None: as they come.
+    """
+
+    train_px: int | None = None
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Vary the photo."""
+        return (augment_pixels(tensors[0], self.train_px),)
+
+    def train(self, mode: bool = True) -> Self:
+        """Train everything but the statistics of batch normalisation.
+
+        Converted checkpoints hold placeholders there: one step in training mode ruins the network.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
 
 def width_of(encoder: nn.Module, sides: Mapping[str, int]) -> int:
@@ -81,16 +104,6 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float())
-
-
-def fix_statistics(network: nn.Module) -> None:
-    """Leave the statistics of batch normalisation as they are, when the rest of a network is about to be trained.
-
-    Converted checkpoints hold placeholders there: one step in training mode ruins the network.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
 
 
 def augment_pixels(pixels: Tensor, size: int | None = None) -> Tensor:

@@ -23,9 +23,8 @@ from likeness_export.encoders.base import Encoder, EncoderConfig
 from likeness_export.encoders.image_common import (
     PHOTOS_PER_THREAD,
     Normalise,
+    PhotoEncoder,
     StridedDepthwise,
-    augment_pixels,
-    fix_statistics,
     write_image_assets,
 )
 from likeness_export.preprocessing import image
@@ -83,7 +82,7 @@ class EfficientNetLiteConfig(EncoderConfig):
         return network
 
 
-class EfficientNetLite(Encoder):
+class EfficientNetLite(PhotoEncoder):
     """The mean over the last map, FP32 [n, 1280].
 
     Args:
@@ -108,16 +107,6 @@ class EfficientNetLite(Encoder):
         """Encode ``pixels``, UINT8 [n, px, px, 3]; px a multiple of 32."""
         found: Tensor = self.backbone(self.normalise(tensors[0]))
         return found.mean((2, 3))
-
-    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Vary the photo."""
-        return (augment_pixels(tensors[0], self.train_px),)
-
-    def train(self, mode: bool = True) -> EfficientNetLite:
-        """Train everything but the statistics of batch normalisation."""
-        super().train(mode)
-        fix_statistics(self)
-        return self
 
 
 class ConvNorm(nn.Sequential):

@@ -22,8 +22,7 @@ from likeness_export.encoders.image_backbone import load_backbone, write_archite
 from likeness_export.encoders.image_common import (
     PHOTOS_PER_THREAD,
     Normalise,
-    augment_pixels,
-    fix_statistics,
+    PhotoEncoder,
     write_image_assets,
 )
 from likeness_export.preprocessing import image
@@ -78,7 +77,7 @@ class LocalShape:
     scales: int
 
 
-class LocalFeatures(Encoder):
+class LocalFeatures(PhotoEncoder):
     """The generalised mean of the last map, and of a joined map of several scales that mean and its parts.
 
     The scales are joined as in a feature pyramid (Lin et al. 2017). The generalised mean cuts at zero, as after a ReLU;
@@ -137,10 +136,6 @@ class LocalFeatures(Encoder):
         scores: Tensor = self.look(joined)
         return scores.flatten(2).softmax(2).reshape(scores.shape)
 
-    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Vary the photo."""
-        return (augment_pixels(tensors[0]),)
-
     def requires_grad_(self, requires_grad: bool = True) -> LocalFeatures:
         """Let everything learn but a frozen backbone."""
         super().requires_grad_(requires_grad)
@@ -153,7 +148,6 @@ class LocalFeatures(Encoder):
         super().train(mode)
         if self.freeze_backbone:
             self.backbone.eval()
-        fix_statistics(self.backbone)
         return self
 
 

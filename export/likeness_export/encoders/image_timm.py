@@ -15,8 +15,7 @@ from likeness_export.encoders.base import Encoder, EncoderConfig
 from likeness_export.encoders.image_common import (
     PHOTOS_PER_THREAD,
     Normalise,
-    augment_pixels,
-    fix_statistics,
+    PhotoEncoder,
     width_of,
     write_image_assets,
 )
@@ -58,7 +57,7 @@ class TimmConfig(EncoderConfig):
         return TimmNetwork(network, self.image_px)
 
 
-class TimmNetwork(Encoder):
+class TimmNetwork(PhotoEncoder):
     """The network's pooled output, which timm gives when there are no classes.
 
     Raises:
@@ -76,16 +75,6 @@ class TimmNetwork(Encoder):
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""
         features: Tensor = self.network(self.normalise(tensors[0]))
         return features  # (n, f)
-
-    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Vary the photo."""
-        return (augment_pixels(tensors[0]),)
-
-    def train(self, mode: bool = True) -> TimmNetwork:
-        """Train everything but the statistics of batch normalisation, as `ImageBackbone` does."""
-        super().train(mode)
-        fix_statistics(self)
-        return self
 
 
 def import_timm() -> ModuleType:

@@ -16,7 +16,7 @@ from likeness_client.errors import InputError
 from pydantic import Field
 from torch import Tensor
 
-from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig, write_asset
 from likeness_export.preprocessing import attributes
 from likeness_export.tensors import TensorSpec
 
@@ -67,9 +67,7 @@ class OneHotConfig(EncoderConfig):
             "keys": [self._key(name, [record[name] for record in records if name in record]) for name in self.keys],
             "max_bytes": MAX_BYTES["attributes"],
         }
-        assets = tower / ASSETS
-        assets.mkdir(parents=True, exist_ok=True)
-        (assets / attributes.VOCABULARY_FILE).write_text(json.dumps(vocabulary, indent=1), encoding="utf-8")
+        write_asset(tower, attributes.VOCABULARY_FILE, vocabulary)
 
     def _key(self, name: str, values: list[object]) -> dict[str, Any]:
         if values and all(isinstance(value, int | float) for value in values):

@@ -15,7 +15,7 @@ from likeness_client.errors import InputError
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig, write_asset
 from likeness_export.encoders.text_common import decoded, length_buckets
 from likeness_export.preprocessing import tfidf
 from likeness_export.tensors import TensorSpec
@@ -88,9 +88,7 @@ class TfidfConfig(EncoderConfig):
             "terms": terms,
             "idf": vectorizer.idf_.tolist(),
         }
-        assets = tower / ASSETS
-        assets.mkdir(parents=True, exist_ok=True)
-        (assets / tfidf.VOCABULARY_FILE).write_text(json.dumps(vocabulary, indent=1), encoding="utf-8")
+        write_asset(tower, tfidf.VOCABULARY_FILE, vocabulary)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
         """Build it for the fitted vocabulary."""

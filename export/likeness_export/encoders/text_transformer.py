@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig
+from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig, write_asset
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
 from likeness_export.sources import load_pretrained
@@ -56,15 +55,13 @@ class TextTransformerConfig(EncoderConfig):
         config = load_pretrained(AutoConfig, self.source, data_root)
         self._check(config, tower.name)
         tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
-        assets = tower / ASSETS
-        assets.mkdir(parents=True, exist_ok=True)
-        (assets / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         settings = {
             "max_tokens": self.max_tokens,
             "length_buckets": self.length_buckets(),
             "max_bytes": MAX_BYTES["text"],
         }
-        (assets / text.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        write_asset(tower, text.SETTINGS_FILE, settings)
+        (tower / ASSETS / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         config.save_pretrained(tower / BACKBONE)
 
     def _check(self, config: PretrainedConfig, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig
+from likeness_export.encoders.base import Encoder, EncoderConfig, write_asset
 from likeness_export.encoders.text_common import decoded, length_buckets
 from likeness_export.encoders.word_vector_file import WordVectors, read_word_vectors
 from likeness_export.preprocessing import words
@@ -78,9 +77,7 @@ class WordVectorsConfig(EncoderConfig):
             "max_bytes": MAX_BYTES["text"],
             "words": known,
         }
-        assets = tower / ASSETS
-        assets.mkdir(parents=True, exist_ok=True)
-        (assets / words.VOCABULARY_FILE).write_text(json.dumps(vocabulary, indent=1), encoding="utf-8")
+        write_asset(tower, words.VOCABULARY_FILE, vocabulary)
 
     def _learn(self, texts: list[list[str]]) -> WordVectors:
         """Train Word2Vec (skip-gram), the same vectors every time."""

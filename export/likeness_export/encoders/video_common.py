@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,7 @@ from likeness_client.contract import MAX_BYTES
 from pydantic import Field
 from torch import Tensor
 
-from likeness_export.encoders.base import ASSETS, EncoderConfig
+from likeness_export.encoders.base import EncoderConfig, write_asset
 from likeness_export.encoders.image_common import MIN_PX, vary
 from likeness_export.preprocessing import video
 from likeness_export.tensors import TensorSpec
@@ -47,10 +46,8 @@ class VideoConfig(EncoderConfig):
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
         """Store the decoder's settings."""
-        assets = tower / ASSETS
-        assets.mkdir(parents=True, exist_ok=True)
         settings = {"frames": self.frames, "video_px": self.video_px, **LIMITS}
-        (assets / video.SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        write_asset(tower, video.SETTINGS_FILE, settings)
 
 
 def augment_frames(frames: Tensor) -> Tensor:
