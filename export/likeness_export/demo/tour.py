@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from likeness_client import Client, Metric, Product
+from likeness_client import Client, Metric
 from likeness_client.records import field_value
 from rich.table import Table
 
 from likeness_export.catalogue import Catalogue
 from likeness_export.console import console, cut
+from likeness_export.contact_sheet import card_of, draw_rows, name_of
 from likeness_export.demo.catalogue import render_catalogue
-from likeness_export.demo.picture import Card, draw_rows
 from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
 from likeness_export.exporting import export_run
 from likeness_export.recipe import load_recipe
@@ -124,10 +124,10 @@ def _show(catalogue: Catalogue, found: Mapping[int, list[Neighbour]], weights: S
         return [f"{weights[row][name]:.2f}" if name in weights[row] else "-" for name in modalities]
 
     for row, neighbours in found.items():
-        table.add_row(cut(_name(catalogue.products[row]), "bold"), "", "", *shares(row))
+        table.add_row(cut(name_of(catalogue.products[row]), "bold"), "", "", *shares(row))
         for place, neighbour in enumerate(neighbours):
             table.add_row(
-                cut(f" {'*' if neighbour.same else ' '} {_name(catalogue.products[neighbour.row])}"),
+                cut(f" {'*' if neighbour.same else ' '} {name_of(catalogue.products[neighbour.row])}"),
                 f"{neighbour.cosine:.3f}",
                 f"{neighbour.learned:.3f}",
                 *shares(neighbour.row),
@@ -144,21 +144,12 @@ def _draw(
 ) -> None:
     rows = []
     for row, neighbours in found.items():
-        cards = [_card(catalogue.products[row], _shares(weights[row]), None)]
+        cards = [card_of(catalogue.products[row], _shares(weights[row]), None)]
         for neighbour in neighbours:
             score = f"cosine {neighbour.cosine:.2f}   learned {neighbour.learned:.2f}"
-            cards.append(_card(catalogue.products[neighbour.row], score, neighbour.same))
+            cards.append(card_of(catalogue.products[neighbour.row], score, neighbour.same))
         rows.append(cards)
     draw_rows(rows, path)
-
-
-def _card(product: Product, caption: str, right: bool | None) -> Card:
-    photo = product.images[0] if product.images else None
-    return Card(photo=photo if isinstance(photo, Path) else None, title=_name(product), caption=caption, right=right)
-
-
-def _name(product: Product) -> str:
-    return str(product.title) or "(no text) " + ", ".join(str(value) for value in product.attributes.values())
 
 
 def _shares(weights: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue
-from likeness_export.demo.picture import Card, draw_rows
+from likeness_export.contact_sheet import Card, card_of, draw_rows
 from likeness_export.evaluation import Task
 
 _NEIGHBOURS = 5
@@ -58,12 +58,5 @@ def draw_sheet(
 
 
 def _card(catalogue: Catalogue, row: int, before: str, labels: NDArray[np.str_], wanted: str | None) -> Card:
-    product = catalogue.products[row]
-    photo = product.images[0] if product.images else None
-    title = product.title.decode("utf-8", "replace") if isinstance(product.title, bytes) else product.title
-    return Card(
-        photo=photo if isinstance(photo, Path) else None,
-        title=title or product.product_id,
-        caption=f"{before}{labels[row]}",
-        right=None if wanted is None else bool(labels[row] == wanted),
-    )
+    right = None if wanted is None else bool(labels[row] == wanted)
+    return card_of(catalogue.products[row], f"{before}{labels[row]}", right)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from likeness_client.records import Product
 from likeness_client.writing import written_aside
 from PIL import Image, ImageDraw, ImageFont
 
@@ -32,6 +33,20 @@ class Card:
     title: str
     caption: str
     right: bool | None
+
+
+def card_of(product: Product, caption: str, right: bool | None) -> Card:
+    """Return the card of a product."""
+    photo = product.images[0] if product.images else None
+    return Card(photo=photo if isinstance(photo, Path) else None, title=name_of(product), caption=caption, right=right)
+
+
+def name_of(product: Product) -> str:
+    """Return what a product goes by: its title, or else its attributes, or its id."""
+    title = product.title.decode("utf-8", "replace") if isinstance(product.title, bytes) else product.title
+    if not title and product.attributes:
+        return "(no text) " + ", ".join(map(str, product.attributes.values()))
+    return title or product.product_id
 
 
 def draw_rows(rows: Sequence[Sequence[Card]], path: Path) -> None:
