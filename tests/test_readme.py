@@ -141,6 +141,9 @@ def command_of(line: str) -> tuple[Any, list[str]]:
     """
     program = next(name for name in PROGRAMS if line.startswith(name))
     name, *words = shlex.split(line.removeprefix(program), comments=True)
+    while name.startswith("-"):  # options of the program itself
+        option = next(known for known in get_group(client_app).params if name in known.opts)
+        name, *words = words if getattr(option, "is_flag", False) else words[1:]
     command = PROGRAMS[program][name]
     while words and hasattr(command, "commands"):
         command = command.commands[words.pop(0)]

@@ -225,6 +225,7 @@ def test_a_model_whose_process_dies_ends_the_server(small: Path, ports: list[int
     """Triton would stay, call itself ready, and fail every request that needs the model."""
     with serve(small, ports, tmp_path) as serving:
         serving.wait_until_ready()
+        time.sleep(2)  # the command has begun to watch
         members = family(serving.process.pid)
         stub = next(m for m in members if encoder_model("attributes") in Path(f"/proc/{m.pid}/cmdline").read_text())
         os.kill(stub.pid, signal.SIGKILL)
