@@ -75,6 +75,8 @@ def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, trained: Sequence
     training = [_training_of(one) for one in trained]
     for name, tower in recipe.towers.items():  # as training does; a network inside of an encoder may stay frozen
         network.tower(name).encoder.requires_grad_(not tower.freeze)
+    if not recipe.learns:
+        network.requires_grad_(False)
     parameters = list(network.parameters())
     return Cost(
         parameters=sum(parameter.numel() for parameter in parameters),

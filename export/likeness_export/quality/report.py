@@ -209,7 +209,7 @@ def _cost_rows(result: TableResult) -> Iterator[list[str]]:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}"
 
 
 def _variant_rows(result: TableResult) -> Iterator[list[str]]:
