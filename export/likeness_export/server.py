@@ -174,7 +174,11 @@ def watch(process: subprocess.Popen[bytes]) -> NoReturn:
 
 
 def _children(pid: int) -> set[int]:
-    return {int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()}
+    found: set[int] = set()
+    with suppress(OSError):  # it ends at this moment
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            found.update(map(int, task.read_text().split()))
+    return found
 
 
 def _runs(pid: int) -> bool:
