@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from likeness_client.contract import preprocess_model
 
 from likeness_export.encoders.base import ASSETS
-from likeness_export.files import without_nan
+from likeness_export.json_values import without_nan
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
 from likeness_export.pipeline import networks

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from likeness_export.console import console, figure
 from likeness_export.evaluation import Row
-from likeness_export.files import without_nan
+from likeness_export.json_values import without_nan
 from likeness_export.onnx_export import ExportReport
 from likeness_export.precision.gate import Drift
 from likeness_export.precision.reducing import PrecisionReport

@@ -14,7 +14,7 @@ from likeness_client.writing import write_text, written_aside
 from rich.table import Table
 
 from likeness_export.console import console, cut, figure
-from likeness_export.files import without_nan
+from likeness_export.json_values import without_nan
 from likeness_export.named_pairs import NamedPair
 from likeness_export.uses.cluster import Agreement, Clustering
 from likeness_export.uses.match import Matching

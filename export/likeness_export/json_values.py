@@ -1,4 +1,4 @@
-"""Values as files can hold them."""
+"""Values as JSON can hold them."""
 
 from __future__ import annotations
 
