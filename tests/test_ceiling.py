@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from likeness_bench.ceiling import CeilingConfig, drawn_items, item_of, run_ceiling
+from likeness_bench import beside, cli
+from likeness_bench.ceiling import CeilingConfig, run_ceiling
 from likeness_bench.ceiling_process import CeilingProcess, Item
+from likeness_bench.ceiling_search import drawn_items, item_of
 from likeness_bench.drive import LoadConfig
 from likeness_bench.in_process import Threads, cpu_threads_of, space_of
 from likeness_bench.load import prepare, run_load
@@ -22,6 +24,7 @@ from likeness_client.contract import all_signatures, modalities_of
 from likeness_export.evaluation import Row, ServedEmbedder, Task, evaluate, read_task_catalogue
 from likeness_export.run import Run
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.server
 
@@ -162,6 +165,24 @@ def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
     assert data["cases"][0]["largest_difference"] < 1e-4
     assert "tried in one process" in (tmp_path / "c.md").read_text()
     assert "<svg" in (tmp_path / "c.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["load --concurrency 2", "sweep --rate 4 --target-ms 60000"])
+def test_the_ceiling_beside_other_loads(
+    command: str, address: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "_TRIAL_S", 0.02)
+    words = (
+        f"bench {command} --rendered 20 --server {address} --repository {repository} --signature text "
+        f"--duration-s 1 --warm-up-s 0.1 --budget-s 4 --timeout-s 60 --out {tmp_path / 'r.json'}"
+    )
+    done = CliRunner().invoke(cli.app, words.split(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "served / ceiling" in done.output
+    data = json.loads((tmp_path / "r.json").read_text())
+    run = data["steps"][0]["repeats"][0] if "best_rate" in data else data
+    assert run["ceiling"]["throughput_ratio"] == pytest.approx(run["products_per_s"] / run["ceiling"]["products_per_s"])
+    assert run["ceiling"]["largest_difference"] < 1e-4
 
 
 def test_a_load_of_mixed_sizes(address: str, complete: list[Product]) -> None:

@@ -6,34 +6,34 @@ The speed of a machine drifts, so only turns that followed each other are compar
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-from likeness_client import InputError, LikenessError, Product, ServerInfo, SpaceMismatchError
-from likeness_client.contract import modalities_of, signature_of
-from likeness_client.payloads import payloads
+from likeness_client import InputError, LikenessError, Product, ServerInfo
 
-from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured
+from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Measured
 from likeness_bench.ceiling_report import Case, CeilingReport, Round, Trial, doubts, medians
+from likeness_bench.ceiling_search import (
+    Ceiling,
+    Says,
+    check_same_space,
+    cores,
+    drawn_items,
+    largest_difference,
+    p50_ms,
+)
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import ENOUGH, LoadReport
-from likeness_bench.in_process import Threads, cpu_threads_of, space_of, uses_of
+from likeness_bench.in_process import cpu_threads_of
 from likeness_bench.load import Progress, run_load
 from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, served_recall
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, held
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-_FINALISTS = 3  # ways that are tried twice
-_CHECKED = 8  # products whose embeddings are compared first
 _FOR_ENOUGH = 1.3  # times the requests that a p99 needs are due: arrivals are drawn, and the ceiling is higher
-Says = Callable[[str], None]
-"""Is told what happens next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,7 @@ async def run_ceiling(
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     async with open_client(config.load) as client:
         info = await client.info()
-    if (space := space_of(config.repository)) != info.space:
-        raise SpaceMismatchError(
-            f"{config.load.address} serves the space {info.space}, {config.repository} holds {space}: "
-            "give the repository that is served"
-        )
+    check_same_space(config.repository, info, config.load.address)
     workloads = await asyncio.to_thread(_workloads, products, info, config)
     cases: list[Case] = []
     failures: dict[str, str] = {}
@@ -126,7 +122,7 @@ async def run_ceiling(
         load=asdict(config.load),
         repository=str(config.repository),
         space=info.space,
-        cores=_cores(),
+        cores=cores(),
         cpu_threads=cpu_threads_of(config.repository),
         label=config.label.name if config.label else "",
         ended="interrupted" if stop.is_set() else "failed" if failures else "complete",
@@ -159,7 +155,13 @@ class _Comparison:
     progress: Progress
 
     def __post_init__(self) -> None:
-        self.tried: list[Trial] = []
+        self.ceiling = Ceiling(
+            process=self.process,
+            repository=self.config.repository,
+            trial_s=self.config.trial_s,
+            stop=self.stop,
+            says=self.says,
+        )
         self.rounds: list[Round] = []
         self.difference = 0.0
         self.recall: Recall | None = None
@@ -173,9 +175,10 @@ class _Comparison:
         """
         items = await asyncio.to_thread(drawn_items, self.workload, self.info)
         await self.process.take(items)
-        self.difference = await self._difference()
+        self.says(f"{self.name}: the same embeddings?")
+        self.difference = await largest_difference(self.process, self.single, self.info, self.config.load)
         self.recall = None if self.stop.is_set() else await self._recall(labels)
-        self.tried = await self._try_all()
+        await self.ceiling.find(self.name)
         while len(self.rounds) < self.config.rounds and not self.stop.is_set():
             if found := await self._round(len(self.rounds) + 1):
                 self.rounds.append(found)
@@ -186,38 +189,14 @@ class _Comparison:
             return None
         return Case(
             name=self.name,
-            tried=tuple(self.tried),
-            best=self.best,
-            alone=self.alone,
+            tried=tuple(self.ceiling.tried),
+            best=self.ceiling.best,
+            alone=self.ceiling.alone,
             largest_difference=self.difference,
             recall=self.recall,
             rounds=tuple(self.rounds),
             load=self.last,
         )
-
-    @property
-    def best(self) -> Trial:
-        """The ceiling: the fastest of those that were tried twice."""
-        return max(self.tried[:_FINALISTS], key=lambda trial: trial.products_per_s)
-
-    @property
-    def alone(self) -> Trial:
-        """The way to compute a single product that is fastest."""
-        return min((trial for trial in self.tried if _is_alone(trial)), key=lambda trial: trial.p50_ms)
-
-    async def _difference(self) -> float:
-        """Return how far the two answers for the same products lie apart."""
-        self.says(f"{self.name}: the same embeddings?")
-        products = [product for pool in self.single.pools.values() for product in pool[:_CHECKED]]
-        async with open_client(self.config.load) as client:
-            served = await client.embed(products, on_error="return")
-        alone = await self.process.embed([item_of(product, self.info) for product in products])
-        apart = np.abs(served.vectors - alone)
-        if np.isnan(apart).all():
-            raise CeilingError(
-                f"none of {len(products)} products was embedded by both sides, so nothing can be compared"
-            )
-        return float(np.nanmax(apart))
 
     async def _recall(self, labels: Sequence[tuple[Product, str]]) -> Recall | None:
         mix = self.config.load.workload.signatures
@@ -232,27 +211,6 @@ class _Comparison:
         except RecallStoppedError:
             return None
 
-    async def _try_all(self) -> list[Trial]:
-        """Try every use of the cores with every batch size, and the fastest of them once more."""
-        ways = [
-            (threads, size)
-            for threads in uses_of(_cores(), cpu_threads_of(self.config.repository))
-            for size in BATCH_SIZES
-        ]
-        tried = [await self._try(threads, size) for threads, size in ways if not self.stop.is_set()]
-        tried.sort(key=lambda trial: -trial.products_per_s)
-        for place, first in enumerate(tried[:_FINALISTS]):  # a lucky moment must not decide
-            if not self.stop.is_set():
-                again = await self._try(first.threads, first.batch_size)
-                mean = (first.products_per_s + again.products_per_s) / 2
-                tried[place] = replace(again, products_per_s=mean)
-        return tried
-
-    async def _try(self, threads: Threads, batch_size: int) -> Trial:
-        self.says(f"{self.name}: in one process, {threads.name}, batches of {batch_size}")
-        found = await self.process.measure(threads, batch_size, self.config.trial_s / 4, self.config.trial_s)
-        return Trial(threads=threads, batch_size=batch_size, products_per_s=found.products_per_s, p50_ms=_p50_ms(found))
-
     async def _round(self, number: int) -> Round | None:
         """Alternate once: the server idles while the one process works, and the other way round.
 
@@ -262,16 +220,16 @@ class _Comparison:
         load, where = self.config.load, f"{self.name}, round {number} of {self.config.rounds}"
         # Every round has requests and arrivals of its own.
         load = replace(load, workload=replace(load.workload, seed=load.workload.seed + number))
-        ceiling = await self._turn(f"{where}: the ceiling", self.best)
+        ceiling = await self._turn(f"{where}: the ceiling", self.ceiling.best)
         # Whole requests are counted: of twenty-four, one is four percent. The server is seldom faster than the ceiling.
         per_request = fmean(request.products for request in islice(self.workload.requests(0), ENOUGH))
-        enough_s = _FOR_ENOUGH * ENOUGH * per_request / self.best.products_per_s
+        enough_s = _FOR_ENOUGH * ENOUGH * per_request / self.ceiling.best.products_per_s
         full = await self._load(
             f"{where}: load", self.workload, replace(load, duration_s=max(load.duration_s, enough_s))
         )
         _check_answered(full, number)
         single = replace(load, concurrency=1, workload=replace(load.workload, batch_size=1))
-        apart = await self._turn(f"{where}: one at a time", self.alone)
+        apart = await self._turn(f"{where}: one at a time", self.ceiling.alone)
         one = await self._load(f"{where}: one caller", self.single, single)
         _check_answered(one, number)
         if not (ceiling and full and apart and one):
@@ -286,14 +244,12 @@ class _Comparison:
         if self.stop.is_set():
             return None
         self.last = full
-        return Round.of(ceiling.products_per_s, _p50_ms(apart), full, one, half)
+        return Round.of(ceiling.products_per_s, p50_ms(apart), full, one, half)
 
     async def _turn(self, what: str, trial: Trial) -> Measured | None:
-        if self.stop.is_set():
-            return None
-        self.says(what)
-        load = self.config.load
-        return await self.process.measure(trial.threads, trial.batch_size, load.warm_up_s, load.duration_s)
+        if not self.stop.is_set():
+            self.says(what)
+        return await self.ceiling.turn(trial, self.config.load.warm_up_s, self.config.load.duration_s)
 
     async def _load(self, what: str, workload: Workload, load: LoadConfig) -> LoadReport | None:
         if self.stop.is_set():
@@ -312,35 +268,3 @@ def _check_answered(report: LoadReport | None, number: int) -> None:
     if report and report.latency is None:
         why = f" ({report.errors[0].example})" if report.errors else ""
         raise CeilingError(f"the server answered nothing in round {number}{why}")
-
-
-def drawn_items(workload: Workload, info: ServerInfo) -> list[Item]:
-    """Return the products of a load's first requests as the server gets them: as many as it has different ones."""
-    count = sum(len(pool) for pool in workload.pools.values())
-    requests = workload.requests(workload.config.seed)
-    products = chain.from_iterable(request.left for request in requests)
-    return [item_of(product, info) for product, _ in zip(products, range(count), strict=False)]
-
-
-def item_of(product: Product, info: ServerInfo) -> Item:
-    """Return a product as the server gets it.
-
-    Raises:
-        ProductError: it has nothing that the server embeds, or a part cannot be read.
-    """
-    found = payloads(product, info.schema, info.modalities)
-    signature = signature_of(found)
-    return Item(signature, tuple(found[name] for name in modalities_of(signature)))
-
-
-def _is_alone(trial: Trial) -> bool:
-    return trial.batch_size == 1 and trial.threads.workers == 1
-
-
-def _p50_ms(measured: Measured) -> float:
-    return 1000 * float(np.median(measured.batch_s))
-
-
-def _cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -216,6 +216,24 @@ def medians(cases: Sequence[Case]) -> dict[str, dict[str, Spread | None]]:
     return {case.name: {figure: case.spread(figure) for figure in FIGURES} for case in cases}
 
 
+def difference_doubt(difference: float) -> str:
+    """Say what it means that the embeddings of the two sides differ so much; empty where it means nothing."""
+    if difference <= TOLERANCE:
+        return ""
+    return (
+        f"the server's embeddings differ by {difference:.1e} from those of the same networks in one process: the two "
+        "do not do the same work, or their int8 depends on the batch"
+    )
+
+
+def place_doubts(load: LoadReport) -> Iterator[str]:
+    """Say where the server may compute on something else than the one process does."""
+    if load.gpus:
+        yield "this machine has a GPU; the one process computes on the CPU, whatever the server does"
+    if load.server is None:
+        yield "the server's processes cannot be seen from here; the ceiling is that of this machine, wherever they run"
+
+
 def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool) -> Iterator[str]:
     """Say what stands in the way of believing a report."""
     if stopped:
@@ -224,16 +242,13 @@ def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool)
         finished = next((len(case.rounds) for case in cases if case.name == name), 0)
         yield f"{name}: it ended after {finished} rounds: {reason}"
     for case in cases:
-        if not case.largest_difference <= TOLERANCE:
-            yield (
-                f"{case.name}: the server's embeddings differ by {case.largest_difference:.1e} from those of the same "
-                "networks in one process: the two do not do the same work, or their int8 depends on the batch"
-            )
+        if doubt := difference_doubt(case.largest_difference):
+            yield f"{case.name}: {doubt}"
         if failed := sum((Counter(found.errors) for found in case.rounds), Counter[str]()):
             kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
             yield f"{case.name}: {failed.total()} requests failed ({kinds}); they count as not answered"
-        if case.load and case.load.gpus:
-            yield f"{case.name}: this machine has a GPU; the one process computes on the CPU, whatever the server does"
+        if case.load:
+            yield from (f"{case.name}: {doubt}" for doubt in place_doubts(case.load))
         late_ms = max(found.harness_late_ms for found in case.rounds)
         if late_ms > LAG_LIMIT_MS:
             yield (

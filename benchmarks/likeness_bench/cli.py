@@ -53,16 +53,19 @@ def load(
     timeout_s: options.TimeoutS = 10.0,
     asked: Asked,
     ranked: Ranked,
+    repository: options.Beside = None,
     sent: Sent,
     out: options.Out = None,
 ) -> None:
     """Make a load until its figures settle; report throughput, latency, errors, and where the time went in the server.
 
-    With a label also how good the server's embeddings are, measured before the load.
+    With a label also how good the server's embeddings are, measured before the load. With a repository also the
+    ceiling: the same networks in one process, without a server, in alternation with the runs.
 
     Failed requests are part of the report; only when none was answered does it exit with 1.
     """
     with needs_extra():
+        from likeness_bench.beside import ceiling_beside
         from likeness_bench.load import prepare
         from likeness_bench.output import deliver_load, signed
         from likeness_bench.repeated import run_repeated
@@ -85,9 +88,17 @@ def load(
         async def work(stop: asyncio.Event) -> LoadReport:
             workload, info = await prepare(chosen, config)
             recall = await _recall(labels, config, view, stop)
-            report = await run_repeated(
-                workload, info, config, budget_s=budget_s, stop=stop, starts=view.step, progress=view.show
-            )
+            async with ceiling_beside(workload, info, config, repository, stop=stop, says=view.say) as run_once:
+                report = await run_repeated(
+                    workload,
+                    info,
+                    config,
+                    budget_s=budget_s,
+                    stop=stop,
+                    starts=view.step,
+                    progress=view.show,
+                    run_once=run_once,
+                )
             return replace(report, label=alike.name if alike else "", recall=recall)
 
         report = run_until_interrupted(work)
@@ -115,14 +126,17 @@ def sweep(
     timeout_s: options.TimeoutS = 5.0,
     asked: Asked,
     ranked: Ranked,
+    repository: options.Beside = None,
     sent: Sent,
     out: options.Out = None,
 ) -> None:
     """Find the highest rate whose p99 keeps a target, and say whether the figures settled or the time was up.
 
-    With a label also how good the server's embeddings are, measured before the search.
+    With a label also how good the server's embeddings are, measured before the search. With a repository also the
+    ceiling: the same networks in one process, without a server, in alternation with the runs.
     """
     with needs_extra():
+        from likeness_bench.beside import ceiling_beside
         from likeness_bench.load import prepare
         from likeness_bench.output import deliver_sweep, signed
         from likeness_bench.running import live_view, run_until_interrupted
@@ -147,7 +161,10 @@ def sweep(
         async def work(stop: asyncio.Event) -> SweepReport:
             workload, info = await prepare(chosen, load)
             recall = await _recall(labels, load, view, stop)
-            report = await run_sweep(workload, info, config, stop=stop, starts=view.step, progress=view.show)
+            async with ceiling_beside(workload, info, load, repository, stop=stop, says=view.say) as run_once:
+                report = await run_sweep(
+                    workload, info, config, stop=stop, starts=view.step, progress=view.show, run_once=run_once
+                )
             return replace(report, label=alike.name if alike else "", recall=recall)
 
         report = run_until_interrupted(work)

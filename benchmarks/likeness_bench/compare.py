@@ -33,6 +33,8 @@ _FIGURES = {
     "p99.9 ms": ("latency", "p99_9_ms"),
     "max ms": ("latency", "max_ms"),
     "mean ms outside the server": ("outside_server_ms",),
+    "ceiling products/s": ("ceiling", "products_per_s"),
+    "served / ceiling": ("ceiling", "throughput_ratio"),
     "server CPU s": ("server", "cpu_s"),
     "server cores": ("server", "cores"),
     "server peak RSS MB": ("server", "peak_rss_mb"),
@@ -191,7 +193,7 @@ def _recall(found: Mapping[str, Any] | None) -> float | None:
 def _find(report: Report, path: tuple[str, ...]) -> float | None:
     value: Any = report
     for key in path:
-        value = value[key] if value is not None else None
+        value = value.get(key) if value is not None else None  # reports of earlier versions have not everything
     return None if value is None else float(value)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from likeness_bench.drive import Record
+from likeness_bench.in_process import Threads
 from likeness_bench.processes import GpuFigures, ProcessFigures
 from likeness_bench.recall import Recall
 from likeness_bench.report import Report
@@ -91,6 +92,26 @@ class Second:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CeilingTurn:
+    """What the networks of the served repository reached in one process, without a server, right before a run.
+
+    Attributes:
+        products_per_s: the ceiling.
+        throughput_ratio: products/s that the server answered in the run / ceiling; in an open loop, where the rate was
+            given, how much of the ceiling that rate takes.
+        threads: how the process used the cores.
+        batch_size: products per batch.
+        largest_difference: between embeddings that the server and the process gave for the same products.
+    """
+
+    products_per_s: float
+    throughput_ratio: float
+    threads: Threads
+    batch_size: int
+    largest_difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFigures:
     """What one of several runs of the same load came to.
 
@@ -100,6 +121,7 @@ class RunFigures:
         p99_with_failures_ms: as in `LoadReport`.
         requests: how many ended, well or not.
         failed: how many of them failed.
+        throughput_ratio: of the `CeilingTurn` before it; None without one.
     """
 
     products_per_s: float
@@ -107,6 +129,7 @@ class RunFigures:
     p99_with_failures_ms: float | None
     requests: int
     failed: int
+    throughput_ratio: float | None = None
 
     @classmethod
     def of(cls, report: LoadReport) -> RunFigures:
@@ -117,6 +140,7 @@ class RunFigures:
             p99_with_failures_ms=report.p99_with_failures_ms,
             requests=report.requests,
             failed=report.failed,
+            throughput_ratio=report.ceiling.throughput_ratio if report.ceiling else None,
         )
 
 
@@ -156,6 +180,7 @@ class LoadReport(Report):
         notes: what to know before these figures are believed.
         label: what recall was measured on, in words; empty when it was not.
         recall: of the embeddings that this server gives, for each part of the mix; measured before the load.
+        ceiling: what the networks reached without a server right before this run; None where it was not asked for.
         runs: what each run of this load came to, if it was meant to be repeated; this report is of one of them.
         settled: whether the last two of them agreed.
     """
@@ -189,6 +214,7 @@ class LoadReport(Report):
     notes: tuple[str, ...]
     label: str = ""
     recall: Mapping[str, Recall] = field(default_factory=dict)
+    ceiling: CeilingTurn | None = None
     runs: tuple[RunFigures, ...] = ()
     settled: bool = False
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from math import sqrt
+from typing import Protocol
 
 from likeness_client import LikenessError, Product, ServerInfo
 
@@ -25,6 +26,15 @@ _SAMPLE_S = 1.0  # looking takes some milliseconds from the harness
 _PROGRESS_S = 0.25
 Progress = Callable[[Drive], None]
 """Is shown the run several times a second."""
+
+
+class RunLoad(Protocol):
+    """Makes one run of a load and reports, as `run_load` does."""
+
+    async def __call__(
+        self, workload: Workload, info: ServerInfo, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
+    ) -> LoadReport:
+        """Run a load to its end, or until ``stop`` is set."""
 
 
 async def prepare(products: Sequence[Product], config: LoadConfig) -> tuple[Workload, ServerInfo]:

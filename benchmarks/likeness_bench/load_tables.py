@@ -74,6 +74,12 @@ def _summary(report: LoadReport) -> Table:
         ("mean ms outside the server", number(report.outside_server_ms, 2)),
         ("harness: cores used", number(report.harness_cpu_s / report.measured_s if report.measured_s else None, 2)),
     ]
+    if found := report.ceiling:
+        how = f"{found.threads.name}, batches of {found.batch_size}"
+        rows += [
+            (f"ceiling products/s ({how})", number(found.products_per_s)),
+            ("served / ceiling", number(found.throughput_ratio, 3)),
+        ]
     if server:
         rows += [
             ("server: CPU seconds, cores used", f"{server.cpu_s:,.1f}, {server.cores:.2f}"),
@@ -112,6 +118,9 @@ def _latency(report: LoadReport) -> Table:
 
 
 def _runs(report: LoadReport) -> Table:
+    header: tuple[str, ...] = ("run", "products/s", "p50 ms", "p99 ms with failures", "failed")
+    if beside := any(run.throughput_ratio is not None for run in report.runs):
+        header += ("served / ceiling",)
     rows = tuple(
         (
             str(number_of_run),
@@ -119,10 +128,10 @@ def _runs(report: LoadReport) -> Table:
             number(run.p50_ms),
             "infinite" if run.p99_with_failures_ms is None else number(run.p99_with_failures_ms),
             str(run.failed),
+            *((number(run.throughput_ratio, 3),) if beside else ()),
         )
         for number_of_run, run in enumerate(report.runs, start=1)
     )
-    header = ("run", "products/s", "p50 ms", "p99 ms with failures", "failed")
     return Table(title="Runs of this load; the others tell of one of them", header=header, rows=rows)
 
 

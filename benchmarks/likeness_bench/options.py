@@ -56,6 +56,14 @@ RepeatShare = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of the requests that send an earlier one again.")
 ]
 OfMetric = Annotated[Metric, typer.Option(help="Metric for --operation similarity and similarity_matrix.")]
+Beside = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also the ceiling: the model repository that is served, run in one process before every run.",
+        exists=True,
+        file_okay=False,
+    ),
+]
 Label = Annotated[str, typer.Option(help="Also recall@1: the field whose equality makes two alike; a+b: both.")]
 Split = Annotated[str, typer.Option(help="Products that recall ranks, by their field split; empty: all.")]
 Seed = Annotated[int, typer.Option(help="Random seed of schedule, requests and rendered products.")]

@@ -42,6 +42,7 @@ def sweep_plot(
     p99_ms: Sequence[float],
     kept: Sequence[bool],
     target: float,
+    ceiling: float | None = None,
 ) -> str:
     """Return throughput against latency.
 
@@ -51,6 +52,7 @@ def sweep_plot(
         p99_ms: its 99th percentile.
         kept: whether it kept the target.
         target: the highest 99th percentile that was asked for, in ms.
+        ceiling: products/s of the same networks without a server; None where that is not known.
     """
     figure, axes = _axes()
     axes.plot(products_per_s, p50_ms, "o", color=MEDIAN_COLOUR, label="p50")
@@ -60,6 +62,8 @@ def sweep_plot(
             xs, ys = [products_per_s[number] for number in chosen], [p99_ms[number] for number in chosen]
             axes.plot(xs, ys, marker, color=TAIL_COLOUR, label=label)
     axes.axhline(target, color="grey", linestyle="--", linewidth=1, label=f"target {target:g} ms")
+    if ceiling:
+        axes.axvline(ceiling, color="grey", linestyle=":", linewidth=1, label="ceiling, products/s")
     axes.set(xlabel="products/s answered", ylabel="latency, ms", yscale="log", title="Throughput and latency")
     axes.set_xlim(left=0)
     _plain_numbers(axes.yaxis)

@@ -11,7 +11,7 @@ from likeness_client import ServerInfo
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
-from likeness_bench.load import Progress, run_load
+from likeness_bench.load import Progress, RunLoad, run_load
 from likeness_bench.search import agree, decisive
 from likeness_bench.workload import Workload
 
@@ -30,6 +30,7 @@ async def run_repeated(
     stop: asyncio.Event,
     starts: Starts = lambda _load, _run: None,
     progress: Progress = lambda _: None,
+    run_once: RunLoad = run_load,
 ) -> LoadReport:
     """Run a load until two runs in a row agree: in p99 with failures, in a closed loop in products per second.
 
@@ -41,22 +42,24 @@ async def run_repeated(
         stop: set it to get what was measured so far; a run that it cuts short counts only if it is the first.
         starts: is told each run before it begins.
         progress: is shown each run while it runs.
+        run_once: makes a run.
 
     Returns:
         The report of one run, with the figures of all: of the two that agree the slower; without such, the one in the
         middle.
     """
-    deadline = time.perf_counter() + budget_s
+    begins_s = time.perf_counter()
 
     async def run(number: int) -> LoadReport:
         # Every run has arrivals and products of its own, or an unlucky schedule would be taken for the server.
         load = replace(config, workload=replace(config.workload, seed=config.workload.seed + number))
         starts(load, number + 1)
-        return await run_load(workload, info, load, stop=stop, progress=progress)
+        return await run_once(workload, info, load, stop=stop, progress=progress)
 
     runs = [await run(0)]
     while not (stop.is_set() or _settled(runs) or runs[-1].latency is None):
-        if time.perf_counter() + PAUSE_S + config.length_s > deadline:
+        passed_s = time.perf_counter() - begins_s
+        if passed_s + PAUSE_S + max(config.length_s, passed_s / len(runs)) > budget_s:
             break
         await asyncio.sleep(PAUSE_S)
         report = await run(len(runs))

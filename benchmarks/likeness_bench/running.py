@@ -51,7 +51,7 @@ class LiveView:
     def step(self, load: LoadConfig, run: int) -> None:
         """Say which run of a load begins."""
         what = f"{load.concurrency} callers" if load.rate is None else f"{load.rate:.4g} requests/s"
-        self._progress.update(self._task, description=f"{what}, run {run}")
+        self.say(f"{what}, run {run}")
 
     def say(self, text: str) -> None:
         """Say what happens next, where no load is made or more than one follows."""

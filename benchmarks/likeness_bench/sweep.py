@@ -12,7 +12,7 @@ from likeness_client import InputError, LikenessError, ServerInfo
 
 from likeness_bench.drive import LoadConfig, ask, open_client
 from likeness_bench.figures import LoadReport
-from likeness_bench.load import Progress, run_load
+from likeness_bench.load import Progress, RunLoad, run_load
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import PAUSE_S, Starts
 from likeness_bench.report import Report
@@ -127,6 +127,7 @@ async def run_sweep(
     stop: asyncio.Event,
     starts: Starts = lambda _load, _run: None,
     progress: Progress = lambda _: None,
+    run_once: RunLoad = run_load,
 ) -> SweepReport:
     """Search until the answer is there, the time is up, or ``stop`` is set.
 
@@ -137,11 +138,14 @@ async def run_sweep(
         stop: set it to get what was found so far; a run that it cuts short decides nothing.
         starts: is told each run before it begins.
         progress: is shown the run while it runs.
+        run_once: makes a run.
     """
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     assert config.load.rate is not None
     search = RateSearch(rate=config.load.rate, precision=config.precision, lowest=min(0.1, config.load.rate))
-    attempt = _Attempts(workload=workload, info=info, config=config, stop=stop, starts=starts, progress=progress)
+    attempt = _Attempts(
+        workload=workload, info=info, config=config, stop=stop, starts=starts, progress=progress, run_once=run_once
+    )
     steps: list[RateStep] = []
     while not attempt.over and (rate := search.next_rate()) is not None:
         if step := await attempt.at(rate):
@@ -167,10 +171,11 @@ class _Attempts:
     stop: asyncio.Event
     starts: Starts
     progress: Progress
+    run_once: RunLoad
     over: str = ""
 
     def __post_init__(self) -> None:
-        self.deadline = time.perf_counter() + self.config.budget_s
+        self.begins_s = time.perf_counter()
         self.runs = 0
 
     async def at(self, rate: float) -> RateStep | None:
@@ -199,8 +204,8 @@ class _Attempts:
         return settled(p99_ms, first.p50_ms if first else None, self.config.target_ms)
 
     async def _run(self, rate: float, repeat: int) -> LoadReport | None:
-        load = self.config.load
-        if self.runs and time.perf_counter() + PAUSE_S + load.length_s > self.deadline:
+        load, passed_s = self.config.load, time.perf_counter() - self.begins_s
+        if self.runs and passed_s + PAUSE_S + max(load.length_s, passed_s / self.runs) > self.config.budget_s:
             self.over = f"the time is up ({self.config.budget_s:g} s)"
             return None
         if self.runs:
@@ -209,7 +214,7 @@ class _Attempts:
         # Every repeat has arrivals and products of its own, or an unlucky schedule would be taken for the server.
         load = replace(load, rate=rate, workload=replace(load.workload, seed=load.workload.seed + self.runs))
         self.starts(load, repeat)
-        report = await run_load(self.workload, self.info, load, stop=self.stop, progress=self.progress)
+        report = await self.run_once(self.workload, self.info, load, stop=self.stop, progress=self.progress)
         if self.stop.is_set():
             self.over = "interrupted"
         elif not report.requests:

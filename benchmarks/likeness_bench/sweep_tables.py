@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from likeness_bench.figures import ENOUGH, too_few
 from likeness_bench.load_tables import work_name
 from likeness_bench.plots import sweep_plot
@@ -18,8 +20,11 @@ def sweep_name(report: SweepReport) -> str:
 
 def sweep_tables(report: SweepReport) -> list[Table]:
     """Return what was tried, by rate."""
-    header = ("requests/s due", "kept", "settled", "repeats", "p99 ms with failures", "products/s", "p50 ms", "failed")
-    rows = tuple(_row(step) for step in sorted(report.steps, key=lambda step: step.rate))
+    header: tuple[str, ...] = ("requests/s due", "kept", "settled", "repeats", "p99 ms with failures")
+    header += ("products/s", "p50 ms", "failed")
+    if beside := any(step.shown.ceiling for step in report.steps):
+        header += ("served / ceiling",)
+    rows = tuple(_row(step, beside=beside) for step in sorted(report.steps, key=lambda step: step.rate))
     best = "no rate kept it" if report.best_rate is None else f"best {report.best_rate:.4g} requests/s"
     return [Table(title=f"{sweep_name(report)}; {best}", header=header, rows=rows)]
 
@@ -53,10 +58,12 @@ def sweep_plots(report: SweepReport) -> list[str]:
     if not points:
         return []
     products_per_s, p50_ms, p99_ms, kept = zip(*points, strict=True)
-    return [sweep_plot(products_per_s, p50_ms, p99_ms, kept, report.target_ms)]
+    ceilings = [run.ceiling.products_per_s for step in report.steps for run in step.repeats if run.ceiling]
+    ceiling = median(ceilings) if ceilings else None
+    return [sweep_plot(products_per_s, p50_ms, p99_ms, kept, report.target_ms, ceiling)]
 
 
-def _row(step: RateStep) -> tuple[str, ...]:
+def _row(step: RateStep, *, beside: bool) -> tuple[str, ...]:
     return (
         f"{step.rate:.4g}",
         "yes" if step.kept else "no",
@@ -66,4 +73,5 @@ def _row(step: RateStep) -> tuple[str, ...]:
         number(step.shown.products_per_s),
         number(step.shown.latency.p50_ms if step.shown.latency else None),
         str(sum(run.failed for run in step.repeats)),
+        *((number(step.shown.ceiling.throughput_ratio if step.shown.ceiling else None, 3),) if beside else ()),
     )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from likeness_bench import ceiling, options
+from likeness_bench import beside, ceiling, ceiling_search, options
 from likeness_bench import recall as recall_module
 from likeness_bench.ceiling import CeilingConfig, run_ceiling
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured, batches
@@ -31,7 +31,7 @@ from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, labelled, recall_at_1, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
-from likeness_bench.workload import AS_THEY_ARE, OperationKind, WorkloadConfig
+from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo, SpaceMismatchError
 from likeness_client.records import ImageSource
 from likeness_export.serving import lengths
@@ -239,6 +239,17 @@ class FakeClient:
         return SimpleNamespace(vectors=np.zeros((len(products), 4)))
 
 
+def fake_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One way is tried, twice, beside a server of the same space."""
+    for name, fake in (
+        ("open_client", lambda _: FakeClient()),
+        ("space_of", lambda _: INFO.space),
+        ("uses_of", lambda *_: [Threads()]),
+        ("BATCH_SIZES", (1,)),
+    ):
+        monkeypatch.setattr(ceiling_search, name, fake)
+
+
 def compared(
     monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, dies_at: int = 1000, stop_at: str = "never"
 ) -> tuple[CeilingReport, list[LoadConfig]]:
@@ -274,13 +285,11 @@ def compared(
         if stop_at in text:
             stop.set()
 
+    fake_ceiling(monkeypatch)
     for name, fake in (
         ("run_load", run_load),
         ("open_client", lambda _: FakeClient()),
-        ("space_of", lambda _: INFO.space),
         ("CeilingProcess", lambda _: FakeProcess(most)),
-        ("uses_of", lambda *_: [Threads()]),
-        ("BATCH_SIZES", (1,)),
     ):
         monkeypatch.setattr(ceiling, name, fake)
     load = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
@@ -328,6 +337,74 @@ def test_a_round_in_which_the_server_dies_does_not_count(monkeypatch: pytest.Mon
     report, _ = compared(monkeypatch, dies_at=3 + turn - 1)
     assert [(case.name, len(case.rounds)) for case in report.cases] == [("first", 1)]
     assert report.failures["first"] == "the server answered nothing in round 2 (it is gone)"
+
+
+def run_beside(
+    monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, stop_at: str = "never", runs: int = 3, **work: Any
+) -> tuple[list[LoadReport], list[str]]:
+    """Run a load with its ceiling beside it; the one process measures twice before the first run."""
+    turns: list[str] = []
+    stop = asyncio.Event()
+
+    async def run_load(*given: Any, **_: Any) -> LoadReport:
+        turns.append("load")
+        config: LoadConfig = given[2]
+        drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
+        return replace(_report(drive, _Watch(config=config), INFO, "now"), products_per_s=80.0)
+
+    class Told(FakeProcess):
+        async def measure(self, *given: Any) -> Measured:
+            turns.append(f"ceiling {given[2]:g} + {given[3]:g} s")
+            return await super().measure(*given)
+
+    def says(text: str) -> None:
+        if stop_at in text:
+            stop.set()
+
+    fake_ceiling(monkeypatch)
+    monkeypatch.setattr(beside, "run_load", run_load)
+    monkeypatch.setattr(beside, "CeilingProcess", lambda _: Told(most))
+    config = LoadConfig(address="here:1", rate=5.0, duration_s=8.0, workload=WorkloadConfig(**work))
+    workload = Workload([Product(title=str(number)) for number in range(9)], INFO, config.workload)
+
+    async def run() -> list[LoadReport]:
+        async with beside.ceiling_beside(workload, INFO, config, Path("nowhere"), stop=stop, says=says) as run_once:
+            return [await run_once(workload, INFO, config, stop=stop, progress=lambda _: None) for _ in range(runs)]
+
+    return asyncio.run(run()), turns
+
+
+def test_every_run_has_a_turn_at_the_ceiling_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports, turns = run_beside(monkeypatch)
+    assert turns[2:] == ["ceiling 0.5 + 2 s", "load"] * 3
+    for report in reports:
+        assert report.ceiling is not None
+        assert (report.ceiling.products_per_s, report.ceiling.throughput_ratio) == (100.0, 0.8)
+        assert report.ceiling.largest_difference == 0
+        assert any("wherever they run" in note for note in report.notes)  # no server is seen from here
+
+
+def test_a_process_that_fails_between_the_runs_leaves_the_load_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports, turns = run_beside(monkeypatch, most=3)
+    assert [report.ceiling is not None for report in reports] == [True, False, False]
+    assert all("no ceiling beside this run: out of memory" in report.notes for report in reports[1:])
+    assert turns.count("load") == 3
+    assert len(turns) == 2 + 2 + 2 + 1  # a process that is gone is not asked again
+
+
+def test_a_process_that_fails_before_the_first_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CeilingError, match="out of memory"):
+        run_beside(monkeypatch, most=1)
+
+
+def test_a_stopped_search_leaves_runs_without_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports, turns = run_beside(monkeypatch, stop_at="same embeddings", runs=1)
+    assert (reports[0].ceiling, turns) == (None, ["load"])
+
+
+def test_there_is_no_ceiling_of_comparing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="not of similarity: ask for embed only, or give no --repository"):
+        run_beside(monkeypatch, operation={OperationKind.EMBED: 0.5, OperationKind.SIMILARITY: 0.5})
 
 
 def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from likeness_bench import repeated as repeated_module
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
 from likeness_bench.drive import Drive, LoadConfig, Record
-from likeness_bench.figures import ErrorRow, LoadReport
+from likeness_bench.figures import CeilingTurn, ErrorRow, LoadReport, RunFigures
 from likeness_bench.files import check_out, write_json
+from likeness_bench.in_process import Threads
 from likeness_bench.load import _report, _Watch
 from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver_load, deliver_sweep
@@ -155,6 +156,40 @@ def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     table, _ = compare_reports(tmp_path / "s.json", tmp_path / "s.json")
     assert table.rows[0] == ("best requests/s", "8.00", "8.00", "1.000")
     assert ("recall@1 of text", "0.750", "0.750", "1.000") in table.rows
+
+
+def test_the_ceiling_stands_beside_a_load_and_a_sweep(report: LoadReport, tmp_path: Path) -> None:
+    turn = CeilingTurn(
+        products_per_s=200.0, throughput_ratio=0.75, threads=Threads(workers=2), batch_size=8, largest_difference=1e-7
+    )
+    beside = replace(report, ceiling=turn)
+    alone = report  # the process failed before this run
+    deliver_load(replace(beside, runs=(RunFigures.of(beside), RunFigures.of(alone))), tmp_path / "l.json")
+    text = (tmp_path / "l.md").read_text()
+    assert "| ceiling products/s (2 workers x 1 thread, batches of 8) | 200.0 |" in text
+    assert "| served / ceiling | 0.750 |" in text
+    assert re.search(r"failed \| served / ceiling \|\n.*\n\| 1 .* 0\.750 \|\n\| 2 .* - \|", text)
+    steps = (
+        RateStep(rate=8.0, kept=True, settled=True, p99_ms=50.0, repeats=(beside,)),
+        RateStep(rate=16.0, kept=False, settled=True, p99_ms=None, repeats=(alone,)),
+    )
+    sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+    deliver_sweep(sweep, tmp_path / "s.json")
+    text = (tmp_path / "s.md").read_text()
+    assert re.search(r"failed \| served / ceiling \|\n.*\n\| 8 .* 0\.750 \|\n\| 16 .* - \|", text)
+    check_page((tmp_path / "s.html").read_text(), plots=3)
+    for name in ("l.json", "s.json"):
+        table, _ = compare_reports(tmp_path / name, tmp_path / name)
+        assert ("served / ceiling", "0.750", "0.750", "1.000") in table.rows
+        assert ("ceiling products/s", "200.00", "200.00", "1.000") in table.rows
+
+
+def test_reports_of_before_there_was_a_ceiling_can_be_compared(report: LoadReport, tmp_path: Path) -> None:
+    data = asdict(report)
+    del data["ceiling"]
+    write_json(tmp_path / "l.json", data)
+    table, _ = compare_reports(tmp_path / "l.json", tmp_path / "l.json")
+    assert not any("ceiling" in row[0] for row in table.rows)
 
 
 def test_a_sweep_without_a_single_step(tmp_path: Path) -> None:
@@ -361,7 +396,6 @@ def swept(
             p99_with_failures_ms=p99_ms(load.rate, runs),
         )
 
-    monkeypatch.setattr(sweep_module, "run_load", run_load)
     monkeypatch.setattr(sweep_module, "PAUSE_S", 0.0)
     load = LoadConfig(address="here:1", rate=10.0, duration_s=0.1, warm_up_s=0.0)
     chosen = {name: value for name, value in config.items() if name not in ("stop_at", "answers")}
@@ -369,7 +403,7 @@ def swept(
     async def run() -> SweepReport:
         nothing: Any = None
         sweep = SweepConfig(load=load, **{"target_ms": 100.0, "budget_s": 60.0, **chosen})
-        return await run_sweep(nothing, INFO, sweep, stop=asyncio.Event())
+        return await run_sweep(nothing, INFO, sweep, stop=asyncio.Event(), run_once=run_load)
 
     return asyncio.run(run())
 
@@ -462,13 +496,12 @@ def repeated(
         records = [record(0.0, found or 0.01, "" if found else "ServerError") for _ in range(int(1 / (found or 1)))]
         return report_of(records, rate=config.rate, concurrency=config.concurrency, duration_s=1.0, warm_up_s=0.0)
 
-    monkeypatch.setattr(repeated_module, "run_load", run_load)
     monkeypatch.setattr(repeated_module, "PAUSE_S", 0.0)
     config = LoadConfig(address="here:1", **({"rate": 10.0} | load), duration_s=1.0, warm_up_s=0.0)
 
     async def run() -> LoadReport:
         nothing: Any = None
-        return await run_repeated(nothing, INFO, config, budget_s=budget_s, stop=asyncio.Event())
+        return await run_repeated(nothing, INFO, config, budget_s=budget_s, stop=asyncio.Event(), run_once=run_load)
 
     found = asyncio.run(run())
     assert len(set(seeds)) == len(seeds)  # an unlucky schedule must not come again
@@ -530,17 +563,16 @@ def test_a_load_that_nothing_answers_is_not_repeated(monkeypatch: pytest.MonkeyP
     assert found.latency is not None  # the run before is shown: it tells more
 
 
-def test_two_failing_runs_do_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_failing_runs_do_not_agree() -> None:
     well, badly = record(0.0, 0.01), record(0.0, 0.01, "ServerError")
     runs = [[well] * 48 + [badly] * 2, [well] * 5 + [badly] * 45]
 
     async def run_load(*_given: Any, **_: Any) -> LoadReport:
         return report_of(runs.pop(0), rate=10.0, concurrency=None, duration_s=1.0, warm_up_s=0.0)
 
-    monkeypatch.setattr(repeated_module, "run_load", run_load)
     config = LoadConfig(address="here:1", rate=10.0, duration_s=1.0, warm_up_s=0.0)
     nothing: Any = None
-    found = asyncio.run(run_repeated(nothing, INFO, config, budget_s=2.5, stop=asyncio.Event()))
+    found = asyncio.run(run_repeated(nothing, INFO, config, budget_s=2.5, stop=asyncio.Event(), run_once=run_load))
     assert (len(found.runs), found.settled) == (2, False)
     assert any("more than 1 % of the requests of the last one failed" in note for note in found.notes)
 
