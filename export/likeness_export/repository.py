@@ -139,6 +139,9 @@ class _Renderer:
                 entry.allow_ragged_batch = True
         elif encoder and encoder.run_rows:
             cpu.parameters["run_rows"].string_value = str(encoder.run_rows * chosen.cpu_threads)
+        if encoder and encoder.modality in ("image", "video"):
+            # On GPUs, by heuristics: the default measures all algorithms, anew for every size of batch.
+            onnx.parameters["cudnn_conv_algo_search"].string_value = "1"
         return RenderedModel(default=onnx, profiles={"cpu": self.python(cpu), "tensorrt": tensorrt})
 
     def pairs(self, spec: StepSpec) -> ModelConfig:

@@ -122,8 +122,8 @@ def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
             continue
         tower = recipe.towers.get(spec.tower)
         lengths = tower.padded_lengths(run.towers / spec.tower) if tower else []
-        shortest, longest = (lengths[0], lengths[-1]) if lengths else (1, 1)  # 1: nothing varies
-        found[spec.name] = _shapes(spec, batches, (shortest, shortest, longest))
+        varying = lengths or [1]  # 1: nothing varies
+        found[spec.name] = _shapes(spec, batches, (varying[0], varying[len(varying) // 2], varying[-1]))
     return found
 
 
@@ -149,7 +149,7 @@ class TensorRTBuilder:
         timing_cache: file in which the timings of kernels are kept, so that the next export builds faster.
 
     Raises:
-        InputError: the package is not installed.
+        InputError: the package is not installed, or finds no GPU that it can use.
     """
 
     def __init__(self, timing_cache: Path) -> None:
@@ -162,12 +162,18 @@ class TensorRTBuilder:
         self.version = str(self.trt.__version__)
         self.timing_cache = timing_cache
         self.logger = self.trt.Logger(self.trt.Logger.WARNING)
+        try:
+            self.builder = self.trt.Builder(self.logger)
+        except TypeError as error:  # what its binding makes of a builder that could not be had
+            raise InputError(
+                f"TensorRT {self.version} finds no GPU that it can use; its log above says why. If there is one, its "
+                "driver may be older than the CUDA of this package: tensorrt-cu12 is the one for CUDA 12"
+            ) from error
         self.trt.init_libnvinfer_plugins(self.logger, "")  # TF-IDF adds up at places, which TensorRT has as a plugin
 
     def build(self, network: Path, ranges: Mapping[str, Range]) -> bytes:
         """See `Builder`."""
-        trt = self.trt
-        builder = trt.Builder(self.logger)
+        trt, builder = self.trt, self.builder
         # Version 11 is always strongly typed and ignores the flag; version 10 needs it.
         definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(definition, self.logger)

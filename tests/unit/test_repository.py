@@ -89,7 +89,9 @@ def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
     assert rows["image_encoder"]["run_rows"].string_value == "6"
     assert {"run_tokens"} == {key for key in rows["text_encoder"] if key.startswith("run_")}
     assert not any(key.startswith("run_") for name in rows if "encoder" not in name for key in rows[name])
-    assert "run_rows" not in render(recipe)["image_encoder"].default.parameters  # a GPU takes the batch whole
+    gpu = render(recipe)["image_encoder"].default.parameters
+    assert "run_rows" not in gpu  # it takes the batch whole
+    assert gpu["cudnn_conv_algo_search"].string_value == "1"
 
 
 def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None:

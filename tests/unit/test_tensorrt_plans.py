@@ -69,7 +69,7 @@ def test_lengths_are_those_that_the_preprocessing_pads_to(tmp_path: Path) -> Non
     shoppers.mkdir(parents=True)
     (shoppers / "users.json").write_text(json.dumps(["u1", "u2"]), encoding="utf-8")  # a list, and nothing to pad
     ranges = plan_ranges(run)
-    assert ranges["text_encoder"] == {"word_ids": Range(smallest=(1, 16), usual=(8, 16), largest=(32, 64))}
+    assert ranges["text_encoder"] == {"word_ids": Range(smallest=(1, 16), usual=(8, 32), largest=(32, 64))}
     assert [found.largest for found in ranges["shoppers_encoder"].values()] == [(32, 8)]
     vocabulary["length_buckets"] = []
     (text / "words.json").write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -135,6 +135,19 @@ def test_timings_of_another_gpu_or_version_are_not_used(
     calls = build(tmp_path / "timing", monkeypatch, known, fitting=b"fits")
     assert [call for call in calls if call.startswith("cache")] == [f"cache {name}" for name in used]
     assert (tmp_path / "timing").read_bytes() == b"timings after " + used[-1].encode()
+
+
+def test_a_machine_without_a_usable_gpu_is_told_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(_: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    tensorrt = fake_tensorrt([], b"")
+    tensorrt.Builder = nothing
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
+    with pytest.raises(InputError, match=r"11\.4 finds no GPU that it can use"):
+        TensorRTBuilder(tmp_path / "timing")
 
 
 def test_the_plugins_that_come_with_tensorrt_are_registered_once(

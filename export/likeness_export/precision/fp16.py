@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from likeness_export.precision.graph import layers
 
+# A length is a sum of squares, which leaves the range of fp16 from a length of 256 on; on a CPU, which computes in fp32
+# all the same, nobody would notice.
+_EXACT = [*DEFAULT_OP_BLOCK_LIST, "ReduceL2"]
 _TYPES = ("Conv", "Gemm", "LayerNormalization", "LSTM", "MatMul", "Softmax")
 
 
@@ -31,7 +34,9 @@ class Half:
 
     def write(self, target: Path, kept: Collection[str] = ()) -> None:
         """Write the reduced file; the layers in ``kept`` stay fp32."""
-        model = convert_float_to_float16(onnx.load(self.source), keep_io_types=True, node_block_list=list(kept))
+        model = convert_float_to_float16(
+            onnx.load(self.source), keep_io_types=True, op_block_list=_EXACT, node_block_list=list(kept)
+        )
         _normalise_again(model.graph)
         onnx.save(model, target)
 
