@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from likeness_client._channel import Tls
 from likeness_client._discovery import ServerInfo
+from likeness_client._operations import OnError
 from likeness_client.async_client import AsyncClient
 from likeness_client.client import Client
 from likeness_client.contract import InputSchema, Metric
@@ -24,7 +25,7 @@ from likeness_client.errors import (
     ServerUnavailableError,
     SpaceMismatchError,
 )
-from likeness_client.records import Product, read_products, scan_products
+from likeness_client.records import ImageSource, Product, VideoSource, read_products, scan_products
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
 __all__ = [
@@ -34,12 +35,14 @@ __all__ = [
     "Comparison",
     "DeadlineExceededError",
     "Embeddings",
+    "ImageSource",
     "InputError",
     "InputSchema",
     "LikenessError",
     "Metric",
     "MissingExtraError",
     "ModelNotFoundError",
+    "OnError",
     "OverloadedError",
     "Product",
     "ProductError",
@@ -51,6 +54,7 @@ __all__ = [
     "ServerUnavailableError",
     "SpaceMismatchError",
     "Tls",
+    "VideoSource",
     "__version__",
     "read_products",
     "scan_products",

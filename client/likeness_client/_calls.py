@@ -28,7 +28,7 @@ from likeness_client.contract import (
     sided,
     signature_of,
 )
-from likeness_client.errors import InputError, ProductError, ServerError
+from likeness_client.errors import InputError, ProductError, ServerError, ServerUnavailableError
 from likeness_client.payloads import payloads
 from likeness_client.records import Product
 from likeness_client.results import FloatArray
@@ -120,6 +120,7 @@ def encode(
 
     Raises:
         InputError: something is not a product.
+        ServerUnavailableError: what would embed one is not ready.
     """
     items: list[Item | None] = []
     errors: dict[int, ProductError] = {}
@@ -137,6 +138,7 @@ def encode(
 def _item(product: Product, info: ServerInfo) -> Item:
     found = payloads(product, info.schema, info.modalities)
     signature = signature_of(found)
+    _check_ready(signature, info)
     if signature not in info.signatures:
         offered = ", ".join(info.signatures)
         raise ProductError(f"the server does not embed '{signature}', only: {offered}", product.product_id)
@@ -179,7 +181,13 @@ def without_strangers(item: Item, answer: Vector | ProductError, info: ServerInf
     rest = dict(zip(modalities_of(item.signature), item.parts, strict=True))
     rest.pop("interactions", None)
     signature = signature_of(rest)
+    _check_ready(signature, info)
     return Item(signature, tuple(rest.values())) if signature in {*info.signatures} - {item.signature} else None
+
+
+def _check_ready(signature: str, info: ServerInfo) -> None:
+    if reason := info.unready.get(signature):
+        raise ServerUnavailableError(f"not ready: {reason}", model=embed_model(signature), code="UNAVAILABLE")
 
 
 def _weights(signature: str) -> tuple[str, ...]:

@@ -6,21 +6,24 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import np_to_triton_dtype
 
 from likeness_client._calls import MAX_CALL_BYTES, Answer, Call
 from likeness_client._discovery import ServerInfo
 from likeness_client.contract import MAX_BYTES
-from likeness_client.errors import InputError, LikenessError
+from likeness_client.errors import DeadlineExceededError, InputError, LikenessError
 
 DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
 DEFAULT_TIMEOUT_S = 30.0
+Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
+"""Names and values that are sent with calls, or what is asked for them before each."""
 _OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a host of that name
 _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
     r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
@@ -61,12 +64,13 @@ class BaseClient:
 
     Args:
         address: ``host:port``, without a scheme. ``dns:///host:port`` balances over all addresses that the name has.
-        timeout_s: the deadline of each call, retries included.
+        timeout_s: the deadline of each call, retries included; before it, a call waits as long at most for its turn.
         max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
             keep the batchers of a few steps busy; more only wait in the server's queues.
         max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
         tls: set for an encrypted channel.
-        headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server.
+        headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server; or a
+            function that returns them, asked before every call, for tokens that change and for tracing.
 
     Raises:
         InputError: an argument is out of range.
@@ -80,7 +84,7 @@ class BaseClient:
         max_concurrency: int = 8,
         max_attempts: int = 4,
         tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         if not address or _OTHER_SCHEME.match(address):
             expected = "host:port of the gRPC endpoint, or dns:///host:port, without another scheme"
@@ -96,13 +100,11 @@ class BaseClient:
         self.max_concurrency = max_concurrency
         self._max_attempts = max_attempts
         self._tls = tls
-        self._headers = {name.lower(): value for name, value in (headers or {}).items()}  # gRPC knows no capitals
-        for name, value in self._headers.items():
-            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-                raise InputError(f"header {name!r} cannot be sent: name and value must be printable ASCII")
+        self._headers = headers if callable(headers) else _sendable(headers or {})
         self._info: ServerInfo | None = None
         self._asked_s = 0.0
         self._closed = False
+        self._place: object = None  # where the channel was opened
         self._prepare()
 
     def __repr__(self) -> str:
@@ -121,6 +123,27 @@ class BaseClient:
         if self._info is info:
             self._info = None
 
+    def _check_place(self) -> None:
+        """See that the channel can be used here.
+
+        Raises:
+            LikenessError: it was opened elsewhere; says where a client can be used.
+        """
+        here, where = self._here()
+        if self._place not in (None, here):
+            raise LikenessError(f"this client of {self.address} {where}")
+
+    def _here(self) -> tuple[object, str]:
+        """Return what a channel that is opened now belongs to, and how to say so of one that is used elsewhere."""
+        raise NotImplementedError
+
+    def _no_slot(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"no turn in {self.timeout_s:g} s: all {self.max_concurrency} calls of max_concurrency were in flight",
+            self.address,
+            code="DEADLINE_EXCEEDED",
+        )
+
     def _closed_error(self) -> LikenessError:
         return LikenessError(f"this client of {self.address} is closed")
 
@@ -130,7 +153,8 @@ class BaseClient:
 
     def _settings(self) -> dict[str, Any]:
         """Return the arguments that every call has."""
-        return {"client_timeout": self.timeout_s, "headers": self._headers}
+        headers = _sendable(self._headers()) if callable(self._headers) else self._headers
+        return {"client_timeout": self.timeout_s, "headers": headers}
 
     def _channel(self) -> dict[str, Any]:
         """Return the arguments of tritonclient's ``InferenceServerClient``."""
@@ -189,6 +213,26 @@ def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", 310_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
+
+
+def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers as gRPC takes them, which knows no capitals.
+
+    Raises:
+        InputError: one cannot be sent.
+    """
+    found = {name.lower(): value for name, value in headers.items()}
+    for name, value in found.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise InputError(f"header {name!r} cannot be sent: name and value must be printable ASCII")
+    return found
+
+
+def size(call: Call) -> int:
+    """Return the bytes of a call's inputs, about."""
+    return sum(
+        sum(map(len, data.ravel())) if data.dtype == np.object_ else data.nbytes for data in call.inputs.values()
+    )
 
 
 def encode(call: Call) -> tuple[list[InferInput], list[InferRequestedOutput]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from likeness_client.contract import (
@@ -20,6 +20,8 @@ from likeness_client.contract import (
 from likeness_client.errors import ServerError, ServerUnavailableError, SpaceMismatchError
 
 _PREFIX = embed_model("")
+_LEFT_OUT = {("", ""), ("UNAVAILABLE", "unloaded")}
+"""State and reason of models that whoever runs the server has never loaded, or unloaded: it does without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class ServerInfo:
         space: fingerprint of the embedding space.
         modalities: what it embeds, in the order of the contract.
         signatures: the sets of modalities that it has an ensemble for.
+        unready: of the sets that it should have one for, those whose ensemble is not ready, with the reason. To leave a
+            photo out because its network is down would give another embedding, of the same space, without a word.
         dimension: length of an embedding, d.
         max_batch_size: the most products that one request may carry.
         schema: how a product becomes the bytes that it expects.
@@ -43,16 +47,17 @@ class ServerInfo:
     max_batch_size: int
     schema: InputSchema
     error_outputs: Mapping[str, tuple[str, ...]]
+    unready: Mapping[str, str] = field(default_factory=dict)
 
 
-def embed_models(index: Iterable[Any]) -> list[str]:
+def embed_models(index: Iterable[Any]) -> dict[str, str]:
     """Pick the ensembles that embed products out of a repository index.
 
     Args:
         index: ``RepositoryIndexResponse.models``.
 
     Returns:
-        Their names, sorted.
+        Their names, sorted, with the reason why one is not ready; empty for those that are.
 
     Raises:
         ServerError: there are none: not a Likeness server.
@@ -69,7 +74,8 @@ def embed_models(index: Iterable[Any]) -> list[str]:
             model=min(entry.name for entry in found),
             code="UNAVAILABLE",
         )
-    return sorted(ready)
+    down = {entry.name: entry.reason or entry.state for entry in found if (entry.state, entry.reason) not in _LEFT_OUT}
+    return {name: "" if name in ready else down[name] for name in sorted(ready | down.keys())}
 
 
 def _is_ours(name: str) -> bool:
@@ -81,11 +87,12 @@ def _is_ours(name: str) -> bool:
         return False
 
 
-def discover(configs: Sequence[Any]) -> ServerInfo:
+def discover(configs: Sequence[Any], models: Mapping[str, str] | None = None) -> ServerInfo:
     """Read what a server offers.
 
     Args:
-        configs: the ``ModelConfig`` messages of all models that `embed_models` names, at least one.
+        configs: the ``ModelConfig`` messages of all models that `embed_models` calls ready, at least one.
+        models: what `embed_models` found; None: nothing else.
 
     Returns:
         What they offer together.
@@ -101,7 +108,8 @@ def discover(configs: Sequence[Any]) -> ServerInfo:
             "wait for the rollout to end, or export the repository again"
         )
     by_signature = {_signature(config): config for config in configs}
-    present = {name for signature in by_signature for name in modalities_of(signature)}
+    unready = {name.removeprefix(_PREFIX): reason for name, reason in (models or {}).items() if reason}
+    present = {name for signature in (*by_signature, *unready) for name in modalities_of(signature)}
     return ServerInfo(
         space=spaces.pop(),
         modalities=tuple(name for name in MODALITIES if name in present),
@@ -113,6 +121,7 @@ def discover(configs: Sequence[Any]) -> ServerInfo:
             signature: tuple(output.name for output in config.output if output.name.endswith(ERROR_SUFFIX))
             for signature, config in by_signature.items()
         },
+        unready=unready,
     )
 
 

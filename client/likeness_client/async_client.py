@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import TracebackType
@@ -26,6 +27,10 @@ _FEW = 8
 """So many products that need no file and no encoding are prepared sooner than a thread is woken for them."""
 _SMALL = 200_000
 """Bytes of an image that are hashed in that time."""
+_LARGE = 1_000_000
+"""From so many bytes on, a call is put together in a thread: that takes a millisecond and more."""
+_MANY = 1_000
+"""Shoppers of a product who are put into JSON in the time in which a thread is woken."""
 
 
 class AsyncClient(_channel.BaseClient):
@@ -83,6 +88,7 @@ class AsyncClient(_channel.BaseClient):
 
     async def info(self, *, refresh: bool = False) -> ServerInfo:
         """Return what the server offers; see `Client.info`."""
+        self._check_place()
         known = None if refresh else self._known()
         return known or await self._ask(alone=refresh)
 
@@ -105,12 +111,17 @@ class AsyncClient(_channel.BaseClient):
         self._slots = asyncio.Semaphore(self.max_concurrency)
         self._asking: asyncio.Task[ServerInfo] | None = None
 
+    def _here(self) -> tuple[object, str]:
+        place = os.getpid(), asyncio.get_running_loop()
+        return place, "belongs to the event loop, and the process, that it was first used in: make one in each"
+
     def _stub(self) -> Any:
         """Return the channel, opened at first use: it belongs to the event loop that is running then."""
         if self._closed:
             raise self._closed_error()
         if self._opened is None:
             self._opened = InferenceServerClient(**self._channel())
+            self._place, _ = self._here()
         return self._opened
 
     async def _ask(self, *, alone: bool) -> ServerInfo:
@@ -132,8 +143,9 @@ class AsyncClient(_channel.BaseClient):
         stub = self._stub()
         with translate(self.address), self._open():
             index = await stub.get_model_repository_index(**self._settings())
-            asked = (stub.get_model_config(name, **self._settings()) for name in embed_models(index.models))
-            return discover([answer.config for answer in await asyncio.gather(*asked)])
+            models = embed_models(index.models)
+            asked = (stub.get_model_config(name, **self._settings()) for name, reason in models.items() if not reason)
+            return discover([answer.config for answer in await asyncio.gather(*asked)], models)
 
     async def _run(self, operation: Callable[[ServerInfo], Operation[T]], *, brief: bool = False) -> T:
         info = await self.info()
@@ -143,7 +155,8 @@ class AsyncClient(_channel.BaseClient):
             self._forget(info)  # the repository has changed since it was asked
         except ServerUnavailableError:
             self._forget(info)  # another one may stand in its place when it is back
-            raise
+            if not info.unready:  # what was not ready when it was asked may be by now
+                raise
         return await self._drive(operation(await self.info()), brief)
 
     async def _drive(self, operation: Operation[T], brief: bool) -> T:
@@ -158,8 +171,11 @@ class AsyncClient(_channel.BaseClient):
     async def _execute(self, calls: list[Call]) -> list[Answer]:
         """Run calls at the same time; the first failure cancels the others."""
         if len(calls) == 1:  # the usual case; a task of its own would cost more than it brings
-            async with self._slots:
+            await self._take_slot()
+            try:
                 return [await self._send(calls[0])]
+            finally:
+                self._slots.release()
         tasks: list[asyncio.Task[Answer]] = []
         failed = False
 
@@ -171,7 +187,7 @@ class AsyncClient(_channel.BaseClient):
         try:
             for call in calls:
                 # One slot after the other, so that operations which share the client take turns.
-                await self._slots.acquire()
+                await self._take_slot()
                 if failed:
                     self._slots.release()
                     break
@@ -183,9 +199,20 @@ class AsyncClient(_channel.BaseClient):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _take_slot(self) -> None:
+        if not self._slots.locked():  # the usual case, without a timer
+            await self._slots.acquire()
+            return
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise self._no_slot() from error
+
     async def _send(self, call: Call) -> Answer:
         """Send one call; its slot is taken, and given back when the answer is there."""
-        inputs, outputs = _channel.encode(call)
+        large = _channel.size(call) > _LARGE
+        inputs, outputs = await asyncio.to_thread(_channel.encode, call) if large else _channel.encode(call)
         with translate(self.address, call.model), self._open():
             result = await self._stub().infer(call.model, inputs, outputs=outputs, **self._settings())
         return _channel.decode(call, result)
@@ -208,8 +235,10 @@ def _brief(*sides: Sequence[Product]) -> bool:
 
 
 def _at_hand(product: Product) -> bool:
-    """Say whether a product can be sent as it is: no file has to be read, no array encoded, no clip hashed."""
-    if not isinstance(product.images, tuple | list):
+    """Say whether a product can be sent as it is: no file to read, no array to encode, no clip to hash, no long log."""
+    if not (isinstance(product.images, tuple | list) and isinstance(product.interactions, Mapping)):
         return False  # nothing that could be sent: preparing it says so
+    if len(product.interactions) > _MANY:
+        return False
     parts = [*product.images[:1], *([] if product.video is None else [product.video])]
     return all(isinstance(part, bytes) and len(part) <= _SMALL for part in parts)

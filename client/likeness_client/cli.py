@@ -20,7 +20,15 @@ from likeness_client import _files
 from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
 from likeness_client.client import Client
 from likeness_client.contract import MODALITIES, Metric
-from likeness_client.errors import InputError, LikenessError, MissingExtraError, RecordError, ServerUnavailableError
+from likeness_client.errors import (
+    DeadlineExceededError,
+    InputError,
+    LikenessError,
+    MissingExtraError,
+    OverloadedError,
+    RecordError,
+    ServerUnavailableError,
+)
 from likeness_client.records import Product, scan_products
 from likeness_client.results import Comparison, require_same_space
 
@@ -191,7 +199,7 @@ class _EmbedRun:
     def add(self, client: Client, chunk: list[Product | RecordError], patience_s: float) -> None:
         """Embed one chunk; positions in messages are those of the rows that are written.
 
-        A server that is gone after it has answered is probably coming back, and hours of work hang on it.
+        A server that is gone or overwhelmed after it has answered is probably coming back; hours of work hang on it.
         """
         for item in chunk:
             if isinstance(item, RecordError):
@@ -199,14 +207,16 @@ class _EmbedRun:
         products = [item for item in chunk if isinstance(item, Product)]
         if not products:
             return
-        gives_up_s = time.monotonic() + (patience_s if self.writer.rows else 0.0)
+        gives_up_s = 0.0
         while True:
             try:
                 found = client.embed(products, modalities=self.modalities, on_error="return")
                 now = client.info(refresh=True).space
                 break
-            except ServerUnavailableError as error:
-                if time.monotonic() >= gives_up_s:
+            except (ServerUnavailableError, DeadlineExceededError, OverloadedError) as error:
+                # A deadline may have taken longer than anybody's patience: one more try is due all the same.
+                gives_up_s = gives_up_s or time.monotonic() + patience_s
+                if not self.writer.rows or time.monotonic() >= gives_up_s:
                     raise
                 typer.echo(f"\nwaiting, {gives_up_s - time.monotonic():.0f} s at most: {error}", err=True)
                 time.sleep(_PAUSE_S)

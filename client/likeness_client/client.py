@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -135,6 +136,7 @@ class Client(_channel.BaseClient):
             SpaceMismatchError: its repository is half rolled out.
             ServerError: it cannot be reached, or is not a Likeness server.
         """
+        self._check_place()
         known = None if refresh else self._known()
         return known or self._ask(alone=refresh)
 
@@ -159,6 +161,9 @@ class Client(_channel.BaseClient):
         self._lock = threading.Lock()
         self._asking: Future[ServerInfo] | None = None
 
+    def _here(self) -> tuple[object, str]:
+        return os.getpid(), "was first used before its process was forked: make one in each process"
+
     def _stub(self) -> Any:
         """Return the channel, opened at first use: one that exists before a fork does not work after it."""
         with self._lock:
@@ -166,6 +171,7 @@ class Client(_channel.BaseClient):
                 raise self._closed_error()
             if self._opened is None:
                 self._opened = InferenceServerClient(**self._channel())
+                self._place, _ = self._here()
             return self._opened
 
     def _ask(self, *, alone: bool) -> ServerInfo:
@@ -195,11 +201,12 @@ class Client(_channel.BaseClient):
         stub = self._stub()
         with self._open(), translate(self.address):
             index = stub.get_model_repository_index(**self._settings())
-            names = embed_models(index.models)
+            models = embed_models(index.models)
+            ready = [name for name, reason in models.items() if not reason]
             # Side by side: five modalities have 31 ensembles, and a server may be far away.
             with ThreadPoolExecutor(self.max_concurrency) as pool:
-                answers = pool.map(lambda name: stub.get_model_config(name, **self._settings()), names)
-                return discover([answer.config for answer in answers])
+                answers = pool.map(lambda name: stub.get_model_config(name, **self._settings()), ready)
+                return discover([answer.config for answer in answers], models)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -220,7 +227,8 @@ class Client(_channel.BaseClient):
             self._forget(info)  # the repository has changed since it was asked
         except ServerUnavailableError:
             self._forget(info)  # another one may stand in its place when it is back
-            raise
+            if not info.unready:  # what was not ready when it was asked may be by now
+                raise
         return self._drive(operation(self.info()))
 
     def _drive(self, operation: Operation[T]) -> T:
@@ -233,13 +241,16 @@ class Client(_channel.BaseClient):
     def _execute(self, calls: list[Call]) -> list[Answer]:
         """Run calls at the same time; the first failure cancels the others."""
         if len(calls) == 1:  # the usual case; waiting for another thread would cost more than it brings
-            with self._slots:
+            self._take_slot()
+            try:
                 return [self._ask_alone(calls[0])]
+            finally:
+                self._slots.release()
         failed = threading.Event()
         sent: list[tuple[Future[Answer], Any]] = []
         try:
             for call in calls:
-                self._slots.acquire()
+                self._take_slot()
                 if failed.is_set():
                     self._slots.release()
                     break
@@ -253,6 +264,10 @@ class Client(_channel.BaseClient):
             for future, context in sent:
                 if not future.done():
                     context.cancel()
+
+    def _take_slot(self) -> None:
+        if not self._slots.acquire(timeout=self.timeout_s):
+            raise self._no_slot()
 
     def _ask_alone(self, call: Call) -> Answer:
         inputs, outputs = _channel.encode(call)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
@@ -92,10 +93,11 @@ class BatchError(LikenessError):
 
     Attributes:
         errors: the failures by position in the batch. In a matrix the candidates are counted on after the queries.
-        result: the answer for the whole batch, NaN where it failed; nothing needs to be computed again.
+        result: the answer for the whole batch, `Embeddings`, `Scores` or a `ScoreMatrix`, NaN where it failed; nothing
+            needs to be computed again.
     """
 
-    def __init__(self, errors: Mapping[int, ProductError], result: object) -> None:
+    def __init__(self, errors: Mapping[int, ProductError], result: Any) -> None:
         super().__init__(errors, result)
         self.errors = dict(errors)
         self.result = result

@@ -143,6 +143,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.index_delay_s = 0.0
         self.index_calls = 0
         self.index_state = "READY"
+        self.down: set[str] = set()
         self.headers: list[dict[str, str]] = []
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
@@ -151,7 +152,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         time.sleep(self.index_delay_s)
         response = service_pb2.RepositoryIndexResponse()
         for name in ["similarity", *(embed_model(signature) for signature in self.fake.signatures)]:
-            response.models.add(name=name, version="1", state=self.index_state)
+            down = {"state": "UNAVAILABLE", "reason": "out of memory"} if name in self.down else {}
+            response.models.add(name=name, version="1", **({"state": self.index_state} | down))
         return response
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802

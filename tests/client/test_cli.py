@@ -123,20 +123,25 @@ def test_a_server_may_be_given_more_time(
     assert run(monkeypatch, *asked, "20") == 0
 
 
-def gone_after(answers: int, endpoint: Endpoint, failures: int) -> None:
-    """Let a server answer so many calls, and then be gone for so many."""
+def gone_after(
+    answers: int, endpoint: Endpoint, failures: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+) -> None:
+    """Let a server answer so many calls, and then fail so many."""
     calls = iter(range(10_000))
-    endpoint.servicer.interfere = lambda _: (
-        grpc.StatusCode.UNAVAILABLE if answers <= next(calls) < answers + failures else None
-    )
+    endpoint.servicer.interfere = lambda _: code if answers <= next(calls) < answers + failures else None
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_embed_waits_for_a_server_that_has_answered(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+    code: grpc.StatusCode,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    endpoint: Endpoint,
+    file: Path,
 ) -> None:
     monkeypatch.setattr(cli, "_PAUSE_S", 0.01)
     out = file.with_suffix(".npz")
-    gone_after(3, endpoint, 6)  # gRPC itself tries four times
+    gone_after(3, endpoint, 6, code)  # gRPC itself tries four times
     arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "8")
     assert run(monkeypatch, *arguments) == 0
     assert "waiting, " in capsys.readouterr().err

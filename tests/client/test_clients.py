@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
 import threading
 import time
@@ -28,6 +29,7 @@ from likeness_client import (
     ServerError,
     ServerUnavailableError,
     Tls,
+    _channel,
 )
 from likeness_client.contract import all_signatures
 from numpy.typing import NDArray
@@ -206,6 +208,79 @@ def test_a_server_that_is_not_ready_says_so(client: Any, endpoint: Endpoint) -> 
         client.info()
     endpoint.servicer.index_state = "READY"
     assert client.info().space == "space-1"
+
+
+def test_a_modality_whose_network_is_down_is_not_left_out_without_a_word(client: Any, endpoint: Endpoint) -> None:
+    endpoint.servicer.down = {"embed_image", "embed_text_image"}
+    text, both = Product(title="a vase"), Product(title="a vase", images=(b"photo",))
+    assert len(client.embed([text])) == 1
+    down = r"model 'embed_text_image' at .*: not ready: out of memory"
+    with pytest.raises(ServerUnavailableError, match=down):
+        client.embed([text, both], on_error="return")
+    with pytest.raises(ServerUnavailableError, match=down):
+        client.compare(both, both)
+    assert client.embed([both], modalities=["text"]).signatures == ("text",)
+    endpoint.servicer.down = set()
+    assert client.embed([both]).signatures == ("text_image",)  # it is asked again
+
+
+def test_waiting_for_a_turn_ends(endpoint: Endpoint) -> None:
+    endpoint.servicer.delay_s = 0.6
+    waits = {"timeout_s": 0.8, "max_concurrency": 1, "max_attempts": 1}
+    full = r"no turn in 0\.8 s: all 1 calls of max_concurrency were in flight"
+
+    with Client(endpoint.address, **waits) as client, ThreadPoolExecutor(3) as pool:  # type: ignore[arg-type]
+        client.info()
+        found = [pool.submit(client.embed, [product]) for product in BATCH[:3]]
+        errors = [future.exception() for future in found]
+    assert [str(error) for error in errors if error and re.search(full, str(error))]
+    assert any(error is None for error in errors)
+    assert all(error is None or isinstance(error, DeadlineExceededError) for error in errors)
+
+    async def run() -> list[Any]:
+        async with AsyncClient(endpoint.address, **waits) as client:  # type: ignore[arg-type]
+            await client.info()
+            return await asyncio.gather(*(client.embed([product]) for product in BATCH[:3]), return_exceptions=True)
+
+    found = asyncio.run(run())
+    assert [str(error) for error in found if isinstance(error, DeadlineExceededError) and re.search(full, str(error))]
+    assert any(isinstance(answer, Embeddings) for answer in found)
+
+
+def test_a_client_of_before_a_fork_says_so(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(endpoint.address) as client:
+        assert client.info().space == "space-1"
+        with monkeypatch.context() as forked:
+            forked.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(LikenessError, match="first used before its process was forked: make one in each"):
+                client.embed(BATCH[:1])
+        assert len(client.embed(BATCH[:1])) == 1
+
+
+def test_a_client_of_another_event_loop_says_so(endpoint: Endpoint) -> None:
+    client = AsyncClient(endpoint.address)
+    assert asyncio.run(client.info()).space == "space-1"
+    with pytest.raises(LikenessError, match="belongs to the event loop, and the process, that it was first used in"):
+        asyncio.run(client.embed(BATCH[:1]))
+
+
+def test_large_calls_are_put_together_beside_the_loop(
+    kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[bool] = []
+    encode = _channel.encode
+
+    def watched(call: Any) -> Any:
+        encoded.append(threading.current_thread() is threading.main_thread())
+        return encode(call)
+
+    monkeypatch.setattr(_channel, "encode", watched)
+    with kind(endpoint.address) as client:
+        small, large = Product(title="a vase"), Product(images=(b"x" * 2_000_000,))
+        client.embed([small])
+        assert encoded == [True]
+        client.embed([large])
+    assert encoded[1:] == [kind is Client]
 
 
 def test_calls_in_flight_are_bounded(kind: Any, endpoint: Endpoint) -> None:
@@ -420,6 +495,18 @@ def test_headers_go_with_every_call(kind: Any, endpoint: Endpoint) -> None:
         client.compare(BATCH[0], BATCH[1])
     assert len(endpoint.servicer.headers) > len(endpoint.servicer.fake.signatures)
     assert all(headers.get("x-team") == "shoes" for headers in endpoint.servicer.headers)
+
+
+def test_headers_may_be_asked_for_before_every_call(kind: Any, endpoint: Endpoint) -> None:
+    tokens = iter(range(1000))
+    with kind(endpoint.address, headers=lambda: {"Authorization": f"Bearer {next(tokens)}"}) as client:
+        client.embed(BATCH[:1])
+        client.embed(BATCH[:1])
+    sent = [headers["authorization"] for headers in endpoint.servicer.headers]
+    assert len(set(sent)) == len(sent) > 2
+    wrong = kind(endpoint.address, headers=lambda: {"a": "line\nbreak"})
+    with wrong as client, pytest.raises(InputError, match="header 'a' cannot be sent"):
+        client.embed(BATCH[:1])
 
 
 @pytest.mark.parametrize("headers", [{"a b": "c"}, {"a": "line\nbreak"}, {"a": "ü"}])

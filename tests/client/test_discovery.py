@@ -78,4 +78,27 @@ def test_the_index_names_the_ensembles() -> None:
     index.models.add(name="embed_image", version="2", state="READY")
     for stranger in ("embed_bge", "embed_", "embed_image_text", "embed_text_v2"):
         index.models.add(name=stranger, version="1", state="READY")
-    assert embed_models(index.models) == ["embed_image"]
+    assert embed_models(index.models) == {"embed_image": "", "embed_text": "out of memory"}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "told"),
+    [
+        ("", "", None),  # never loaded
+        ("UNAVAILABLE", "unloaded", None),
+        ("UNAVAILABLE", "depends on 'image_encoder' which has no loaded version", "which has no loaded version"),
+        ("LOADING", "", "LOADING"),
+    ],
+)
+def test_what_should_be_ready_and_is_not_is_told_from_what_was_left_out(
+    fake: FakeServer, state: str, reason: str, told: str | None
+) -> None:
+    index = service_pb2.RepositoryIndexResponse()
+    index.models.add(name="embed_text", version="1", state="READY")
+    index.models.add(name="embed_image", version="1", state=state, reason=reason)
+    models = embed_models(index.models)
+    info = discover([fake.config("text")], models)
+    assert info.signatures == ("text",)
+    assert info.modalities == (("text",) if told is None else ("text", "image"))
+    assert list(info.unready) == ([] if told is None else ["image"])
+    assert told is None or info.unready["image"].endswith(told)
