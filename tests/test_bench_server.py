@@ -158,6 +158,15 @@ def test_a_soak(address: str, demo_catalogue: Path) -> None:
     assert "text_encoder" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["load --concurrency 1", "soak"])
+def test_the_harness_encrypts_when_it_is_told_to(command: str, address: str, demo_catalogue: Path) -> None:
+    name, *options = command.split()
+    words = ["--tls", "bench", name, str(demo_catalogue), "--server", address, *options]
+    done = subprocess.run([PROGRAM, *words], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1  # this server does not
+    assert f"no server answers at {address}" in done.stderr
+
+
 def answered(address: str) -> int:
     """How many requests the server has answered so far."""
     counters = asyncio.run(read_counters(address))

@@ -76,9 +76,10 @@ def test_recall_is_that_of_the_evaluation(client: Client, address: str, trained_
         evaluate(ServedEmbedder(client, catalogue, client.info().space), catalogue, modalities, task)
     )
     products = labelled(list(read_products(demo_catalogue)), LabelConfig(field="group"))
+    load = LoadConfig(address=address, concurrency=1)
     assert {row.signature for row in rows} >= {"text", AS_THEY_ARE}
     for row in rows:
-        found = served_recall(address, products, row.signature)
+        found = served_recall(load, products, row.signature)
         assert found.queries == row.figures.queries
         assert found.at_1 == pytest.approx(row.figures.recall_at[1])
 

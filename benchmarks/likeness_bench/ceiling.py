@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -119,7 +119,7 @@ async def run_ceiling(
                 cases.append(case)
     return CeilingReport(
         made_at=made_at,
-        load=asdict(config.load),
+        load=config.load.plain(),
         repository=str(config.repository),
         space=info.space,
         cores=cores(),
@@ -205,9 +205,7 @@ class _Comparison:
         self.says(f"{self.name}: recall of {len(labels)} products")
         signature = next(iter(mix), AS_THEY_ARE)
         try:
-            return await asyncio.to_thread(
-                served_recall, self.config.load.address, labels, signature, stopped=self.stop.is_set
-            )
+            return await asyncio.to_thread(served_recall, self.config.load, labels, signature, stopped=self.stop.is_set)
         except RecallStoppedError:
             return None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from likeness_client import Product
+from likeness_client.cli import gateway
 
 from likeness_bench import options
 from likeness_bench.arrivals import Arrivals
@@ -43,6 +44,7 @@ def _main() -> None:
 @with_groups
 def load(
     *,
+    context: typer.Context,
     server: options.Server = "localhost:8001",
     rate: Annotated[float | None, typer.Option(help="Open loop: requests/s, sent by schedule.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: callers that await answers.")] = None,
@@ -78,6 +80,7 @@ def load(
         duration_s=duration_s,
         warm_up_s=warm_up_s,
         timeout_s=timeout_s,
+        gateway=gateway(context),
         workload=asked.workload(sent.seed),
     )
     source, alike = sent.source(), ranked.config()
@@ -112,6 +115,7 @@ def load(
 @with_groups
 def sweep(
     *,
+    context: typer.Context,
     server: options.Server = "localhost:8001",
     target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
     rate: Annotated[float, typer.Option(help="Where the search begins, in requests/s.")] = 8.0,
@@ -148,6 +152,7 @@ def sweep(
         duration_s=duration_s,
         warm_up_s=warm_up_s,
         timeout_s=timeout_s,
+        gateway=gateway(context),
         workload=asked.workload(sent.seed),
     )
     config = SweepConfig(
@@ -178,6 +183,7 @@ def sweep(
 @with_groups
 def ceiling(
     *,
+    context: typer.Context,
     repository: Annotated[
         Path, typer.Option(help="The model repository that is served.", exists=True, file_okay=False)
     ],
@@ -209,6 +215,7 @@ def ceiling(
             duration_s=round_s,
             warm_up_s=warm_up_s,
             timeout_s=timeout_s,
+            gateway=gateway(context),
             workload=Asked(batch_size=batch_size).workload(sent.seed),
         ),
         repository=repository,
@@ -250,6 +257,7 @@ def compare(
 
 @_bench.command()
 def soak(
+    context: typer.Context,
     file: options.File,
     server: options.Server = "localhost:8001",
     clients: Annotated[int, typer.Option(min=1, help="Callers at once, each awaiting its answers.")] = 16,
@@ -272,7 +280,13 @@ def soak(
         from likeness_bench.soak import SoakConfig, SoakReport, run_soak
         from likeness_bench.tables import print_tables
     config = SoakConfig(
-        address=server, clients=clients, seconds=seconds, tolerance=tolerance, timeout_s=timeout_s, seed=seed
+        address=server,
+        clients=clients,
+        seconds=seconds,
+        tolerance=tolerance,
+        timeout_s=timeout_s,
+        seed=seed,
+        gateway=gateway(context),
     )
     chosen, _ = _read(SourceConfig(file=file, count=products))
     with live_view("soak") as view:
@@ -303,6 +317,6 @@ async def _recall(
     view.say(f"recall of {len(labels)} products")
     signatures = load.workload.signatures
     try:
-        return await asyncio.to_thread(served_recalls, load.address, labels, signatures, stopped=stop.is_set)
+        return await asyncio.to_thread(served_recalls, load, labels, signatures, stopped=stop.is_set)
     except RecallStoppedError:
         return {}

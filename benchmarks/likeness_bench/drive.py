@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -41,6 +41,7 @@ class LoadConfig:
         warm_up_s: how long before that load is made and not counted.
         timeout_s: the deadline of every request, from its start.
         workload: what is asked.
+        gateway: arguments of the client for what stands before the server: ``tls``, ``headers``. In no report.
     """
 
     address: str
@@ -51,6 +52,7 @@ class LoadConfig:
     warm_up_s: float = 5.0
     timeout_s: float = 10.0
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    gateway: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if (self.rate is None) == (self.concurrency is None):
@@ -62,6 +64,10 @@ class LoadConfig:
         seconds = self.duration_s, self.timeout_s, self.warm_up_s
         if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
             raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as reports have it."""
+        return {key: value for key, value in asdict(replace(self, gateway={})).items() if key != "gateway"}
 
     @property
     def length_s(self) -> float:
@@ -261,7 +267,9 @@ def open_client(config: LoadConfig) -> AsyncClient:
     Raises:
         InputError: the address is not host:port.
     """
-    return AsyncClient(config.address, timeout_s=config.timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1)
+    return AsyncClient(
+        config.address, timeout_s=config.timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1, **config.gateway
+    )
 
 
 async def ticking(lags_s: list[float], every_s: float = 0.01) -> None:

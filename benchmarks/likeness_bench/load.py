@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import sqrt
 from typing import Protocol
@@ -140,7 +140,7 @@ class _Watch:
 
     async def _counters(self) -> dict[str, ModelCounters] | None:
         try:
-            return await read_counters(self.config.address, self._patience_s)
+            return await read_counters(self.config.address, self._patience_s, self.config.gateway)
         except LikenessError:
             return None
 
@@ -174,7 +174,7 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
     per_second = 1 / measured_s if measured_s else 0.0
     report = LoadReport(
         made_at=made_at,
-        load=asdict(config),
+        load=config.plain(),
         space=info.space,
         ended="interrupted" if drive.stop.is_set() else "duration",
         measured_s=measured_s,

@@ -14,6 +14,7 @@ from likeness_client.records import Record, field_value
 from likeness_client.results import require_same_space
 from numpy.typing import NDArray
 
+from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import AS_THEY_ARE
 
 Labelled: TypeAlias = tuple[Product, str]
@@ -83,7 +84,7 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
 
 
 def served_recall(
-    address: str, products: Sequence[Labelled], signature: str, stopped: Callable[[], bool] = lambda: False
+    load: LoadConfig, products: Sequence[Labelled], signature: str, stopped: Callable[[], bool] = lambda: False
 ) -> Recall:
     """Embed labelled products on a server and rank them by cosine, each against all others.
 
@@ -91,7 +92,7 @@ def served_recall(
     reduced to the signature; `AS_THEY_ARE` on all products with what they have.
 
     Args:
-        address: the server's gRPC endpoint.
+        load: says where the server is.
         products: with their labels.
         signature: what to reduce them to, or `AS_THEY_ARE`.
         stopped: is asked now and then whether to go on.
@@ -100,7 +101,7 @@ def served_recall(
         RecallStoppedError: ``stopped`` said so.
         LikenessError: the server does not answer.
     """
-    with Client(address, timeout_s=_TIMEOUT_S) as client:
+    with Client(load.address, timeout_s=_TIMEOUT_S, **load.gateway) as client:
         info = client.info()
         whole = [signature == AS_THEY_ARE or _is_complete(product, info) for product, _ in products]
         usable = [pair for pair, wanted in zip(products, whole, strict=True) if wanted]
@@ -120,12 +121,15 @@ def served_recall(
 
 
 def served_recalls(
-    address: str, products: Sequence[Labelled], signatures: Iterable[str], stopped: Callable[[], bool] = lambda: False
+    load: LoadConfig,
+    products: Sequence[Labelled],
+    signatures: Iterable[str],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Recall]:
     """Measure the recall of every part of a mix by itself; without a mix, of products as they are.
 
     Args:
-        address: the server's gRPC endpoint.
+        load: says where the server is.
         products: with their labels.
         signatures: the parts.
         stopped: see `served_recall`.
@@ -134,7 +138,7 @@ def served_recalls(
         RecallStoppedError: see `served_recall`.
         LikenessError: the server does not answer, or does not embed one of them.
     """
-    return {name: served_recall(address, products, name, stopped) for name in tuple(signatures) or (AS_THEY_ARE,)}
+    return {name: served_recall(load, products, name, stopped) for name in tuple(signatures) or (AS_THEY_ARE,)}
 
 
 def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recall:

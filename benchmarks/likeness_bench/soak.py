@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from likeness_client import AsyncClient, InputError, Product, ProductError, ServerInfo
@@ -33,6 +34,7 @@ class SoakConfig:
             embeddings that depend on their batch: it needs more than the rounding of fp32.
         timeout_s: the deadline of every request.
         seed: of the draws.
+        gateway: see `LoadConfig`.
     """
 
     address: str
@@ -42,6 +44,7 @@ class SoakConfig:
     tolerance: float = 1e-4
     timeout_s: float = 10.0
     seed: int = 7
+    gateway: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(kw_only=True)
@@ -121,6 +124,7 @@ async def run_soak(
         warm_up_s=0.0,
         timeout_s=config.timeout_s,
         workload=WorkloadConfig(seed=config.seed),
+        gateway=config.gateway,
     )
     async with open_client(load) as client:
         info = await client.info()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from likeness_client.contract import MATRIX_MODEL, embed_model, pair_model
 from likeness_client.errors import translate
@@ -82,15 +83,24 @@ def happened(
         yield model, late.plus(before[model], -1) if model in before else late
 
 
-async def read_counters(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, ModelCounters]:
+async def read_counters(
+    address: str, timeout_s: float = TIMEOUT_S, gateway: Mapping[str, Any] | None = None
+) -> dict[str, ModelCounters]:
     """Ask a server for the counters of all its models.
+
+    Args:
+        address: its gRPC endpoint.
+        timeout_s: the deadline.
+        gateway: see `LoadConfig`.
 
     Raises:
         ServerError: it does not answer in time.
     """
-    async with InferenceServerClient(address) as stub:
+    tls, headers = ((gateway or {}).get(key) for key in ("tls", "headers"))
+    trusted = tls.root_certificates if tls else None
+    async with InferenceServerClient(address, ssl=tls is not None, root_certificates=trusted) as stub:
         with translate(address):
-            answer = await stub.get_inference_statistics(client_timeout=timeout_s)
+            answer = await stub.get_inference_statistics(client_timeout=timeout_s, headers=headers)
     found: dict[str, ModelCounters] = {}
     for model in answer.model_stats:
         stats = model.inference_stats

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points, version
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -126,9 +126,14 @@ def _likeness(
     }
 
 
+def gateway(context: typer.Context) -> dict[str, Any]:
+    """Return what the options before the command say of a gateway before the server, as arguments of a client."""
+    return context.find_root().obj or {}
+
+
 def open_client(context: typer.Context, server: str, timeout_s: float) -> Client:
     """Open a client as the options before the command say."""
-    return Client(server, timeout_s=timeout_s, **(context.find_root().obj or {}))
+    return Client(server, timeout_s=timeout_s, **gateway(context))
 
 
 @app.command()

@@ -47,6 +47,7 @@ INFO = ServerInfo(
     schema=InputSchema(),
     error_outputs={},
 )
+LOAD = LoadConfig(address="here:1", concurrency=1)
 ROUND = Round(
     ceiling_products_per_s=100.0,
     served_products_per_s=80.0,
@@ -427,13 +428,13 @@ def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(recall_module, "Client", lambda *_, **__: Server())
     products = [(Product(title=str(number)), "a") for number in range(600)]
-    assert served_recalls("here:1", products, {})[AS_THEY_ARE].gallery == 600
+    assert served_recalls(LOAD, products, {})[AS_THEY_ARE].gallery == 600
     assert embedded == [256, 256, 88]
     with pytest.raises(RecallStoppedError):
-        served_recalls("here:1", products, {}, stopped=lambda: len(embedded) > 3)
+        served_recalls(LOAD, products, {}, stopped=lambda: len(embedded) > 3)
     assert embedded == [256, 256, 88, 256]
     with pytest.raises(SpaceMismatchError):  # another run is served in the middle of it
-        served_recalls("here:1", products[:512], {}, stopped=lambda: False)
+        served_recalls(LOAD, products[:512], {}, stopped=lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -550,9 +551,9 @@ def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyP
         return Recall(at_1=0.5, queries=1, gallery=2)
 
     monkeypatch.setattr(recall_module, "served_recall", served)
-    assert list(served_recalls("here:1", [(Product(), "a")], {"text": 0.5, "image": 0.5})) == ["text", "image"]
-    assert list(served_recalls("here:1", [(Product(), "a")], {})) == [AS_THEY_ARE]
-    assert asked == [("here:1", 1, name) for name in ("text", "image", AS_THEY_ARE)]
+    assert list(served_recalls(LOAD, [(Product(), "a")], {"text": 0.5, "image": 0.5})) == ["text", "image"]
+    assert list(served_recalls(LOAD, [(Product(), "a")], {})) == [AS_THEY_ARE]
+    assert asked == [(LOAD, 1, name) for name in ("text", "image", AS_THEY_ARE)]
     assert LabelConfig(field="group", split="").name == "group, split any"
 
 

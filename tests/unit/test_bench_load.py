@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from likeness_bench.arrivals import Arrivals, arrival_times
-from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.drive import Drive, LoadConfig, open_client
 from likeness_bench.load import _report, _Watch, run_load
 from likeness_bench.load_tables import load_tables
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
-from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError
+from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError, Tls
 from likeness_client.payloads import payloads
 
 INFO = ServerInfo(
@@ -323,3 +323,12 @@ def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> N
             return time.perf_counter() - began
 
     assert asyncio.run(run()) < 4
+
+
+def test_what_a_gateway_asks_for_goes_with_the_load_and_into_no_report() -> None:
+    config = LoadConfig(address="here:1", rate=1.0, gateway={"tls": Tls(), "headers": {"authorization": "secret"}})
+    client = open_client(config)
+    assert client._channel()["ssl"]
+    assert client._settings()["headers"] == {"authorization": "secret"}
+    assert "gateway" not in config.plain()
+    assert "secret" not in repr(config)

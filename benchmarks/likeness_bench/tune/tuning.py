@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from likeness_client import InputError, LikenessError, Product
@@ -194,7 +194,7 @@ class _Tuning:
             space=self.target.space,
             profile=self.profile,
             cores=plan.cores,
-            load={key: value for key, value in asdict(self.config.load).items() if key != "address"},
+            load={key: value for key, value in self.config.load.plain().items() if key != "address"},
             target_ms=self.config.target_ms,
             budget_s=self.config.budget_s,
             took_s=time.perf_counter() - self.began,
