@@ -546,8 +546,8 @@ def test_ceilings_without_a_case_in_common_are_refused(tmp_path: Path) -> None:
 def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def served(address: str, products: Sequence[tuple[Product, str]], signature: str, _: object) -> Recall:
-        asked.append((address, len(products), signature))
+    def served(load: LoadConfig, products: Sequence[tuple[Product, str]], signature: str, _: object) -> Recall:
+        asked.append((load, len(products), signature))
         return Recall(at_1=0.5, queries=1, gallery=2)
 
     monkeypatch.setattr(recall_module, "served_recall", served)
