@@ -20,7 +20,7 @@ from likeness_bench.load import prepare, run_load
 from likeness_bench.recall import LabelConfig, labelled, served_recall
 from likeness_bench.workload import AS_THEY_ARE, Workload, WorkloadConfig, reduce_to
 from likeness_client import Client, Product, SpaceMismatchError, read_products
-from likeness_client.contract import all_signatures, modalities_of
+from likeness_client.contract import modalities_of
 from likeness_export.evaluation import Row, ServedEmbedder, Task, evaluate, read_task_catalogue
 from likeness_export.run import Run
 from numpy.typing import NDArray
@@ -31,25 +31,26 @@ pytestmark = pytest.mark.server
 PROGRAM = Path(sys.executable).parent / "likeness"
 
 
-@pytest.mark.parametrize("signature", all_signatures(("text", "image", "attributes")))
-def test_one_process_answers_what_the_server_answers(
-    client: Client, repository: Path, complete: list[Product], signature: str
-) -> None:
+def test_one_process_answers_what_the_server_answers(client: Client, repository: Path, complete: list[Product]) -> None:
     info = client.info()
-    products = [reduce_to(product, modalities_of(signature), info) for product in complete[:20]]
-    items = [item_of(product, info) for product in products]
-    served = client.embed(products).vectors
+
+    async def check(process: CeilingProcess, threads: Threads, size: int, signature: str) -> None:
+        products = [reduce_to(product, modalities_of(signature), info) for product in complete[:20]]
+        items = [item_of(product, info) for product in products]
+        await process.take(items)
+        measured = await process.measure(threads, size, 0.0, 0.01)
+        assert measured.products_per_s > 0
+        assert len(measured.batch_s) >= threads.workers
+        alone, served = await process.embed(items), client.embed(products).vectors
+        np.testing.assert_allclose(alone, served, rtol=0, atol=1e-4, err_msg=signature)
 
     async def run() -> None:
         async with CeilingProcess(repository) as process:
-            await process.take(items)
             for threads, size in ((Threads(workers=2), 4), (Threads(intra_op=2, spinning=True), 32)):
-                measured = await process.measure(threads, size, 0.0, 0.01)
-                assert measured.products_per_s > 0
-                assert len(measured.batch_s) >= threads.workers
-                np.testing.assert_allclose(await process.embed(items), served, rtol=0, atol=1e-4)
+                for signature in info.signatures:
+                    await check(process, threads, size, signature)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 240))
 
 
 def test_the_ceiling_has_the_products_of_the_load(client: Client, complete: list[Product]) -> None:
@@ -123,26 +124,6 @@ def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: l
     assert turns == ["the ceiling", "load", "one at a time", "one caller", "half load"]
 
 
-def test_a_comparison_that_is_stopped_keeps_the_rounds_that_were_finished(
-    address: str, repository: Path, complete: list[Product]
-) -> None:
-    load = LoadConfig(address=address, concurrency=2, duration_s=0.2, warm_up_s=0.0, timeout_s=60.0)
-    config = CeilingConfig(load=load, repository=repository, rounds=50, trial_s=0.01)
-
-    async def run() -> None:
-        stop = asyncio.Event()
-
-        def says(text: str) -> None:
-            if "round 2 of 50: load" in text:
-                stop.set()
-
-        report = await run_ceiling(complete[:20], config, stop=stop, says=says)
-        assert report.ended == "interrupted"
-        assert len(report.cases[0].rounds) == 1
-
-    asyncio.run(asyncio.wait_for(run(), 120))
-
-
 def test_another_repository_is_refused(address: str, repository: Path, complete: list[Product], tmp_path: Path) -> None:
     text = (repository / "embed_text" / "config.pbtxt").read_text(encoding="utf-8")
     (tmp_path / "embed_text").mkdir()
@@ -154,9 +135,9 @@ def test_another_repository_is_refused(address: str, repository: Path, complete:
 
 def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
     words = (
-        f"bench ceiling --rendered 40 --server {address} --repository {repository} --signature text --label group "
-        "--text-words 3:40 --image-px 60:200 --rounds 1 --round-s 1 --warm-up-s 0.1 --trial-s 0.05 --timeout-s 60 "
-        f"--split= --out {tmp_path / 'c.json'}"
+        f"bench ceiling --rendered 40 --server {address} --repository {repository} --signature attributes "
+        "--label group --text-words 3:40 --image-px 60:200 --rounds 1 --round-s 1 --warm-up-s 0.1 --trial-s 0.05 "
+        f"--timeout-s 60 --split= --out {tmp_path / 'c.json'}"
     )
     done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -170,11 +151,16 @@ def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["load --concurrency 2", "sweep --rate 4 --target-ms 60000"])
 def test_the_ceiling_beside_other_loads(
-    command: str, address: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    address: str,
+    repository: Path,
+    demo_catalogue: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(beside, "_TRIAL_S", 0.02)
     words = (
-        f"bench {command} --rendered 20 --server {address} --repository {repository} --signature text "
+        f"bench {command} {demo_catalogue} --server {address} --repository {repository} --signature attributes "
         f"--duration-s 1 --warm-up-s 0.1 --budget-s 4 --timeout-s 60 --out {tmp_path / 'r.json'}"
     )
     done = CliRunner().invoke(cli.app, words.split(), catch_exceptions=False)

@@ -105,7 +105,7 @@ def test_evaluate_through_the_server(
     assert [row["signature"] for row in served] == [row.signature for row in offline_rows]
     for row, expected in zip(served, offline_rows, strict=True):
         found, figures = row["figures"], expected.figures
-        assert found["queries"] == figures.queries
+        assert found["queries"] == figures.queries > 50, row["signature"]
         assert found["ndcg_at_10"] == pytest.approx(figures.ndcg_at_10, abs=0.002)
         assert found["mean_average_precision"] == pytest.approx(figures.mean_average_precision, abs=0.002)
         recall = {int(k): value for k, value in found["recall_at"].items()}

@@ -34,7 +34,6 @@ from likeness_client.contract import (
 )
 from likeness_client.payloads import payloads
 from likeness_export.encoders.base import ASSETS
-from likeness_export.evaluation import Row, ServedEmbedder, Task, evaluate, read_task_catalogue
 from likeness_export.networks.similarity import Similarity
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
@@ -323,24 +322,6 @@ def test_duplicates_are_answered_alike(client: Client, mixed: list[Product]) -> 
     np.testing.assert_allclose(same.values, 0.0, atol=1e-4)
     one_against_all = client.similarity([mixed[0]] * 9, mixed[:9])
     assert_same(one_against_all.values, found[:9] @ found[0])
-
-
-def test_figures_through_the_server_are_the_offline_ones(
-    trained_run: Run, demo_catalogue: Path, client: Client, offline_rows: list[Row]
-) -> None:
-    task = Task(labels=("group",))
-    catalogue = read_task_catalogue(trained_run, demo_catalogue.parent, task)
-    served = list(
-        evaluate(ServedEmbedder(client, catalogue, client.info().space), catalogue, client.info().modalities, task)
-    )
-    assert len(served) == len(SIGNATURES) + 1
-    for theirs, mine in zip(served, offline_rows, strict=True):
-        assert (theirs.label, theirs.signature) == (mine.label, mine.signature)
-        found, expected = theirs.figures, mine.figures
-        assert found.queries == expected.queries > 50, mine.signature
-        assert found.recall_at == pytest.approx(expected.recall_at, abs=0.002), mine.signature
-        assert found.ndcg_at_10 == pytest.approx(expected.ndcg_at_10, abs=0.002), mine.signature
-        assert found.mean_average_precision == pytest.approx(expected.mean_average_precision, abs=0.002), mine.signature
 
 
 def test_the_space_is_the_same_everywhere(client: Client, repository: Path, some: list[Product]) -> None:

@@ -150,7 +150,7 @@ def test_the_command(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
     text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
     recipe.write_text(f"{text}\n[serving]\nmax_batch_size = 8 # small\n", encoding="utf-8")
     words = f"tune {mine} {demo_catalogue} --recipe {recipe} --signature text --concurrency 2 --round-s 0.2 --rounds 1 "
-    words += f"--budget-s 40 --target-ms 60000 --timeout-s 60 --products 40 --out {out}"
+    words += f"--budget-s 15 --target-ms 60000 --timeout-s 60 --products 40 --out {out}"
     done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())

@@ -21,7 +21,7 @@ from likeness_export.catalogue import read_catalogue
 from likeness_export.exporting import export_run
 from likeness_export.onnx_export import ExportReport, check_signature, export_network, open_session
 from likeness_export.pipeline import StepSpec, encoder_networks
-from likeness_export.precision import graph, network, reducing
+from likeness_export.precision import graph, network, reducing, speed
 from likeness_export.precision.fp16 import Half
 from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, mean_points, measure
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
@@ -30,6 +30,7 @@ from likeness_export.precision.pipeline_drift import Pipeline
 from likeness_export.precision.products import PAIRS, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.precision.speed import speed_ratio
+from likeness_export.serving.session import Sessions
 from likeness_export.serving_section import StepSettings
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
@@ -454,12 +455,20 @@ def test_the_manifest_holds_the_figures(export: Export) -> None:
     assert section["limits"]["cosine_mean"] == -1
 
 
-def test_files_are_timed_as_a_server_runs_them(task: Task) -> None:
-    for alone in (None, 2):
-        served = StepSettings(
-            instances=1, cpu_threads=1, cpu_threads_alone=alone, preferred_batch_size=(), queue_delay_us=0
-        )
-        assert speed_ratio(task.source, task.source, "image", task.products, served) > 0
+@pytest.mark.parametrize("alone", [None, 2])
+def test_files_are_timed_as_a_server_runs_them(task: Task, alone: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[int, int]] = []
+
+    def watched(path: Path, threads: int, threads_alone: int) -> Any:
+        opened.append((threads, threads_alone))
+        return Sessions(path, threads, threads_alone)
+
+    monkeypatch.setattr(speed, "Sessions", watched)
+    served = StepSettings(
+        instances=1, cpu_threads=1, cpu_threads_alone=alone, preferred_batch_size=(), queue_delay_us=0
+    )
+    assert speed_ratio(task.source, task.source, "image", task.products, served) > 0
+    assert opened == [(1, alone or 1)] * 2
 
 
 @pytest.mark.parametrize("purpose", ["judge", "calibrate"])
