@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,16 +122,61 @@ class Catalogue:
         """Return BOOL [n]: which products are of these splits."""
         return np.isin([str(record.get("split")) for record in self.records], splits)
 
-    def payloads(self, schema: InputSchema, modalities: Sequence[str]) -> list[dict[str, bytes]]:
-        """Return the raw bytes per modality of each product; a product that cannot be read has none and is logged."""
+    def payloads(
+        self, schema: InputSchema, modalities: Sequence[str], *, in_part: bool = False
+    ) -> list[dict[str, bytes]]:
+        """Return the raw bytes per modality of each product.
+
+        Args:
+            schema: how a product becomes bytes.
+            modalities: the modalities.
+            in_part: what to make of a product that cannot be read as a whole, which is logged. True: what can be read
+                of it, to learn from; False: nothing, as a server has it.
+        """
         found: list[dict[str, bytes]] = []
         for product in self.products:
             try:
                 found.append(payloads(product, schema, modalities))
             except ProductError as error:
-                log.warning("left out: %s", error)
-                found.append({})
+                parts = _readable(product, schema, modalities) if in_part else {}
+                log.warning("left out: %s%s", error, f"; {', '.join(parts)} is used" if parts else "")
+                found.append(parts)
         return found
+
+    def first_of_each_id(self) -> Catalogue:
+        """Return the products without those whose id an earlier one has; products without an id all stay.
+
+        A copy would be everybody's nearest in evaluation, and its own hard negative in training.
+        """
+        firsts = set(first_of_each(product.product_id for product in self.products).values())
+        rows = [row for row, product in enumerate(self.products) if row in firsts or not product.product_id]
+        if len(rows) == len(self):
+            return self
+        copies = sorted({*range(len(self))} - {*rows})
+        log.warning(
+            "left out: %d products whose product_id an earlier one has, the first is %r",
+            len(copies),
+            self.products[copies[0]].product_id,
+        )
+        return self.select(rows)
+
+
+def first_of_each(ids: Iterable[str]) -> dict[str, int]:
+    """Return where each id occurs first; products without an id are not in it."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(ids):
+        if name:
+            places.setdefault(name, place)
+    return places
+
+
+def _readable(product: Product, schema: InputSchema, modalities: Sequence[str]) -> dict[str, bytes]:
+    """Return what can be read of a product that cannot be read as a whole."""
+    found: dict[str, bytes] = {}
+    for modality in modalities:
+        with suppress(ProductError):
+            found |= payloads(product, schema, (modality,))
+    return found
 
 
 def _label_keys(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
@@ -165,7 +211,7 @@ def read_catalogue(path: Path) -> Catalogue:
 
 
 def read_recipe_catalogue(products: str, data_root: Path) -> Catalogue:
-    """Read the product file that a recipe names.
+    """Read the product file that a recipe names; of products with the same id the first one.
 
     Args:
         products: the recipe's ``data.products``.
@@ -180,7 +226,7 @@ def read_recipe_catalogue(products: str, data_root: Path) -> Catalogue:
             f"cannot read {path}: there is no such file. The recipe's paths start from --data-root (now "
             f"'{data_root}'; or LIKENESS_DATA)."
         )
-    return read_catalogue(path)
+    return read_catalogue(path).first_of_each_id()
 
 
 def recipe_catalogue(data: DataSection, data_root: Path) -> Catalogue:

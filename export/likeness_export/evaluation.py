@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
 from likeness_export.training import present_modalities
 
+log = logging.getLogger(__name__)
 AS_THEY_ARE = "as they are"
 """The row of the table in which every product keeps all that it has."""
 
@@ -171,8 +173,21 @@ class Task:
 
 
 def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
-    """Read the products that a task needs."""
-    return recipe_catalogue(run.read_recipe().data, data_root).of_splits([*task.queries, *task.gallery])
+    """Read the products that a task needs; warns of queries that the run was trained on under another split."""
+    data = run.read_recipe().data
+    catalogue = recipe_catalogue(data, data_root).of_splits([*task.queries, *task.gallery])
+    _, known = run.trained_on()
+    fresh = [split for split in task.queries if split not in data.train_splits]
+    if fresh and not data.pairs:  # products of pairs are known; what is new is who matches whom
+        asked = [product.product_id for product in catalogue.of_splits(fresh).products]
+        if seen := sum(name in known for name in asked):
+            log.warning(
+                "%d of %d products of split %s were trained on: the figures flatter; was the file split anew?",
+                seen,
+                len(asked),
+                " and ".join(fresh),
+            )
+    return catalogue
 
 
 def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:

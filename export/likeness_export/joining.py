@@ -126,7 +126,7 @@ def _folds(recipes: Sequence[Recipe]) -> tuple[int, ...]:
     """Return the fold of the pairs that each recipe holds out; nothing if it is the same for all of them.
 
     Raises:
-        InputError: folds of different sizes, or of a run that was itself joined of several.
+        InputError: folds of different sizes, of a run that was itself joined of several, or of parts of different size.
     """
     if any(recipe.data.joined_folds for recipe in recipes):
         raise InputError("a run is itself joined of several folds: join the trained runs, all at once")
@@ -134,7 +134,14 @@ def _folds(recipes: Sequence[Recipe]) -> tuple[int, ...]:
     folds = tuple(recipe.data.fold for recipe in recipes)
     if len(shares) > 1:
         raise InputError(f"the runs hold out different shares of the pairs, {sorted(shares)}: train them alike")
-    return folds if len(set(folds)) > 1 else ()
+    if len(set(folds)) == 1:
+        return ()
+    if len({len(recipe.towers) for recipe in recipes}) > 1:
+        raise InputError(
+            "the runs hold out different folds of the pairs and have different numbers of towers, but each part of the "
+            "embedding is judged on its own fold: train them alike, or with the same data.fold"
+        )
+    return folds
 
 
 def _tower_names(recipes: Sequence[Recipe]) -> list[dict[str, str]]:

@@ -88,7 +88,8 @@ class LabelPositives:
         self.groups = _groups(self.codes, self.known)
         if len(self.groups) < 2:
             raise InputError(
-                f"{len(self.groups)} label values are shared by several training products; contrast needs at least two"
+                f"data.labels: {len(self.groups)} values are shared by several training products, and contrast needs "
+                "at least two: name a coarser label, or train on more products"
             )
         self.groups_per_batch = min(training.groups_per_batch, len(self.groups))
         self.group_size = training.group_size
@@ -181,7 +182,10 @@ class PairPositives:
         ]
         matches = sum(label for _, _, label in pairs)
         if matches < 2:
-            raise InputError(f"{matches} training pairs are labelled 1; contrast needs at least two")
+            raise InputError(
+                f"data.pairs: {matches} training pairs of usable products are labelled 1, and contrast needs at least "
+                "two: look whether left_id and right_id are ids of the product file"
+            )
         self.candidates: dict[int, list[int]] = {}
         self.lefts_of: dict[int, list[int]] = {}
         for i, j, _ in pairs:
@@ -286,4 +290,10 @@ def positives_of(
         return PairPositives(pairs, usable, training)
     labels = [np.where(usable, catalogue.needed_labels(field), "") for field in recipe.data.labels]
     source = catalogue.needed_labels(recipe.data.source) if recipe.data.source else None
-    return LabelPositives(labels, training, source)
+    found = LabelPositives(labels, training, source)
+    log.info(
+        "%d of %d usable training products share a label with another one; the others are not learned from",
+        len(np.unique(np.concatenate(found.groups))),
+        usable.sum(),
+    )
+    return found

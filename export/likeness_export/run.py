@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ class Run:
     """Paths and contents of a run's folder.
 
     ``recipe.json`` (the recipe with all its defaults), ``towers/<name>/`` (what preprocessing and building need),
-    ``features/`` (cache), ``checkpoint.pt`` (while training), ``weights.pt`` (when trained), ``log.jsonl`` (loss per
-    epoch).
+    ``features/`` (cache), ``checkpoint.pt`` (while training), ``weights.pt`` and ``trained_on.json`` (when trained),
+    ``log.jsonl`` (loss per epoch).
 
     Attributes:
         folder: the folder.
@@ -60,6 +61,18 @@ class Run:
     def log(self) -> Path:
         """One JSON line per epoch."""
         return self.folder / "log.jsonl"
+
+    def write_trained_on(self, digest: str, product_ids: Sequence[str]) -> None:
+        """Store what was trained on: a digest of the product records, and their ids."""
+        write_text(self.folder / "trained_on.json", json.dumps({"records": digest, "product_ids": [*product_ids]}))
+
+    def trained_on(self) -> tuple[str, frozenset[str]]:
+        """Return what `write_trained_on` stored; nothing where it did not, as in joined runs."""
+        place = self.folder / "trained_on.json"
+        if not place.is_file():
+            return "", frozenset()
+        held = json.loads(place.read_text(encoding="utf-8"))
+        return held["records"], frozenset(held["product_ids"])
 
     @property
     def holds_recipe(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -44,6 +45,7 @@ class TowerInputs:
         product_ids: names for messages.
 
     Attributes:
+        digests: SHA-256 of each product's raw bytes.
         present: BOOL [n]: which products have a usable input. Unreadable ones are logged and count as absent.
         unknown: BOOL [n]: whose input is absent because all of its users are strangers.
     """
@@ -53,6 +55,8 @@ class TowerInputs:
     ) -> None:
         self.name = name
         self.items = items
+        self.digests = [hashlib.sha256(b"\0" if item is None else item).digest() for item in items]
+        self._sizes = [len(item or b"") for item in items]
         self.specs = config.tensors()
         self.run_rows = config.run_rows * torch.get_num_threads() if config.run_rows else _CHUNK
         self.assets = tower / ASSETS
@@ -64,6 +68,8 @@ class TowerInputs:
         if all(size > 0 for spec in self.specs for size in spec.dims):
             self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
         self._read_all(product_ids)
+        if self._fixed:
+            self.items = ()  # photos' files: several times what is read of them
 
     def _read_all(self, product_ids: Sequence[str]) -> None:
         rows = np.flatnonzero(self.present)
@@ -98,16 +104,16 @@ class TowerInputs:
         """
         if self._fixed:
             return encode(*self.batch(rows))
-        order = np.argsort([len(self.items[row] or b"") for row in rows], kind="stable")
+        order = np.argsort([self._sizes[row] for row in rows], kind="stable")
         parts = [encode(*self.batch(rows[order[i : i + _MAP_CHUNK]])) for i in range(0, len(order), _MAP_CHUNK)]
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
     def encode(self, encoder: Encoder) -> NDArray[np.float32]:
         """Return features FP32 [n, f]; zeros where a product is absent."""
         encoder.eval()
-        features = np.zeros((len(self.items), encoder.feature_dim), np.float32)
+        features = np.zeros((len(self.present), encoder.feature_dim), np.float32)
         # Neighbours of equal length waste no padding.
-        rows = sorted(np.flatnonzero(self.present), key=lambda row: len(self.items[row] or b""))
+        rows = sorted(np.flatnonzero(self.present), key=lambda row: self._sizes[row])
         run = self._traced(encoder) if len(rows) >= _WORTH_TRACING else partial(_eager, encoder)
         for start in each(range(0, len(rows), self.run_rows), f"encoding {self.name}"):
             chunk = np.array(rows[start : start + self.run_rows])
@@ -183,8 +189,10 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
         if path.is_file():
             key.update(path.read_bytes())
     key.update(Path(str(config.preprocessing.__file__)).read_bytes())
-    for item in inputs.items:
-        key.update(hashlib.sha256(b"\0" if item is None else item).digest())
+    for module in (type(encoder), type(config)):
+        key.update(Path(str(sys.modules[module.__module__].__file__)).read_bytes())  # another version, another network
+    for digest in inputs.digests:
+        key.update(digest)
     place = cache / f"{inputs.name}-{key.hexdigest()[:16]}.npy"
     if place.is_file():
         cached: NDArray[np.float32] = np.load(place)

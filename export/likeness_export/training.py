@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,7 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
     if run.weights.is_file():
         _claim(recipe, run)
         log.info("%s is already trained", run.folder)
+        _say_what_changed(recipe, run, data_root)
         if run.read_recipe().serving != recipe.serving:
             log.info("its [serving] section stays; `likeness export --serving RECIPE` takes another one")
         return
@@ -58,17 +59,30 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
         torch.manual_seed(recipe.seed)
         if not recipe.learns:
             write_text(run.log, "")  # no epochs
-            run.write_weights(_untaught(recipe, run, catalogue, data_root))
-            return
-        trainer = _Trainer(recipe, run, catalogue, data_root)
-        trainer.fit()
-        run.write_weights(trainer.network)
+            network = _untaught(recipe, run, catalogue, data_root)
+        else:
+            trainer = _Trainer(recipe, run, catalogue, data_root)
+            trainer.fit()
+            network = trainer.network
+        run.write_trained_on(_records_key(catalogue), [product.product_id for product in catalogue.products])
+        run.write_weights(network)
         run.checkpoint.unlink(missing_ok=True)
+
+
+def _say_what_changed(recipe: Recipe, run: Run, data_root: Path) -> None:
+    """Warn where the product file holds other training products than the run was trained on, if it is there at all."""
+    known, _ = run.trained_on()
+    with suppress(InputError):
+        if known and _records_key(training_catalogue(recipe, data_root)) != known:
+            log.warning(
+                "the training products of %s are not those of then: train into another folder to learn from them",
+                recipe.data.products,
+            )
 
 
 def _untaught(recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> ProductNetwork:
     """Return the network as training would begin with it: encoders fitted, each tower's features only rotated."""
-    prepare_towers(recipe, run, catalogue.payloads(recipe.input_schema(), recipe.modalities()), data_root)
+    prepare_towers(recipe, run, catalogue.payloads(recipe.input_schema(), recipe.modalities(), in_part=True), data_root)
     network = build_network(recipe, run.towers, data_root)
     for name in recipe.towers:
         if (width := network.tower(name).encoder.feature_dim) > recipe.dimension:
@@ -120,6 +134,7 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     data = recipe.data
     every = read_recipe_catalogue(data.products, data_root)
     _refuse_misspelled(data, every)
+    _warn_of_labels_that_are_read(recipe)
     catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
         return catalogue.of_splits(data.train_splits)
@@ -141,6 +156,13 @@ def _refuse_misspelled(data: DataSection, catalogue: Catalogue) -> None:
             raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
 
 
+def _warn_of_labels_that_are_read(recipe: Recipe) -> None:
+    read = {*recipe.data.text_fields, *(f"attributes.{key}" for key in recipe.input_schema().attribute_keys)}
+    labels = {part.strip() for label in recipe.data.labels for part in label.split("+")}
+    if both := sorted(read & labels):
+        log.warning("data.labels: %s is also what a tower reads: figures by it will flatter", ", ".join(both))
+
+
 def prepare_towers(recipe: Recipe, run: Run, payloads: list[dict[str, bytes]], data_root: Path) -> None:
     """Write every tower's folder, fitted on the training products.
 
@@ -159,7 +181,7 @@ class _Trainer:
 
     def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> None:
         self.recipe, self.run = recipe, run
-        payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
+        payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities(), in_part=True)
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
             prepare_towers(recipe, run, payloads, data_root)
         self.network = build_network(recipe, run.towers, data_root)
@@ -316,11 +338,17 @@ def _alike_key(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
+def _records_key(catalogue: Catalogue) -> str:
+    """Return a SHA-256 of the products as their file has them, labels included, without the photos that they name."""
+    return hashlib.sha256(json.dumps(catalogue.records, sort_keys=True).encode()).hexdigest()
+
+
 def _data_key(product_ids: Sequence[str], payloads: Sequence[Mapping[str, bytes]]) -> str:
     """Return a SHA-256 of the products that are trained on, in their order."""
     key = hashlib.sha256()
     for name, found in zip(product_ids, payloads, strict=True):
-        for part in (name.encode(), *(modality.encode() + b"\0" + data for modality, data in sorted(found.items()))):
+        parts = [modality.encode() + b"\0" + data for modality, data in sorted(found.items())]
+        for part in (name.encode("utf-8", "surrogatepass"), *parts):
             key.update(hashlib.sha256(part).digest())
     return key.hexdigest()
 

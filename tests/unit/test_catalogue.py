@@ -8,7 +8,7 @@ import pytest
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
 from likeness_client.records import Product
-from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue
 from likeness_export.masking import Mask
 from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs
 
@@ -141,6 +141,15 @@ def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: py
         {"text": b"hat"},
     ]
     assert "missing.png" in caplog.text
+
+
+def test_of_products_with_one_id_the_first_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [{"product_id": name, "title": title} for name, title in [("a", "1"), ("", "2"), ("a", "3"), ("", "4")]]
+    (tmp_path / "products.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    kept = read_recipe_catalogue("products.jsonl", tmp_path)
+    assert [product.title for product in kept.products] == ["1", "2", "4"]
+    assert "left out: 1 products whose product_id an earlier one has, the first is 'a'" in caplog.text
+    assert len(read_catalogue(tmp_path / "products.jsonl")) == 4  # beside embeddings, one row each
 
 
 def test_pairs_are_read_by_split(tmp_path: Path) -> None:

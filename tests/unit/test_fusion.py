@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from likeness_client.contract import all_signatures, modalities_of
 from likeness_export.encoders.base import Encoder
+from likeness_export.networks import unit as unit_module
 from likeness_export.networks.fusion import (
     AttentionConfig,
     AttentionFusion,
@@ -27,6 +28,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS, TOWERS, DIMENSION = 5, 3, 8
+
+
+def test_a_vector_of_zeros_leaves_the_others_their_gradient() -> None:
+    vectors, target = torch.randn(6, DIMENSION), torch.randn(6, DIMENSION)
+    vectors[2] = 0
+    plain, given = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((F.normalize(plain, dim=1) * target).sum(), plain)
+    found = unit_module.unit(unit_module.unit(given, training=True), training=True)
+    (gradient,) = torch.autograd.grad((found * target).sum(), given)
+    assert expected[2].abs().max() > 1e10
+    assert gradient[2].abs().max() == 0
+    others = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(gradient[others], expected[others])
+    torch.testing.assert_close(found, F.normalize(vectors, dim=1))
+
+
 PRESENT = [present for present in product([False, True], repeat=TOWERS) if any(present)]
 CONFIGS = [AttentionConfig(score="linear"), AttentionConfig(score="mlp"), ConcatenationConfig(kind="concatenation")]
 

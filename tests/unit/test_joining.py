@@ -202,6 +202,11 @@ def test_a_joined_run_knows_which_pairs_its_parts_have_not_seen() -> None:
     for other in (recipe(1, 0.3), recipe(0, 0.0)):
         with pytest.raises(InputError, match="different shares"):
             joined_recipe([recipe(0), other])
+    data, two = recipe(0).data.model_dump(mode="json"), {**IMAGE, "look": IMAGE["image"]}
+    wider = recipe_of(data=data, towers=two, fusion={"kind": "late"})
+    with pytest.raises(InputError, match="different folds of the pairs and have different numbers of towers"):
+        joined_recipe([recipe(1), wider])
+    assert joined_recipe([recipe(0), wider]).data.joined_folds == ()
     with pytest.raises(InputError, match="itself joined"):
         joined_recipe([joined, recipe(1)])
     with pytest.raises(InputError, match=r"with held_out = 0.2 there are 5, from 0 on"):

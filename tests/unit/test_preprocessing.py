@@ -474,6 +474,19 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
     assert config.build(tmp_path, None).feature_dim == (1 + 2) + (2 + len(edges)) + 1
 
 
+def test_one_word_among_numbers_makes_no_words_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("price", "size"))
+    items = [{"price": float(number), "size": number if number % 2 else str(number)} for number in range(30)]
+    fitted = [*items, {"price": "n/a"}, {"price": "31.5"}]
+    config.prepare([json.dumps(item).encode() for item in fitted], tmp_path, tmp_path)
+    facts = attributes.Preprocessor(tmp_path / "assets")
+    prices = [categories(facts, {"price": price})[0] for price in (0.0, 29.0, "29", "n/a")]
+    assert 0 == prices[3] < prices[0] < prices[1] == prices[2]
+    assert "attribute 'price' is a number in 30 of 32 products" in caplog.text
+    vocabulary = json.loads((tmp_path / "assets/attributes.json").read_text(encoding="utf-8"))
+    assert "values" in vocabulary["keys"][1]  # as many words as numbers: names of sizes
+
+
 # --- hashed attributes
 
 

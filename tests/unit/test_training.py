@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +13,18 @@ import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export import training
+from likeness_export.evaluation import Task, read_task_catalogue
 from likeness_export.networks.product import build_network
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs
+from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training import train, training_catalogue
 from transformers import ResNetConfig, ResNetModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tests.unit.conftest import Tiny
+    from tests.unit.conftest import Exported, Tiny
 
 
 class MachineStopsError(Exception):
@@ -218,10 +221,60 @@ def test_a_product_with_a_broken_image_is_logged_and_left_out(
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
-def test_a_product_without_anything_that_a_tower_reads_is_left_out(tiny: Tiny, tmp_path: Path) -> None:
-    edit_catalogue(tiny, "0-1", attributes=None, images=None)
+def test_a_product_whose_photo_is_not_there_is_learned_from_without_it(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tiny.root / "images" / "0-1.png").unlink()
+    (tiny.root / "images" / "1-2.png").unlink()  # it has nothing else
+    caplog.set_level(logging.INFO)
+    train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
+    assert re.search(r"left out: product \('0-1'\), image: .*No such file.*; attributes is used", caplog.text)
+    assert re.search(r"left out: product \('1-2'\), image: .*No such file[^;]*\n", caplog.text)
+    products = len(tiny.products.read_text(encoding="utf-8").splitlines())
+    assert f"{products - 1} of {products - 1} usable training products share a label" in caplog.text
+
+
+def test_a_finished_run_says_that_the_products_are_others_now(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = Run(tmp_path / "run")
     train(tiny.recipe, run, tiny.root)
+    train(tiny.recipe, run, tiny.root)
+    assert "not those of then" not in caplog.text
+    edit_catalogue(tiny, "0-1", split="val")
+    train(tiny.recipe, run, tiny.root)
+    assert "the training products of products.jsonl are not those of then: train into another folder" in caplog.text
+    read_task_catalogue(run, tiny.root, Task(labels=("group",)))
+    assert "1 of 1 products of split val were trained on: the figures flatter" in caplog.text
+    tiny.products.unlink()
+    train(tiny.recipe, run, tiny.root)  # a finished run needs no products
+
+
+def test_a_label_that_a_tower_reads_is_named(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    training_catalogue(tiny.recipe, tiny.root)
+    assert "flatter" not in caplog.text
+    training_catalogue(changed(tiny.recipe, data={"labels": ["group", "group+attributes.kind"]}), tiny.root)
+    assert "data.labels: attributes.kind is also what a tower reads" in caplog.text
+
+
+def test_photos_are_not_kept_as_files_once_they_are_read(exported: Exported) -> None:
+    recipe, run = exported.recipe, exported.run
+    catalogue = training_catalogue(recipe, run.folder.parent / "data")
+    payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
+    inputs = read_inputs(recipe.towers, run.towers, payloads, ["x"] * len(catalogue))["image"]
+    assert len(inputs.items) == 0
+    assert len(inputs.digests) == len(set(inputs.digests) - {hashlib.sha256(b"\0").digest()}) + sum(~inputs.present)
+
+
+def test_a_product_without_anything_that_a_tower_reads_is_left_out(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit_catalogue(tiny, "0-1", attributes=None, images=None)
+    run = Run(tmp_path / "run")
+    caplog.set_level(logging.INFO)
+    train(tiny.recipe, run, tiny.root)
+    products = len(tiny.products.read_text(encoding="utf-8").splitlines())
+    assert f"{products - 1} of {products - 1} usable training products share a label" in caplog.text
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
@@ -303,6 +356,7 @@ def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> No
     inputs = TowerInputs.__new__(TowerInputs)
     inputs._fixed = {}
     inputs.items = [b"x" * (1 + row * 37 % 101) for row in range(100)]
+    inputs._sizes = [len(item or b"") for item in inputs.items]
     inputs.batch = lambda rows: (torch.tensor([[len(inputs.items[row] or b"")] for row in rows]),)  # type: ignore[method-assign]
     shapes = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig, write_
 from likeness_export.preprocessing import attributes
 from likeness_export.tensors import TensorSpec
 
+log = logging.getLogger(__name__)
 _NUMBER_BINS = 8
+_MOSTLY = 0.9  # of the values are numbers: the attribute is one
 
 
 def require_keys(keys: Sequence[str], records: Sequence[Mapping[str, object]], tower: str) -> None:
@@ -70,12 +73,18 @@ class OneHotConfig(EncoderConfig):
         write_asset(tower, attributes.VOCABULARY_FILE, vocabulary)
 
     def _key(self, name: str, values: list[object]) -> dict[str, Any]:
-        if values and all(isinstance(value, int | float) for value in values):
+        numbers = [number for value in values if (number := attributes.as_number(value)) is not None]
+        typed = sum(isinstance(value, int | float) for value in values)
+        if typed > _MOSTLY * len(values):
+            if typed < len(values):  # one "n/a" must not make words of all prices
+                log.warning(
+                    "attribute %r is a number in %d of %d products; in the others it is read as one where it can be",
+                    name,
+                    typed,
+                    len(values),
+                )
             steps = np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]
-            return {
-                "name": name,
-                "edges": sorted({float(edge) for edge in np.quantile(np.array(values, float), steps)}),
-            }
+            return {"name": name, "edges": sorted({float(edge) for edge in np.quantile(np.array(numbers), steps)})}
         counts = Counter(attributes.normalised(value) for value in values)
         return {"name": name, "values": sorted(value for value, count in counts.items() if count >= self.min_count)}
 

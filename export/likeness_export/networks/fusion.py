@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from likeness_export.networks.unit import unit
 
 
 class _FusionConfig(BaseModel, ABC):
@@ -107,7 +108,7 @@ class AttentionFusion(Fusion):
         """Fuse; see `Fusion.forward`."""
         scores = torch.cat([score(vectors[:, j]) for j, score in enumerate(self.scores)], 1)  # (n, t)
         weights = torch.softmax(scores.masked_fill(~present, float("-inf")), 1)  # (n, t)
-        return F.normalize((weights.unsqueeze(-1) * vectors).sum(1), dim=1), weights
+        return unit((weights.unsqueeze(-1) * vectors).sum(1), training=self.training), weights
 
 
 class ConcatenationFusion(Fusion):
@@ -129,7 +130,7 @@ class ConcatenationFusion(Fusion):
         parts = torch.einsum("ntd,tde->nte", filled, self.parts)  # (n, t, d)
         lengths = parts.norm(dim=2) * present  # (n, t)
         weights = lengths / lengths.sum(1, keepdim=True).clamp(min=1e-12)
-        return F.normalize(parts.sum(1) + self.bias, dim=1), weights
+        return unit(parts.sum(1) + self.bias, training=self.training), weights
 
 
 class LateFusion(Fusion):

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from likeness_client.contract import modalities_of
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
 from likeness_export.networks.fusion import Fusion
 from likeness_export.networks.similarity import LearnedMetric
+from likeness_export.networks.unit import unit
 from likeness_export.recipe import Recipe
 
 
@@ -29,7 +29,7 @@ class Tower(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """Turn features FP32 [n, f] into unit vectors FP32 [n, d]."""
-        return F.normalize(self.projection(features), dim=1)
+        return unit(self.projection(features), training=self.training)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Turn the encoder's tensors into unit vectors FP32 [n, d]."""
@@ -83,7 +83,7 @@ class ProductNetwork(nn.Module):
             vectors: FP32 [n, t, d], the towers' unit vectors.
             modality: its place in ``modalities``.
         """
-        return F.normalize(vectors[:, self.membership[:, modality]].mean(1), dim=1)
+        return unit(vectors[:, self.membership[:, modality]].mean(1), training=self.training)
 
 
 class SignatureFusion(nn.Module):

@@ -13,7 +13,7 @@ from likeness_client.errors import InputError
 from likeness_client.results import Embeddings
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.catalogue import Catalogue, first_of_each, read_catalogue
 
 log = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
@@ -58,7 +58,7 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
     everything, found = read_catalogue(products), Embeddings.load(embeddings)
     ids = [product.product_id for product in everything.products]
     # Of the whole file, as the embeddings are: a later product of the same id has no embedding of its own here.
-    firsts, row_of = _first_of_each(ids), _first_of_each(found.product_ids)
+    firsts, row_of = first_of_each(ids), first_of_each(found.product_ids)
     unnamed = sum(not name for name in ids)
     _report("no product_id", unnamed)
     _report("product_id of an earlier one", len(ids) - unnamed - len(firsts))
@@ -83,15 +83,6 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
         space=found.space,
         modalities=frozenset(part for name in usable for part in modalities_of(found.signatures[row_of[name]])),
     )
-
-
-def _first_of_each(ids: Sequence[str]) -> dict[str, int]:
-    """Return where each id occurs first; products without an id are not in it."""
-    places: dict[str, int] = {}
-    for place, name in enumerate(ids):
-        if name:
-            places.setdefault(name, place)
-    return places
 
 
 def _report(reason: str, count: int, names: Sequence[str] = ()) -> None:

@@ -30,7 +30,7 @@ def pairs_of(held: Embedded, source: Path | str, split: str) -> list[NamedPair]:
     """
     if isinstance(source, Path):
         return read_named_pairs(source, [split])
-    rows = [row for row, record in enumerate(held.catalogue.records) if record.get("split") == split]
+    rows = np.flatnonzero(held.catalogue.in_splits([split]))
     labels = held.catalogue.needed_labels(source, [split])[rows]
     pairs = label_pairs([held.ids[row] for row in rows], held.vectors[rows], labels)
     if not pairs:
