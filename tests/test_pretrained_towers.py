@@ -231,9 +231,9 @@ def test_tfidf_through_the_server_is_what_scikit_learn_computes(
     served: Served, products: list[Product], answers: FloatArray
 ) -> None:
     recipe, network = served.run.read_network()
-    seen = training_catalogue(recipe, served.data_root).payloads(recipe.input_schema(), ["text"])
+    seen = training_catalogue(recipe, served.data_root).parts(recipe.input_schema(), ["text"])
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, max_features=20_000)
-    vectorizer.fit([found["text"].decode() for found in seen if "text" in found])
+    vectorizer.fit([found["text"].read().decode() for found in seen if "text" in found])
     weights = vectorizer.transform([product.title for product in products]).toarray()
     assert (weights > 0).any(1).sum() > 8
     with torch.inference_mode():

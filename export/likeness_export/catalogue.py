@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError, ProductError, RecordError
-from likeness_client.payloads import payloads
 from likeness_client.records import Product, Record, field_value, scan_products
 from numpy.typing import NDArray
 
 from likeness_export.masking import Mask
+from likeness_export.parts import Part, parts_of
 
 if TYPE_CHECKING:
     from likeness_export.recipe import DataSection
@@ -122,10 +122,8 @@ class Catalogue:
         """Return BOOL [n]: which products are of these splits."""
         return np.isin([str(record.get("split")) for record in self.records], splits)
 
-    def payloads(
-        self, schema: InputSchema, modalities: Sequence[str], *, in_part: bool = False
-    ) -> list[dict[str, bytes]]:
-        """Return the raw bytes per modality of each product.
+    def parts(self, schema: InputSchema, modalities: Sequence[str], *, in_part: bool = False) -> list[dict[str, Part]]:
+        """Return what each product has, by modality.
 
         Args:
             schema: how a product becomes bytes.
@@ -133,10 +131,10 @@ class Catalogue:
             in_part: what to make of a product that cannot be read as a whole, which is logged. True: what can be read
                 of it, to learn from; False: nothing, as a server has it.
         """
-        found: list[dict[str, bytes]] = []
+        found: list[dict[str, Part]] = []
         for product in self.products:
             try:
-                found.append(payloads(product, schema, modalities))
+                found.append(parts_of(product, schema, modalities))
             except ProductError as error:
                 parts = _readable(product, schema, modalities) if in_part else {}
                 log.warning("left out: %s%s", error, f"; {', '.join(parts)} is used" if parts else "")
@@ -170,12 +168,12 @@ def first_of_each(ids: Iterable[str]) -> dict[str, int]:
     return places
 
 
-def _readable(product: Product, schema: InputSchema, modalities: Sequence[str]) -> dict[str, bytes]:
+def _readable(product: Product, schema: InputSchema, modalities: Sequence[str]) -> dict[str, Part]:
     """Return what can be read of a product that cannot be read as a whole."""
-    found: dict[str, bytes] = {}
+    found: dict[str, Part] = {}
     for modality in modalities:
         with suppress(ProductError):
-            found |= payloads(product, schema, (modality,))
+            found |= parts_of(product, schema, (modality,))
     return found
 
 

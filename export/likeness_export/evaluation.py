@@ -18,6 +18,7 @@ from torch import Tensor
 
 from likeness_export.catalogue import Catalogue, recipe_catalogue
 from likeness_export.metrics import Retrieval, places_in, retrieval
+from likeness_export.parts import Part
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
 from likeness_export.training import present_modalities
@@ -51,10 +52,10 @@ class OfflineEmbedder:
     def __init__(self, run: Run, catalogue: Catalogue) -> None:
         self.recipe, self.network = run.read_network()
         self.signatures = all_signatures(self.recipe.modalities())
-        payloads = catalogue.payloads(self.recipe.input_schema(), self.recipe.modalities())
+        parts = catalogue.parts(self.recipe.input_schema(), self.recipe.modalities())
         ids = [product.product_id for product in catalogue.products]
-        inputs = read_inputs(self.recipe.towers, run.towers, payloads, ids)
-        self._present = _held(payloads, self.network.modalities)
+        inputs = read_inputs(self.recipe.towers, run.towers, parts, ids)
+        self._present = _held(parts, self.network.modalities)
         for name, config in self.recipe.towers.items():
             self._present[:, self.network.modalities.index(config.modality)] &= ~inputs[name].unknown
         self._readable = present_modalities(self.network, inputs).numpy()
@@ -106,8 +107,8 @@ class ServedEmbedder:
                 f"{client.address} serves the space {info.space}, not the run's {space}: export the run, and serve that"
             )
         self.signatures = info.signatures
-        payloads = catalogue.payloads(info.schema, info.modalities)
-        self._modalities, self._present = info.modalities, _held(payloads, info.modalities)
+        parts = catalogue.parts(info.schema, info.modalities)
+        self._modalities, self._present = info.modalities, _held(parts, info.modalities)
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -124,9 +125,9 @@ class ServedEmbedder:
         return vectors
 
 
-def _held(payloads: Sequence[Mapping[str, bytes]], modalities: Sequence[str]) -> NDArray[np.bool_]:
+def _held(parts: Sequence[Mapping[str, Part]], modalities: Sequence[str]) -> NDArray[np.bool_]:
     """Return BOOL [n, m]: which of the modalities each product holds, readable or not."""
-    return np.array([[name in found for name in modalities] for found in payloads], dtype=bool)
+    return np.array([[name in found for name in modalities] for found in parts], dtype=bool)
 
 
 def complete(present: NDArray[np.bool_], embedded: Iterable[NDArray[np.float32]]) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
 from likeness_export.onnx_export import ExportError, export_network
+from likeness_export.parts import Part
 from likeness_export.pipeline import StepSpec
 from likeness_export.progress import each
 from likeness_export.tensors import TensorSpec
@@ -31,6 +32,7 @@ _Encode: TypeAlias = Callable[[tuple[Tensor, ...]], NDArray[np.float32]]
 _WORTH_TRACING = 1000  # products; tracing and verifying an encoder takes some twenty seconds
 _CHUNK = 64
 _ONLY_TRAINING = {"freeze", "learning_rate", "token_dropout"}  # keys that change no feature
+_NOTHING = hashlib.sha256(b"\0").digest()
 _MAP_CHUNK = 32  # small enough that texts of like length meet
 
 
@@ -41,7 +43,7 @@ class TowerInputs:
         name: the tower's name, for messages.
         config: the tower's configuration.
         tower: the tower's prepared folder.
-        items: the raw bytes of the tower's modality, per product; None where the product lacks it.
+        items: the part of each product that the tower reads; None where the product lacks it.
         product_ids: names for messages.
 
     Attributes:
@@ -51,12 +53,12 @@ class TowerInputs:
     """
 
     def __init__(
-        self, name: str, config: EncoderConfig, tower: Path, items: Sequence[bytes | None], product_ids: Sequence[str]
+        self, name: str, config: EncoderConfig, tower: Path, items: Sequence[Part | None], product_ids: Sequence[str]
     ) -> None:
         self.name = name
         self.items = items
-        self.digests = [hashlib.sha256(b"\0" if item is None else item).digest() for item in items]
-        self._sizes = [len(item or b"") for item in items]
+        self.digests = [item.digest if item else _NOTHING for item in items]
+        self._sizes = [item.size if item else 0 for item in items]
         self.specs = config.tensors()
         self.run_rows = config.run_rows * torch.get_num_threads() if config.run_rows else _CHUNK
         self.assets = tower / ASSETS
@@ -68,14 +70,12 @@ class TowerInputs:
         if all(size > 0 for spec in self.specs for size in spec.dims):
             self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
         self._read_all(product_ids)
-        if self._fixed:
-            self.items = ()  # photos' files: several times what is read of them
 
     def _read_all(self, product_ids: Sequence[str]) -> None:
         rows = np.flatnonzero(self.present)
         for start in each(range(0, len(rows), _CHUNK), f"reading {self.name}"):
             chunk = rows[start : start + _CHUNK]
-            tensors, errors = self.preprocessor([self.items[row] for row in chunk])
+            tensors, errors = self.preprocessor(self._bytes(chunk))
             for name, kept in self._fixed.items():
                 kept[chunk] = tensors[name]
             for row, error in zip(chunk, errors, strict=True):
@@ -92,8 +92,11 @@ class TowerInputs:
         """Return the encoder's tensors for these products, all of which must be present."""
         if self._fixed:
             return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
-        tensors, _ = self.preprocessor([self.items[row] for row in rows])
+        tensors, _ = self.preprocessor(self._bytes(rows))
         return tuple(torch.from_numpy(tensors[spec.name]) for spec in self.specs)
+
+    def _bytes(self, rows: Sequence[int] | NDArray[np.intp]) -> list[bytes]:
+        return [item.read() for row in rows if (item := self.items[row])]
 
     def map(self, rows: NDArray[np.intp], encode: Callable[..., Tensor]) -> Tensor:
         """Encode products, all of which must be present; those of varying length in chunks of like length.
@@ -155,7 +158,7 @@ def _eager(encoder: Encoder, tensors: tuple[Tensor, ...]) -> NDArray[np.float32]
 def read_inputs(
     towers: Mapping[str, EncoderConfig],
     folder: Path,
-    payloads: Sequence[Mapping[str, bytes]],
+    parts: Sequence[Mapping[str, Part]],
     product_ids: Sequence[str],
 ) -> dict[str, TowerInputs]:
     """Read the inputs of all towers.
@@ -163,11 +166,11 @@ def read_inputs(
     Args:
         towers: tower name -> configuration.
         folder: holds one prepared folder per tower.
-        payloads: per product, the raw bytes per modality.
+        parts: what each product has, by modality.
         product_ids: names for messages.
     """
     return {
-        name: TowerInputs(name, config, folder / name, [p.get(config.modality) for p in payloads], product_ids)
+        name: TowerInputs(name, config, folder / name, [found.get(config.modality) for found in parts], product_ids)
         for name, config in towers.items()
     }
 

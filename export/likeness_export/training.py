@@ -23,6 +23,7 @@ from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
+from likeness_export.parts import Part, Read
 from likeness_export.positives import Positives, Rows, positives_of, training_pairs
 from likeness_export.progress import stages
 from likeness_export.recipe import DataSection, Recipe
@@ -82,7 +83,7 @@ def _say_what_changed(recipe: Recipe, run: Run, data_root: Path) -> None:
 
 def _untaught(recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> ProductNetwork:
     """Return the network as training would begin with it: encoders fitted, each tower's features only rotated."""
-    prepare_towers(recipe, run, catalogue.payloads(recipe.input_schema(), recipe.modalities(), in_part=True), data_root)
+    prepare_towers(recipe, run, catalogue.parts(recipe.input_schema(), recipe.modalities(), in_part=True), data_root)
     network = build_network(recipe, run.towers, data_root)
     for name in recipe.towers:
         if (width := network.tower(name).encoder.feature_dim) > recipe.dimension:
@@ -163,14 +164,14 @@ def _warn_of_labels_that_are_read(recipe: Recipe) -> None:
         log.warning("data.labels: %s is also what a tower reads: figures by it will flatter", ", ".join(both))
 
 
-def prepare_towers(recipe: Recipe, run: Run, payloads: list[dict[str, bytes]], data_root: Path) -> None:
+def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]], data_root: Path) -> None:
     """Write every tower's folder, fitted on the training products.
 
     Raises:
         InputError: no training product has the modality of a tower.
     """
     for name, tower in recipe.towers.items():
-        items = [found[tower.modality] for found in payloads if tower.modality in found]
+        items = Read([found[tower.modality] for found in parts if tower.modality in found])
         if not items:
             raise InputError(f"towers.{name}: no training product has {tower.modality}")
         tower.prepare(items, run.towers / name, data_root)
@@ -181,13 +182,13 @@ class _Trainer:
 
     def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> None:
         self.recipe, self.run = recipe, run
-        payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities(), in_part=True)
+        parts = catalogue.parts(recipe.input_schema(), recipe.modalities(), in_part=True)
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
-            prepare_towers(recipe, run, payloads, data_root)
+            prepare_towers(recipe, run, parts, data_root)
         self.network = build_network(recipe, run.towers, data_root)
         ids = [product.product_id for product in catalogue.products]
-        self.data_key, self.alike_key = _data_key(ids, payloads), _alike_key(recipe, catalogue, data_root)
-        self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, payloads, ids)
+        self.data_key, self.alike_key = _data_key(ids, parts), _alike_key(recipe, catalogue, data_root)
+        self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, parts, ids)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
         self.features = {name: self._features(name) for name in self.frozen}
         for name in self.frozen:
@@ -343,13 +344,13 @@ def _records_key(catalogue: Catalogue) -> str:
     return hashlib.sha256(json.dumps(catalogue.records, sort_keys=True).encode()).hexdigest()
 
 
-def _data_key(product_ids: Sequence[str], payloads: Sequence[Mapping[str, bytes]]) -> str:
+def _data_key(product_ids: Sequence[str], parts: Sequence[Mapping[str, Part]]) -> str:
     """Return a SHA-256 of the products that are trained on, in their order."""
     key = hashlib.sha256()
-    for name, found in zip(product_ids, payloads, strict=True):
-        parts = [modality.encode() + b"\0" + data for modality, data in sorted(found.items())]
-        for part in (name.encode("utf-8", "surrogatepass"), *parts):
-            key.update(hashlib.sha256(part).digest())
+    for name, found in zip(product_ids, parts, strict=True):
+        key.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+        for modality, part in sorted(found.items()):
+            key.update(modality.encode() + b"\0" + part.digest)
     return key.hexdigest()
 
 

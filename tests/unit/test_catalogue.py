@@ -133,7 +133,8 @@ def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
 
 
 def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = catalogue(tmp_path).payloads(InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes"))
+    parts = catalogue(tmp_path).parts(InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes"))
+    found = [{name: part.read() for name, part in having.items()} for having in parts]
     assert found == [
         {"text": b"red shoe", "attributes": b'{"colour":"red"}'},
         {"text": b"blue shoe", "attributes": b'{"colour":"blue"}'},

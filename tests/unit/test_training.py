@@ -17,7 +17,7 @@ from likeness_export.evaluation import Task, read_task_catalogue
 from likeness_export.networks.product import build_network
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, read_inputs
+from likeness_export.tower_inputs import TowerInputs
 from likeness_export.training import train, training_catalogue
 from transformers import ResNetConfig, ResNetModel
 
@@ -257,13 +257,14 @@ def test_a_label_that_a_tower_reads_is_named(tiny: Tiny, caplog: pytest.LogCaptu
     assert "data.labels: attributes.kind is also what a tower reads" in caplog.text
 
 
-def test_photos_are_not_kept_as_files_once_they_are_read(exported: Exported) -> None:
-    recipe, run = exported.recipe, exported.run
-    catalogue = training_catalogue(recipe, run.folder.parent / "data")
-    payloads = catalogue.payloads(recipe.input_schema(), recipe.modalities())
-    inputs = read_inputs(recipe.towers, run.towers, payloads, ["x"] * len(catalogue))["image"]
-    assert len(inputs.items) == 0
-    assert len(inputs.digests) == len(set(inputs.digests) - {hashlib.sha256(b"\0").digest()}) + sum(~inputs.present)
+def test_photos_are_read_again_and_not_held(exported: Exported) -> None:
+    recipe = exported.recipe
+    catalogue = training_catalogue(recipe, exported.run.folder.parent / "data")
+    for found in catalogue.parts(recipe.input_schema(), recipe.modalities()):
+        for name, part in found.items():
+            data = part.read()
+            assert (part.size, part.digest) == (len(data), hashlib.sha256(data).digest())
+            assert (part.read() is data) == (name != "image")
 
 
 def test_a_product_without_anything_that_a_tower_reads_is_left_out(
@@ -355,9 +356,8 @@ def test_training_on_pairs_reads_the_products_that_they_name(tiny: Tiny, tmp_pat
 def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> None:
     inputs = TowerInputs.__new__(TowerInputs)
     inputs._fixed = {}
-    inputs.items = [b"x" * (1 + row * 37 % 101) for row in range(100)]
-    inputs._sizes = [len(item or b"") for item in inputs.items]
-    inputs.batch = lambda rows: (torch.tensor([[len(inputs.items[row] or b"")] for row in rows]),)  # type: ignore[method-assign]
+    inputs._sizes = [1 + row * 37 % 101 for row in range(100)]
+    inputs.batch = lambda rows: (torch.tensor([[inputs._sizes[row]] for row in rows]),)  # type: ignore[method-assign]
     shapes = []
 
     def encode(lengths: torch.Tensor) -> torch.Tensor:
@@ -366,5 +366,5 @@ def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> No
 
     rows = np.arange(99, -1, -1)
     found = inputs.map(rows, encode).flatten().tolist()
-    assert found == [float(len(inputs.items[row] or b"")) for row in rows]
+    assert found == [float(inputs._sizes[row]) for row in rows]
     assert shapes == [32, 32, 32, 4]

@@ -166,7 +166,7 @@ def _has(product: Product, schema: InputSchema, modality: str) -> bool:
 
 
 def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str, pairs: Sequence[NamedPair] = ()) -> Products:
-    found = catalogue.payloads(recipe.input_schema(), recipe.modalities())
+    found = catalogue.parts(recipe.input_schema(), recipe.modalities())
     ids = [product.product_id for product in catalogue.products]
     labels = {label: catalogue.labels(label) for label in recipe.data.labels}
     if pairs:

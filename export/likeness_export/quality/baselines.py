@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
 from likeness_export.metrics import places_in, ranking
+from likeness_export.parts import Part
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Scorer, measure_pair_sets
 from likeness_export.quality.tables import BACKBONES, Incomplete, PairSets, Ranking, Table, Views
@@ -114,7 +115,7 @@ def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path
     Raises:
         InputError: the network is not there.
     """
-    items = [photo.read_bytes() if photo else None for photo in photos]
+    items = [Part.of(photo.read_bytes(), photo.read_bytes) if photo else None for photo in photos]
     with tempfile.TemporaryDirectory() as folder:
         tower = Path(folder)
         config.prepare([], tower, data_root)

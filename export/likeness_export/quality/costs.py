@@ -120,8 +120,8 @@ def _product_ms(recipe: Recipe, network: ProductNetwork, run: Run, catalogue: Ca
     some = catalogue.select(range(min(_TIMED, len(catalogue))))
     ids = [product.product_id for product in some.products]
     started = time.perf_counter()
-    payloads = some.payloads(recipe.input_schema(), recipe.modalities())
-    inputs = read_inputs(recipe.towers, run.towers, payloads, ids)
+    parts = some.parts(recipe.input_schema(), recipe.modalities())
+    inputs = read_inputs(recipe.towers, run.towers, parts, ids)
     towers = [network.tower(name) for name in recipe.towers]
     encoded = [inputs[name].encode(tower.encoder) for name, tower in zip(inputs, towers, strict=True)]
     vectors = [tower.project(torch.from_numpy(found)) for tower, found in zip(towers, encoded, strict=True)]
