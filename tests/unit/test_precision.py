@@ -246,6 +246,8 @@ def test_static_int8_for_tensorrt_is_symmetric_and_rounds_weights_in_the_graph(
         assert not values[node.input[2]].any()
     weights = {node.input[1] for node in model.node if node.op_type == "Conv"}
     assert weights <= {node.output[0] for node in rounding}
+    outputs = {node.output[0] for node in model.node if node.op_type == "Conv"}
+    assert not outputs & {node.input[0] for node in rounding}
     assert [node.op_type for node in model.node if "pixels" in node.input] == ["Cast"]
     open_session("image", target)
 

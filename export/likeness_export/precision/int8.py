@@ -71,8 +71,9 @@ class StaticInt8:
         work: folder for intermediate files.
         tower: whose products calibrate.
         products: training products.
-        for_tensorrt: write what TensorRT takes: ranges around zero, biases in fp32, and weights in fp32 behind their
-            own pair of nodes. Slower on a CPU, and less exact behind a ReLU, where half of a range stays unused.
+        for_tensorrt: write what TensorRT takes: ranges around zero, biases in fp32, weights in fp32 behind their own
+            pair of nodes, and what layers put out as it is. Slower on a CPU, and less exact behind a ReLU, where half
+            of a range stays unused.
     """
 
     form = "int8 static"
@@ -119,6 +120,9 @@ class StaticInt8:
         if self.for_tensorrt:
             extra = ("ActivationSymmetric", "AddQDQPairToWeight", "DedicatedQDQPair")
             options |= {**dict.fromkeys(extra, True), "QuantizeBias": False}
+            # What a layer puts out is quantised where the next one takes it in, not before. TensorRT advises so, and
+            # the second rounding took MiniLM from a mean cosine of 0.98 to 0.85.
+            options["OpTypesToExcludeOutputQuantization"] = ["Conv", "MatMul"]
         return options
 
 
