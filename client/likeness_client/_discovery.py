@@ -14,14 +14,17 @@ from likeness_client.contract import (
     SPACE_PARAMETER,
     InputSchema,
     embed_model,
+    encoder_model,
+    fusion_model,
     modalities_of,
+    preprocess_model,
     signature_of,
 )
 from likeness_client.errors import ServerError, ServerUnavailableError, SpaceMismatchError
 
 _PREFIX = embed_model("")
-_LEFT_OUT = {("", ""), ("UNAVAILABLE", "unloaded")}
-"""State and reason of models that whoever runs the server has never loaded, or unloaded: it does without them."""
+_UNLOADED = "unloaded"
+"""Triton's reason for a model that whoever runs the server has unloaded: it does without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,8 @@ def embed_models(index: Iterable[Any]) -> dict[str, str]:
         ServerError: there are none: not a Likeness server.
         ServerUnavailableError: there are some, but none is ready.
     """
-    found = [entry for entry in index if _is_ours(entry.name)]
+    entries = list(index)
+    found = [entry for entry in entries if _is_ours(entry.name)]
     ready = {entry.name for entry in found if entry.state == "READY"}
     if not found:
         raise ServerError(f"has no model '{_PREFIX}*'; not a Likeness server?", code="NOT_FOUND")
@@ -74,8 +78,17 @@ def embed_models(index: Iterable[Any]) -> dict[str, str]:
             model=min(entry.name for entry in found),
             code="UNAVAILABLE",
         )
-    down = {entry.name: entry.reason or entry.state for entry in found if (entry.state, entry.reason) not in _LEFT_OUT}
-    return {name: "" if name in ready else down[name] for name in sorted(ready | down.keys())}
+    # Triton gives an ensemble no state and no reason where nobody asked for it, and where a step of it has failed.
+    broken = (f"'{entry.name}': {entry.reason}" for entry in entries if _is_broken_step(entry))
+    of_steps = next(broken, "")
+    down = {entry.name: entry.reason or entry.state or of_steps for entry in found if entry.reason != _UNLOADED}
+    return {name: "" if name in ready else down[name] for name in sorted(ready | {name for name in down if down[name]})}
+
+
+def _is_broken_step(entry: Any) -> bool:
+    """Tell a step of ours that could not be loaded from one that was left out, and from a stranger's model."""
+    ours = entry.name.startswith(fusion_model("")) or entry.name.endswith((encoder_model(""), preprocess_model("")))
+    return ours and entry.state == "UNAVAILABLE" and entry.reason not in ("", _UNLOADED)
 
 
 def _is_ours(name: str) -> bool:

@@ -81,6 +81,20 @@ def test_the_index_names_the_ensembles() -> None:
     assert embed_models(index.models) == {"embed_image": "", "embed_text": "out of memory"}
 
 
+def test_an_ensemble_whose_step_could_not_be_loaded_is_down() -> None:
+    index = service_pb2.RepositoryIndexResponse()
+    for name, state, reason in (
+        ("embed_text", "READY", ""),
+        ("embed_image", "", ""),  # Triton says no more of it
+        ("bge", "UNAVAILABLE", "a stranger's"),
+        ("attributes_encoder", "UNAVAILABLE", "unloaded"),
+    ):
+        index.models.add(name=name, version="1", state=state, reason=reason)
+    assert embed_models(index.models) == {"embed_text": ""}
+    index.models.add(name="image_encoder", version="1", state="UNAVAILABLE", reason="invalid file")
+    assert embed_models(index.models) == {"embed_text": "", "embed_image": "'image_encoder': invalid file"}
+
+
 @pytest.mark.parametrize(
     ("state", "reason", "told"),
     [
