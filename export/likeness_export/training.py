@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import Encoder
+from likeness_export.memory import keep_freed_memory
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
 from likeness_export.parts import Part, Read
@@ -54,6 +55,7 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
             log.info("its [serving] section stays; `likeness export --serving RECIPE` takes another one")
         return
     run.folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     with _alone(run):
         _claim(recipe, run)
         catalogue = training_catalogue(recipe, data_root)
