@@ -33,6 +33,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="dotted.key=value, instead of what the recipe says; dotted.key= takes it out."),
     ] = None,
+    device: Annotated[str, typer.Option(help="What trains, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
     """Train a recipe."""
     start()
@@ -40,7 +41,7 @@ def train(
     from likeness_export.run import Run
     from likeness_export.training import train as run_training
 
-    run_training(load_recipe(recipe, override or ()), Run(out), data_root)
+    run_training(load_recipe(recipe, override or ()), Run(out), data_root, device)
     typer.echo(f"trained: {out}")
 
 

@@ -39,6 +39,11 @@ class Judgement:
     judged: Tensor
     classes: tuple[Tensor, ...] = ()
 
+    def to(self, device: torch.device) -> Judgement:
+        """Return it on another device."""
+        alike, classes = (tuple(tensor.to(device) for tensor in found) for found in (self.alike, self.classes))
+        return Judgement(alike=alike, judged=self.judged.to(device), classes=classes)
+
 
 class Positives(Protocol):
     """Draws batches of products and knows which of them are alike.

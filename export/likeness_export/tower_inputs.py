@@ -117,9 +117,11 @@ class TowerInputs:
         features = np.zeros((len(self.present), encoder.feature_dim), np.float32)
         # Neighbours of equal length waste no padding.
         rows = sorted(np.flatnonzero(self.present), key=lambda row: self._sizes[row])
-        run = self._traced(encoder) if len(rows) >= _WORTH_TRACING else partial(_eager, encoder)
-        for start in each(range(0, len(rows), self.run_rows), f"encoding {self.name}"):
-            chunk = np.array(rows[start : start + self.run_rows])
+        on_cpu = encoder.device.type == "cpu"
+        at_once = self.run_rows if on_cpu else _CHUNK
+        run = self._traced(encoder) if on_cpu and len(rows) >= _WORTH_TRACING else partial(_eager, encoder)
+        for start in each(range(0, len(rows), at_once), f"encoding {self.name}"):
+            chunk = np.array(rows[start : start + at_once])
             features[chunk] = run(self.batch(chunk))
         return features
 
@@ -151,7 +153,7 @@ class TowerInputs:
 
 @torch.inference_mode()
 def _eager(encoder: Encoder, tensors: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = encoder(*tensors).numpy()
+    found: NDArray[np.float32] = encoder(*(tensor.to(encoder.device) for tensor in tensors)).cpu().numpy()
     return found
 
 
@@ -186,7 +188,7 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
     """
     key = hashlib.sha256(config.model_dump_json(exclude=_ONLY_TRAINING).encode())
     for tensor in encoder.state_dict().values():
-        key.update(tensor.numpy().tobytes())
+        key.update(tensor.cpu().numpy().tobytes())
     # What was fitted need not be in the encoder: a vocabulary of the same size gives the same network.
     for path in sorted(inputs.assets.rglob("*")):
         if path.is_file():

@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,18 +35,20 @@ log = logging.getLogger(__name__)
 _WARM_UP = 0.06  # share of all steps in which the learning rate rises
 
 
-def train(recipe: Recipe, run: Run, data_root: Path) -> None:
+def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> None:
     """Train a recipe into a run's folder, or go on where an interrupted training stopped.
 
     Args:
         recipe: the recipe.
         run: where to; a finished run of the same recipe is left as it is.
         data_root: what the recipe's relative paths start from.
+        device: where networks are trained, as torch names it; what they learn differs a little between kinds of device.
 
     Raises:
         InputError: the folder holds a run of another recipe or something else, another process trains there, the data
-            cannot be used, or it has changed since the training was interrupted.
+            cannot be used, it has changed since the training was interrupted, or there is no such device.
     """
+    place = _usable_device(device)
     if run.weights.is_file():
         _claim(recipe, run)
         log.info("%s is already trained", run.folder)
@@ -64,12 +66,25 @@ def train(recipe: Recipe, run: Run, data_root: Path) -> None:
             write_text(run.log, "")  # no epochs
             network = _untaught(recipe, run, catalogue, data_root)
         else:
-            trainer = _Trainer(recipe, run, catalogue, data_root)
+            trainer = _Trainer(recipe, run, catalogue, data_root, place)
             trainer.fit()
-            network = trainer.network
+            network = trainer.network.cpu()
         run.write_trained_on(_records_key(catalogue), [product.product_id for product in catalogue.products])
         run.write_weights(network)
         run.checkpoint.unlink(missing_ok=True)
+
+
+def _usable_device(name: str) -> torch.device:
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.item()  # a GPU that this build has no kernels for is there, but answers nothing
+    except (RuntimeError, AssertionError) as error:  # torch has no common error for what is not there
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--device {name}: torch {torch.__version__} cannot use it ({reason}). For a GPU it has to be the build of "
+            "torch for its CUDA; without --device the CPU trains"
+        ) from error
+    return probe.device
 
 
 def _say_what_changed(recipe: Recipe, run: Run, data_root: Path) -> None:
@@ -182,12 +197,12 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
 class _Trainer:
     """The state of one training."""
 
-    def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> None:
-        self.recipe, self.run = recipe, run
+    def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path, device: torch.device) -> None:
+        self.recipe, self.run, self.device = recipe, run, device
         parts = catalogue.parts(recipe.input_schema(), recipe.modalities(), in_part=True)
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
             prepare_towers(recipe, run, parts, data_root)
-        self.network = build_network(recipe, run.towers, data_root)
+        self.network = build_network(recipe, run.towers, data_root).to(device)
         ids = [product.product_id for product in catalogue.products]
         self.data_key, self.alike_key = _data_key(ids, parts), _alike_key(recipe, catalogue, data_root)
         self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, parts, ids)
@@ -195,11 +210,12 @@ class _Trainer:
         self.features = {name: self._features(name) for name in self.frozen}
         for name in self.frozen:
             self.inputs[name].forget()
-        self.present = present_modalities(self.network, self.inputs)
-        self.positives: Positives = positives_of(recipe, catalogue, data_root, self.present.any(1).numpy())
-        self.objective = Objective(recipe, self.network, self.positives.class_counts)
+        present = present_modalities(self.network, self.inputs)
+        self.present = present.to(device)
+        self.positives: Positives = positives_of(recipe, catalogue, data_root, present.any(1).numpy())
+        self.objective = Objective(recipe, self.network, self.positives.class_counts).to(device)
         # Every product's embedding when it was last in a batch; zeros before.
-        self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension())
+        self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension(), device=device)
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.training.weight_decay)
 
     def _parameter_groups(self) -> list[dict[str, object]]:
@@ -221,14 +237,15 @@ class _Trainer:
     def _features(self, name: str) -> Tensor:
         """Return what a tower's encoder, as it is now, makes of every product."""
         encoder, config = self.network.tower(name).encoder, self.recipe.towers[name]
-        return torch.from_numpy(cached_features(self.inputs[name], encoder, config, self.run.features))
+        features = cached_features(self.inputs[name], encoder, config, self.run.features)
+        return torch.from_numpy(features).to(self.device)
 
     def fit(self) -> None:
         """Run all epochs that are left."""
         head_epochs = self.recipe.training.head_epochs
         epochs = head_epochs + self.recipe.training.epochs
         # Every epoch draws from its own seed: a resumed training takes the very steps of an uninterrupted one.
-        per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.numpy())))
+        per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.numpy(force=True))))
         factor = _schedule(head_epochs * per_epoch, self.recipe.training.epochs * per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         first = self._restore(schedule)
@@ -240,7 +257,8 @@ class _Trainer:
                 started = time.perf_counter()
                 if epoch == head_epochs:
                     self.features = {name: self.features[name] for name in self.frozen}
-                loss = self._epoch(epoch, schedule)
+                with self.device:  # where everything is made that a step draws or counts
+                    loss = self._epoch(epoch, schedule)
                 seconds = time.perf_counter() - started
                 self._save(epoch, schedule)
                 self._log(epoch, loss, seconds)  # after it is saved: no epoch is told twice
@@ -249,10 +267,11 @@ class _Trainer:
     def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
         losses = []
-        embeddings = self.latest.numpy().copy()  # hard negatives are mined in the last epoch's
+        embeddings = self.latest.numpy(force=True).copy()  # hard negatives are mined in the last epoch's
         self.network.train()
         for rows in self.positives.batches(np.random.default_rng([self.recipe.seed, epoch]), embeddings):
-            loss, whole = self.objective(self._vectors(rows), self.present[rows], self.positives.judge(rows))
+            judgement = self.positives.judge(rows).to(self.device)
+            loss, whole = self.objective(self._vectors(rows), self.present[rows], judgement)
             self.latest[rows] = whole.detach()
             self.optimizer.zero_grad(set_to_none=True)
             if not torch.isfinite(loss):
@@ -283,8 +302,10 @@ class _Trainer:
         return torch.stack(columns, 1)
 
     def _encode(self, encoder: Encoder, *tensors: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
-            features: Tensor = encoder(*encoder.augment(*tensors))
+        given = tuple(tensor.to(self.device) for tensor in tensors)
+        reduced = self.recipe.training.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if reduced else nullcontext():
+            features: Tensor = encoder(*encoder.augment(*given))
         return features.float()
 
     def _trained_state(self) -> dict[str, Tensor]:
@@ -315,7 +336,7 @@ class _Trainer:
         if not self.run.checkpoint.is_file():
             write_text(self.run.log, "")
             return 0
-        state = torch.load(self.run.checkpoint, weights_only=True)
+        state = torch.load(self.run.checkpoint, weights_only=True, map_location=self.device)
         if state.get("data") != self.data_key or state.get("alike", self.alike_key) != self.alike_key:
             raise InputError(
                 f"the training products, or what makes them alike, have changed since {self.run.checkpoint} was "

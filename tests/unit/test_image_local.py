@@ -156,6 +156,14 @@ def test_a_frozen_backbone_learns_nothing_and_the_rest_does(tmp_path: Path) -> N
     assert {"pool_last.p", "pool_joined.p", "look.weight"} <= set(learns)
 
 
+def test_a_frozen_backbone_gives_the_same_maps_a_few_photos_at_a_time(tmp_path: Path) -> None:
+    encoder = built(tmp_path)
+    pixels = photos(11)  # the last part is smaller
+    expected = encoder.eval().maps(pixels)
+    for found, whole in zip(encoder.train().maps(pixels), expected, strict=True):
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+
+
 def test_a_backbone_that_is_not_frozen_learns_but_for_its_statistics(tmp_path: Path) -> None:
     encoder = built(tmp_path, freeze_backbone=False)
     encoder.requires_grad_(True).train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -37,6 +38,11 @@ class Encoder(nn.Module, ABC):
     """
 
     feature_dim: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; an encoder without any is on the CPU."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @abstractmethod
     def forward(self, *tensors: Tensor) -> Tensor:

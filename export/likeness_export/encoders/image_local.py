@@ -29,6 +29,7 @@ from likeness_export.preprocessing import image
 from likeness_export.tensors import TensorSpec
 
 _WIDTH = 256  # channels of the map that the parts are read from
+_PHOTOS_AT_ONCE = 4  # of a frozen network, while the rest learns
 _FLOOR, _SHARPEST = 1e-3, 8.0  # of the generalised mean: 1e-3 ** 8 is still a number in FP32, and so is its slope
 
 
@@ -120,6 +121,13 @@ class LocalFeatures(PhotoEncoder):
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """Return the backbone's maps FP32 [n, c, h, w]: of every size the last one, large to small."""
+        if self.training and self.freeze_backbone:
+            # Without gradients nothing of a photo's hundred maps has to last, and few photos at a time fit the caches.
+            of_parts = zip(*map(self._maps, torch.split(pixels, _PHOTOS_AT_ONCE)), strict=True)
+            return [torch.cat(found) for found in of_parts]
+        return self._maps(pixels)
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
         answer = self.backbone(self.normalise(pixels), output_hidden_states=True)
         of_size = {found.shape[2:]: found for found in map(as_map, (*answer.hidden_states, answer.last_hidden_state))}
         return list(of_size.values())[-self.scales :]
