@@ -71,16 +71,17 @@ def embed_models(index: Iterable[Any]) -> dict[str, str]:
     ready = {entry.name for entry in found if entry.state == "READY"}
     if not found:
         raise ServerError(f"has no model '{_PREFIX}*'; not a Likeness server?", code="NOT_FOUND")
+    # Triton gives an ensemble no state and no reason where nobody asked for it, and where a step of it has failed. Of a
+    # failed step's reason the first line says what happened; a trace of the server's own code follows.
+    broken = ((entry.name, entry.reason.splitlines()[0]) for entry in entries if _is_broken_step(entry))
+    of_steps = next((f"'{name}': {reason}" for name, reason in broken), "")
     if not ready:
-        reasons = {entry.reason for entry in found if entry.reason}
+        reasons = {entry.reason for entry in found if entry.reason} or {of_steps} - {""}
         raise ServerUnavailableError(
             f"not ready: {'; '.join(sorted(reasons)) or 'no reason given'}",
             model=min(entry.name for entry in found),
             code="UNAVAILABLE",
         )
-    # Triton gives an ensemble no state and no reason where nobody asked for it, and where a step of it has failed.
-    broken = (f"'{entry.name}': {entry.reason}" for entry in entries if _is_broken_step(entry))
-    of_steps = next(broken, "")
     down = {entry.name: entry.reason or entry.state or of_steps for entry in found if entry.reason != _UNLOADED}
     return {name: "" if name in ready else down[name] for name in sorted(ready | {name for name in down if down[name]})}
 

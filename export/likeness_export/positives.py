@@ -241,7 +241,7 @@ class PairPositives:
     def judge(self, rows: Rows) -> Judgement:
         """Pairs labelled 1 are alike; those labelled 0, and no others, are judged too."""
         alike, matched, rejected = (
-            torch.tensor([[int(j) in known[i] for j in rows] for i in rows])
+            torch.from_numpy(np.array([[int(j) in known[i] for j in rows] for i in rows]))
             for known in (self.alike, self.partners, self.rejected)
         )
         return Judgement(alike=(alike,), judged=matched | rejected)

@@ -245,7 +245,7 @@ class _Trainer:
         head_epochs = self.recipe.training.head_epochs
         epochs = head_epochs + self.recipe.training.epochs
         # Every epoch draws from its own seed: a resumed training takes the very steps of an uninterrupted one.
-        per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.numpy(force=True))))
+        per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.cpu().numpy())))
         factor = _schedule(head_epochs * per_epoch, self.recipe.training.epochs * per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         first = self._restore(schedule)
@@ -267,7 +267,7 @@ class _Trainer:
     def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
         losses = []
-        embeddings = self.latest.numpy(force=True).copy()  # hard negatives are mined in the last epoch's
+        embeddings = self.latest.cpu().numpy().copy()  # hard negatives are mined in the last epoch's
         self.network.train()
         for rows in self.positives.batches(np.random.default_rng([self.recipe.seed, epoch]), embeddings):
             judgement = self.positives.judge(rows).to(self.device)
