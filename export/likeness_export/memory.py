@@ -15,7 +15,8 @@ def keep_freed_memory() -> None:
     glibc maps every large block anew from the system and gives it back when it is freed, so that the system has to
     find and clear all of its pages again: with maps of photos that took two thirds of a training step. From here on
     large blocks come out of the heap, which never shrinks. Results are the same; the process stays as large as it was
-    at its peak. Other C libraries are left as they are.
+    at its peak. That may be higher than before: large blocks of ever different sizes leave holes (twice as high in one
+    case, maps of a hundred photos at a time). Other C libraries are left as they are.
     """
     with suppress(AttributeError, OSError):  # no mallopt
         mallopt = ctypes.CDLL(None).mallopt

@@ -121,7 +121,7 @@ class LocalFeatures(PhotoEncoder):
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """Return the backbone's maps FP32 [n, c, h, w]: of every size the last one, large to small."""
-        if self.training and self.freeze_backbone:
+        if self.training and self.freeze_backbone and pixels.device.type == "cpu":
             # Without gradients nothing of a photo's hundred maps has to last, and few photos at a time fit the caches.
             of_parts = zip(*map(self._maps, torch.split(pixels, _PHOTOS_AT_ONCE)), strict=True)
             return [torch.cat(found) for found in of_parts]
