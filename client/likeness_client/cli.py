@@ -21,13 +21,12 @@ from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
 from likeness_client.client import Client
 from likeness_client.contract import MODALITIES, Metric
 from likeness_client.errors import (
-    DeadlineExceededError,
     InputError,
     LikenessError,
     MissingExtraError,
-    OverloadedError,
+    ModelNotFoundError,
     RecordError,
-    ServerUnavailableError,
+    ServerError,
 )
 from likeness_client.records import Product, scan_products
 from likeness_client.results import Comparison, require_same_space
@@ -218,10 +217,11 @@ class _EmbedRun:
                 found = client.embed(products, modalities=self.modalities, on_error="return")
                 now = client.info(refresh=True).space
                 break
-            except (ServerUnavailableError, DeadlineExceededError, OverloadedError) as error:
+            except ServerError as error:  # a model's process that was killed gives INTERNAL until the server has ended
+                hopeless = isinstance(error, ModelNotFoundError) or error.code == "INVALID_ARGUMENT"
                 # A deadline may have taken longer than anybody's patience: one more try is due all the same.
                 gives_up_s = gives_up_s or time.monotonic() + patience_s
-                if not self.writer.rows or time.monotonic() >= gives_up_s:
+                if hopeless or not self.writer.rows or time.monotonic() >= gives_up_s:
                     raise
                 typer.echo(f"\nwaiting, {gives_up_s - time.monotonic():.0f} s at most: {error}", err=True)
                 time.sleep(_PAUSE_S)

@@ -162,7 +162,8 @@ def export(
         reducer = Reducer(source, choice)
         steps.append(reducer)
     if tensorrt:
-        steps.append(PlanStep(source, TensorRTBuilder(repository.with_name(f"{repository.name}.tensorrt-timing"))))
+        place = repository.resolve()  # "." has no name
+        steps.append(PlanStep(source, TensorRTBuilder(place.with_name(f"{place.name}.tensorrt-timing"))))
     reports = export_run(source, repository, steps)
     export_table(reports)
     typer.echo(f"exported: {repository}")

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _PHOTO, _WIDTH, _HEIGHT, _GAP = 160, 210, 222, 14
 _PAPER, _CARD, _INK, _FAINT = (244, 242, 238), (255, 255, 255), (40, 40, 44), (150, 148, 144)
+_LONGEST = 200  # characters of a line that are looked at: far more than fit
 _RIGHT, _WRONG, _QUERY = (46, 140, 90), (206, 92, 72), (60, 90, 170)
 
 
@@ -92,7 +93,7 @@ def _draw_line(
     draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], size: int, ink: tuple[int, int, int]
 ) -> None:
     font = ImageFont.load_default(size)
-    shown = text
+    shown = " ".join(text[:_LONGEST].split())
     while draw.textlength(shown, font=font) > _WIDTH - 20:
         shown = shown[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
     draw.text(place, shown, font=font, fill=ink)

@@ -131,7 +131,9 @@ def gone_after(
     endpoint.servicer.interfere = lambda _: code if answers <= next(calls) < answers + failures else None
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL]
+)
 def test_embed_waits_for_a_server_that_has_answered(
     code: grpc.StatusCode,
     monkeypatch: pytest.MonkeyPatch,

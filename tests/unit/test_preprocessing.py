@@ -248,6 +248,41 @@ MAGIC = [
 ]
 
 
+def tiled_tiff(side: int) -> bytes:
+    """A TIFF of 8 x 8 pixels in one tile of ``side`` x ``side``."""
+    data = zlib.compress(bytes(64))
+    fields = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(fields)) + entries + bytes(4)
+
+
+def test_a_small_photo_of_huge_tiles_is_refused_before_they_are_filled(images: image.Preprocessor) -> None:
+    _, errors = images([tiled_tiff(16384)])
+    assert "tiles of 16384 x 16384 pixels" in errors[0]
+
+
+def test_a_photo_of_countless_exif_segments_is_refused(images: image.Preprocessor) -> None:
+    photo, segment = encoded(picture(), "JPEG"), b"\xff\xe1\x00\x08Exif\0\0"
+    _, errors = images([photo[:2] + 2 * segment + photo[2:], photo[:2] + 100 * segment + photo[2:]])
+    assert errors == ["", "the image has far too many EXIF segments: send another copy"]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_large_progressive_photos_are_decoded_one_at_a_time(images: image.Preprocessor, progressive: bool) -> None:
+    photo = encoded(Image.new("RGB", (2100, 2000)), "JPEG", progressive=progressive)
+    taken: list[bool] = []
+
+    class Watched:
+        def __enter__(self) -> None:
+            taken.append(True)
+
+        def __exit__(self, *_: object) -> None: ...
+
+    images.large = cast(Any, Watched())
+    assert images([photo])[1] == [""]
+    assert bool(taken) is progressive
+
+
 @pytest.mark.filterwarnings("ignore:::PIL")
 @few
 @given(start=st.sampled_from(MAGIC), rest=st.binary(max_size=300))

@@ -245,6 +245,8 @@ def test_a_unit_is_trained_measured_and_kept(
 ) -> None:
     (unit,) = units_of(table, [3], [], tmp_path / "work", tiny.root)
     assert read_finished(unit) is None
+    with pytest.raises(InputError):
+        work_on(replace(unit, data_root=tmp_path / "nowhere"))  # nothing is trained there, so nothing stands in the way
     work_on(unit)
     found = read_finished(unit)
     assert found is not None

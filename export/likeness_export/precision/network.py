@@ -104,7 +104,7 @@ def reduce_network(task: Task, writer: Writer, target: Path) -> Outcome:
     for count in _TRIES:
         if count == 1:
             groups = _most_sensitive_first(task, writer, target)
-        if count > len(groups):
+        if count and count >= len(groups):  # nothing would be left that is reduced
             break
         kept = tuple(name for group in groups[:count] for name in group)
         outcome = _try(task, writer, target, kept)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what makes it upright. `ImageOps.exif_transpose` also writes metadata anew, where it may fail."""
+_TILE_SIZE = (322, 323)  # TIFF's tags TileWidth and TileLength
+_EXIF_SEGMENTS = 64  # photos have one or two; Pillow joins them in a time that grows with the square of their number
 _LARGE_PIXELS = 4_000_000  # decoded one at a time: 50 million of them with transparency take 1 GB for a moment
 # Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
 # not safe in threads, it can leave every warning of the process silenced.
@@ -88,12 +91,15 @@ class Preprocessor:
         """
         if len(item) > self.max_bytes:
             raise ValueError(f"the image file has {len(item)} bytes, {self.max_bytes} are allowed: send a smaller copy")
+        if item.startswith(b"\xff\xd8") and item.count(b"Exif\0\0") > _EXIF_SEGMENTS:
+            raise ImageSizeError("the image has far too many EXIF segments: send another copy")
         try:
             with Image.open(io.BytesIO(item), formats=FORMATS) as image:
                 self._check_size(*image.size)
+                pixels = self._decoded_pixels(image)
                 # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
                 image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
-                with self.large if image.width * image.height > _LARGE_PIXELS else nullcontext():
+                with self.large if max(pixels, image.width * image.height) > _LARGE_PIXELS else nullcontext():
                     image.load()
                     small = to_rgb(upright(image)).resize((self.image_px, self.image_px), Image.Resampling.BILINEAR)
         except ImageSizeError:
@@ -105,6 +111,24 @@ class Preprocessor:
         except Exception as error:  # codecs report damage with a dozen unrelated types
             raise ValueError(f"the image is damaged or cut short ({error}): send another copy") from error
         return np.asarray(small)
+
+    def _decoded_pixels(self, image: Image.Image) -> int:
+        """Return how many pixels a decoder holds at a time, whatever of them is wanted.
+
+        Raises:
+            ImageSizeError: the tiles of a TIFF are too large; its decoder fills them whole, however small the image.
+        """
+        if image.format == "TIFF":
+            tags: Mapping[int, int] = getattr(image, "tag_v2", {})
+            width, height = (int(tags.get(tag, 0)) for tag in _TILE_SIZE)
+            if width * height > self.max_pixels:
+                raise ImageSizeError(
+                    f"the image has tiles of {width} x {height} pixels, at most {self.max_pixels} are decoded: "
+                    "save it without tiles"
+                )
+            return width * height
+        # A progressive JPEG is held at its full size, even where it is decoded at a smaller one.
+        return image.width * image.height if image.info.get("progressive") else 0
 
     def _check_size(self, width: int, height: int) -> None:
         if width < self.min_px or height < self.min_px:

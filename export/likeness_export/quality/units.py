@@ -229,11 +229,12 @@ def _claim(unit: Unit) -> None:
     if unit.variant is None:
         return
     place, key = unit.folder / DATA_FILE, data_key(unit.table, unit.data_root)
-    if not place.is_file():
-        unit.folder.mkdir(parents=True, exist_ok=True)
-        write_text(place, key)
-    elif place.read_text(encoding="utf-8") != key:
+    run = Run(unit.folder)
+    begun = run.checkpoint.is_file() or run.weights.is_file()
+    if begun and place.is_file() and place.read_text(encoding="utf-8") != key:
         raise InputError(f"{unit.folder} was trained on other data than {unit.table.products} holds now: remove it")
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    write_text(place, key)
 
 
 @contextlib.contextmanager
