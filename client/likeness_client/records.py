@@ -213,6 +213,8 @@ def _find(value: Any, path: str) -> Any:
 def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return "/".join(_scalar(part) for part in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""  # what data frames write into gaps: no label, and nothing that two products share
     return str(value) if isinstance(value, str | int | float) else ""
 
 

@@ -181,7 +181,7 @@ def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
     fresh = [split for split in task.queries if split not in data.train_splits]
     if fresh and not data.pairs:  # products of pairs are known; what is new is who matches whom
         asked = [product.product_id for product in catalogue.of_splits(fresh).products]
-        if seen := sum(name in known for name in asked):
+        if seen := sum(name in known for name in asked if name):
             log.warning(
                 "%d of %d products of split %s were trained on: the figures flatter; was the file split anew?",
                 seen,
