@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import struct
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -248,6 +249,28 @@ def canvas(side: int) -> bytes:
     changed = bytearray(gif(grey(2)))
     changed[6:10] = struct.pack("<HH", side, side)
     return bytes(changed)
+
+
+def copies(item: bytes, count: int) -> bytes:
+    """An MP4 with so many copies of its only track."""
+    start = item.index(b"moov") - 4
+    size = struct.unpack_from(">I", item, start)[0]
+    track = item.index(b"trak", start) - 4
+    after = track + struct.unpack_from(">I", item, track)[0]
+    moov = item[start + 4 : track] + count * item[track:after] + item[after : start + size]
+    return item[:start] + struct.pack(">I", len(moov) + 4) + moov + item[start + size :]
+
+
+@pytest.mark.parametrize(("tracks", "said"), [(1, "more than 7200 frames"), (20, "not a video in a known format")])
+def test_memory_is_not_taken_for_samples_that_an_index_only_claims(
+    videos: video.Preprocessor, tracks: int, said: str
+) -> None:
+    item = copies(header_only(sample("MP4"), 30_000_000 // tracks), tracks)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(video.VideoError, match=said):
+        videos.decode(item)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    assert grown < 700, f"{grown} MB for {len(item)} bytes"
 
 
 SMALL_LIMITS = {

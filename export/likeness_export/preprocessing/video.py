@@ -6,6 +6,7 @@ trusted: streamed files lack them, cut files contradict them. Frames are thinned
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import av
+import av._core
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
@@ -28,10 +30,18 @@ SETTINGS_FILE = "video.json"
 DEMUXERS = ("mov", "matroska", "gif")
 FORMATS = "MP4, MOV, WebM, Matroska, GIF"
 DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "gif")
+# FFmpeg reserves memory for whatever an index claims: 4 GB for 58 million samples named in 2 kB. No block of an honest
+# clip is larger than this: a frame in 4K takes 57 MB at most; an index 24 bytes for each sample.
+_MAX_BLOCK = 64 << 20
+_MAX_STREAMS = 8  # pictures, sound, and what phones note beside them; each has an index of its own
 _THREADS = 4  # clips at a time; each holds a few decoded frames, 12 MB each in 4K
 _SPARE = 8  # frames kept per frame wanted, so that thinning moves a sample by an eighth of the gap between two at most
 # Exact rounding and no shortcuts: the same pixels on every processor.
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+
+_ffmpeg = ctypes.CDLL(av._core.__file__)  # PyAV has no name for this limit, but finds the library that has
+_ffmpeg.av_max_alloc.argtypes = [ctypes.c_size_t]
+_ffmpeg.av_max_alloc(_MAX_BLOCK)
 
 
 class VideoError(ValueError):
@@ -107,6 +117,7 @@ class Preprocessor:
             "format_whitelist": ",".join(DEMUXERS),
             "codec_whitelist": ",".join(DECODERS),
             "max_pixels": str(self.max_pixels),
+            "max_streams": str(_MAX_STREAMS),
         }
         try:
             try:
