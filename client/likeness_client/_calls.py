@@ -132,6 +132,11 @@ def encode(
         except ProductError as error:
             items.append(None)
             errors[index] = error.at(index, side)
+        except ServerUnavailableError as error:
+            needed_by = ProductError("", product.product_id, None, index, side).which
+            raise ServerUnavailableError(
+                f"{error.message}; {needed_by} needs it", "", error.model, error.code
+            ) from None
     return items, errors
 
 

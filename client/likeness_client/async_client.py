@@ -169,7 +169,10 @@ class AsyncClient(_channel.BaseClient):
                 answers = await self._execute(state)
 
     async def _execute(self, calls: list[Call]) -> list[Answer]:
-        """Run calls at the same time; the first failure cancels the others."""
+        """Run calls at the same time; after the first failure no more are sent, and those on their way end.
+
+        They are not cancelled: that can end a server of before 2025. Only a caller who is cancelled does.
+        """
         if len(calls) == 1:  # the usual case; a task of its own would cost more than it brings
             await self._take_slot()
             try:
@@ -193,11 +196,16 @@ class AsyncClient(_channel.BaseClient):
                     break
                 tasks.append(asyncio.create_task(self._send(call)))
                 tasks[-1].add_done_callback(finish)
-            return await asyncio.gather(*tasks)
-        finally:
+        except asyncio.CancelledError:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        finally:
+            ended = await asyncio.gather(*tasks, return_exceptions=True)  # cancels them if it is cancelled itself
+        for answer in ended:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [task.result() for task in tasks]
 
     async def _take_slot(self) -> None:
         if not self._slots.locked():  # the usual case, without a timer

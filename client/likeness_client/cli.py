@@ -19,7 +19,7 @@ import typer
 from likeness_client import _files
 from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
 from likeness_client.client import Client
-from likeness_client.contract import MODALITIES, Metric
+from likeness_client.contract import MODALITIES, Metric, embed_model
 from likeness_client.errors import (
     InputError,
     LikenessError,
@@ -196,6 +196,7 @@ class _EmbedRun:
     writer: _files.Writer
     modalities: Collection[str] | None
     space: str = ""
+    down: Collection[str] = ()  # ensembles that were not ready when it began: nobody knows that they ever will be
     succeeded: int = 0
     failed: int = 0
     named: list[str] = field(default_factory=list)
@@ -214,11 +215,14 @@ class _EmbedRun:
         gives_up_s = 0.0
         while True:
             try:
+                if not self.space:
+                    self.down = [embed_model(signature) for signature in client.info().unready]
                 found = client.embed(products, modalities=self.modalities, on_error="return")
                 now = client.info(refresh=True).space
                 break
             except ServerError as error:  # a model's process that was killed gives INTERNAL until the server has ended
                 hopeless = isinstance(error, ModelNotFoundError) or error.code == "INVALID_ARGUMENT"
+                hopeless |= error.model in self.down
                 # A deadline may have taken longer than anybody's patience: one more try is due all the same.
                 gives_up_s = gives_up_s or time.monotonic() + patience_s
                 if hopeless or not self.writer.rows or time.monotonic() >= gives_up_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -239,7 +239,10 @@ class Client(_channel.BaseClient):
             return state.value
 
     def _execute(self, calls: list[Call]) -> list[Answer]:
-        """Run calls at the same time; the first failure cancels the others."""
+        """Run calls at the same time; after the first failure no more are sent, and those on their way end.
+
+        They are not cancelled: that can end a server of before 2025. Only Ctrl-C and its like do.
+        """
         if len(calls) == 1:  # the usual case; waiting for another thread would cost more than it brings
             self._take_slot()
             try:
@@ -255,15 +258,13 @@ class Client(_channel.BaseClient):
                     self._slots.release()
                     break
                 sent.append(self._send(call, failed))
-            futures = [future for future, _ in sent]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # raises the failure, if there is one
-            return [future.result() for future in futures]
-        finally:
-            for future, context in sent:
-                if not future.done():
+            wait(future for future, _ in sent)
+        except BaseException as stop:
+            if not isinstance(stop, Exception):
+                for _, context in sent:
                     context.cancel()
+            raise
+        return [future.result() for future, _ in sent]
 
     def _take_slot(self) -> None:
         if not self._slots.acquire(timeout=self.timeout_s):

@@ -60,12 +60,16 @@ class ProductError(InputError):
         known = self.product_id if product_id is None else product_id
         return ProductError(self.reason, known, self.modality, index, side)
 
-    def __str__(self) -> str:
+    @property
+    def which(self) -> str:
+        """The product, as messages name it: side, position and id, as far as they are known."""
         words = [self.side, "product"]
         words += [] if self.index is None else [str(self.index)]
         words += [f"({self.product_id!r})"] if self.product_id else []
-        where = " ".join(word for word in words if word)
-        return f"{where}, {self.modality}: {self.reason}" if self.modality else f"{where}: {self.reason}"
+        return " ".join(word for word in words if word)
+
+    def __str__(self) -> str:
+        return f"{self.which}, {self.modality}: {self.reason}" if self.modality else f"{self.which}: {self.reason}"
 
 
 class RecordError(InputError):

@@ -134,12 +134,17 @@ def scores(left: NDArray[np.float32], right: NDArray[np.float32]) -> dict[str, N
 
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated, untyped
-    """`FakeServer` behind Triton's protocol. ``interfere`` may return a status code to fail a call with."""
+    """`FakeServer` behind Triton's protocol.
+
+    ``interfere`` may return a status code to fail a call with; ``when_over`` is told whether the caller of an answer is
+    still there.
+    """
 
     def __init__(self) -> None:
         self.fake = FakeServer()
         self.interfere: Callable[[str], grpc.StatusCode | None] = lambda _: None
         self.delay_s = 0.0
+        self.when_over: Callable[[bool], None] = lambda _: None
         self.index_delay_s = 0.0
         self.index_calls = 0
         self.index_state = "READY"
@@ -165,6 +170,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         time.sleep(self.delay_s)
         if code := self.interfere(request.model_name):
             context.abort(code, "on purpose")
+        self.when_over(context.is_active())
         inputs = {
             given.name: (
                 deserialize_bytes_tensor(raw) if given.datatype == "BYTES" else np.frombuffer(raw, np.float32)

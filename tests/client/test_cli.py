@@ -154,6 +154,19 @@ def test_embed_waits_for_a_server_that_has_answered(
     assert not out.exists()
 
 
+def test_embed_does_not_wait_for_a_network_that_was_down_from_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, tmp_path: Path
+) -> None:
+    endpoint.servicer.down = {"embed_attributes", "embed_text_attributes"}
+    file, out = tmp_path / "products.jsonl", tmp_path / "out.npz"
+    file.write_text('{"title": "a vase"}\n{"product_id": "p-7", "attributes": {"colour": "red"}}\n', encoding="utf-8")
+    assert run(monkeypatch, "embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "1") == 1
+    said = capsys.readouterr().err
+    assert "not ready: out of memory; product 0 ('p-7') needs it" in said
+    assert "waiting" not in said
+    assert not out.exists()
+
+
 def test_embed_does_not_wait_for_a_server_that_was_never_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path
 ) -> None:

@@ -184,6 +184,23 @@ def test_one_failed_call_fails_the_operation_and_frees_the_client(client: Any, e
         assert len(client.embed(BATCH)) == len(BATCH)
 
 
+def test_calls_beside_a_failed_one_end_by_themselves(client: Any, endpoint: Endpoint) -> None:
+    client.info()
+
+    def first_or_slow(name: str) -> grpc.StatusCode | None:
+        if name == "embed_text":
+            return grpc.StatusCode.INTERNAL
+        time.sleep(0.3)
+        return None
+
+    ended: list[bool] = []
+    endpoint.servicer.interfere = first_or_slow
+    endpoint.servicer.when_over = ended.append
+    with pytest.raises(ServerError, match=r"\[INTERNAL\]"):
+        client.embed([Product(title="a"), Product(title="b", attributes={"colour": "red"}), Product(images=(b"c",))])
+    assert ended == [True, True]
+
+
 def test_deadlines_hold(kind: Any, endpoint: Endpoint) -> None:
     endpoint.servicer.delay_s = 1.0
     with kind(endpoint.address, timeout_s=0.3) as client:
@@ -212,12 +229,12 @@ def test_a_server_that_is_not_ready_says_so(client: Any, endpoint: Endpoint) -> 
 
 def test_a_modality_whose_network_is_down_is_not_left_out_without_a_word(client: Any, endpoint: Endpoint) -> None:
     endpoint.servicer.down = {"embed_image", "embed_text_image"}
-    text, both = Product(title="a vase"), Product(title="a vase", images=(b"photo",))
+    text, both = Product(title="a vase"), Product(product_id="p-7", title="a vase", images=(b"photo",))
     assert len(client.embed([text])) == 1
-    down = r"model 'embed_text_image' at .*: not ready: out of memory"
-    with pytest.raises(ServerUnavailableError, match=down):
+    down = r"model 'embed_text_image' at .*: not ready: out of memory; {} needs it"
+    with pytest.raises(ServerUnavailableError, match=down.format(r"product 1 \('p-7'\)")):
         client.embed([text, both], on_error="return")
-    with pytest.raises(ServerUnavailableError, match=down):
+    with pytest.raises(ServerUnavailableError, match=down.format(r"left product 0 \('p-7'\)")):
         client.compare(both, both)
     assert client.embed([both], modalities=["text"]).signatures == ("text",)
     endpoint.servicer.down = set()
