@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from likeness_bench.drive import LoadConfig
-from likeness_bench.figures import LoadReport, Percentiles
+from likeness_bench.figures import ErrorRow, LoadReport, Percentiles
 from likeness_bench.files import write_json
 from likeness_bench.steps import ModelCounters
 from likeness_bench.tune.output import deliver_tune
@@ -34,6 +34,7 @@ class Pretended:
         speed: products/s with given settings.
         fails: whether a server with these settings does not start.
         dies: whether it ends under load.
+        breaks: whether a model of it ends under load; what runs then fails.
         stop_at: the load after which the user presses Ctrl-C.
         running: address -> settings.
         loads: addresses, in the order in which they were loaded.
@@ -44,6 +45,8 @@ class Pretended:
     speed: Callable[[Settings], float] = lambda _: 100.0
     fails: Callable[[Settings], bool] = lambda _: False
     dies: Callable[[Settings], bool] = lambda _: False
+    breaks: Callable[[Settings], bool] = lambda _: False
+    broken: set[str] = field(default_factory=set)
     stop_at: int = 1_000_000
     running: dict[str, tuple[Settings, subprocess.Popen[bytes]]] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
@@ -77,7 +80,9 @@ class Pretended:
         if self.dies(settings):
             process.kill()
             process.wait()
-        return load_report(self.speed(settings), config)
+        if self.breaks(settings):
+            self.broken.add(config.address)
+        return load_report(self.speed(settings), config, config.address in self.broken)
 
     async def counters(self, address: str) -> dict[str, ModelCounters]:
         done = self.loads.count(address)
@@ -96,8 +101,12 @@ class Pretended:
         }
 
 
-def load_report(speed: float, config: LoadConfig) -> LoadReport:
-    """A report of a closed loop in which nothing happened but this speed."""
+FAILED = ErrorRow(kind="ServerError", count=200, first_s=0.0, example="Stub process is not healthy [INTERNAL]")
+
+
+def load_report(speed: float, config: LoadConfig, broken: bool) -> LoadReport:
+    """A report of a closed loop in which nothing happened but this speed, or nothing but failures."""
+    speed *= not broken
     latency = Percentiles.of([0.05] * 200) if speed else None
     nothing: dict[str, Any] = dict.fromkeys(LoadReport.__dataclass_fields__)
     known = {
@@ -106,7 +115,7 @@ def load_report(speed: float, config: LoadConfig) -> LoadReport:
         "products_per_s": speed,
         "latency": latency,
         "p99_with_failures_ms": 50.0 if speed else None,
-        "errors": (),
+        "errors": (FAILED,) if broken else (),
     }
     return LoadReport(**(nothing | known))
 
@@ -262,6 +271,19 @@ def test_an_incumbent_that_dies_is_started_again(pretended: Pretended, target: T
     report, _ = tuned(target)
     assert [trial.failure for trial in report.trials if trial.failure] == [
         "incumbent: the server ended by itself with code -9"
+    ]
+    assert len(report.trials) > 5
+
+
+def test_an_incumbent_that_has_lost_a_model_loses_nothing_else(pretended: Pretended, target: Target) -> None:
+    """Where its model's process ends, in the last comparison too, a candidate does not win by that."""
+    untuned = target.settings
+    pretended.speed = lambda settings: 100.0 if settings == untuned else 90.0
+    pretended.breaks = lambda settings: settings == untuned and pretended.now_s == 7.0
+    report, settings = tuned(target)
+    assert settings == untuned
+    assert [trial.failure for trial in report.trials if trial.failure] == [
+        "incumbent: the server fails 200 of 200 requests: Stub process is not healthy [INTERNAL]"
     ]
     assert len(report.trials) > 5
 

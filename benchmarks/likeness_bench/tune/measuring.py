@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from likeness_client import LikenessError, Product, ServerInfo
+from likeness_client import LikenessError, Product, ServerError, ServerInfo
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures, too_few
@@ -61,7 +61,7 @@ class Measuring:
         """Load a server with these settings, read where its time goes, and keep the products for all later turns.
 
         Raises:
-            TrialError: the server does not start, or ended meanwhile.
+            TrialError: the server does not start, ended meanwhile, or has lost a model.
             LikenessError: it cannot be asked this, or answered nothing.
         """
         self.says("the repository as it is")
@@ -71,7 +71,7 @@ class Measuring:
         await self._warm(server)
         before = await read_counters(server.address)
         report = await self._load(server, load)
-        server.check()
+        _check(server, report)
         times = service_times(before, await read_counters(server.address))
         if report.latency is None and not self.stop.is_set():
             example = report.errors[0].example if report.errors else "no answer came in time; give a longer --round-s"
@@ -105,6 +105,7 @@ class Measuring:
             try:
                 found.append(await self._round(first, second, len(found)))
             except TrialError as error:
+                await self.servers.only()  # one of them is of no use any more
                 return None if self.stop.is_set() else Comparison(rounds=tuple(found), failure=str(error))
             if self.stop.is_set():
                 return None
@@ -117,14 +118,15 @@ class Measuring:
         seed = self.load.workload.seed + self._turns
         load = replace(self.load, workload=replace(self.load.workload, seed=seed))
         turns = {}
-        for server in (first, second) if number % 2 == 0 else (second, first):
-            turns[server.address] = RunFigures.of(await self._load(server, load))
-        for server, name in ((first, "incumbent"), (second, "candidate")):
+        order = [("incumbent", first), ("candidate", second)]
+        for name, server in order if number % 2 == 0 else reversed(order):
+            report = await self._load(server, load)
             try:
-                server.check()
+                _check(server, report)
             except TrialError as error:
                 raise TrialError(f"{name}: {error}") from error
-        return Round(incumbent=turns[first.address], candidate=turns[second.address])
+            turns[name] = RunFigures.of(report)
+        return Round(incumbent=turns["incumbent"], candidate=turns["candidate"])
 
     async def _ready(self, settings: Settings) -> TrialServer:
         server, fresh = await self._timed_start(settings)
@@ -165,3 +167,17 @@ class Measuring:
         if self.fewest_requests is not None and (doubt := too_few(self.fewest_requests)):
             found.append(f"a turn had {doubt}; use a longer --round-s")
         return found
+
+
+def _check(server: TrialServer, report: LoadReport) -> None:
+    """Do nothing if a load was answered by a server that is whole.
+
+    A model whose process has ended fails every request, at once, while the server lives on: that is no slow setting.
+
+    Raises:
+        TrialError: the server has ended, or one of its models has.
+    """
+    server.check()
+    broken = next((row for row in report.errors if row.kind == ServerError.__name__), None)
+    if broken:
+        raise TrialError(f"the server fails {broken.count} of {report.requests} requests: {broken.example}")
