@@ -11,6 +11,7 @@ from likeness_client.results import FloatArray
 
 _BLOCK_CELLS = 1 << 18  # scores that are finished at a time: 1 MB, which the processor's cache holds over all steps
 _NEAR = 0.005  # share of the vectors' squares below which the sum of squares has lost too many digits
+_UNIT = 1.001  # squares of unit vectors are smaller, whatever was rounded
 _MOST_NEAR = 1 / 64  # share of a block from which on all of it is computed again, and not only what is near
 
 
@@ -42,17 +43,20 @@ def euclidean_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
         right: float32 [c, d]; rows may be NaN.
 
     Returns:
-        float32 [q, c], not negative; NaN where a row is NaN.
+        float32 [q, c], not negative, and 2 at most for unit vectors; NaN where a row is NaN.
     """
     with np.errstate(invalid="ignore"):
         left_squares, right_squares = _squares(left), _squares(right)
         rows = np.hstack([-2.0 * left, left_squares, np.ones_like(left_squares)])
         columns = np.hstack([right, np.ones_like(right_squares), right_squares])
         values: FloatArray = rows @ columns.T
-        near = _NEAR * (_largest(left_squares) + _largest(right_squares))
+        longest_left, longest_right = _largest(left_squares), _largest(right_squares)
+        near = _NEAR * (longest_left + longest_right)
+        farthest = 4.0 if max(longest_left, longest_right) < _UNIT else np.inf  # squared; rounding may go beyond
         for part in _blocks(values):
             block = values[part]
             _settle(block, left[part], right, near)
+            np.minimum(block, farthest, out=block)
             np.sqrt(block, out=block)
     return values
 

@@ -295,10 +295,11 @@ class Client(_channel.BaseClient):
         try:
             stub = self._stub()
             inputs, outputs = _channel.encode(call)
+            settings = self._settings()  # may ask the caller's own function for the headers
             # tritonclient keeps the call in an attribute until its callback is attached: two threads at once would
             # swap their answers.
             with self._lock, self._open():
-                context = stub.async_infer(call.model, inputs, receive, outputs=outputs, **self._settings())
+                context = stub.async_infer(call.model, inputs, receive, outputs=outputs, **settings)
         except BaseException:
             self._slots.release()
             raise

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
@@ -72,7 +72,7 @@ class Product:
         )
 
 
-def read_products(path: Path) -> Iterator[tuple[Product, Record]]:
+def read_products(path: Path | str) -> Iterator[tuple[Product, Record]]:
     """Stream the products of a JSON-lines file, each with its raw record (which holds the labels).
 
     Raises:
@@ -85,12 +85,13 @@ def read_products(path: Path) -> Iterator[tuple[Product, Record]]:
         yield item
 
 
-def scan_products(path: Path) -> Iterator[tuple[Product, Record] | RecordError]:
+def scan_products(path: Path | str) -> Iterator[tuple[Product, Record] | RecordError]:
     """Stream a JSON-lines file like `read_products`, but yield the error of a bad line and go on behind it.
 
     Raises:
         InputError: the file cannot be read.
     """
+    path = Path(path)
     for item in _scan(path):
         if isinstance(item, RecordError):
             yield item
@@ -102,14 +103,14 @@ def scan_products(path: Path) -> Iterator[tuple[Product, Record] | RecordError]:
             yield RecordError(f"{error}", str(path), line)
 
 
-def read_jsonl(path: Path) -> Iterator[Record]:
+def read_jsonl(path: Path | str) -> Iterator[Record]:
     """Stream the raw records of a JSON-lines file; blank lines are skipped.
 
     Raises:
         RecordError: at the first line that is not a JSON object in UTF-8; names file, line and reason.
         InputError: the file cannot be read.
     """
-    for item in _scan(path):
+    for item in _scan(Path(path)):
         if isinstance(item, RecordError):
             raise item
         yield item[1]
@@ -154,7 +155,9 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def plain_number(value: float) -> int | float:
-    """Return a finite number in its canonical form."""
+    """Return a finite number in its canonical form: 16.0 and NumPy's 16 are the same as 16."""
+    if isinstance(value, Integral):  # a long article number keeps all its digits
+        return int(value)
     number = float(value)
     # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
     return int(number) if number.is_integer() and abs(number) <= 2**53 else number

@@ -41,24 +41,24 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write to a file, ``.npz`` or ``.parquet`` by its suffix; an existing file is replaced in one step.
 
         Raises:
             InputError: another suffix, or the file cannot be written; an existing one is left as it was.
             MissingExtraError: parquet without pyarrow.
         """
-        _files.save(self, path)
+        _files.save(self, Path(path))
 
     @classmethod
-    def load(cls, path: Path) -> Embeddings:
+    def load(cls, path: Path | str) -> Embeddings:
         """Read what `save` wrote.
 
         Raises:
             InputError: the file cannot be read, was not written by `save`, or has another suffix.
             MissingExtraError: parquet without pyarrow.
         """
-        return cls(**_files.load(path))
+        return cls(**_files.load(Path(path)))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Embeddings]) -> Embeddings:

@@ -204,6 +204,14 @@ def test_parts_of_another_type_cost_one_product(parts: dict[str, Any], reason: s
         encode(Product(**{"title": "a", **parts}))
 
 
+def test_a_long_article_number_keeps_its_digits() -> None:
+    schema = InputSchema(attribute_keys=("sscc",))
+    numbers: tuple[Any, ...] = (376104250021234569, np.uint64(376104250021234569))
+    for value in numbers:
+        found = payloads(Product(attributes={"sscc": value}), schema, ["attributes"])
+        assert found == {"attributes": b'{"sscc":376104250021234569}'}
+
+
 def test_equal_numbers_in_the_text_are_equal_bytes() -> None:
     schema = InputSchema(text_fields=("attributes.modelno",))
     values: tuple[Any, ...] = (5389, 5389.0, np.float32(5389))

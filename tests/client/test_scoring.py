@@ -68,6 +68,7 @@ def test_cosines_keep_their_range() -> None:
     found = cosine_matrix(left, np.concatenate([left, -left]))
     assert found.min() >= -1.0
     assert found.max() <= 1.0
+    assert euclidean_matrix(left, -left).max() == 2.0
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0, 3), (3, 0)])
