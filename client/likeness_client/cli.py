@@ -119,6 +119,8 @@ def _likeness(
     """How alike are two products? Train, export, serve and query multimodal product similarity."""
     if root_certificates and not tls:
         raise InputError("--root-certificates encrypts nothing by itself: give --tls too")
+    if authorization and not tls:
+        typer.echo("the authorization header is sent unencrypted: give --tls, unless the network is your own", err=True)
     context.obj = {
         "tls": Tls(root_certificates=root_certificates) if tls else None,
         "headers": {"authorization": authorization} if authorization else None,

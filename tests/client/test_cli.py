@@ -194,6 +194,7 @@ def test_the_shell_sends_what_a_gateway_asks_for(
     asked = ("compare", '{"title": "a"}', '{"title": "b"}', "--server", endpoint.address)
     assert run(monkeypatch, "--authorization", "Bearer 1", *asked) == 0
     assert {headers.get("authorization") for headers in endpoint.servicer.headers} == {"Bearer 1"}
+    assert "sent unencrypted: give --tls" in capsys.readouterr().err
     assert run(monkeypatch, "--tls", *asked, "--timeout-s", "1") == 1  # the endpoint speaks no TLS
     (tmp_path / "ca.pem").write_text("")
     capsys.readouterr()
