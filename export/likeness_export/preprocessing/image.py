@@ -59,7 +59,7 @@ class Preprocessor:
         self.max_bytes: int = settings["max_bytes"]
         self.large = Lock()
         # Pillow releases the interpreter lock while it decodes and resizes.
-        self.pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="decode")
+        self.pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="decode")
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
         """Turn encoded images into tensors.

@@ -69,7 +69,7 @@ class Preprocessor:
         self.max_seconds: float = settings["max_seconds"]
         self.max_bytes: int = settings["max_bytes"]
         # FFmpeg releases the interpreter lock while it decodes and resizes.
-        self.pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
+        self.pool = ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))), thread_name_prefix="decode")
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
         """Turn encoded videos into tensors.
