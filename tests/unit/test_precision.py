@@ -336,6 +336,18 @@ def test_the_most_sensitive_layers_stay_in_fp32(task: Task, tmp_path: Path, most
     assert outcome.drift.cosine_min == pytest.approx(1, abs=1e-5)
 
 
+def test_a_file_whose_layers_all_stay_in_fp32_is_no_reduced_one(task: Task, tmp_path: Path) -> None:
+    class NeedsBoth(Spoilt):
+        def write(self, target: Path, kept: Collection[str] = ()) -> None:
+            super().write(target, ["both"] if len(kept) == 2 else kept)
+
+    writer = NeedsBoth(task.source, "both")
+    writer.layers = ["layer 0", "layer 1"]  # a group each: a second try would keep both
+    outcome = reduce_network(task, writer, tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused) == ("fp32", True)
+    assert writer.written[-1] == 1
+
+
 def test_a_network_that_no_try_saves_stays_fp32_after_few_tries(task: Task, tmp_path: Path) -> None:
     writer = Spoilt(task.source, "none of them")
     outcome = reduce_network(task, writer, tmp_path / "model.onnx")

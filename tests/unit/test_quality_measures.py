@@ -12,6 +12,7 @@ import pytest
 from likeness_client import InputError, Product
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.cli import app
+from likeness_export.contact_sheet import card_of, draw_rows
 from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, evaluate
 from likeness_export.named_pairs import NamedPair
 from likeness_export.quality.baselines import measure_baselines, standardised
@@ -314,6 +315,14 @@ def test_an_unknown_table_names_the_known_ones() -> None:
         "there is no table shoes; there are: grocery, fashion, flipkart, luma, matching, clips, shoppers, all"
         in str(answer.exception)
     )
+
+
+def test_a_sheet_bears_titles_of_any_length_and_several_lines(tmp_path: Path) -> None:
+    title = "a vase\nwith two\r\nlines " + 5_000 * "and more "
+    card = card_of(Product(title=title, images=(tmp_path / "gone.jpg",)), "same\ngroup", right=True)
+    draw_rows([[card, card]], tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] < 600
 
 
 def test_a_sheet_of_a_run(exported: Exported, tmp_path: Path) -> None:
