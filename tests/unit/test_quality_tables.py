@@ -139,7 +139,7 @@ Mean ± standard deviation over seeds (3 of 4 runs finished); queries and pairs 
 | --- | --- | --- | --- |
 | untrained | v2 | 10 | 0.250 |
 | one | text | 10 | **0.600 ± 0.141** |
-| two | text | 10 | 0.400 |
+| two | text | 10 | 0.400 (1 of 2 seeds) |
 
 ## Cost
 
@@ -167,6 +167,18 @@ Mean ± standard deviation over seeds (3 of 4 runs finished); queries and pairs 
 
 def test_markdown() -> None:
     assert markdown(result()) == GOLDEN
+
+
+def test_a_figure_that_a_seed_lacks_is_marked_though_all_seeds_are_finished() -> None:
+    both = replace(line(0.7), figures={"hit@1": 0.7, "lost": 0.1})
+    seeds = {1: finished(line(0.5)), 2: finished(both)}
+    (one, _) = result().variants
+    text = markdown(result(variants=(replace(one, seeds=seeds),), baselines=()))
+    assert "| one | text | 10 | **0.600 ± 0.141** | 0.100 (1 of 2 seeds) |" in text
+    many = [tuple(replace(part, label=f"set {place}") for place in range(4)) for part in (line(0.5), both)]
+    seeds = {place: finished(*lines) for place, lines in enumerate(many, 1)}
+    text = markdown(result(variants=(replace(one, seeds=seeds),), baselines=()))
+    assert "| `set 3` | one | text | 10 | **0.600 ± 0.141** | 0.100 (1 of 2 seeds) |" in text
 
 
 def test_many_labels_share_a_table_and_have_a_panel_each() -> None:
