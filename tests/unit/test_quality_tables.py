@@ -283,6 +283,59 @@ def test_variants_that_are_joined_seed_by_seed(tmp_path: Path, monkeypatch: pyte
     assert "| both | 2 of 2 |  | `likeness join` of one and two |" in text
 
 
+def test_joined_seeds_are_done_again_when_one_has_changed_and_not_when_one_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    one = replace(TABLE.variants[0], overrides=('fusion={kind="late"}',), joined=True)
+    table = replace(TABLE, variants=(one,))
+    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    hit = {"small/one/seed-1": 0.5, "small/one/seed-2": 0.5, "small/one-joined/seeds-1-2": 0.6}
+    order: list[str] = []
+
+    def train(unit: Unit) -> None:
+        order.append(unit.name)
+        if not hit[unit.name]:
+            raise InputError("no luck")
+        if not unit.parts:
+            write_text(unit.folder / "weights.pt", str(hit[unit.name]))
+        recipe = unit.recipe()
+        assert recipe is not None
+        kept = {"key": unit.key(), "weights": unit.weights(), "cost": finished().cost, "digest": recipe.digest()}
+        lines = [line(hit[unit.name]).plain()]
+        write_text(
+            unit.folder / "figures.json", json.dumps({**kept, "recipe": recipe.model_dump(mode="json"), "lines": lines})
+        )
+
+    def shown() -> list[str]:
+        held = json.loads((plan.out / "small.json").read_text(encoding="utf-8"))["variants"]
+        return [f"{name} {line['figures']['hit@1']['mean']}" for name in held for line in held[name]["over_seeds"]]
+
+    assert run_tables(plan, train) == {}
+    first, second, joined = order
+    assert shown() == ["one 0.5", "one-joined 0.6"]
+    # Trained again with the same outcome: what was joined of it stays.
+    (plan.work / second / "figures.json").unlink()
+    assert run_tables(plan, train) == {}
+    assert order[3:] == [second]
+    assert shown() == ["one 0.5", "one-joined 0.6"]
+    # With another one: the figures of what was joined before are of runs that are no more.
+    hit[second], hit[joined] = 0.75, 0.0
+    (plan.work / second / "figures.json").unlink()
+    assert run_tables(plan, train) == {joined: "no luck"}
+    assert order[4:] == [second, joined]
+    assert shown() == ["one 0.625"]
+    # Not even tried without one of them.
+    hit[second] = 0.0
+    (plan.work / second / "figures.json").unlink()
+    assert run_tables(plan, train) == {
+        second: "no luck",
+        joined: f"not joined, because {second} failed; it will be when that is finished",
+    }
+    assert order[6:] == [second]
+    assert first not in order[1:]
+
+
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "side_by_side", one_by_one)
     plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)

@@ -52,6 +52,25 @@ def kept_results(table: Table, units: Sequence[Unit], place: Path, data_root: Pa
         return dict(_found(units, held)) if held else {}
 
 
+def without_stale(
+    units: Sequence[Unit], kept: Mapping[str, Finished], here: Mapping[str, Finished]
+) -> dict[str, Finished]:
+    """Leave out kept figures of joined runs where one of them has been trained anew here, with other figures.
+
+    Args:
+        units: the table's.
+        kept: unit -> what the table's file says of it.
+        here: unit -> what its folder says of it, if it is finished there.
+    """
+
+    def fresh(unit: Unit) -> bool:
+        made_here = [one.name for one in unit.trained if unit.parts and one.name in here]
+        # As text, in which a figure that is no number equals itself.
+        return all(name in kept and repr(kept[name].lines) == repr(here[name].lines) for name in made_here)
+
+    return {unit.name: kept[unit.name] for unit in units if unit.name in kept and fresh(unit)}
+
+
 def _held(table: Table, place: Path, data_root: Path) -> dict[str, Any]:
     """Return what the file holds; nothing if there is none, or if it is of other measures or data."""
     if not place.is_file():
