@@ -289,7 +289,9 @@ def test_joined_seeds_are_a_unit_that_trains_nothing(
     for unit in trained:
         work_on(unit)
     monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained once more"))
+    features = {path.name for path in Run(trained[0].folder).features.iterdir()}
     work_on(joined)
+    assert {path.name for path in Run(joined.folder).features.iterdir()} == features  # nothing is encoded again
     found, parts = read_finished(joined), [read_finished(unit) for unit in trained]
     assert found
     assert list(found.recipe["towers"]) == ["image1", "attributes1", "image2", "attributes2"]
