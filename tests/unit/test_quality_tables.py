@@ -336,6 +336,36 @@ def test_joined_seeds_are_done_again_when_one_has_changed_and_not_when_one_faile
     assert first not in order[1:]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_side_by_side_the_longest_come_first_of_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    order: list[str] = []
+
+    def note(units: list[Unit], _work: Work[Unit], _jobs: int) -> Iterator[tuple[Unit, str]]:
+        order.extend(unit.name for unit in units)
+        return iter(())
+
+    monkeypatch.setattr(running, "side_by_side", note)
+    new = replace(TABLE.variants[0], name="new")
+    table = replace(TABLE, variants=(*TABLE.variants, new))
+    work, out = tmp_path / "work", tmp_path / "out"
+    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=work, out=out, jobs=jobs)
+    seconds: dict[str, list[tuple[float | None, float]]] = {
+        "one": [(1.0, 2.0), (None, 5.0)],
+        "two": [(0.0, 60.0)],
+        "none": [],
+    }
+    held = {
+        name: {"seeds": {str(seed): {"cost": {"preparing_s": a, "epochs_s": b}} for seed, (a, b) in enumerate(found)}}
+        for name, found in seconds.items()
+    }
+    write_text(plan.out / "small.json", json.dumps({"variants": held}))
+    assert run_tables(plan) == {}
+    declared, longest = ["one", "two", "new"], ["new", "two", "one"]  # what is not known may be the longest of all
+    assert order == [f"small/{name}/seed-{seed}" for seed in (1, 2) for name in (longest if jobs > 1 else declared)]
+
+
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "side_by_side", one_by_one)
     plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)

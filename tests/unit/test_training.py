@@ -17,7 +17,7 @@ from likeness_export.evaluation import Task, read_task_catalogue
 from likeness_export.networks.product import build_network
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs
+from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training import train, training_catalogue
 from transformers import ResNetConfig, ResNetModel
 
@@ -316,10 +316,10 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
     network.save_pretrained(tiny.root / "resnet")
     (tiny.root / "resnet" / "preprocessor_config.json").write_text("{}", encoding="utf-8")
     frozen = changed(tiny.recipe, towers={"image": {"encoder": "vision", "source": "resnet", "image_px": 32}})
-    run, inputs, read = Run(tmp_path / "run"), list[TowerInputs](), training.read_inputs
+    run, inputs = Run(tmp_path / "run"), list[TowerInputs]()
 
     def noting(*given: Any, **keys: Any) -> dict[str, TowerInputs]:
-        found = read(*given, **keys)
+        found = read_inputs(*given, **keys)
         inputs.extend(found.values())
         return found
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from likeness_client.errors import InputError
@@ -30,6 +31,27 @@ def kept_seeds(table: Table, place: Path, data_root: Path) -> set[int]:
     with _damage(place):
         names = [name for variant in held.get("variants", {}).values() for name in variant["seeds"]]
         return {int(name) for name in names} - {0}  # 0 stands for joined seeds
+
+
+def known_seconds(place: Path) -> dict[str, float]:
+    """Return what training a run of each variant took, in seconds, by a table's JSON file; there need not be one.
+
+    Whatever the recipes, the data and the machine were then: it tells long runs from short ones, and no more. A joined
+    run's are those of all that it is made of.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not place.is_file():
+        return {}
+    with _damage(place):
+        held = json.loads(place.read_text(encoding="utf-8"))
+        costs = {name: [run["cost"] for run in found["seeds"].values()] for name, found in held["variants"].items()}
+        return {
+            name: fmean((cost.get("preparing_s") or 0) + (cost.get("epochs_s") or 0) for cost in found)
+            for name, found in costs.items()
+            if found
+        }
 
 
 def kept_results(table: Table, units: Sequence[Unit], place: Path, data_root: Path) -> dict[str, Finished]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from likeness_export.progress import stages
 from likeness_export.quality.bars import draw_bars
-from likeness_export.quality.kept import kept_results, kept_seeds, measures_key, without_stale
+from likeness_export.quality.kept import kept_results, kept_seeds, known_seconds, measures_key, without_stale
 from likeness_export.quality.report import TableResult, VariantResult, write_result
 from likeness_export.quality.tables import Table, tables_with
 from likeness_export.quality.units import Unit, read_finished, units_of, work_on
@@ -68,7 +69,7 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
         for depth in sorted({unit.depth for unit in missing}):  # what is joined has to be there first
             wave = [unit for unit in missing if unit.depth == depth]
             settled = dict(_settled(wave, failed))
-            ready = [unit for unit in wave if unit not in settled]
+            ready = _longest_first([unit for unit in wave if unit not in settled], plan)
             for unit, error in chain(settled.items(), side_by_side(ready, work, plan.jobs)):
                 if error:
                     failed[unit.name] = error
@@ -92,6 +93,23 @@ def _settled(wave: Sequence[Unit], failed: Mapping[str, str]) -> Iterator[tuple[
             yield unit, ""
         elif lost:
             yield unit, f"not joined, because {' and '.join(lost)} failed; it will be when that is finished"
+
+
+def _longest_first(units: Sequence[Unit], plan: Plan) -> Sequence[Unit]:
+    """Return units in the order that keeps all jobs busy to the end; one job takes them as they come.
+
+    First seeds still come before second ones: a run that is cut short has something of every variant. What nobody knows
+    the seconds of comes before what is known.
+    """
+    if plan.jobs == 1:
+        return units
+    seconds = {table.name: known_seconds(plan.out / f"{table.name}.json") for table in plan.tables}
+
+    def key(unit: Unit) -> tuple[int, float]:
+        known = seconds[unit.table.name].get(unit.variant.name if unit.variant else "", math.inf)
+        return unit.place, -known
+
+    return sorted(units, key=key)
 
 
 def _only(plan: Plan, table: Table) -> tuple[str, ...]:
