@@ -204,8 +204,8 @@ def work_on(unit: Unit) -> None:
     if read_finished(unit):
         return
     _claim(unit)
-    key, weights = unit.key(), unit.weights()
     with _logged(unit.folder / "unit.log"):
+        key, weights = unit.key(), unit.weights()
         from likeness_export.quality.baselines import measure_baselines
         from likeness_export.quality.costs import Cost
         from likeness_export.quality.trained import join_and_measure, train_and_measure
