@@ -54,22 +54,18 @@ class OfflineEmbedder:
         self.signatures = all_signatures(self.recipe.modalities())
         parts = catalogue.parts(self.recipe.input_schema(), self.recipe.modalities())
         ids = [product.product_id for product in catalogue.products]
-        inputs = read_inputs(self.recipe.towers, run.towers, parts, ids)
+        inputs = read_inputs(self.recipe.towers, run.towers, parts, ids, once=self.recipe.towers)
+        with torch.inference_mode():
+            vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
+        self.vectors = torch.stack(vectors, 1)  # (n, t, d)
         self._present = _held(parts, self.network.modalities)
         for name, config in self.recipe.towers.items():
             self._present[:, self.network.modalities.index(config.modality)] &= ~inputs[name].unknown
         self._readable = present_modalities(self.network, inputs).numpy()
-        with torch.inference_mode():
-            vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
-        self.vectors = torch.stack(vectors, 1)  # (n, t, d)
 
     def _vectors(self, run: Run, inputs: TowerInputs) -> Tensor:
         tower, config = self.network.tower(inputs.name), self.recipe.towers[inputs.name]
-        if config.freeze:
-            features = cached_features(inputs, tower.encoder, config, run.features)
-        else:
-            features = inputs.encode(tower.encoder)
-        return tower.project(torch.from_numpy(features))
+        return tower.project(torch.from_numpy(cached_features(inputs, tower.encoder, config, run.features)))
 
     @property
     def present(self) -> NDArray[np.bool_]:

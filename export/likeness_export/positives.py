@@ -145,15 +145,20 @@ def _groups(codes: Sequence[Rows], known: Sequence[NDArray[np.bool_]]) -> list[R
     groups: list[Rows] = []
     lonely = np.ones(len(codes[0]), dtype=bool)
     for of_label, labelled in zip(reversed(codes), reversed(known), strict=True):
-        for code in np.unique(of_label[lonely & labelled]):
-            mates = (of_label == code) & labelled
-            rows = np.flatnonzero(mates & lonely)
+        for mates in _equal(of_label, np.flatnonzero(labelled)):
+            rows = mates[lonely[mates]]
             if len(rows) == 1:  # all others have a finer label in common, but it is like them in this one
-                rows = np.flatnonzero(mates)
+                rows = mates
             if len(rows) > 1:
                 groups.append(rows)
                 lonely[rows] = False
     return groups
+
+
+def _equal(codes: Rows, rows: Rows) -> list[Rows]:
+    """Return rows of equal codes together, the smallest code first; sorted once, as there may be many of both."""
+    ordered = rows[np.argsort(codes[rows], kind="stable")]
+    return np.split(ordered, np.flatnonzero(np.diff(codes[ordered])) + 1)
 
 
 class PairPositives:
@@ -212,18 +217,24 @@ class PairPositives:
 
     def _ordered(self, random: np.random.Generator) -> list[int]:
         """Return the left sides in random order, but those that share candidates next to each other."""
-        unseen = dict.fromkeys(random.permutation(list(self.candidates)).tolist())
+        shuffled: list[int] = random.permutation(list(self.candidates)).tolist()
+        unseen, elsewhere = set(shuffled), iter(shuffled)
         ordered: list[int] = []
         near: deque[int] = deque()
+        spread: set[int] = set()  # candidates whose left sides are all in `near`, or were
         while unseen:
-            left = near.popleft() if near else next(iter(unseen))
+            left = near.popleft() if near else next(elsewhere)
             if left not in unseen:
                 continue
-            del unseen[left]
+            unseen.remove(left)
             ordered.append(left)
-            near.extend(n for other in self.candidates[left] for n in self.lefts_of[other] if n in unseen)
+            for other in self.candidates[left]:
+                if other not in spread:
+                    spread.add(other)
+                    near.extend(n for n in self.lefts_of[other] if n in unseen)
             if len(ordered) % self.lefts_per_batch == 0:
                 near.clear()  # the next batch starts elsewhere
+                spread.clear()
         return ordered
 
     def _mined(self, drawn: Sequence[int], rows: Rows, embeddings: Vectors) -> Rows:

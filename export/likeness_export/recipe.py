@@ -155,6 +155,12 @@ class Recipe(_Section):
                 "training.contrast: at 0 nothing shapes the space; give it a weight, or training.proxies, "
                 "training.co_learning or similarity.joint"
             )
+        if not (losses.contrast or losses.proxies or self.similarity.joint) and len(self.modalities()) < 2:
+            raise ValueError(
+                f"training.co_learning: contrasts modalities with each other, and {self.modalities()[0]} is the only "
+                "one, so nothing shapes the space; give training.contrast, training.proxies or similarity.joint, or a "
+                "tower of another modality"
+            )
         return self
 
     @model_validator(mode="after")

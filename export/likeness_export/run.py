@@ -39,7 +39,7 @@ class Run:
 
     @property
     def features(self) -> Path:
-        """Cached features of frozen encoders."""
+        """Cached features of encoders: of frozen ones in training, of all that were evaluated."""
         return self.folder / "features"
 
     @property

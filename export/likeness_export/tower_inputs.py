@@ -1,4 +1,4 @@
-"""A tower's inputs for many products: preprocessed once, encoded once where the encoder is frozen."""
+"""A tower's inputs for many products: preprocessed once, and encoded once by one and the same encoder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from likeness_client.contract import NOBODY_KNOWN
+from likeness_client.errors import InputError
 from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,6 +29,7 @@ from likeness_export.progress import each
 from likeness_export.tensors import TensorSpec
 
 log = logging.getLogger(__name__)
+Rows: TypeAlias = NDArray[np.intp]
 _Encode: TypeAlias = Callable[[tuple[Tensor, ...]], NDArray[np.float32]]
 _WORTH_TRACING = 1000  # products; tracing and verifying an encoder takes some twenty seconds
 _CHUNK = 64
@@ -45,60 +47,93 @@ class TowerInputs:
         tower: the tower's prepared folder.
         items: the part of each product that the tower reads; None where the product lacks it.
         product_ids: names for messages.
+        once: whether they are encoded once, and then no more: nothing is kept in memory then, and nothing read before
+            it is needed.
 
     Attributes:
         digests: SHA-256 of each product's raw bytes.
-        present: BOOL [n]: which products have a usable input. Unreadable ones are logged and count as absent.
-        unknown: BOOL [n]: whose input is absent because all of its users are strangers.
     """
 
     def __init__(
-        self, name: str, config: EncoderConfig, tower: Path, items: Sequence[Part | None], product_ids: Sequence[str]
+        self,
+        name: str,
+        config: EncoderConfig,
+        tower: Path,
+        items: Sequence[Part | None],
+        product_ids: Sequence[str],
+        *,
+        once: bool = False,
     ) -> None:
         self.name = name
         self.items = items
         self.digests = [item.digest if item else _NOTHING for item in items]
         self._sizes = [item.size if item else 0 for item in items]
+        self._product_ids = product_ids
         self.specs = config.tensors()
         self.run_rows = config.run_rows * torch.get_num_threads() if config.run_rows else _CHUNK
         self.assets = tower / ASSETS
         self.preprocessor = config.preprocessing.Preprocessor(self.assets)
-        self.present: NDArray[np.bool_] = np.array([item is not None for item in items], dtype=bool)
-        self.unknown: NDArray[np.bool_] = np.zeros(len(items), dtype=bool)
+        self._errors: dict[int, str] | None = None
+        # Photos and categories are of one size; texts differ in length and are cheap to tokenise again.
+        self._of_one_size = all(size > 0 for spec in self.specs for size in spec.dims)
         self._fixed: dict[str, NDArray[np.generic]] = {}
-        # Inputs of one size (photos, categories) are kept; texts differ in length and are cheap to tokenise again.
-        if all(size > 0 for spec in self.specs for size in spec.dims):
-            self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
-        self._read_all(product_ids)
+        if not once:
+            if self._of_one_size:
+                self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
+            self._read_all()
 
-    def _read_all(self, product_ids: Sequence[str]) -> None:
-        rows = np.flatnonzero(self.present)
+    @property
+    def errors(self) -> Mapping[int, str]:
+        """Row -> why what the product holds cannot be used. If nobody knows yet, all are read to find out."""
+        if self._errors is None:
+            self._read_all()
+        return self._errors or {}
+
+    @cached_property
+    def present(self) -> NDArray[np.bool_]:
+        """BOOL [n]: which products have a usable input. Unreadable ones are logged and count as absent."""
+        present = self._held()
+        present[[*self.errors]] = False
+        return present
+
+    @cached_property
+    def unknown(self) -> NDArray[np.bool_]:
+        """BOOL [n]: whose input is absent because all of its users are strangers."""
+        unknown = np.zeros(len(self.items), dtype=bool)
+        unknown[[row for row, error in self.errors.items() if error == NOBODY_KNOWN]] = True
+        return unknown
+
+    def note(self, errors: Mapping[int, str]) -> None:
+        """Take over what reading has found, see `errors`, and log it; if it is known already, it stays as it is."""
+        if self._errors is None:
+            self._errors = dict(sorted(errors.items()))
+            for row, error in self._errors.items():
+                log.warning("%s of product %s is left out: %s", self.name, self._product_ids[row], error)
+
+    def _held(self) -> NDArray[np.bool_]:
+        return np.array([item is not None for item in self.items], dtype=bool)
+
+    def _read_all(self) -> None:
+        rows, errors = np.flatnonzero(self._held()), dict[int, str]()
         for start in each(range(0, len(rows), _CHUNK), f"reading {self.name}"):
             chunk = rows[start : start + _CHUNK]
-            tensors, errors = self.preprocessor(self._bytes(chunk))
+            tensors, found = self.preprocessor(self._bytes(chunk))
             for name, kept in self._fixed.items():
                 kept[chunk] = tensors[name]
-            for row, error in zip(chunk, errors, strict=True):
-                if error:
-                    log.warning("%s of product %s is left out: %s", self.name, product_ids[row], error)
-                    self.present[row] = False
-                    self.unknown[row] = error == NOBODY_KNOWN
+            errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
+        self.note(errors)
 
-    def forget(self) -> None:
-        """Let go of what is kept in memory, where features are all that is used from now on; see `cached_features`."""
-        self._fixed = {}
-
-    def batch(self, rows: Sequence[int] | NDArray[np.intp]) -> tuple[Tensor, ...]:
+    def batch(self, rows: Sequence[int] | Rows) -> tuple[Tensor, ...]:
         """Return the encoder's tensors for these products, all of which must be present."""
         if self._fixed:
             return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
         tensors, _ = self.preprocessor(self._bytes(rows))
         return tuple(torch.from_numpy(tensors[spec.name]) for spec in self.specs)
 
-    def _bytes(self, rows: Sequence[int] | NDArray[np.intp]) -> list[bytes]:
+    def _bytes(self, rows: Sequence[int] | Rows) -> list[bytes]:
         return [item.read() for row in rows if (item := self.items[row])]
 
-    def map(self, rows: NDArray[np.intp], encode: Callable[..., Tensor]) -> Tensor:
+    def map(self, rows: Rows, encode: Callable[..., Tensor]) -> Tensor:
         """Encode products, all of which must be present; those of varying length in chunks of like length.
 
         Args:
@@ -114,16 +149,50 @@ class TowerInputs:
     def encode(self, encoder: Encoder) -> NDArray[np.float32]:
         """Return features FP32 [n, f]; zeros where a product is absent."""
         encoder.eval()
-        features = np.zeros((len(self.present), encoder.feature_dim), np.float32)
-        # Neighbours of equal length waste no padding.
-        rows = sorted(np.flatnonzero(self.present), key=lambda row: self._sizes[row])
+        features = np.zeros((len(self.items), encoder.feature_dim), np.float32)
         on_cpu = encoder.device.type == "cpu"
         at_once = self.run_rows if on_cpu else _CHUNK
-        run = self._traced(encoder) if on_cpu and len(rows) >= _WORTH_TRACING else partial(_eager, encoder)
-        for start in each(range(0, len(rows), at_once), f"encoding {self.name}"):
-            chunk = np.array(rows[start : start + at_once])
-            features[chunk] = run(self.batch(chunk))
+        many = np.count_nonzero(self._held()) >= _WORTH_TRACING
+        run = self._traced(encoder) if on_cpu and many else partial(_eager, encoder)
+        for rows, tensors in self._read_once(at_once) if self._unread else self._batches(at_once):
+            features[rows] = run(tensors)
         return features
+
+    @property
+    def _unread(self) -> bool:
+        """Whether encoding is what reads them; texts are read before, as their batches are padded to their longest."""
+        return self._errors is None and self._of_one_size
+
+    def _batches(self, at_once: int) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
+        """Yield all products that are present, and their tensors."""
+        rows = self._by_size(self.present)
+        for start in each(range(0, len(rows), at_once), f"encoding {self.name}"):
+            chunk = rows[start : start + at_once]
+            yield chunk, self.batch(chunk)
+
+    def _read_once(self, at_once: int) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
+        """Yield the same batches as `_batches`, read on the way, of which no more than a few are held at a time."""
+        rows, errors = self._by_size(self._held()), dict[int, str]()
+        ready: list[tuple[int, tuple[Tensor, ...]]] = []
+        for start in each(range(0, len(rows), _CHUNK), f"reading and encoding {self.name}"):
+            chunk = rows[start : start + _CHUNK]
+            tensors, found = self.preprocessor(self._bytes(chunk))
+            errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
+            ready += [
+                (int(row), tuple(torch.from_numpy(tensors[spec.name][place]) for spec in self.specs))
+                for place, (row, error) in enumerate(zip(chunk, found, strict=True))
+                if not error
+            ]
+            while len(ready) >= at_once:
+                yield _stacked(ready[:at_once])
+                ready = ready[at_once:]
+        if ready:
+            yield _stacked(ready)
+        self.note(errors)
+
+    def _by_size(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Return the chosen rows, neighbours of like length: they waste no padding."""
+        return np.array(sorted(np.flatnonzero(chosen), key=lambda row: self._sizes[row]), dtype=np.intp)
 
     def _traced(self, encoder: Encoder) -> _Encode:
         """Return the encoder as onnxruntime runs it: on CPUs up to five times as fast as eager torch."""
@@ -151,6 +220,11 @@ class TowerInputs:
         return run
 
 
+def _stacked(items: Sequence[tuple[int, tuple[Tensor, ...]]]) -> tuple[Rows, tuple[Tensor, ...]]:
+    rows, tensors = zip(*items, strict=True)
+    return np.array(rows, dtype=np.intp), tuple(torch.stack(column) for column in zip(*tensors, strict=True))
+
+
 @torch.inference_mode()
 def _eager(encoder: Encoder, tensors: tuple[Tensor, ...]) -> NDArray[np.float32]:
     found: NDArray[np.float32] = encoder(*(tensor.to(encoder.device) for tensor in tensors)).cpu().numpy()
@@ -162,6 +236,7 @@ def read_inputs(
     folder: Path,
     parts: Sequence[Mapping[str, Part]],
     product_ids: Sequence[str],
+    once: Collection[str] = (),
 ) -> dict[str, TowerInputs]:
     """Read the inputs of all towers.
 
@@ -170,15 +245,20 @@ def read_inputs(
         folder: holds one prepared folder per tower.
         parts: what each product has, by modality.
         product_ids: names for messages.
+        once: the towers whose inputs are encoded once, and then no more; see `TowerInputs`.
     """
+    items = {name: [found.get(config.modality) for found in parts] for name, config in towers.items()}
     return {
-        name: TowerInputs(name, config, folder / name, [found.get(config.modality) for found in parts], product_ids)
+        name: TowerInputs(name, config, folder / name, items[name], product_ids, once=name in once)
         for name, config in towers.items()
     }
 
 
 def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig, cache: Path) -> NDArray[np.float32]:
-    """Return a frozen encoder's features, computed once per encoder, preprocessing and set of inputs.
+    """Return an encoder's features as it is now, computed once per encoder, preprocessing and set of inputs.
+
+    The cache's files are named by those alone: runs that share a folder, and a run that joins others, find the features
+    of each other's towers, whatever the towers are called there. With them goes what could not be read.
 
     Args:
         inputs: the products.
@@ -198,11 +278,17 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
         key.update(Path(str(sys.modules[module.__module__].__file__)).read_bytes())  # another version, another network
     for digest in inputs.digests:
         key.update(digest)
-    place = cache / f"{inputs.name}-{key.hexdigest()[:16]}.npy"
+    place = cache / f"{key.hexdigest()[:32]}.npz"
     if place.is_file():
-        cached: NDArray[np.float32] = np.load(place)
-        return cached
-    features = inputs.encode(encoder)
-    with written_aside(place) as aside, aside.open("wb") as out:
-        np.save(out, features)
+        with np.load(place) as held:
+            inputs.note(dict(zip(held["rows"].tolist(), held["errors"].tolist(), strict=True)))
+            cached: NDArray[np.float32] = held["features"]
+            return cached
+    features, errors = inputs.encode(encoder), inputs.errors
+    try:
+        with written_aside(place) as aside, aside.open("wb") as out:
+            rows = np.array([*errors], dtype=np.intp)
+            np.savez(out, features=features, rows=rows, errors=np.array([*errors.values()], dtype=np.str_))
+    except InputError as error:  # a run may be read-only to whoever evaluates it
+        log.warning("%s: features are not kept, and computed again next time", error)
     return features

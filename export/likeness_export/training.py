@@ -205,11 +205,9 @@ class _Trainer:
         self.network = build_network(recipe, run.towers, data_root).to(device)
         ids = [product.product_id for product in catalogue.products]
         self.data_key, self.alike_key = _data_key(ids, parts), _alike_key(recipe, catalogue, data_root)
-        self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, parts, ids)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
+        self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, parts, ids, once=self.frozen)
         self.features = {name: self._features(name) for name in self.frozen}
-        for name in self.frozen:
-            self.inputs[name].forget()
         present = present_modalities(self.network, self.inputs)
         self.present = present.to(device)
         self.positives: Positives = positives_of(recipe, catalogue, data_root, present.any(1).numpy())

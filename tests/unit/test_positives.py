@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,6 +167,81 @@ def test_hard_negatives_of_pairs_are_mined_for_products_with_a_known_match_only(
     positives = PairPositives(unmatched, all_of(6), batch_of(2, hard_negatives=0.4))
     drawn = [rows.tolist() for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), embeddings)]
     assert [4, 5] in drawn  # nothing is mined for 4 alone
+
+
+def plainly_grouped(labels: list[NDArray[np.str_]]) -> list[list[int]]:
+    """Say what `LabelPositives.groups` is by comparing every label with every product; quadratic."""
+    groups, lonely = [], np.ones(len(labels[0]), dtype=bool)
+    for of_label in reversed(labels):
+        for label in np.unique(of_label[lonely & (of_label != "")]):
+            mates = of_label == label
+            rows = np.flatnonzero(mates & lonely)
+            if len(rows) == 1:
+                rows = np.flatnonzero(mates)
+            if len(rows) > 1:
+                groups.append(rows.tolist())
+                lonely[rows] = False
+    return groups
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "x", "y"]), st.sampled_from(["", *"abcdefgh"])), min_size=1, max_size=30)
+)
+def test_groups_are_those_of_comparing_every_label_with_every_product(labels: list[tuple[str, str]]) -> None:
+    notions = [np.array([found[place] for found in labels], dtype=np.str_) for place in range(2)]
+    expected = plainly_grouped(notions)
+    if len(expected) < 2:
+        with pytest.raises(InputError, match=f"{len(expected)} values are shared"):
+            LabelPositives(notions, batch_of(2))
+        return
+    assert [rows.tolist() for rows in LabelPositives(notions, batch_of(2)).groups] == expected
+
+
+def plainly_ordered(positives: PairPositives, random: np.random.Generator) -> list[int]:
+    """Say what order left sides come in, looking through all that are left each time; quadratic."""
+    unseen = random.permutation(list(positives.candidates)).tolist()
+    ordered: list[int] = []
+    near: list[int] = []
+    while unseen:
+        left = next((one for one in near if one in unseen), unseen[0])
+        unseen.remove(left)
+        ordered.append(left)
+        near += [one for other in positives.candidates[left] for one in positives.lefts_of[other]]
+        if len(ordered) % positives.lefts_per_batch == 0:
+            near = []
+    return ordered
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(*[st.integers(0, 15)] * 2, st.integers(0, 1)), min_size=1, max_size=60),
+    size=st.integers(2, 6),
+    seed=st.integers(0, 99),
+)
+def test_left_sides_come_in_the_order_of_looking_through_all_that_are_left(
+    pairs: list[tuple[int, int, int]], size: int, seed: int
+) -> None:
+    positives = PairPositives([(0, 1, 1), (2, 3, 1), *pairs], all_of(16), batch_of(size))
+    drawn = positives._ordered(np.random.default_rng(seed))
+    assert drawn == plainly_ordered(positives, np.random.default_rng(seed))
+    assert sorted(drawn) == sorted(positives.candidates)
+
+
+def test_the_left_sides_of_a_candidate_that_all_share_are_gone_through_once_per_batch() -> None:
+    """Else the epoch of a candidate with n left sides would cost n * n."""
+
+    class Counted(list[int]):
+        times = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.times += 1
+            return super().__iter__()
+
+    positives = PairPositives([(row, 40, 1) for row in range(40)], all_of(41), batch_of(8))
+    lefts = positives.lefts_of[40] = Counted(positives.lefts_of[40])
+    assert len(positives._ordered(np.random.default_rng(0))) == 40
+    assert lefts.times == 40 / 8
 
 
 @pytest.mark.parametrize("pairs", [[], [(0, 1, 1)], [(0, 1, 1), (1, 2, 0)]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from likeness_export.contact_sheet import card_of, draw_rows
 from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, evaluate
 from likeness_export.named_pairs import NamedPair
 from likeness_export.quality.baselines import measure_baselines, standardised
+from likeness_export.quality.costs import Cost
+from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import (
     Scorer,
     decide,
@@ -28,6 +31,7 @@ from likeness_export.quality.pair_sets import (
 from likeness_export.quality.tables import TABLES, Incomplete, PairSets, Ranking, Table, Variant, Views
 from likeness_export.quality.trained import take, train_and_measure, views_of
 from likeness_export.quality.units import read_finished, units_of, work_on
+from likeness_export.run import Run
 from likeness_export.uses.neighbourhood import Rows
 from numpy.typing import NDArray
 from PIL import Image
@@ -286,7 +290,9 @@ def test_joined_seeds_are_a_unit_that_trains_nothing(
     for unit in trained:
         work_on(unit)
     monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained once more"))
+    features = {path.name for path in Run(trained[0].folder).features.iterdir()}
     work_on(joined)
+    assert {path.name for path in Run(joined.folder).features.iterdir()} == features  # nothing is encoded again
     found, parts = read_finished(joined), [read_finished(unit) for unit in trained]
     assert found
     assert list(found.recipe["towers"]) == ["image1", "attributes1", "image2", "attributes2"]
@@ -294,8 +300,48 @@ def test_joined_seeds_are_a_unit_that_trains_nothing(
     assert found.cost["epochs_s"] == pytest.approx(sum(cost["epochs_s"] for cost in costs), abs=0.02)
     assert found.cost["peak_mb"] == max(cost["peak_mb"] for cost in costs)
     assert found.cost["parameters"] > 2 * costs[0]["parameters"]
-    # Other parts make another unit.
+    # Other parts make another unit, and so does a part that has been trained anew; one that is gone has not.
     assert read_finished(replace(joined, parts=(joined.parts[0], replace(joined.parts[1], seed=5)))) is None
+    part = Run(trained[1].folder)
+    recipe, network = part.read_network()
+    next(iter(network.parameters())).data += 1
+    part.write_weights(network)
+    assert read_finished(joined) is None
+    work_on(joined)
+    assert read_finished(joined)
+    part.weights.unlink()
+    assert read_finished(joined)
+    part.write_weights(network)
+    part.write_recipe(recipe.model_copy(update={"seed": 5}))
+    (joined.folder / "figures.json").unlink()
+    with pytest.raises(InputError, match=r"seeds-3-4 cannot be joined: .*seed-4 holds .* another recipe.*remove that"):
+        work_on(joined)
+
+
+@pytest.mark.parametrize("changed", ["products", "recipe"])
+def test_figures_of_what_changed_meanwhile_are_not_kept(
+    table: Table, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    (unit,) = units_of(table, [3], [], tmp_path / "work", tiny.root)
+    place = {"products": tiny.products, "recipe": Path(table.variants[0].recipe)}[changed]
+    before = place.read_text(encoding="utf-8")
+    edited = {
+        "products": before.replace("kind 0", "kind 9"),
+        "recipe": re.sub(r"(?m)^dimension = .*$", "dimension = 24", before),
+    }[changed]
+    assert edited != before
+
+    def measure_and_edit(*_: object) -> tuple[list[Line], Cost]:
+        place.write_text(edited, encoding="utf-8")
+        return [], Cost()
+
+    monkeypatch.setattr("likeness_export.quality.trained.train_and_measure", measure_and_edit)
+    with pytest.raises(InputError, match=r"tiny/one/seed-3: .* changed while .* undo the change, or remove .*seed-3"):
+        work_on(unit)
+    assert "undo the change" in (unit.folder / "unit.log").read_text(encoding="utf-8")
+    for text in (edited, before):
+        place.write_text(text, encoding="utf-8")
+        assert read_finished(unit) is None
 
 
 def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ Mean ± standard deviation over seeds (3 of 4 runs finished); queries and pairs 
 | --- | --- | --- | --- |
 | untrained | v2 | 10 | 0.250 |
 | one | text | 10 | **0.600 ± 0.141** |
-| two | text | 10 | 0.400 |
+| two | text | 10 | 0.400 (1 of 2 seeds) |
 
 ## Cost
 
@@ -167,6 +167,18 @@ Mean ± standard deviation over seeds (3 of 4 runs finished); queries and pairs 
 
 def test_markdown() -> None:
     assert markdown(result()) == GOLDEN
+
+
+def test_a_figure_that_a_seed_lacks_is_marked_though_all_seeds_are_finished() -> None:
+    both = replace(line(0.7), figures={"hit@1": 0.7, "lost": 0.1})
+    seeds = {1: finished(line(0.5)), 2: finished(both)}
+    (one, _) = result().variants
+    text = markdown(result(variants=(replace(one, seeds=seeds),), baselines=()))
+    assert "| one | text | 10 | **0.600 ± 0.141** | 0.100 (1 of 2 seeds) |" in text
+    many = [tuple(replace(part, label=f"set {place}") for place in range(4)) for part in (line(0.5), both)]
+    seeds = {place: finished(*lines) for place, lines in enumerate(many, 1)}
+    text = markdown(result(variants=(replace(one, seeds=seeds),), baselines=()))
+    assert "| `set 3` | one | text | 10 | **0.600 ± 0.141** | 0.100 (1 of 2 seeds) |" in text
 
 
 def test_many_labels_share_a_table_and_have_a_panel_each() -> None:
@@ -269,6 +281,89 @@ def test_variants_that_are_joined_seed_by_seed(tmp_path: Path, monkeypatch: pyte
     assert [one.name for one in last.trained] == order[:4]
     text = (plan.out / "small.md").read_text(encoding="utf-8")
     assert "| both | 2 of 2 |  | `likeness join` of one and two |" in text
+
+
+def test_joined_seeds_are_done_again_when_one_has_changed_and_not_when_one_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    one = replace(TABLE.variants[0], overrides=('fusion={kind="late"}',), joined=True)
+    table = replace(TABLE, variants=(one,))
+    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    hit = {"small/one/seed-1": 0.5, "small/one/seed-2": 0.5, "small/one-joined/seeds-1-2": 0.6}
+    order: list[str] = []
+
+    def train(unit: Unit) -> None:
+        order.append(unit.name)
+        if not hit[unit.name]:
+            raise InputError("no luck")
+        if not unit.parts:
+            write_text(unit.folder / "weights.pt", str(hit[unit.name]))
+        recipe = unit.recipe()
+        assert recipe is not None
+        kept = {"key": unit.key(), "weights": unit.weights(), "cost": finished().cost, "digest": recipe.digest()}
+        lines = [line(hit[unit.name]).plain()]
+        write_text(
+            unit.folder / "figures.json", json.dumps({**kept, "recipe": recipe.model_dump(mode="json"), "lines": lines})
+        )
+
+    def shown() -> list[str]:
+        held = json.loads((plan.out / "small.json").read_text(encoding="utf-8"))["variants"]
+        return [f"{name} {line['figures']['hit@1']['mean']}" for name in held for line in held[name]["over_seeds"]]
+
+    assert run_tables(plan, train) == {}
+    first, second, joined = order
+    assert shown() == ["one 0.5", "one-joined 0.6"]
+    # Trained again with the same outcome: what was joined of it stays.
+    (plan.work / second / "figures.json").unlink()
+    assert run_tables(plan, train) == {}
+    assert order[3:] == [second]
+    assert shown() == ["one 0.5", "one-joined 0.6"]
+    # With another one: the figures of what was joined before are of runs that are no more.
+    hit[second], hit[joined] = 0.75, 0.0
+    (plan.work / second / "figures.json").unlink()
+    assert run_tables(plan, train) == {joined: "no luck"}
+    assert order[4:] == [second, joined]
+    assert shown() == ["one 0.625"]
+    # Not even tried without one of them.
+    hit[second] = 0.0
+    (plan.work / second / "figures.json").unlink()
+    assert run_tables(plan, train) == {
+        second: "no luck",
+        joined: f"not joined, because {second} failed; it will be when that is finished",
+    }
+    assert order[6:] == [second]
+    assert first not in order[1:]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_side_by_side_the_longest_come_first_of_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    order: list[str] = []
+
+    def note(units: list[Unit], _work: Work[Unit], _jobs: int) -> Iterator[tuple[Unit, str]]:
+        order.extend(unit.name for unit in units)
+        return iter(())
+
+    monkeypatch.setattr(running, "side_by_side", note)
+    new = replace(TABLE.variants[0], name="new")
+    table = replace(TABLE, variants=(*TABLE.variants, new))
+    work, out = tmp_path / "work", tmp_path / "out"
+    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=work, out=out, jobs=jobs)
+    seconds: dict[str, list[tuple[float | None, float]]] = {
+        "one": [(1.0, 2.0), (None, 5.0)],
+        "two": [(0.0, 60.0)],
+        "none": [],
+    }
+    held = {
+        name: {"seeds": {str(seed): {"cost": {"preparing_s": a, "epochs_s": b}} for seed, (a, b) in enumerate(found)}}
+        for name, found in seconds.items()
+    }
+    write_text(plan.out / "small.json", json.dumps({"variants": held}))
+    assert run_tables(plan) == {}
+    declared, longest = ["one", "two", "new"], ["new", "two", "one"]  # what is not known may be the longest of all
+    assert order == [f"small/{name}/seed-{seed}" for seed in (1, 2) for name in (longest if jobs > 1 else declared)]
 
 
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,6 +250,16 @@ def test_a_space_that_nothing_shapes_is_refused() -> None:
     assert load_recipe(DEMO, ["training.contrast=0", "training.proxies=1"]).training.proxies == 1
 
 
+def test_a_single_modality_cannot_be_contrasted_with_others() -> None:
+    alone = ["training.contrast=0", "training.co_learning=1", "serving="]
+    assert load_recipe(DEMO, alone).training.co_learning == 1
+    towers = load_recipe(DEMO).tower_modalities()
+    others = [f"towers.{name}=" for name, modality in towers.items() if modality != "text"]
+    with pytest.raises(RecipeError, match=r"training\.co_learning: .* text is the only one.*give training\.contrast"):
+        load_recipe(DEMO, [*alone, *others])
+    assert load_recipe(DEMO, [*alone, *others, "training.contrast=1"]).modalities() == ("text",)
+
+
 # --- how steps are executed
 
 

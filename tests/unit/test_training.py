@@ -17,7 +17,7 @@ from likeness_export.evaluation import Task, read_task_catalogue
 from likeness_export.networks.product import build_network
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs
+from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training import train, training_catalogue
 from transformers import ResNetConfig, ResNetModel
 
@@ -309,14 +309,24 @@ def test_a_half_written_file_is_never_seen(
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
-def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
     network.save_pretrained(tiny.root / "resnet")
     (tiny.root / "resnet" / "preprocessor_config.json").write_text("{}", encoding="utf-8")
     frozen = changed(tiny.recipe, towers={"image": {"encoder": "vision", "source": "resnet", "image_px": 32}})
-    run = Run(tmp_path / "run")
+    run, inputs = Run(tmp_path / "run"), list[TowerInputs]()
+
+    def noting(*given: Any, **keys: Any) -> dict[str, TowerInputs]:
+        found = read_inputs(*given, **keys)
+        inputs.extend(found.values())
+        return found
+
+    monkeypatch.setattr(training, "read_inputs", noting)
     train(frozen, run, tiny.root)
-    assert sorted(path.name.split("-")[0] for path in run.features.iterdir()) == ["attributes", "image"]
+    assert [found._fixed for found in inputs] == [{}, {}]  # decoded photos are not kept
+    assert len(list(run.features.iterdir())) == 2
     torch.manual_seed(frozen.seed)
     untrained = build_network(frozen, run.towers, tiny.root).state_dict()
     same = {name for name, tensor in weights(run).items() if torch.equal(tensor, untrained[name])}

@@ -119,7 +119,7 @@ def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path
     with tempfile.TemporaryDirectory() as folder:
         tower = Path(folder)
         config.prepare([], tower, data_root)
-        inputs = TowerInputs("photos", config, tower, items, [str(photo) for photo in photos])
+        inputs = TowerInputs("photos", config, tower, items, [str(photo) for photo in photos], once=True)
         features = inputs.encode(config.build(tower, data_root))
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit: NDArray[np.float32] = features / np.maximum(lengths, 1e-12)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from likeness_client.errors import InputError
@@ -32,6 +33,27 @@ def kept_seeds(table: Table, place: Path, data_root: Path) -> set[int]:
         return {int(name) for name in names} - {0}  # 0 stands for joined seeds
 
 
+def known_seconds(place: Path) -> dict[str, float]:
+    """Return what training a run of each variant took, in seconds, by a table's JSON file; there need not be one.
+
+    Whatever the recipes, the data and the machine were then: it tells long runs from short ones, and no more. A joined
+    run's are those of all that it is made of.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not place.is_file():
+        return {}
+    with _damage(place):
+        held = json.loads(place.read_text(encoding="utf-8"))
+        costs = {name: [run["cost"] for run in found["seeds"].values()] for name, found in held["variants"].items()}
+        return {
+            name: fmean((cost.get("preparing_s") or 0) + (cost.get("epochs_s") or 0) for cost in found)
+            for name, found in costs.items()
+            if found
+        }
+
+
 def kept_results(table: Table, units: Sequence[Unit], place: Path, data_root: Path) -> dict[str, Finished]:
     """Read back what a table's JSON file says of some units.
 
@@ -50,6 +72,25 @@ def kept_results(table: Table, units: Sequence[Unit], place: Path, data_root: Pa
     held = _held(table, place, data_root)
     with _damage(place):
         return dict(_found(units, held)) if held else {}
+
+
+def without_stale(
+    units: Sequence[Unit], kept: Mapping[str, Finished], here: Mapping[str, Finished]
+) -> dict[str, Finished]:
+    """Leave out kept figures of joined runs where one of them has been trained anew here, with other figures.
+
+    Args:
+        units: the table's.
+        kept: unit -> what the table's file says of it.
+        here: unit -> what its folder says of it, if it is finished there.
+    """
+
+    def fresh(unit: Unit) -> bool:
+        made_here = [one.name for one in unit.trained if unit.parts and one.name in here]
+        # As text, in which a figure that is no number equals itself.
+        return all(name in kept and repr(kept[name].lines) == repr(here[name].lines) for name in made_here)
+
+    return {unit.name: kept[unit.name] for unit in units if unit.name in kept and fresh(unit)}
 
 
 def _held(table: Table, place: Path, data_root: Path) -> dict[str, Any]:

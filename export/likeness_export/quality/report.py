@@ -115,14 +115,16 @@ def markdown(result: TableResult) -> str:
     """Return the tables as Markdown."""
     parts = [f"# {result.table.title}", _seeds_line(result)]
     lines = all_lines(result)
+    wanted = {found.variant.name: found.wanted for found in result.variants}
     for task in dict.fromkeys(line.task for _, line in lines):
         labels = labels_of(lines, task)
         if len(labels) < MANY_LABELS:
             for label in labels:
                 rows = [(name, line) for name, line in lines if (line.task, line.label) == (task, label)]
-                parts += [f"## {task}: `{label}`", _figures_table(rows)]
+                parts += [f"## {task}: `{label}`", _figures_table(rows, wanted)]
         else:
-            parts += [f"## {task}", _joint_table([(name, line) for name, line in lines if line.task == task], labels)]
+            rows = [(name, line) for name, line in lines if line.task == task]
+            parts += [f"## {task}", _joint_table(rows, labels, wanted)]
     if costs := list(_cost_rows(result)):
         parts += ["## Cost", _table(["variant", *_COST_COLUMNS.values(), "threads of cores"], costs)]
     parts += ["## Variants", _table(["variant", "seeds", "what", "recipe"], list(_variant_rows(result)))]
@@ -159,19 +161,19 @@ def _seeds_line(result: TableResult) -> str:
     return f"Mean ± standard deviation over seeds ({state}); queries and pairs of the split `val`."
 
 
-def _figures_table(rows: Sequence[tuple[str, SpreadLine]]) -> str:
+def _figures_table(rows: Sequence[tuple[str, SpreadLine]], wanted: Mapping[str, int]) -> str:
     """Return a table of one task and label; the best of each column is bold."""
     names = _figure_names(rows)
-    return _table(["variant", "by", "n", *names], list(_figure_rows(rows, names)))
+    return _table(["variant", "by", "n", *names], list(_figure_rows(rows, names, wanted)))
 
 
-def _joint_table(rows: Sequence[tuple[str, SpreadLine]], labels: Sequence[str]) -> str:
+def _joint_table(rows: Sequence[tuple[str, SpreadLine]], labels: Sequence[str], wanted: Mapping[str, int]) -> str:
     """Return one table of all labels of a task; the best of each column and label is bold."""
     names = _figure_names(rows)
     cells = [
         [f"`{label}`", *row]
         for label in labels
-        for row in _figure_rows([(name, line) for name, line in rows if line.label == label], names)
+        for row in _figure_rows([(name, line) for name, line in rows if line.label == label], names, wanted)
     ]
     return _table(["of", "variant", "by", "n", *names], cells)
 
@@ -180,20 +182,25 @@ def _figure_names(rows: Sequence[tuple[str, SpreadLine]]) -> list[str]:
     return list(dict.fromkeys(name for _, line in rows for name in line.figures))
 
 
-def _figure_rows(rows: Sequence[tuple[str, SpreadLine]], names: Sequence[str]) -> Iterator[list[str]]:
+def _figure_rows(
+    rows: Sequence[tuple[str, SpreadLine]], names: Sequence[str], wanted: Mapping[str, int]
+) -> Iterator[list[str]]:
+    """Return the rows of a table; ``wanted``: variant -> how many runs were asked for, 1 where it says nothing."""
     best = {
         name: max((line.figures[name].mean for _, line in rows if name in line.figures), default=0.0)
         for name in names
         if name not in _NO_CONTEST
     }
     for variant, line in rows:
-        yield [variant, line.what, str(line.count), *(_cell(line.figures.get(name), best.get(name)) for name in names)]
+        cells = (_cell(line.figures.get(name), best.get(name), wanted.get(variant, 1)) for name in names)
+        yield [variant, line.what, str(line.count), *cells]
 
 
-def _cell(found: Spread | None, best: float | None) -> str:
+def _cell(found: Spread | None, best: float | None, wanted: int) -> str:
     if found is None:
         return "-"
-    return f"**{found}**" if found.mean == best else str(found)
+    shown = f"**{found}**" if found.mean == best else str(found)
+    return shown if found.seeds >= wanted else f"{shown} ({found.seeds} of {wanted} seeds)"
 
 
 def _cost_rows(result: TableResult) -> Iterator[list[str]]:

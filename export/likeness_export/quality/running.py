@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from likeness_export.progress import stages
 from likeness_export.quality.bars import draw_bars
-from likeness_export.quality.kept import kept_results, kept_seeds, measures_key
+from likeness_export.quality.kept import kept_results, kept_seeds, known_seconds, measures_key, without_stale
 from likeness_export.quality.report import TableResult, VariantResult, write_result
 from likeness_export.quality.tables import Table, tables_with
 from likeness_export.quality.units import Unit, read_finished, units_of, work_on
@@ -56,7 +58,7 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
     """
     plan = replace(plan, tables=tables_with(plan.only, plan.tables))
     units = [unit for table in plan.tables for unit in units_of(table, plan.seeds, _only(plan, table), *_places(plan))]
-    missing = [unit for unit in units if not read_finished(unit)]
+    missing = _missing(units)
     log.info("%d of %d units are already finished", len(units) - len(missing), len(units))
     failed: dict[str, str] = {}
     for table in plan.tables:
@@ -66,13 +68,48 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
         task = progress.add_task("quality", total=len(units), completed=len(units) - len(missing), last="")
         for depth in sorted({unit.depth for unit in missing}):  # what is joined has to be there first
             wave = [unit for unit in missing if unit.depth == depth]
-            for unit, error in side_by_side(wave, work, plan.jobs):
+            settled = dict(_settled(wave, failed))
+            ready = _longest_first([unit for unit in wave if unit not in settled], plan)
+            for unit, error in chain(settled.items(), side_by_side(ready, work, plan.jobs)):
                 if error:
                     failed[unit.name] = error
                 log.info("%s: %s", unit.name, error or "finished")
                 _write(plan, unit.table, failed)
                 progress.update(task, advance=1, last=unit.name)
     return failed
+
+
+def _missing(units: Sequence[Unit]) -> list[Unit]:
+    """Return the units that are not finished, and the joined ones that will not be if what they join changes."""
+    finished = {unit.name for unit in units if read_finished(unit)}
+    return [unit for unit in units if any(one.name not in finished for one in (unit, *unit.trained))]
+
+
+def _settled(wave: Sequence[Unit], failed: Mapping[str, str]) -> Iterator[tuple[Unit, str]]:
+    """Yield the units that there is nothing to do for: they are finished after all, or why they cannot be worked on."""
+    for unit in wave:
+        lost = [part.name for part in unit.parts if part.name in failed]
+        if read_finished(unit):
+            yield unit, ""
+        elif lost:
+            yield unit, f"not joined, because {' and '.join(lost)} failed; it will be when that is finished"
+
+
+def _longest_first(units: Sequence[Unit], plan: Plan) -> Sequence[Unit]:
+    """Return units in the order that keeps all jobs busy to the end; one job takes them as they come.
+
+    First seeds still come before second ones: a run that is cut short has something of every variant. What nobody knows
+    the seconds of comes before what is known.
+    """
+    if plan.jobs == 1:
+        return units
+    seconds = {table.name: known_seconds(plan.out / f"{table.name}.json") for table in plan.tables}
+
+    def key(unit: Unit) -> tuple[int, float]:
+        known = seconds[unit.table.name].get(unit.variant.name if unit.variant else "", math.inf)
+        return unit.place, -known
+
+    return sorted(units, key=key)
 
 
 def _only(plan: Plan, table: Table) -> tuple[str, ...]:
@@ -101,8 +138,8 @@ def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
     place = plan.out / f"{table.name}.json"
     seeds = sorted({*plan.seeds, *kept_seeds(table, place, plan.data_root)})
     units = units_of(table, seeds, (), *_places(plan))
-    done = kept_results(table, units, place, plan.data_root)
-    done |= {unit.name: found for unit in units if (found := read_finished(unit))}
+    here = {unit.name: found for unit in units if (found := read_finished(unit))}
+    done = without_stale(units, kept_results(table, units, place, plan.data_root), here) | here
     variants = []
     for variant in table.variants:
         for one in (variant, variant.of_joined_seeds()):

@@ -84,7 +84,7 @@ def _measure(
 
 
 def _share_features(run: Run) -> None:
-    """Let all runs of a table keep frozen encoders' features in one place: most are the same, and named by content."""
+    """Let all runs of a table keep features in one place, named by content: many are the same, joined runs' all are."""
     shared = run.folder.parent.parent / "features"
     shared.mkdir(parents=True, exist_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,11 @@ class Unit:
         seeds = [part.key() for part in self.parts]
         return hashlib.sha256(repr((*content, seeds) if seeds else content).encode()).hexdigest()
 
+    def weights(self) -> dict[str, str]:
+        """Return the runs that a joined one is made of -> a SHA-256 of their weights, of those that are still there."""
+        places = {one.name: Run(one.folder).weights for one in (self.trained if self.parts else ())}
+        return {name: _digest(place) for name, place in places.items() if place.is_file()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
@@ -169,7 +174,10 @@ def _digest_of(path: Path, _changed_ns: int, _size: int) -> str:
 
 
 def read_finished(unit: Unit) -> Finished | None:
-    """Return the kept result of a unit; None if there is none, or if it is one of another recipe or other measures."""
+    """Return the kept result of a unit; None if there is none, or if it is one of another recipe or other measures.
+
+    That of joined runs is none either where one of them has been trained anew since.
+    """
     place = unit.folder / "figures.json"
     try:
         kept = json.loads(place.read_text(encoding="utf-8"))
@@ -178,7 +186,7 @@ def read_finished(unit: Unit) -> Finished | None:
         return None
     except ValueError as error:
         raise InputError(f"{place} is damaged: remove it and measure again ({error})") from error
-    if kept.get("key") != key:
+    if kept.get("key") != key or not unit.weights().items() <= kept.get("weights", {}).items():
         return None
     lines = tuple(Line(**line) for line in kept["lines"])
     return Finished(lines=lines, cost=kept["cost"], recipe=kept["recipe"], digest=kept["digest"])
@@ -190,12 +198,14 @@ def work_on(unit: Unit) -> None:
     The folder of the run then holds, beside what training writes, ``figures.json``, ``sheet.png`` and ``unit.log``.
 
     Raises:
-        InputError: the recipe or the data cannot be used, or the run is of other data.
+        InputError: the recipe or the data cannot be used or change meanwhile, the run is of other data, or a run to
+            join is of another recipe than its unit.
     """
     if read_finished(unit):
         return
     _claim(unit)
     with _logged(unit.folder / "unit.log"):
+        key, weights = unit.key(), unit.weights()
         from likeness_export.quality.baselines import measure_baselines
         from likeness_export.quality.costs import Cost
         from likeness_export.quality.trained import join_and_measure, train_and_measure
@@ -204,12 +214,19 @@ def work_on(unit: Unit) -> None:
         if recipe is None:
             lines, cost = measure_baselines(unit.table, unit.data_root, unit.folder), Cost()
         elif unit.parts:
+            _check_parts(unit)
             parts, trained = ([Run(one.folder) for one in units] for units in (unit.parts, unit.trained))
             lines, cost = join_and_measure(unit.table, parts, trained, unit.folder, unit.data_root)
         else:
             lines, cost = train_and_measure(unit.table, recipe, unit.folder, unit.data_root)
+        if (unit.key(), unit.weights()) != (key, weights):
+            raise InputError(
+                f"{unit.name}: the recipe, the products, the pairs or a run that it joins changed while it was worked "
+                f"on, so nobody knows what its figures are of: undo the change, or remove {unit.folder}; call again"
+            )
     kept = {
-        "key": unit.key(),
+        "key": key,
+        "weights": weights,
         "digest": recipe.digest() if recipe else "",
         "recipe": recipe.model_dump(mode="json") if recipe else {},
         "lines": [line.plain() for line in lines],
@@ -235,6 +252,21 @@ def _claim(unit: Unit) -> None:
         raise InputError(f"{unit.folder} was trained on other data than {unit.table.products} holds now: remove it")
     unit.folder.mkdir(parents=True, exist_ok=True)
     write_text(place, key)
+
+
+def _check_parts(unit: Unit) -> None:
+    """Check that the runs to join are of the recipes that are declared now.
+
+    Raises:
+        InputError: names the first that is not, or that is no run.
+    """
+    for part in unit.parts:
+        recipe = part.recipe()
+        if recipe and Run(part.folder).read_recipe().digest() != recipe.digest():
+            raise InputError(
+                f"{unit.name} cannot be joined: {part.folder} holds a run of another recipe than {part.name} has now; "
+                "remove that folder and call again"
+            )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,147 @@
+"""Inputs that are encoded once, and features that are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from likeness_export.catalogue import Catalogue, read_catalogue
+from likeness_export.encoders import Encoder
+from likeness_export.evaluation import OfflineEmbedder
+from likeness_export.tower_inputs import TowerInputs, cached_features
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Exported
+
+Read = Callable[..., TowerInputs]
+DAMAGED = 5
+
+
+@pytest.fixture
+def catalogue(exported: Exported) -> Catalogue:
+    """The tiny catalogue, with a photo that cannot be read."""
+    found = read_catalogue(exported.run.folder.parent / "data" / "products.jsonl")
+    products = list(found.products)
+    products[DAMAGED] = replace(products[DAMAGED], images=(b"no photo",))
+    return replace(found, products=tuple(products))
+
+
+@pytest.fixture
+def read(exported: Exported, catalogue: Catalogue) -> Read:
+    """Read the photos of the tiny catalogue as inputs of its tower."""
+    recipe = exported.recipe
+    parts = [found.get("image") for found in catalogue.parts(recipe.input_schema(), recipe.modalities())]
+    ids = [product.product_id for product in catalogue.products]
+
+    def of(name: str = "image", *, once: bool = False) -> TowerInputs:
+        return TowerInputs(name, recipe.towers["image"], exported.run.towers / "image", parts, ids, once=once)
+
+    return of
+
+
+@pytest.fixture
+def encoder(exported: Exported) -> Encoder:
+    _, network = exported.run.read_network()
+    return network.tower("image").encoder
+
+
+class Counting:
+    """Stands before a preprocessor, and counts what it is given."""
+
+    def __init__(self, inputs: TowerInputs) -> None:
+        self.given, self._inner = 0, inputs.preprocessor
+
+    def __call__(self, items: Sequence[bytes]) -> object:
+        self.given += len(items)
+        return self._inner(items)
+
+
+def batches_of(inputs: TowerInputs, encoder: Encoder) -> list[NDArray[np.float32]]:
+    """Encode, and return the batches that the encoder was given."""
+    given: list[NDArray[np.float32]] = []
+    handle = encoder.register_forward_pre_hook(lambda _, tensors: given.append(tensors[0].numpy().copy()))
+    inputs.encode(encoder)
+    handle.remove()
+    return given
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 64, 100])
+def test_inputs_that_are_encoded_once_come_in_the_same_batches_and_are_not_kept(
+    read: Read, encoder: Encoder, at_once: int
+) -> None:
+    kept, passing = read(), read(once=True)
+    kept.run_rows = passing.run_rows = at_once
+    passing.preprocessor = counted = Counting(passing)
+    expected, found = batches_of(kept, encoder), batches_of(passing, encoder)
+    assert [len(batch) for batch in found] == [len(batch) for batch in expected]
+    assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
+    assert counted.given == sum(item is not None for item in passing.items)  # each is read once
+    assert not passing._fixed
+    assert kept._fixed
+    for name in ("present", "unknown"):
+        assert np.array_equal(getattr(passing, name), getattr(kept, name))
+    assert not passing.present[DAMAGED]
+    rows = np.flatnonzero(kept.present)[:3]
+    assert torch.equal(passing.batch(rows)[0], kept.batch(rows)[0])  # once more, it is read again
+
+
+def test_what_is_present_is_known_before_anything_is_encoded(read: Read, encoder: Encoder) -> None:
+    inputs = read(once=True)
+    assert np.array_equal(inputs.present, read().present)
+    assert np.array_equal(inputs.encode(encoder), read().encode(encoder))
+
+
+def test_features_are_found_under_another_name_without_reading_or_encoding(
+    read: Read,
+    encoder: Encoder,
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = exported.recipe.towers["image"]
+    first = read(once=True)
+    computed = cached_features(first, encoder, config, tmp_path)
+    caplog.clear()
+    other = read("image2", once=True)
+    other.preprocessor = counted = Counting(other)
+    monkeypatch.setattr(encoder, "forward", lambda *_: pytest.fail("encoded again"))
+    assert np.array_equal(cached_features(other, encoder, config, tmp_path), computed)
+    assert np.array_equal(other.present, first.present)
+    assert counted.given == 0
+    assert [record.message.split(":")[0] for record in caplog.records] == ["image2 of product 1-2 is left out"]
+    monkeypatch.undo()
+    next(encoder.parameters()).data += 1  # other weights have other features
+    assert not np.array_equal(cached_features(other, encoder, config, tmp_path), computed)
+
+
+def test_features_that_cannot_be_kept_are_used_all_the_same(
+    read: Read, encoder: Encoder, exported: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    found = cached_features(read(once=True), encoder, exported.recipe.towers["image"], tmp_path / "file")
+    assert np.array_equal(found, read().encode(encoder))
+    assert "features are not kept, and computed again next time" in caplog.text
+
+
+def test_evaluating_a_fine_tuned_run_again_encodes_nothing(
+    exported: Exported, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, encode = exported.recipe.modalities(), TowerInputs.encode
+
+    def noting(inputs: TowerInputs, encoder: Encoder) -> NDArray[np.float32]:
+        assert not inputs._fixed  # decoded photos are not kept
+        return encode(inputs, encoder)
+
+    monkeypatch.setattr(TowerInputs, "encode", noting)
+    first = OfflineEmbedder(exported.run, catalogue)
+    monkeypatch.setattr(TowerInputs, "encode", lambda *_: pytest.fail("encoded again"))
+    again = OfflineEmbedder(exported.run, catalogue)
+    assert np.array_equal(first.embed(whole), again.embed(whole), equal_nan=True)
+    assert np.array_equal(first.present, again.present)
