@@ -21,11 +21,11 @@ from likeness_bench.ceiling_search import (
     Ceiling,
     Says,
     check_same_space,
-    cores,
     drawn_items,
     largest_difference,
     p50_ms,
 )
+from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import ENOUGH, LoadReport
 from likeness_bench.in_process import cpu_threads_of
@@ -122,7 +122,7 @@ async def run_ceiling(
         load=config.load.plain(),
         repository=str(config.repository),
         space=info.space,
-        cores=cores(),
+        cores=usable_cores(),
         cpu_threads=cpu_threads_of(config.repository),
         label=config.label.name if config.label else "",
         ended="interrupted" if stop.is_set() else "failed" if failures else "complete",
