@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from likeness_bench.drive import Record
 from likeness_bench.in_process import Threads
@@ -25,7 +26,7 @@ DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11))
 
 @dataclass(frozen=True, kw_only=True)
 class Percentiles:
-    """Of ``count`` durations, in milliseconds."""
+    """Of ``count`` durations, in milliseconds; each is one of them, and none lies between two."""
 
     count: int
     mean_ms: float
@@ -42,7 +43,7 @@ class Percentiles:
         if not len(durations_s):
             return None
         values = 1000 * np.asarray(durations_s, dtype=np.float64)
-        p50, p90, p95, p99, p99_9 = np.percentile(values, (50, 90, 95, 99, 99.9)).tolist()
+        p50, p90, p95, p99, p99_9 = _percentiles(values, (50, 90, 95, 99, 99.9))
         return cls(
             count=len(values),
             mean_ms=float(values.mean()),
@@ -239,8 +240,18 @@ def p99_with_failures_ms(records: Sequence[Record]) -> float | None:
     if not records:
         return None
     values = [float("inf") if record.error else 1000 * latency_s(record) for record in records]
-    found = float(np.percentile(values, 99, method="higher"))  # between two values there is none with infinity
+    (found,) = _percentiles(values, (99,))
     return found if np.isfinite(found) else None
+
+
+def _percentiles(values: Sequence[float] | NDArray[np.float64], percent: Sequence[float]) -> list[float]:
+    """Return for each percentage the smallest value that at least so many percent of the values do not exceed.
+
+    Always a value that was measured, as there is none between an answer and a failure, which is infinitely late; so
+    latencies with failures and without them are comparable.
+    """
+    found: list[float] = np.percentile(values, percent, method="inverted_cdf").tolist()
+    return found
 
 
 def error_rows(records: Sequence[Record], warm_up_s: float) -> tuple[ErrorRow, ...]:
@@ -281,8 +292,8 @@ def distribution_ms(durations_s: Sequence[float]) -> tuple[tuple[float, float], 
     """Return the percentiles of `DISTRIBUTION_PERCENT` in milliseconds; empty without durations."""
     if not len(durations_s):
         return ()
-    values = np.percentile(1000 * np.asarray(durations_s), DISTRIBUTION_PERCENT)
-    return tuple(zip(map(float, DISTRIBUTION_PERCENT), values.tolist(), strict=True))
+    values = _percentiles(1000 * np.asarray(durations_s, dtype=np.float64), DISTRIBUTION_PERCENT)
+    return tuple(zip(map(float, DISTRIBUTION_PERCENT), values, strict=True))
 
 
 def by_part(records: Sequence[Record], part: Callable[[Record], K]) -> dict[K, Percentiles]:

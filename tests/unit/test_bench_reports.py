@@ -121,6 +121,14 @@ def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     check_page((tmp_path / "deep" / "r.html").read_text(), plots=2)
 
 
+@pytest.mark.parametrize(
+    ("failures", "shown"), [([], "100.0"), ([record(3.0, 0.1, "E")], "infinite"), ([record(0.0, 0.1, "E")], "100.0")]
+)
+def test_one_load_tells_the_p99_with_failures(failures: list[Record], shown: str) -> None:
+    summary, *_ = load_tables(report_of([record(3.0, 0.1), *failures]))
+    assert ("p99 ms with failures", shown) in summary.rows
+
+
 def test_recall_stands_in_the_table_of_the_load(report: LoadReport, tmp_path: Path) -> None:
     recall = {"text": Recall(at_1=0.75, queries=40, gallery=50), "image": Recall(at_1=0.0, queries=0, gallery=0)}
     deliver_load(replace(report, label="group, split val", recall=recall), tmp_path / "r.json")
