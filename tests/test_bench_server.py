@@ -52,6 +52,7 @@ def test_an_open_loop(address: str, complete: list[Product], tmp_path: Path) -> 
     assert report.harness_lag is not None
     assert report.harness_lag.count == report.requests
     assert 0 < report.repeated_share < 1
+    assert report.outside_server_ms is None or report.outside_server_ms >= 0
     models = {step.model for step in report.steps}
     assert {"embed_text", "embed_text_image", "text_encoder", "image_encoder"} <= models
     assert not models & {"embed_image", "similarity"}

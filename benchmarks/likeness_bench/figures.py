@@ -170,8 +170,8 @@ class LoadReport(Report):
         harness_lag: how late the harness was: requests behind their schedule, in a closed loop a timer behind its time.
         harness_cpu_s: CPU time of this process; as much as a core has means that the harness was the limit.
         outside_server_ms: mean time of a request outside Triton: client, network, gRPC. None where it cannot be told:
-            without statistics, where requests became several calls, where a queue grew, or for other operations than
-            embed.
+            without statistics, where requests became several calls, where others asked the server too, where it is too
+            little, or for other operations than embed.
         steps: where the time went in the server.
         server: what its processes used; None where they cannot be seen.
         gpus: what the GPUs of this machine did.

@@ -28,6 +28,7 @@ from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
+from likeness_bench.steps import ModelCounters
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes
 from likeness_bench.tables import Table, html, markdown, print_tables
@@ -97,6 +98,31 @@ def test_the_warm_up_is_dropped_and_throughput_counts_what_was_answered_in_time(
     assert found.requests_per_s == pytest.approx(2 / 10)  # answered in it, whenever they were due
     assert found.products_per_s == pytest.approx(4 / 10)
     assert [row.kind for row in found.errors] == ["E"]
+
+
+def outside_ms(total_ms: float, calls: int = 120) -> float | None:
+    """The mean time outside a server that answered so many calls in 2 to 12 s, each within this time in the mean."""
+    before_it = [record(1.0, 3.0) for _ in range(20)]
+    after_it = [record(9.0, 5.0) for _ in range(30)]
+    config = LoadConfig(address="here:1", concurrency=50, duration_s=10.0, warm_up_s=2.0)
+    drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
+    drive.records = [*before_it, *(record(5.0, 0.1) for _ in range(100)), record(6.0, 1.0, "ServerError"), *after_it]
+    drive.elapsed_s = 12.0
+    parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    idle = ModelCounters(
+        inferences=0, executions=0, failures=0, count=dict.fromkeys(parts, 0), ns=dict.fromkeys(parts, 0)
+    )
+    ns = dict.fromkeys(parts, round(calls * total_ms * 1e6))
+    busy = replace(idle, inferences=calls, executions=calls, count=dict.fromkeys(parts, calls), ns=ns)
+    watch = _Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
+    return _report(drive, watch, INFO, "now").outside_server_ms
+
+
+def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_count() -> None:
+    answered_ms = (20 * 3000 + 100 * 100) / 120  # whenever they were due
+    assert outside_ms(answered_ms - 2) == pytest.approx(2)
+    assert outside_ms(answered_ms + 0.1) is None  # below 0
+    assert outside_ms(answered_ms - 2, calls=240) is None  # others ask this server, too
 
 
 def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:
