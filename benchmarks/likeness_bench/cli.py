@@ -125,7 +125,12 @@ def sweep(
     max_repeats: Annotated[int, typer.Option(min=1, help="Runs of one rate while its figures do not settle.")] = 4,
     precision: Annotated[float, typer.Option(help="How close to the answer, as a share of the rate.")] = 0.05,
     arrivals: options.Spread = Arrivals.POISSON,
-    duration_s: options.DurationS = 10.0,
+    duration_s: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Measured time of a run; longer at low rates: for a p99, some 100 requests have to be due."
+        ),
+    ] = 10.0,
     warm_up_s: options.WarmUpS = 2.0,
     timeout_s: options.TimeoutS = 5.0,
     asked: Asked,

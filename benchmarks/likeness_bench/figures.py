@@ -20,6 +20,7 @@ K = TypeVar("K", int, str)
 FORMAT = "likeness-load-1"
 ENOUGH = 100
 """Requests, for one of them to lie beyond the 99th percentile."""
+_SURPLUS = 1.3  # more than enough must be due, because arrivals are drawn
 DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11)))
 """Where the distribution of the latency is kept, for plots."""
 
@@ -228,6 +229,11 @@ class LoadReport(Report):
 def too_few(requests: int) -> str:
     """Say what the p99 of so few requests is; empty where there are enough."""
     return f"{requests} requests: below {ENOUGH}, p99 is the maximum" if requests < ENOUGH else ""
+
+
+def enough_s(rate: float) -> float:
+    """Return how long requests must be sent at a rate (requests/s) for their p99 to be more than the maximum."""
+    return _SURPLUS * ENOUGH / rate
 
 
 def latency_s(record: Record) -> float:

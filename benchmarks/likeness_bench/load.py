@@ -112,9 +112,9 @@ class _Watch:
         server = await asyncio.to_thread(find_server, self.config.address)
         if await _stopped(drive, self.config.warm_up_s - drive.now_s()):
             return
-        self.before, self.before_s = await self._counters(), drive.now_s()
+        self.before, self.before_s = await counters_of(self.config), drive.now_s()
         self.processes = ProcessWatch(server=server) if server else None
-        self.gpus = GpuWatch(timeout_s=self._patience_s) if GpuWatch.there_is_one() else None
+        self.gpus = GpuWatch(timeout_s=_patience_s(self.config)) if GpuWatch.there_is_one() else None
         cpu_before_s = time.process_time()
         ticks = asyncio.create_task(ticking(self.ticks_s))
         while (left_s := self.config.length_s - drive.now_s()) > 0:
@@ -134,21 +134,23 @@ class _Watch:
         for watch in (self.processes, self.gpus):
             if watch:
                 await asyncio.to_thread(watch.sample)
-        counters = await self._counters()
+        counters = await counters_of(self.config)
         self.cut_short = counters is None
         if counters is not None:
             self.after, self.after_s = counters, drive.now_s()
 
-    @property
-    def _patience_s(self) -> float:
-        """How long looking may take: a server that hangs must not make a run longer than its requests do."""
-        return min(TIMEOUT_S, self.config.timeout_s)
 
-    async def _counters(self) -> dict[str, ModelCounters] | None:
-        try:
-            return await read_counters(self.config.address, self._patience_s, self.config.gateway)
-        except LikenessError:
-            return None
+async def counters_of(config: LoadConfig) -> dict[str, ModelCounters] | None:
+    """Ask the server of a load for the counters of its models; None where it does not tell them in time."""
+    try:
+        return await read_counters(config.address, _patience_s(config), config.gateway)
+    except LikenessError:
+        return None
+
+
+def _patience_s(config: LoadConfig) -> float:
+    """Return how long looking may take: a server that hangs must not make a run longer than its requests do."""
+    return min(TIMEOUT_S, config.timeout_s)
 
 
 async def _stopped(drive: Drive, wait_s: float) -> bool:

@@ -425,7 +425,11 @@ def swept(
             stop.set()
         answered = config.get("answers", lambda _: True)(load.rate)
         return replace(
-            report_of([record(2.5, 0.01, "" if answered else "DeadlineExceededError")], rate=load.rate),
+            report_of(
+                [record(2.5, 0.01, "" if answered else "DeadlineExceededError")],
+                rate=load.rate,
+                duration_s=load.duration_s,
+            ),
             requests=requests,
             p99_with_failures_ms=p99_ms(load.rate, runs),
         )
@@ -436,7 +440,7 @@ def swept(
 
     async def run() -> SweepReport:
         nothing: Any = None
-        sweep = SweepConfig(load=load, **{"target_ms": 100.0, "budget_s": 60.0, **chosen})
+        sweep = SweepConfig(load=load, **{"target_ms": 100.0, "budget_s": 10_000.0, **chosen})
         return await run_sweep(nothing, INFO, sweep, stop=asyncio.Event(), run_once=run_load)
 
     return asyncio.run(run())
@@ -454,6 +458,14 @@ def test_a_sweep_finds_the_rate_and_says_that_it_settled(monkeypatch: pytest.Mon
     assert "not settle" not in found.ended
 
 
+def test_at_low_rates_runs_are_long_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda rate, _: 50.0 if rate <= 3 else None)
+    for step in found.steps:
+        assert [run.load["duration_s"] for run in step.repeats] == [1.3 * 100 / step.rate] * len(step.repeats)
+    config = SweepConfig(load=LoadConfig(address="here:1", rate=10.0, duration_s=20.0))
+    assert [config.load_at(rate).duration_s for rate in (1.3, 13.0, 100.0)] == [100.0, 20.0, 20.0]
+
+
 def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     found = swept(monkeypatch, lambda rate, run: 900.0 if run == 1 else 50.0 if rate <= 57 else None)
     first = found.steps[0]
@@ -465,10 +477,14 @@ def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_server_that_answers_not_even_one_request_says_nothing_of_its_rates(
     reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def silence(*_: Any) -> str:
+    async def silence(*_: Any, **__: Any) -> str:
         return reason
 
-    monkeypatch.setattr(sweep_module._Attempts, "_silence", silence)
+    async def come_to_rest(*_: Any, **__: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(sweep_module, "silence", silence)
+    monkeypatch.setattr(sweep_module, "come_to_rest", come_to_rest)
     found = swept(monkeypatch, lambda rate, _: 50.0 if rate < 20 else None, answers=lambda rate: rate < 20)
     if reason:
         assert not found.complete
