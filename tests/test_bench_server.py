@@ -19,7 +19,7 @@ from likeness_bench.figures import LoadReport
 from likeness_bench.load import prepare, run_load
 from likeness_bench.output import deliver_load
 from likeness_bench.steps import read_counters
-from likeness_bench.sweep import SweepConfig, run_sweep
+from likeness_bench.sweep import SweepConfig, SweepReport, run_sweep
 from likeness_bench.workload import OperationKind, WorkloadConfig
 from likeness_client import Metric, Product
 from likeness_export.server import ServeConfig, serving
@@ -52,6 +52,7 @@ def test_an_open_loop(address: str, complete: list[Product], tmp_path: Path) -> 
     assert report.harness_lag is not None
     assert report.harness_lag.count == report.requests
     assert 0 < report.repeated_share < 1
+    assert report.outside_server_ms is None or report.outside_server_ms >= 0
     models = {step.model for step in report.steps}
     assert {"embed_text", "embed_text_image", "text_encoder", "image_encoder"} <= models
     assert not models & {"embed_image", "similarity"}
@@ -116,7 +117,7 @@ def test_a_server_that_dies(repository: Path, complete: list[Product], tmp_path:
 
 
 def test_a_sweep(address: str, complete: list[Product]) -> None:
-    load = LoadConfig(address=address, rate=4.0, duration_s=0.5, warm_up_s=0.1)
+    load = LoadConfig(address=address, rate=100.0, duration_s=0.5, warm_up_s=0.1, timeout_s=60.0)
     config = SweepConfig(load=load, target_ms=60_000.0, budget_s=6.0, max_repeats=2)
 
     async def run() -> Any:
@@ -126,13 +127,44 @@ def test_a_sweep(address: str, complete: list[Product]) -> None:
     report = asyncio.run(run())
     assert not report.complete
     assert "time is up" in report.ended
-    assert [step.rate for step in report.steps] == [4.0 * 2**number for number in range(len(report.steps))]
+    assert [step.rate for step in report.steps] == [100.0 * 2**number for number in range(len(report.steps))]
     assert all(step.kept and 1 <= len(step.repeats) <= 2 for step in report.steps)
     assert report.best_rate == report.steps[-1].rate
     assert report.best == report.steps[-1].shown
 
 
-@pytest.mark.parametrize("command", ["load --concurrency 2 --budget-s 4", "sweep --target-ms 60000 --budget-s 4"])
+def test_a_sweep_from_far_above_the_capacity_finds_its_way_down(address: str, complete: list[Product]) -> None:
+    """Triton goes on with requests that were given up; the next rate must not wait behind them."""
+    load = LoadConfig(
+        address=address,
+        rate=400.0,
+        duration_s=0.5,
+        warm_up_s=0.1,
+        timeout_s=1.0,
+        workload=WorkloadConfig(signatures={"text_image_attributes": 1.0}, batch_size=8),
+    )
+    config = SweepConfig(load=load, target_ms=1000.0, budget_s=120.0, max_repeats=1, precision=0.9)
+    moved: list[bool] = []
+
+    async def run_once(*given: Any, **others: Any) -> LoadReport:
+        before = await read_counters(address)
+        await asyncio.sleep(0.3)
+        moved.append(await read_counters(address) != before)
+        return await run_load(*given, **others)
+
+    async def run() -> SweepReport:
+        workload, info = await prepare(complete, load)
+        return await run_sweep(workload, info, config, stop=asyncio.Event(), run_once=run_once)
+
+    report = asyncio.run(run())
+    assert report.steps[0].repeats[0].failed
+    assert report.best_rate, report.ended
+    assert not any(moved)
+
+
+@pytest.mark.parametrize(
+    "command", ["load --concurrency 2 --budget-s 4", "sweep --target-ms 60000 --rate 65 --budget-s 4 --timeout-s 60"]
+)
 def test_recall_stands_beside_a_mix_of_operations(
     address: str, demo_catalogue: Path, tmp_path: Path, command: str
 ) -> None:

@@ -135,7 +135,7 @@ def test_another_repository_is_refused(address: str, repository: Path, complete:
 
 def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
     words = (
-        f"bench ceiling --rendered 40 --server {address} --repository {repository} --signature attributes "
+        f"bench ceiling --rendered 40 --server {address} --repository {repository} --signature text_image "
         "--label group --text-words 3:40 --image-px 60:200 --rounds 1 --round-s 1 --warm-up-s 0.1 --trial-s 0.05 "
         f"--timeout-s 60 --split= --out {tmp_path / 'c.json'}"
     )
@@ -149,7 +149,7 @@ def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "c.html").read_text()
 
 
-@pytest.mark.parametrize("command", ["load --concurrency 2", "sweep --rate 4 --target-ms 60000"])
+@pytest.mark.parametrize("command", ["load --concurrency 2", "sweep --rate 65 --target-ms 60000"])
 def test_the_ceiling_beside_other_loads(
     command: str,
     address: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from likeness_bench.cores import usable_cores
 from likeness_bench.sources import rendered
 from likeness_client import InputError
 from likeness_export.preprocessing.image import SETTINGS_FILE, Preprocessor
@@ -132,7 +132,7 @@ def measure_photos(
 
     contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
     quantities = (PHOTOS_PER_S, FILE_KB, DIFFERENCE)
-    target, cores = model.preprocessor.image_px, len(os.sched_getaffinity(0))
+    target, cores = model.preprocessor.image_px, usable_cores()
     return measure(
         title=f"{model.tower} preprocessing, {len(photos)} photos of {long_side} px to {target} px, {cores} cores",
         contenders=contenders,

@@ -21,19 +21,17 @@ from likeness_bench.ceiling_search import (
     Ceiling,
     Says,
     check_same_space,
-    cores,
     drawn_items,
     largest_difference,
     p50_ms,
 )
+from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig, open_client
-from likeness_bench.figures import ENOUGH, LoadReport
+from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.in_process import cpu_threads_of
 from likeness_bench.load import Progress, run_load
 from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, served_recall
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, held
-
-_FOR_ENOUGH = 1.3  # times the requests that a p99 needs are due: arrivals are drawn, and the ceiling is higher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,11 @@ class CeilingConfig:
             raise InputError(f"the ceiling is one of embedding, not of {', '.join(others)}: ask for embed only")
         if self.rounds < 1 or not self.trial_s > 0 or not self.cases:
             raise InputError("--rounds must be at least 1, --trial-s above 0, and there must be a --signature")
+        if self.label and all(len(mix) > 1 for mix in self.cases.values()):
+            raise InputError(
+                f"--label {self.label.field}: recall is of one signature, and here are only mixes: leave it out, or "
+                "give a --signature by itself, too"
+            )
 
 
 async def run_ceiling(
@@ -122,7 +125,7 @@ async def run_ceiling(
         load=config.load.plain(),
         repository=str(config.repository),
         space=info.space,
-        cores=cores(),
+        cores=usable_cores(),
         cpu_threads=cpu_threads_of(config.repository),
         label=config.label.name if config.label else "",
         ended="interrupted" if stop.is_set() else "failed" if failures else "complete",
@@ -221,10 +224,8 @@ class _Comparison:
         ceiling = await self._turn(f"{where}: the ceiling", self.ceiling.best)
         # Whole requests are counted: of twenty-four, one is four percent. The server is seldom faster than the ceiling.
         per_request = fmean(request.products for request in islice(self.workload.requests(0), ENOUGH))
-        enough_s = _FOR_ENOUGH * ENOUGH * per_request / self.ceiling.best.products_per_s
-        full = await self._load(
-            f"{where}: load", self.workload, replace(load, duration_s=max(load.duration_s, enough_s))
-        )
+        enough = enough_s(self.ceiling.best.products_per_s / per_request)
+        full = await self._load(f"{where}: load", self.workload, replace(load, duration_s=max(load.duration_s, enough)))
         _check_answered(full, number)
         single = replace(load, concurrency=1, workload=replace(load.workload, batch_size=1))
         apart = await self._turn(f"{where}: one at a time", self.ceiling.alone)
@@ -234,9 +235,7 @@ class _Comparison:
             return None
         half = None
         if rate := full.requests_per_s / 2:
-            slow = replace(
-                load, concurrency=None, rate=rate, duration_s=max(load.duration_s, _FOR_ENOUGH * ENOUGH / rate)
-            )
+            slow = replace(load, concurrency=None, rate=rate, duration_s=max(load.duration_s, enough_s(rate)))
             half = await self._load(f"{where}: half load", self.workload, slow)
             _check_answered(half, number)
         if self.stop.is_set():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -16,6 +15,7 @@ from likeness_client.payloads import payloads
 
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured
 from likeness_bench.ceiling_report import Trial
+from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.in_process import Threads, cpu_threads_of, space_of, uses_of
 from likeness_bench.workload import Workload
@@ -57,7 +57,9 @@ class Ceiling:
             CeilingError: the process fails.
         """
         ways = [
-            (threads, size) for threads in uses_of(cores(), cpu_threads_of(self.repository)) for size in BATCH_SIZES
+            (threads, size)
+            for threads in uses_of(usable_cores(), cpu_threads_of(self.repository))
+            for size in BATCH_SIZES
         ]
         tried = [await self._try(name, threads, size) for threads, size in ways if not self.stop.is_set()]
         tried.sort(key=lambda trial: -trial.products_per_s)
@@ -151,11 +153,6 @@ def item_of(product: Product, info: ServerInfo) -> Item:
 def p50_ms(measured: Measured) -> float:
     """Return the median time of a batch."""
     return 1000 * float(np.median(measured.batch_s))
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _is_alone(trial: Trial) -> bool:

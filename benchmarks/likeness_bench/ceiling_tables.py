@@ -55,7 +55,7 @@ def ceiling_notes(report: CeilingReport) -> list[str]:
     notes = [
         f"{case.name}: the ceiling is {case.best.threads.name}, batches of {case.best.batch_size}; "
         f"one product at a time is fastest with {case.alone.threads.name} "
-        f"(this machine has {report.cores} cores, the server gives up to {report.cpu_threads} "
+        f"({report.cores} cores may be used, the server gives up to {report.cpu_threads} "
         f"thread{'s' * (report.cpu_threads > 1)} to an encoder)"
         for case in report.cases
     ]

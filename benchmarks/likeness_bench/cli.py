@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from likeness_client import Product
+from likeness_client import InputError, Product
 from likeness_client.cli import gateway
 
 from likeness_bench import options
@@ -48,7 +48,10 @@ def load(
     server: options.Server = "localhost:8001",
     rate: Annotated[float | None, typer.Option(help="Open loop: requests/s, sent by schedule.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: callers that await answers.")] = None,
-    arrivals: options.Spread = Arrivals.POISSON,
+    arrivals: Annotated[
+        Arrivals | None,
+        typer.Option(help="How the requests of a --rate are spread.", show_default=str(Arrivals.POISSON)),
+    ] = None,
     duration_s: options.DurationS = 30.0,
     warm_up_s: options.WarmUpS = 5.0,
     budget_s: options.BudgetS = 120.0,
@@ -75,7 +78,7 @@ def load(
     config = LoadConfig(
         address=server,
         rate=rate,
-        arrivals=arrivals,
+        arrivals=arrivals or Arrivals.POISSON,
         concurrency=concurrency,
         duration_s=duration_s,
         warm_up_s=warm_up_s,
@@ -83,7 +86,12 @@ def load(
         gateway=gateway(context),
         workload=asked.workload(sent.seed),
     )
-    source, alike = sent.source(), ranked.config()
+    if arrivals and rate is None:
+        raise InputError(
+            f"--arrivals {arrivals}: callers who await answers send when these arrive: leave it out, or give --rate "
+            "in place of --concurrency"
+        )
+    source, alike = sent.source(config.workload.signatures), ranked.config()
     check_out(out)
     chosen, labels = _read(source, alike)
     with live_view("load") as view:
@@ -125,7 +133,12 @@ def sweep(
     max_repeats: Annotated[int, typer.Option(min=1, help="Runs of one rate while its figures do not settle.")] = 4,
     precision: Annotated[float, typer.Option(help="How close to the answer, as a share of the rate.")] = 0.05,
     arrivals: options.Spread = Arrivals.POISSON,
-    duration_s: options.DurationS = 10.0,
+    duration_s: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Measured time of a run; longer at low rates: for a p99, some 100 requests have to be due."
+        ),
+    ] = 10.0,
     warm_up_s: options.WarmUpS = 2.0,
     timeout_s: options.TimeoutS = 5.0,
     asked: Asked,
@@ -158,7 +171,7 @@ def sweep(
     config = SweepConfig(
         load=load, target_ms=target_ms, budget_s=budget_s, max_repeats=max_repeats, precision=precision
     )
-    source, alike = sent.source(), ranked.config()
+    source, alike = sent.source(load.workload.signatures), ranked.config()
     check_out(out)
     chosen, labels = _read(source, alike)
     with live_view("sweep") as view:
@@ -224,7 +237,7 @@ def ceiling(
         trial_s=trial_s,
         label=ranked.config(),
     )
-    source = sent.source()
+    source = sent.source(name for mix in config.cases.values() for name in mix)
     check_out(out)
     chosen, labels = _read(source, config.label)
     with live_view("ceiling") as view:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from likeness_bench.drive import Record
 from likeness_bench.in_process import Threads
@@ -19,13 +20,14 @@ K = TypeVar("K", int, str)
 FORMAT = "likeness-load-1"
 ENOUGH = 100
 """Requests, for one of them to lie beyond the 99th percentile."""
+_SURPLUS = 1.3  # more than enough must be due, because arrivals are drawn
 DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11)))
 """Where the distribution of the latency is kept, for plots."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Percentiles:
-    """Of ``count`` durations, in milliseconds."""
+    """Of ``count`` durations, in milliseconds; each is one of them, and none lies between two."""
 
     count: int
     mean_ms: float
@@ -42,7 +44,7 @@ class Percentiles:
         if not len(durations_s):
             return None
         values = 1000 * np.asarray(durations_s, dtype=np.float64)
-        p50, p90, p95, p99, p99_9 = np.percentile(values, (50, 90, 95, 99, 99.9)).tolist()
+        p50, p90, p95, p99, p99_9 = _percentiles(values, (50, 90, 95, 99, 99.9))
         return cls(
             count=len(values),
             mean_ms=float(values.mean()),
@@ -169,8 +171,8 @@ class LoadReport(Report):
         harness_lag: how late the harness was: requests behind their schedule, in a closed loop a timer behind its time.
         harness_cpu_s: CPU time of this process; as much as a core has means that the harness was the limit.
         outside_server_ms: mean time of a request outside Triton: client, network, gRPC. None where it cannot be told:
-            without statistics, where requests became several calls, where a queue grew, or for other operations than
-            embed.
+            without statistics, where requests became several calls, where others asked the server too, where it is too
+            little, or for other operations than embed.
         steps: where the time went in the server.
         server: what its processes used; None where they cannot be seen.
         gpus: what the GPUs of this machine did.
@@ -229,6 +231,11 @@ def too_few(requests: int) -> str:
     return f"{requests} requests: below {ENOUGH}, p99 is the maximum" if requests < ENOUGH else ""
 
 
+def enough_s(rate: float) -> float:
+    """Return how long requests must be sent at a rate (requests/s) for their p99 to be more than the maximum."""
+    return _SURPLUS * ENOUGH / rate
+
+
 def latency_s(record: Record) -> float:
     """Return how long a request took, from when it was due: a late start is latency."""
     return record.finished_s - record.scheduled_s
@@ -239,8 +246,18 @@ def p99_with_failures_ms(records: Sequence[Record]) -> float | None:
     if not records:
         return None
     values = [float("inf") if record.error else 1000 * latency_s(record) for record in records]
-    found = float(np.percentile(values, 99, method="higher"))  # between two values there is none with infinity
+    (found,) = _percentiles(values, (99,))
     return found if np.isfinite(found) else None
+
+
+def _percentiles(values: Sequence[float] | NDArray[np.float64], percent: Sequence[float]) -> list[float]:
+    """Return for each percentage the smallest value that at least so many percent of the values do not exceed.
+
+    Always a value that was measured, as there is none between an answer and a failure, which is infinitely late; so
+    latencies with failures and without them are comparable.
+    """
+    found: list[float] = np.percentile(values, percent, method="inverted_cdf").tolist()
+    return found
 
 
 def error_rows(records: Sequence[Record], warm_up_s: float) -> tuple[ErrorRow, ...]:
@@ -281,8 +298,8 @@ def distribution_ms(durations_s: Sequence[float]) -> tuple[tuple[float, float], 
     """Return the percentiles of `DISTRIBUTION_PERCENT` in milliseconds; empty without durations."""
     if not len(durations_s):
         return ()
-    values = np.percentile(1000 * np.asarray(durations_s), DISTRIBUTION_PERCENT)
-    return tuple(zip(map(float, DISTRIBUTION_PERCENT), values.tolist(), strict=True))
+    values = _percentiles(1000 * np.asarray(durations_s, dtype=np.float64), DISTRIBUTION_PERCENT)
+    return tuple(zip(map(float, DISTRIBUTION_PERCENT), values, strict=True))
 
 
 def by_part(records: Sequence[Record], part: Callable[[Record], K]) -> dict[K, Percentiles]:

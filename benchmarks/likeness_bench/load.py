@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from math import sqrt
+from statistics import fmean
 from typing import Protocol
 
 from likeness_client import LikenessError, Product, ServerInfo
 
 from likeness_bench import figures
-from likeness_bench.drive import Ask, Drive, LoadConfig, Record, ask, open_client, ticking
+from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, is_ensemble, read_counters, step_times
@@ -91,11 +91,16 @@ async def run_load(
 
 @dataclass
 class _Watch:
-    """What is seen of the server and of the harness during the measured time."""
+    """What is seen of the server and of the harness during the measured time.
+
+    ``before`` and ``after`` are Triton's counters, read so many seconds from the start of the run.
+    """
 
     config: LoadConfig
     before: dict[str, ModelCounters] | None = None
     after: dict[str, ModelCounters] | None = None
+    before_s: float = 0.0
+    after_s: float = 0.0
     processes: ProcessWatch | None = None
     gpus: GpuWatch | None = None
     cut_short: bool = False
@@ -107,42 +112,45 @@ class _Watch:
         server = await asyncio.to_thread(find_server, self.config.address)
         if await _stopped(drive, self.config.warm_up_s - drive.now_s()):
             return
-        self.before = await self._counters()
+        self.before, self.before_s = await counters_of(self.config), drive.now_s()
         self.processes = ProcessWatch(server=server) if server else None
-        self.gpus = GpuWatch(timeout_s=self._patience_s) if GpuWatch.there_is_one() else None
+        self.gpus = GpuWatch(timeout_s=_patience_s(self.config)) if GpuWatch.there_is_one() else None
         cpu_before_s = time.process_time()
         ticks = asyncio.create_task(ticking(self.ticks_s))
         while (left_s := self.config.length_s - drive.now_s()) > 0:
-            await self._look()
+            await self._look(drive)
             if await _stopped(drive, min(_SAMPLE_S, left_s)):
                 break
         ticks.cancel()
         self.cpu_s = time.process_time() - cpu_before_s
-        await self._look()
+        await self._look(drive)
 
     def steps(self) -> tuple[StepTime, ...]:
         """Return where the time went in the server; empty without its statistics."""
         return () if self.before is None or self.after is None else step_times(self.before, self.after)
 
-    async def _look(self) -> None:
+    async def _look(self, drive: Drive) -> None:
         """Look at the processes, and keep Triton's counters: a server that dies leaves the last ones behind."""
         for watch in (self.processes, self.gpus):
             if watch:
                 await asyncio.to_thread(watch.sample)
-        counters = await self._counters()
+        counters = await counters_of(self.config)
         self.cut_short = counters is None
-        self.after = counters or self.after
+        if counters is not None:
+            self.after, self.after_s = counters, drive.now_s()
 
-    @property
-    def _patience_s(self) -> float:
-        """How long looking may take: a server that hangs must not make a run longer than its requests do."""
-        return min(TIMEOUT_S, self.config.timeout_s)
 
-    async def _counters(self) -> dict[str, ModelCounters] | None:
-        try:
-            return await read_counters(self.config.address, self._patience_s, self.config.gateway)
-        except LikenessError:
-            return None
+async def counters_of(config: LoadConfig) -> dict[str, ModelCounters] | None:
+    """Ask the server of a load for the counters of its models; None where it does not tell them in time."""
+    try:
+        return await read_counters(config.address, _patience_s(config), config.gateway)
+    except LikenessError:
+        return None
+
+
+def _patience_s(config: LoadConfig) -> float:
+    """Return how long looking may take: a server that hangs must not make a run longer than its requests do."""
+    return min(TIMEOUT_S, config.timeout_s)
 
 
 async def _stopped(drive: Drive, wait_s: float) -> bool:
@@ -170,7 +178,6 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
     latencies_s = [figures.latency_s(record) for record in measured if not record.error]
     open_loop = config.rate is not None
     lags_s = [record.started_s - record.scheduled_s for record in measured] if open_loop else watch.ticks_s
-    steps = watch.steps()
     per_second = 1 / measured_s if measured_s else 0.0
     report = LoadReport(
         made_at=made_at,
@@ -192,8 +199,8 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
         by_products=figures.by_part(measured, lambda record: record.products),
         harness_lag=Percentiles.of(lags_s),
         harness_cpu_s=watch.cpu_s,
-        outside_server_ms=_outside_server_ms(measured, steps, config),
-        steps=steps,
+        outside_server_ms=_outside_server_ms(drive, watch),
+        steps=watch.steps(),
         server=watch.processes.figures() if watch.processes else None,
         gpus=watch.gpus.figures() if watch.gpus else (),
         errors=figures.error_rows(measured, config.warm_up_s),
@@ -204,24 +211,27 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
     return replace(report, notes=tuple(_notes(report, watch)))
 
 
-def _outside_server_ms(records: Sequence[Record], steps: Sequence[StepTime], config: LoadConfig) -> float | None:
-    """Return the mean time of a request outside Triton, where one request is one call of one ensemble."""
-    if set(config.workload.operations) != {OperationKind.EMBED}:
+def _outside_server_ms(drive: Drive, watch: _Watch) -> float | None:
+    """Return the mean time of a request outside Triton, where one request is one call of one ensemble.
+
+    Both means, the harness's and Triton's, are over what was answered between two readings of Triton's statistics: what
+    is due in this time may be answered after it, and what waited longest was due before it.
+    """
+    if set(drive.config.workload.operations) != {OperationKind.EMBED}:
         return None  # pairs of two signatures take several calls, in turn and side by side
-    answered = [record.finished_s - record.started_s for record in records if not record.error]
-    entries = [step for step in steps if is_ensemble(step.model)]
+    answered = [
+        record.finished_s - record.started_s
+        for record in drive.records
+        if not record.error and watch.before_s < record.finished_s <= watch.after_s
+    ]
+    entries = [step for step in watch.steps() if is_ensemble(step.model)]
     calls = sum(step.requests for step in entries)
-    # A few requests lie on the borders of the measured time; more of a difference means another kind of traffic, or a
-    # queue that grows: what is due in this time is answered after it, and waits inside the server meanwhile.
-    if not (answered and calls):
-        return None
-    borders = 0.1 * len(answered)
-    if config.rate is not None:  # as many as are on their way at one border and the other, give or take
-        borders = 0.01 * len(answered) + 3 * sqrt(2 * config.rate * sum(answered) / len(answered))
-    if abs(calls - len(answered)) > 1 + borders:
+    # Answers on their way at a reading are counted by one side only; more of a difference is another kind of traffic.
+    if not (answered and calls) or abs(calls - len(answered)) > 1 + 0.1 * len(answered):
         return None
     inside_ms = sum(step.total_ms * step.requests for step in entries) / calls
-    return 1000 * sum(answered) / len(answered) - inside_ms
+    outside_ms = 1000 * fmean(answered) - inside_ms
+    return outside_ms if outside_ms >= 0 else None  # below 0 it says only that it is too little to be told
 
 
 def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:

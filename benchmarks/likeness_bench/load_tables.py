@@ -43,6 +43,11 @@ def mix_name(mix: int | str | Mapping[Any, float]) -> str:
     return str(next(iter(mix))) if len(mix) == 1 else " and ".join(parts)
 
 
+def with_failures(p99_ms: float | None) -> str:
+    """Return a p99 of which failures are a part, as it is read."""
+    return "infinite" if p99_ms is None else number(p99_ms)
+
+
 def load_tables(report: LoadReport) -> list[Table]:
     """Return all tables that a report has something for."""
     tables = [_summary(report), _latency(report)]
@@ -69,6 +74,7 @@ def _summary(report: LoadReport) -> Table:
         ("requests/s answered", number(report.requests_per_s)),
         ("requests/s due", number(report.offered_per_s)),
         ("requests, of them failed", f"{report.requests}, {failed}"),
+        ("p99 ms with failures", with_failures(report.p99_with_failures_ms) if report.requests else NOTHING),
         ("measured s", number(report.measured_s)),
         ("repeats of earlier requests %", number(100 * report.repeated_share, 0)),
         ("mean ms outside the server", number(report.outside_server_ms, 2)),
@@ -126,7 +132,7 @@ def _runs(report: LoadReport) -> Table:
             str(number_of_run),
             number(run.products_per_s),
             number(run.p50_ms),
-            "infinite" if run.p99_with_failures_ms is None else number(run.p99_with_failures_ms),
+            with_failures(run.p99_with_failures_ms),
             str(run.failed),
             *((number(run.throughput_ratio, 3),) if beside else ()),
         )

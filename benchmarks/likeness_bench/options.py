@@ -21,6 +21,10 @@ AnyFile = Annotated[
 ]
 Server = Annotated[str, typer.Option(help="The gRPC endpoint, host:port.")]
 Products = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
+AnyProducts = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many products of a file to use; all are held in memory.", show_default="1000"),
+]
 Rendered = Annotated[
     int,
     typer.Option(
@@ -55,7 +59,10 @@ Mix = Annotated[
 RepeatShare = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of the requests that send an earlier one again.")
 ]
-OfMetric = Annotated[Metric, typer.Option(help="Metric for --operation similarity and similarity_matrix.")]
+OfMetric = Annotated[
+    Metric | None,
+    typer.Option(help="Metric for --operation similarity and similarity_matrix.", show_default=str(Metric.COSINE)),
+]
 Beside = Annotated[
     Path | None,
     typer.Option(
@@ -65,7 +72,12 @@ Beside = Annotated[
     ),
 ]
 Label = Annotated[str, typer.Option(help="Also recall@1: the field whose equality makes two alike; a+b: both.")]
-Split = Annotated[str, typer.Option(help="Products that recall ranks, by their field split; empty: all.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="Products that recall ranks, by their field split; empty: all. With --label.", show_default="val"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed of schedule, requests and rendered products.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md and .html are written beside it.")]
 

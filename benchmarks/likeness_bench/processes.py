@@ -15,6 +15,8 @@ from statistics import fmean
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 
+from likeness_bench.cores import usable_cores
+
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_NUMBERS = ("cpu family", "model", "stepping")  # not the MHz: they change from moment to moment
 _GIT_TIMEOUT_S = 5.0
@@ -28,7 +30,8 @@ def machine() -> dict[str, str]:
     """Describe the machine that this process runs on.
 
     Returns:
-        Its processor and cores; where Linux names them, also the numbers that tell processors of one name apart.
+        Its processor and the cores that may be used; where Linux names them, also the numbers that tell processors of
+        one name apart.
     """
     facts = dict[str, str]()
     if _CPU_INFO.is_file():
@@ -37,7 +40,7 @@ def machine() -> dict[str, str]:
     found = {"processor": facts.get("model name") or platform.processor() or platform.machine()}
     if numbers := [facts[name] for name in _CPU_NUMBERS if name in facts]:
         found["processor's family, model, stepping"] = ", ".join(numbers)
-    return found | {"cores": str(psutil.cpu_count() or 1)}
+    return found | {"cores": str(usable_cores())}
 
 
 def software() -> str:

@@ -22,6 +22,8 @@ from likeness_bench.workload import held
 if TYPE_CHECKING:
     from PIL import Image
 
+PRODUCTS = 1000
+"""So many of a file are sent, where nothing else is said."""
 _RENDERER = "likeness_export.demo.catalogue"
 _FEWEST_DESIGNS = 12  # the renderer draws at least one of each kind
 _LISTINGS_PER_DESIGN = 11  # a little below the mean, so that one rendering is mostly enough
@@ -59,7 +61,7 @@ class SourceConfig:
 
     file: Path | None = None
     rendered: int = 0
-    count: int = 1000
+    count: int = PRODUCTS
     text_words: Span | None = None
     image_px: Span | None = None
     seed: int = 7

@@ -8,18 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from likeness_client import InputError, LikenessError, ServerInfo
+from likeness_client import InputError, ServerInfo
 
-from likeness_bench.drive import LoadConfig, ask, open_client
-from likeness_bench.figures import LoadReport
+from likeness_bench.drive import LoadConfig
+from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.load import Progress, RunLoad, run_load
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import PAUSE_S, Starts
 from likeness_bench.report import Report
+from likeness_bench.rest import come_to_rest, silence
 from likeness_bench.search import RateSearch, decisive, settled
 from likeness_bench.workload import Workload
 
 FORMAT = "likeness-sweep-1"
+PATIENCE_S = 300.0
+"""So long a server may take, at most, to finish what a run left it with."""
+_UNREST = "the server did not come to rest after a run with failures (begin with a lower --rate; keep other loads away)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ class SweepConfig:
     """What to find.
 
     Attributes:
-        load: how each rate is tried; its rate is where the search begins.
+        load: how each rate is tried, see `load_at`; its rate is where the search begins.
         target_ms: the 99th percentile that must be kept, failures counting as infinitely late.
         budget_s: when to stop searching; no run is begun that would end later.
         max_repeats: of one rate, while its figures do not settle.
@@ -47,11 +51,15 @@ class SweepConfig:
             raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
         if self.max_repeats < 1:
             raise InputError(f"--max-repeats {self.max_repeats}: give at least 1")
-        if self.budget_s < self.load.length_s:
+        if self.budget_s < (first_s := self.load_at(self.load.rate).length_s):
             raise InputError(
-                f"--budget-s {self.budget_s:g} does not hold one run of {self.load.length_s:g} s: "
-                "give more, or shorten the run"
+                f"--budget-s {self.budget_s:g} does not hold one run of {first_s:g} s: give more, a shorter "
+                f"--duration-s or a higher --rate than {self.load.rate:g}, as a p99 takes some {ENOUGH} requests"
             )
+
+    def load_at(self, rate: float) -> LoadConfig:
+        """Return the load of a run at a rate; where the rate is low, one that is long enough for a p99."""
+        return replace(self.load, rate=rate, duration_s=max(self.load.duration_s, enough_s(rate)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +185,8 @@ class _Attempts:
     def __post_init__(self) -> None:
         self.begins_s = time.perf_counter()
         self.runs = 0
+        self.extra_s = 0.0  # what the runs took beyond their length
+        self.busy = False  # maybe, with requests of the last run that nobody waits for any more
 
     async def at(self, rate: float) -> RateStep | None:
         """Repeat one rate until its figures settle; None if not even one repeat was finished."""
@@ -204,17 +214,17 @@ class _Attempts:
         return settled(p99_ms, first.p50_ms if first else None, self.config.target_ms)
 
     async def _run(self, rate: float, repeat: int) -> LoadReport | None:
-        load, passed_s = self.config.load, time.perf_counter() - self.begins_s
-        if self.runs and passed_s + PAUSE_S + max(load.length_s, passed_s / self.runs) > self.config.budget_s:
-            self.over = f"the time is up ({self.config.budget_s:g} s)"
+        load = self.config.load_at(rate)
+        if self.runs and not await self._ready(load):
             return None
-        if self.runs:
-            await asyncio.sleep(PAUSE_S)
         self.runs += 1
         # Every repeat has arrivals and products of its own, or an unlucky schedule would be taken for the server.
-        load = replace(load, rate=rate, workload=replace(load.workload, seed=load.workload.seed + self.runs))
+        load = replace(load, workload=replace(load.workload, seed=load.workload.seed + self.runs))
         self.starts(load, repeat)
+        began_s = time.perf_counter()
         report = await self.run_once(self.workload, self.info, load, stop=self.stop, progress=self.progress)
+        self.extra_s += max(0.0, time.perf_counter() - began_s - load.length_s)
+        self.busy = report.failed > 0
         if self.stop.is_set():
             self.over = "interrupted"
         elif not report.requests:
@@ -223,17 +233,31 @@ class _Attempts:
             self.over = f"at {rate:.3g} requests/s nothing was answered, nor one request after it ({reason})"
         return None if self.over else report
 
+    async def _ready(self, load: LoadConfig) -> bool:
+        """Wait until the server is free for another run; where there can be none, ``over`` says why."""
+        needed_s = load.length_s + self.extra_s / self.runs
+        if self._left_s() < needed_s + PAUSE_S:
+            self.over = f"the time is up ({self.config.budget_s:g} s)"
+        elif not self.busy:
+            await asyncio.sleep(PAUSE_S)
+        elif not await self._rests(self._left_s() - needed_s):
+            self.over = "interrupted" if self.stop.is_set() else _UNREST
+        return not self.over
+
+    async def _rests(self, patience_s: float) -> bool:
+        """Wait until the server has finished what the last run left it with; say whether it has."""
+        patience_s = min(PATIENCE_S, patience_s)
+        self.busy = not await come_to_rest(self.config.load, still_s=PAUSE_S, patience_s=patience_s, stop=self.stop)
+        return not self.busy
+
     async def _silence(self, load: LoadConfig) -> str:
-        """Return why one request alone is not answered: then the rate is not to blame. Empty when it is."""
-        async with open_client(load) as client:
-            try:
-                async with asyncio.timeout(load.timeout_s):
-                    await ask(client, next(self.workload.requests(load.workload.seed)), load.workload)
-            except TimeoutError:
-                return f"no answer within {load.timeout_s:g} s"
-            except LikenessError as error:
-                return str(error)
-        return ""
+        """Return why the rate is not to blame where nothing was answered; empty where it is, or nobody knows yet."""
+        if not await self._rests(self._left_s()):
+            return ""
+        return await silence(self.workload, load, still_s=PAUSE_S, patience_s=self._left_s(), stop=self.stop)
+
+    def _left_s(self) -> float:
+        return self.config.budget_s - (time.perf_counter() - self.begins_s)
 
 
 def _known(search: RateSearch) -> str:

@@ -49,7 +49,8 @@ def test_percentiles_are_those_of_numpy_in_milliseconds() -> None:
     found = Percentiles.of(seconds)
     assert found is not None
     values = (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms, found.p99_9_ms)
-    assert values == pytest.approx(1000 * np.percentile(seconds, (50, 90, 95, 99, 99.9)))
+    assert values == pytest.approx(1000 * np.percentile(seconds, (50, 90, 95, 99, 99.9), method="inverted_cdf"))
+    assert values[:4] == pytest.approx([1000 * sorted(seconds)[rank - 1] for rank in (2500, 4500, 4750, 4950)])
     assert found.count == 5000
     assert found.max_ms == pytest.approx(1000 * max(seconds))
     assert Percentiles.of([]) is None
@@ -61,8 +62,18 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
 
 def test_failures_are_later_than_any_answer() -> None:
     assert figures.p99_with_failures_ms([OK] * 999 + [FAILED]) == 1000.0
+    assert figures.p99_with_failures_ms([OK] * 99 + [FAILED]) == 1000.0  # 1 % may lie beyond it
     assert figures.p99_with_failures_ms([OK] * 98 + [FAILED] * 2) is None
     assert figures.p99_with_failures_ms([]) is None
+
+
+@pytest.mark.parametrize("count", [1, 7, 99, 100, 101, 250, 1000])
+def test_without_failures_both_p99_are_one(count: int) -> None:
+    took_s = np.random.default_rng(count).exponential(0.1, count).tolist()
+    records = [replace(OK, scheduled_s=0.0, finished_s=one_s) for one_s in took_s]
+    latency = Percentiles.of([figures.latency_s(record) for record in records])
+    assert latency is not None
+    assert figures.p99_with_failures_ms(records) == pytest.approx(latency.p99_ms)
 
 
 def test_errors_are_counted_by_kind() -> None:

@@ -28,6 +28,7 @@ from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
+from likeness_bench.steps import ModelCounters
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes
 from likeness_bench.tables import Table, html, markdown, print_tables
@@ -99,6 +100,31 @@ def test_the_warm_up_is_dropped_and_throughput_counts_what_was_answered_in_time(
     assert [row.kind for row in found.errors] == ["E"]
 
 
+def outside_ms(total_ms: float, calls: int = 120) -> float | None:
+    """The mean time outside a server that answered so many calls in 2 to 12 s, each within this time in the mean."""
+    before_it = [record(1.0, 3.0) for _ in range(20)]
+    after_it = [record(9.0, 5.0) for _ in range(30)]
+    config = LoadConfig(address="here:1", concurrency=50, duration_s=10.0, warm_up_s=2.0)
+    drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
+    drive.records = [*before_it, *(record(5.0, 0.1) for _ in range(100)), record(6.0, 1.0, "ServerError"), *after_it]
+    drive.elapsed_s = 12.0
+    parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    idle = ModelCounters(
+        inferences=0, executions=0, failures=0, count=dict.fromkeys(parts, 0), ns=dict.fromkeys(parts, 0)
+    )
+    ns = dict.fromkeys(parts, round(calls * total_ms * 1e6))
+    busy = replace(idle, inferences=calls, executions=calls, count=dict.fromkeys(parts, calls), ns=ns)
+    watch = _Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
+    return _report(drive, watch, INFO, "now").outside_server_ms
+
+
+def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_count() -> None:
+    answered_ms = (20 * 3000 + 100 * 100) / 120  # whenever they were due
+    assert outside_ms(answered_ms - 2) == pytest.approx(2)
+    assert outside_ms(answered_ms + 0.1) is None  # below 0
+    assert outside_ms(answered_ms - 2, calls=240) is None  # others ask this server, too
+
+
 def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:
     deliver_load(report_of([record(3.0, 0.1, "ServerUnavailableError")]), tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())["latency"] is None
@@ -119,6 +145,14 @@ def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "deep" / "r.json").read_text())["errors"][0]["kind"] == "ServerError"
     assert r"a \| bar and a line" in (tmp_path / "deep" / "r.md").read_text()
     check_page((tmp_path / "deep" / "r.html").read_text(), plots=2)
+
+
+@pytest.mark.parametrize(
+    ("failures", "shown"), [([], "100.0"), ([record(3.0, 0.1, "E")], "infinite"), ([record(0.0, 0.1, "E")], "100.0")]
+)
+def test_one_load_tells_the_p99_with_failures(failures: list[Record], shown: str) -> None:
+    summary, *_ = load_tables(report_of([record(3.0, 0.1), *failures]))
+    assert ("p99 ms with failures", shown) in summary.rows
 
 
 def test_recall_stands_in_the_table_of_the_load(report: LoadReport, tmp_path: Path) -> None:
@@ -391,7 +425,11 @@ def swept(
             stop.set()
         answered = config.get("answers", lambda _: True)(load.rate)
         return replace(
-            report_of([record(2.5, 0.01, "" if answered else "DeadlineExceededError")], rate=load.rate),
+            report_of(
+                [record(2.5, 0.01, "" if answered else "DeadlineExceededError")],
+                rate=load.rate,
+                duration_s=load.duration_s,
+            ),
             requests=requests,
             p99_with_failures_ms=p99_ms(load.rate, runs),
         )
@@ -402,7 +440,7 @@ def swept(
 
     async def run() -> SweepReport:
         nothing: Any = None
-        sweep = SweepConfig(load=load, **{"target_ms": 100.0, "budget_s": 60.0, **chosen})
+        sweep = SweepConfig(load=load, **{"target_ms": 100.0, "budget_s": 10_000.0, **chosen})
         return await run_sweep(nothing, INFO, sweep, stop=asyncio.Event(), run_once=run_load)
 
     return asyncio.run(run())
@@ -420,6 +458,14 @@ def test_a_sweep_finds_the_rate_and_says_that_it_settled(monkeypatch: pytest.Mon
     assert "not settle" not in found.ended
 
 
+def test_at_low_rates_runs_are_long_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda rate, _: 50.0 if rate <= 3 else None)
+    for step in found.steps:
+        assert [run.load["duration_s"] for run in step.repeats] == [1.3 * 100 / step.rate] * len(step.repeats)
+    config = SweepConfig(load=LoadConfig(address="here:1", rate=10.0, duration_s=20.0))
+    assert [config.load_at(rate).duration_s for rate in (1.3, 13.0, 100.0)] == [100.0, 20.0, 20.0]
+
+
 def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     found = swept(monkeypatch, lambda rate, run: 900.0 if run == 1 else 50.0 if rate <= 57 else None)
     first = found.steps[0]
@@ -431,10 +477,14 @@ def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_server_that_answers_not_even_one_request_says_nothing_of_its_rates(
     reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def silence(*_: Any) -> str:
+    async def silence(*_: Any, **__: Any) -> str:
         return reason
 
-    monkeypatch.setattr(sweep_module._Attempts, "_silence", silence)
+    async def come_to_rest(*_: Any, **__: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(sweep_module, "silence", silence)
+    monkeypatch.setattr(sweep_module, "come_to_rest", come_to_rest)
     found = swept(monkeypatch, lambda rate, _: 50.0 if rate < 20 else None, answers=lambda rate: rate < 20)
     if reason:
         assert not found.complete

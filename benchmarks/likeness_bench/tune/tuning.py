@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from likeness_client import InputError, LikenessError, Product
 from likeness_export.server import find_tritonserver
 
+from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import RunFigures
 from likeness_bench.load import Progress
@@ -144,7 +144,7 @@ class _Tuning:
             keys=keys,
             times=times,
             elsewhere=frozenset() if on_cpu else networks,
-            cores=len(os.sched_getaffinity(0)),
+            cores=usable_cores(),
             largest_batch=min(waiting, self.target.recipe.serving.max_batch_size),
             target_ms=self.config.target_ms,
         )

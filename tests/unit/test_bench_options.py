@@ -1,0 +1,72 @@
+"""Options of the commands that mean nothing without another one are refused, and not passed over."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from likeness_bench import cli
+from likeness_bench.option_groups import Asked, Ranked, Sent
+from likeness_bench.recall import LabelConfig
+from likeness_bench.sources import Span
+from likeness_bench.workload import OperationKind
+from likeness_client import InputError, Metric
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file of one product."""
+    found = tmp_path / "p.jsonl"
+    found.write_text('{"title": "vase", "split": "val", "kind": "vase"}\n')
+    return found
+
+
+def refused(command: str, file: Path) -> str:
+    """Run a command and return why it is refused; no server is there."""
+    words = [word.replace("FILE", str(file)).replace("FOLDER", str(file.parent)) for word in command.split()]
+    found = CliRunner().invoke(cli.app, ["bench", *words, "--server", "127.0.0.1:1"])
+    assert isinstance(found.exception, InputError), found.exception
+    return str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("load FILE --concurrency 1 --arrivals poisson", r"--arrivals poisson: .*leave it out, or give --rate"),
+        ("load FILE --rate 1 --metric cosine", r"--metric cosine .*leave it out, or give --operation similarity"),
+        ("sweep FILE --operation embed --metric learned", r"--metric learned .*--operation similarity"),
+        ("load FILE --rate 1 --split val", r"--split val .*leave it out, or give the --label"),
+        ("sweep FILE --split test", r"--split test .*--label"),
+        ("ceiling FILE --repository FOLDER --split test", r"--split test .*--label"),
+        ("load --rendered 5 --products 1000 --rate 1", r"--products 1000 .*--rendered 5 .*leave one of them out"),
+        ("ceiling --rendered 5 --products 5 --repository FOLDER", r"--products 5 .*--rendered 5"),
+        (
+            "load FILE --rate 1 --signature image --text-words 5:6",
+            r"--text-words 5:6 .* image: leave it out, or give a",
+        ),
+        ("sweep FILE --signature text --signature attributes --image-px 9:9", r"--image-px 9:9 .* text, attributes:"),
+        ("ceiling FILE --repository FOLDER --signature text --image-px 9:9", r"--image-px 9:9 .* text:"),
+        ("ceiling FILE --repository FOLDER --signature text=1,image=1 --label kind", r"--label kind: .*only mixes"),
+    ],
+)
+def test_options_without_any_effect_are_refused(command: str, reason: str, file: Path) -> None:
+    assert re.search(reason, refused(command, file))
+
+
+def test_options_have_their_effect_where_there_is_one(file: Path) -> None:
+    assert Sent(file=file).source().count == 1000
+    assert Sent(file=file, products=5).source().count == 5
+    assert Sent(rendered=5).source().count == 5
+    sizes = Sent(file=file, text_words="5:6", image_px="9:9")
+    assert sizes.source().text_words == sizes.source(["text", "image_attributes"]).text_words == Span(low=5, high=6)
+    assert Asked().workload(1).metric is Metric.COSINE
+    mixed = Asked(operation=["embed=0.9", "similarity=0.1"], metric=Metric.LEARNED)
+    assert mixed.workload(1).metric is Metric.LEARNED
+    assert Asked(operation=[OperationKind.SIMILARITY_MATRIX]).workload(1).metric is Metric.COSINE
+    assert [Ranked(label="kind", split=split).config() for split in (None, "")] == [
+        LabelConfig(field="kind", split="val"),
+        LabelConfig(field="kind", split=""),
+    ]
+    assert Ranked().config() is None
