@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from likeness_bench.cores import usable_cores
+from joblib import cpu_count
 from likeness_bench.sources import rendered
 from likeness_client import InputError
 from likeness_export.preprocessing.image import SETTINGS_FILE, Preprocessor
@@ -132,7 +132,7 @@ def measure_photos(
 
     contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
     quantities = (PHOTOS_PER_S, FILE_KB, DIFFERENCE)
-    target, cores = model.preprocessor.image_px, usable_cores()
+    target, cores = model.preprocessor.image_px, cpu_count()
     return measure(
         title=f"{model.tower} preprocessing, {len(photos)} photos of {long_side} px to {target} px, {cores} cores",
         contenders=contenders,

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
+from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product, ServerInfo
 
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Measured
@@ -25,7 +26,6 @@ from likeness_bench.ceiling_search import (
     largest_difference,
     p50_ms,
 )
-from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.in_process import cpu_threads_of
@@ -125,7 +125,7 @@ async def run_ceiling(
         load=config.load.plain(),
         repository=str(config.repository),
         space=info.space,
-        cores=usable_cores(),
+        cores=cpu_count(),
         cpu_threads=cpu_threads_of(config.repository),
         label=config.label.name if config.label else "",
         ended="interrupted" if stop.is_set() else "failed" if failures else "complete",

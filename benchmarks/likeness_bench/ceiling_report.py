@@ -172,7 +172,7 @@ class CeilingReport(Report):
         load: the `LoadConfig` at saturation, as plain data.
         repository: the model repository that was run in one process.
         space: fingerprint of the embedding space of both.
-        cores: threads that can compute at a time in one process; see `usable_cores`.
+        cores: threads that can compute at a time in one process; what affinity and a container's quota allow.
         cpu_threads: threads that the server gives to an encoder, the most of any.
         label: what recall was measured on, in words; empty when it was not.
         ended: ``complete``, ``interrupted`` by the user, or ``failed``: see there.

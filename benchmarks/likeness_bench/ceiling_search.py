@@ -9,13 +9,13 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from joblib import cpu_count
 from likeness_client import Product, ServerInfo, SpaceMismatchError
 from likeness_client.contract import modalities_of, signature_of
 from likeness_client.payloads import payloads
 
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured
 from likeness_bench.ceiling_report import Trial
-from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.in_process import Threads, cpu_threads_of, space_of, uses_of
 from likeness_bench.workload import Workload
@@ -57,9 +57,7 @@ class Ceiling:
             CeilingError: the process fails.
         """
         ways = [
-            (threads, size)
-            for threads in uses_of(usable_cores(), cpu_threads_of(self.repository))
-            for size in BATCH_SIZES
+            (threads, size) for threads in uses_of(cpu_count(), cpu_threads_of(self.repository)) for size in BATCH_SIZES
         ]
         tried = [await self._try(name, threads, size) for threads, size in ways if not self.stop.is_set()]
         tried.sort(key=lambda trial: -trial.products_per_s)

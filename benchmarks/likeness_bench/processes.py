@@ -14,8 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
-
-from likeness_bench.cores import usable_cores
+from joblib import cpu_count
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_NUMBERS = ("cpu family", "model", "stepping")  # not the MHz: they change from moment to moment
@@ -40,7 +39,7 @@ def machine() -> dict[str, str]:
     found = {"processor": facts.get("model name") or platform.processor() or platform.machine()}
     if numbers := [facts[name] for name in _CPU_NUMBERS if name in facts]:
         found["processor's family, model, stepping"] = ", ".join(numbers)
-    return found | {"cores": str(usable_cores())}
+    return found | {"cores": str(cpu_count())}
 
 
 def software() -> str:

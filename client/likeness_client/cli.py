@@ -52,6 +52,7 @@ EXTRA_OF = {
     "onnxruntime": "serve",
     "pytriton": "serve",
     "tokenizers": "serve",
+    "joblib": "bench",
     "psutil": "bench",
     "tomlkit": "bench",
     "pyarrow": "parquet",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from joblib import cpu_count
 
 from likeness_bench import options
-from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig
 from likeness_bench.options import needs_extra, parse_mix, parse_sizes
 from likeness_bench.sources import SourceConfig, read_sources
@@ -65,7 +65,7 @@ def tune(
     config = TuneConfig(
         load=LoadConfig(
             address="",  # each trial has its own
-            concurrency=concurrency or _CALLERS_PER_CORE * usable_cores(),
+            concurrency=concurrency or _CALLERS_PER_CORE * cpu_count(),
             duration_s=round_s,
             warm_up_s=_WARM_UP * round_s,
             timeout_s=timeout_s,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product
 from likeness_export.server import find_tritonserver
 
-from likeness_bench.cores import usable_cores
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import RunFigures
 from likeness_bench.load import Progress
@@ -144,7 +144,7 @@ class _Tuning:
             keys=keys,
             times=times,
             elsewhere=frozenset() if on_cpu else networks,
-            cores=usable_cores(),
+            cores=cpu_count(),
             largest_batch=min(waiting, self.target.recipe.serving.max_batch_size),
             target_ms=self.config.target_ms,
         )

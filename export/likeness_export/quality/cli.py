@@ -38,8 +38,9 @@ def run(
 
     start()
     chosen = tables_with(only or (), tables_named(tables))
+    from joblib import cpu_count
+
     from likeness_export.quality.running import Plan, run_tables
-    from likeness_export.quality.workers import available_cores
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the trainings too
     plan = Plan(
@@ -49,7 +50,7 @@ def run(
         data_root=data_root,
         work=work,
         out=out,
-        jobs=jobs or available_cores(),
+        jobs=jobs or cpu_count(),
     )
     failed = run_tables(plan)
     for table in chosen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 from likeness_client.writing import write_text
 
 from likeness_export.catalogue import Catalogue
@@ -86,7 +86,7 @@ def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, trained: Sequence
         peak_mb=max(one["peak_mb"] for one in training) if all(training) else None,
         product_ms=round(_product_ms(recipe, network, run, catalogue), 3),
         threads=torch.get_num_threads(),
-        cores=os.cpu_count() or 0,
+        cores=cpu_count(),
     )
 
 

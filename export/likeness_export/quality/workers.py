@@ -13,16 +13,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+from joblib import cpu_count
 from likeness_client.errors import LikenessError
 
 Item = TypeVar("Item")
 Work = Callable[[Item], None]
 _SPAWN = multiprocessing.get_context("spawn")  # a fork of a process that has loaded torch can hang
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def side_by_side(items: Sequence[Item], work: Work[Item], jobs: int) -> Generator[tuple[Item, str], None, None]:
@@ -56,7 +52,7 @@ def side_by_side(items: Sequence[Item], work: Work[Item], jobs: int) -> Generato
         live.discard(process)
         return message
 
-    with _threads_per_process(max(1, available_cores() // jobs)), ThreadPoolExecutor(jobs) as pool:
+    with _threads_per_process(max(1, cpu_count() // jobs)), ThreadPoolExecutor(jobs) as pool:
         pending = {pool.submit(one, item): item for item in items}
         try:
             for future in as_completed(pending):
