@@ -12,11 +12,12 @@ from likeness_client import ServerInfo
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
 from likeness_bench.load import Progress, RunLoad, run_load
+from likeness_bench.rest import come_to_rest
 from likeness_bench.search import agree, decisive
 from likeness_bench.workload import Workload
 
 PAUSE_S = 1.0
-"""Between two runs, so that a server can finish what it was left with."""
+"""Between two runs."""
 Starts = Callable[[LoadConfig, int], None]
 """Is told each run before it begins, and its number from 1 among those of the same load."""
 
@@ -59,9 +60,13 @@ async def run_repeated(
     runs = [await run(0)]
     while not (stop.is_set() or _settled(runs) or runs[-1].latency is None):
         passed_s = time.perf_counter() - begins_s
-        if passed_s + PAUSE_S + max(config.length_s, passed_s / len(runs)) > budget_s:
+        left_s = budget_s - passed_s - max(config.length_s, passed_s / len(runs))
+        if left_s < PAUSE_S:
             break
-        await asyncio.sleep(PAUSE_S)
+        if not runs[-1].failed:
+            await asyncio.sleep(PAUSE_S)
+        elif not await come_to_rest(config, still_s=PAUSE_S, patience_s=left_s, stop=stop):
+            break
         report = await run(len(runs))
         if not stop.is_set():
             runs.append(report)

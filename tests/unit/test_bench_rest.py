@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from likeness_bench import rest
+from likeness_bench import repeated, rest
 from likeness_bench import sweep as sweep_module
 from likeness_bench.drive import LoadConfig, Record
 from likeness_bench.figures import LoadReport
@@ -195,6 +195,23 @@ def test_a_sweep_finds_the_rate_from_above_the_capacity(rate: float, server: Ove
     assert found.complete, found.ended
     assert found.best_rate == pytest.approx(20, rel=0.06)
     assert "found between" in found.ended
+
+
+def test_a_load_is_repeated_on_a_server_that_rests(server: Overloaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeated, "time", SimpleNamespace(perf_counter=lambda: server.now_s))
+    found: list[int] = []
+
+    async def run_once(*given: Any, stop: asyncio.Event, **more: Any) -> LoadReport:
+        found.append(server.left)
+        server.now_s += LOAD.length_s
+        return await server.run_load(*given, stop=stop, **more)
+
+    workload: Any = SimpleNamespace(requests=lambda _: iter([None]))
+    load = replace(LOAD, rate=30.0)
+    run = repeated.run_repeated(workload, INFO, load, budget_s=500.0, stop=asyncio.Event(), run_once=run_once)
+    assert not asyncio.run(run).settled
+    assert len(found) > 1
+    assert set(found) == {0}
 
 
 def test_a_sweep_on_a_server_that_hangs_ends(server: Overloaded) -> None:
