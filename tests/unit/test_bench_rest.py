@@ -17,19 +17,11 @@ from likeness_bench.rest import come_to_rest, silence
 from likeness_bench.steps import ModelCounters
 from likeness_bench.sweep import SweepConfig, SweepReport, run_sweep
 from likeness_bench.workload import OperationKind
-from likeness_client import DeadlineExceededError, InputSchema, LikenessError, ServerInfo, ServerUnavailableError
+from likeness_client import DeadlineExceededError, LikenessError, ServerUnavailableError
 
 LOAD = LoadConfig(address="here:1", rate=1000.0, duration_s=1.0, warm_up_s=0.0, timeout_s=0.5)
 NO_TIME = dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), 0)
-INFO = ServerInfo(
-    space="s",
-    modalities=("text",),
-    signatures=("text",),
-    dimension=4,
-    max_batch_size=8,
-    schema=InputSchema(),
-    error_outputs={},
-)
+INFO: Any = SimpleNamespace(space="s")
 
 
 def executed(times: int, each_s: float = 0.0) -> dict[str, ModelCounters]:

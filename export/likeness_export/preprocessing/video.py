@@ -127,7 +127,10 @@ class Preprocessor:
             ):  # perhaps a fragmented MP4 that is cut inside an index; of a stream none is looked for
                 return av.open(_Pipe(item), "r", options=limits)
         except Exception as error:  # as above
-            raise VideoError(f"not a video in a known format ({FORMATS}), or a damaged one, or cut short") from error
+            raise VideoError(
+                f"not a video in a known format ({FORMATS}), or damaged, or cut short, or of more than {_MAX_STREAMS} "
+                "streams: send another copy, of the picture alone"
+            ) from error
 
     def _stream(self, container: InputContainer) -> VideoStream:
         """Return the first moving picture (a song's cover is none), or refuse it for what its header says."""
