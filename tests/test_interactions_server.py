@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from likeness_client import Client, Product
+from likeness_client.contract import NOTHING_KNOWN
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.demo.shoppers import log_shoppers
 from likeness_export.evaluation import Embedder, OfflineEmbedder, ServedEmbedder, complete
@@ -115,16 +116,21 @@ def test_a_new_product_works_from_its_first_known_shopper_on(served: Served) -> 
     answer = served.client.embed(batch, on_error="return")
     assert list(answer.errors) == [1]
     assert answer.errors[1].modality == "interactions"
-    assert "no interaction of a known user: leave the modality out" in str(answer.errors[1])
+    assert NOTHING_KNOWN in str(answer.errors[1])
     np.testing.assert_allclose(answer.vectors[0], answer.vectors[2], atol=1e-6)
 
 
-def test_strangers_take_nothing_from_what_else_there_is_offline_as_served(served: Served) -> None:
+def test_what_is_unknown_takes_nothing_from_what_else_there_is_offline_as_served(served: Served) -> None:
+    names = json.loads((served.repository / "interactions_preprocess/1/assets/users.json").read_text(encoding="utf-8"))
     facts, strangers = {"kind": "kind-1", "brand": "brand-1"}, {"nobody": 3}
+    unheard, known = {"kind": "unheard of"}, {names[0]: 1}
     products = (
         Product(attributes=facts, interactions=strangers),
         Product(attributes=facts),
         Product(interactions=strangers),
+        Product(attributes=unheard, interactions=known),
+        Product(interactions=known),
+        Product(attributes=unheard, interactions=strangers),
     )
     catalogue = Catalogue(products=products, records=({},) * len(products))
     space = served.client.info().space
@@ -134,8 +140,8 @@ def test_strangers_take_nothing_from_what_else_there_is_offline_as_served(served
     )
     offline, online = (embedder.embed(BOTH) for embedder in embedders)
     np.testing.assert_allclose(online, offline, atol=TOLERANCE)
-    np.testing.assert_allclose(offline[0], offline[1], atol=1e-6)
-    assert np.isnan(offline).all(1).tolist() == [False, False, True]
+    np.testing.assert_allclose(offline[[0, 3]], offline[[1, 4]], atol=1e-6)
+    assert np.isnan(offline).all(1).tolist() == [False, False, True, False, False, True]
     for embedder, vectors in zip(embedders, (offline, online), strict=True):
         assert not complete(embedder.present, [vectors]).any()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from likeness_client import Client, Product
-from likeness_client.contract import Metric, modalities_of
+from likeness_client.contract import NOTHING_KNOWN, Metric, modalities_of
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.evaluation import OfflineEmbedder
 from likeness_export.exporting import export_run
@@ -104,9 +104,22 @@ def test_listings_of_one_product_are_found_by_their_words(words_client: Client, 
     assert found > 5 * by_chance
 
 
-def test_long_and_unknown_texts_are_served(run: Run, words_client: Client) -> None:
+def test_long_texts_and_what_few_or_no_towers_know_are_served_as_in_eager_torch(
+    run: Run, words_client: Client, catalogue: Catalogue
+) -> None:
     long = " ".join(f"word{number} vase" for number in range(3000))
-    odd = [Product(product_id="a", title="qqq zzz"), Product(product_id="b", title=long, description="?! 🏺")]
-    catalogue = Catalogue(products=tuple(odd), records=({}, {}))
-    expected = OfflineEmbedder(run, catalogue).embed(["text"])
-    np.testing.assert_allclose(words_client.embed(odd).vectors, expected, rtol=0, atol=1e-4)
+    unheard = "qqq zzz"
+    kind = next(product.attributes["kind"] for product in catalogue.products if "kind" in product.attributes)
+    odd = (
+        Product(product_id="a", title=long, description="?! 🏺"),
+        Product(product_id="b", title=unheard, attributes={"kind": kind}),
+        Product(product_id="c", attributes={"kind": kind}),
+        Product(product_id="d", attributes={"kind": unheard, "brand": unheard}),  # a code needs no vocabulary
+        Product(product_id="e", title=unheard, attributes={"kind": unheard}),
+    )
+    expected = OfflineEmbedder(run, Catalogue(products=odd, records=({},) * len(odd))).embed(["text", "attributes"])
+    served = words_client.embed(odd, on_error="return")
+    np.testing.assert_allclose(served.vectors, expected, rtol=0, atol=1e-4, equal_nan=True)
+    assert served.signatures == ("text", "attributes", "attributes", "attributes", "")
+    assert str(served.errors[4]) == f"product 4 ('e'), attributes: {NOTHING_KNOWN}"
+    np.testing.assert_allclose(served.vectors[1], served.vectors[2], atol=1e-6)

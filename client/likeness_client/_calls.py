@@ -18,7 +18,7 @@ from likeness_client.contract import (
     MAX_BLOCK_LEFT,
     MAX_BLOCK_RIGHT,
     MODALITY_WEIGHTS,
-    NOBODY_KNOWN,
+    NOTHING_KNOWN,
     RIGHT,
     SIMILARITY_MODEL,
     Metric,
@@ -175,16 +175,17 @@ def read_embeddings(
     """Read the answer of an embedding call, row by row."""
     vectors = tensor(call, answer, EMBEDDING, (len(batch), info.dimension))
     weights = read_weights(call, answer, batch[0].signature, len(batch))
-    for row, error in enumerate(read_errors(call, answer, len(batch))):
+    errors = read_errors(call, answer, len(batch), info.error_outputs[batch[0].signature])
+    for row, error in enumerate(errors):
         yield error or Vector(vectors[row], weights[row])
 
 
-def without_strangers(item: Item, answer: Vector | ProductError, info: ServerInfo) -> Item | None:
-    """Return what else an item has, if it failed because the server knows none of its users; None otherwise."""
-    if not (isinstance(answer, ProductError) and answer.reason == NOBODY_KNOWN):
+def without_unknown(item: Item, answer: Vector | ProductError, info: ServerInfo) -> Item | None:
+    """Return what else an item has, if it failed because the server knows nothing in a modality; None otherwise."""
+    if not (isinstance(answer, ProductError) and answer.reason == NOTHING_KNOWN):
         return None
     rest = dict(zip(modalities_of(item.signature), item.parts, strict=True))
-    rest.pop("interactions", None)
+    rest.pop(str(answer.modality), None)
     signature = signature_of(rest)
     _check_ready(signature, info)
     return Item(signature, tuple(rest.values())) if signature in {*info.signatures} - {item.signature} else None
@@ -266,19 +267,36 @@ def matrix_calls(left: FloatArray, right: FloatArray, metric: Metric) -> list[tu
     ]
 
 
-def read_errors(call: Call, answer: Answer, count: int, side: str = "") -> list[ProductError | None]:
-    """Read the error outputs of one side (empty: of a call without sides): per row the first failure, or None."""
-    prefix = sided(side, "") if side else ""
-    found: list[ProductError | None] = [None] * count
-    for name in call.outputs:
-        if not (name.startswith(prefix) and name.endswith(ERROR_SUFFIX)):
-            continue
-        tower = name.removeprefix(prefix).removesuffix(ERROR_SUFFIX)
-        for row, reason in enumerate(tensor(call, answer, name, (count, 1))[:, 0]):
-            if reason and found[row] is None:
-                text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-                found[row] = ProductError(text, modality=tower, side=side)
+def read_errors(
+    call: Call, answer: Answer, count: int, outputs: Mapping[str, str], side: str = ""
+) -> list[ProductError | None]:
+    """Read the error outputs of one side (empty: of a call without sides): per row the first failure, or None.
+
+    An input that one of its towers cannot read has failed; one that a tower knows nothing in, only if none of them does.
+
+    Args:
+        call: the call.
+        answer: its answer.
+        count: rows.
+        outputs: the error outputs -> the modality of each, as `ServerInfo.error_outputs` has them.
+        side: of a comparison.
+    """
+    columns = [tensor(call, answer, sided(side, name) if side else name, (count, 1))[:, 0] for name in outputs]
+    found: list[ProductError | None] = []
+    for row in zip(*columns, strict=True):
+        reasons = dict(zip(outputs, map(_text, row), strict=True))
+        fault = next((name for name, reason in reasons.items() if reason not in ("", NOTHING_KNOWN)), None)
+        known = {outputs[name] for name, reason in reasons.items() if not reason}
+        unknown = next((modality for modality in outputs.values() if modality not in known), None)
+        if fault:
+            found.append(ProductError(reasons[fault], modality=fault.removesuffix(ERROR_SUFFIX), side=side))
+        else:
+            found.append(ProductError(NOTHING_KNOWN, modality=unknown, side=side) if unknown else None)
     return found
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def tensor(call: Call, answer: Answer, name: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -40,7 +40,8 @@ class ServerInfo:
         dimension: length of an embedding, d.
         max_batch_size: the most products that one request may carry.
         schema: how a product becomes the bytes that it expects.
-        error_outputs: per signature, the outputs that say why an item could not be read, one per preprocessing step.
+        error_outputs: per signature, the outputs that say why an item could not be read, one per preprocessing step,
+            and the modality that each step reads.
     """
 
     space: str
@@ -49,7 +50,7 @@ class ServerInfo:
     dimension: int
     max_batch_size: int
     schema: InputSchema
-    error_outputs: Mapping[str, tuple[str, ...]]
+    error_outputs: Mapping[str, Mapping[str, str]]
     unready: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -131,10 +132,7 @@ def discover(configs: Sequence[Any], models: Mapping[str, str] | None = None) ->
         dimension=_dimension(configs),
         max_batch_size=min(config.max_batch_size for config in configs),
         schema=_schema(configs[0]),
-        error_outputs={
-            signature: tuple(output.name for output in config.output if output.name.endswith(ERROR_SUFFIX))
-            for signature, config in by_signature.items()
-        },
+        error_outputs={signature: _error_outputs(config) for signature, config in by_signature.items()},
         unready=unready,
     )
 
@@ -144,6 +142,20 @@ def _signature(config: Any) -> str:
         return signature_of(tensor.name for tensor in config.input)
     except ValueError as error:
         raise _broken(config, f"has an input of an {error}") from error
+
+
+def _error_outputs(config: Any) -> dict[str, str]:
+    """Return the outputs for errors -> the modality that the step behind each reads."""
+    read_by = {
+        output: modality
+        for step in config.ensemble_scheduling.step
+        for output in step.output_map.values()
+        for modality in step.input_map.values()
+    }
+    names = [output.name for output in config.output if output.name.endswith(ERROR_SUFFIX)]
+    if unread := [name for name in names if read_by.get(name) not in MODALITIES]:
+        raise _broken(config, f"has an output '{unread[0]}' that comes from no step that reads a modality")
+    return {name: read_by[name] for name in names}
 
 
 def _dimension(configs: Sequence[Any]) -> int:

@@ -134,14 +134,14 @@ def _embed(sides: Sequence[tuple[Sequence[Product], str]], info: ServerInfo) -> 
 def _embed_items(items: Iterable[Item], info: ServerInfo) -> Operation[dict[Item, Vector | ProductError]]:
     planned = _calls.embed_calls(items, info)
     answers = yield from _ask([call for call, _ in planned])
-    return (yield from _without_strangers(_read_embedded(planned, answers, info), info))
+    return (yield from _without_unknown(_read_embedded(planned, answers, info), info))
 
 
-def _without_strangers(
+def _without_unknown(
     found: dict[Item, Vector | ProductError], info: ServerInfo
 ) -> Operation[dict[Item, Vector | ProductError]]:
-    """Embed items of whose users the server knows none by what else they have."""
-    rests = {item: rest for item, answer in found.items() if (rest := _calls.without_strangers(item, answer, info))}
+    """Embed items in one of whose modalities the server knows nothing by what else they have."""
+    rests = {item: rest for item, answer in found.items() if (rest := _calls.without_unknown(item, answer, info))}
     again = (yield from _embed_items(rests.values(), info)) if rests else {}
     return found | {item: again[rest] for item, rest in rests.items()}
 
@@ -225,23 +225,26 @@ def _score_pairs(
     embed_plan = _calls.embed_calls((item for _, a, b in apart for item in (a, b)), info)
     answers = yield from _ask([call for call, _ in pair_plan] + [call for call, _ in embed_plan])
     for (call, rows), answer in zip(pair_plan, answers, strict=False):
-        _read_pairs(pairs, call, rows, answer, direct[rows[0]][0].signature)
-    vectors = yield from _without_strangers(_read_embedded(embed_plan, answers[len(pair_plan) :], info), info)
-    # The pair ensembles look at all that a product has; without its users it goes through its embedding.
-    strange = [i for i, e in pairs.errors.items() if i in direct and _calls.without_strangers(direct[i][0], e, info)]
-    for index in strange:
+        _read_pairs(pairs, call, rows, answer, direct[rows[0]][0].signature, info)
+    vectors = yield from _without_unknown(_read_embedded(embed_plan, answers[len(pair_plan) :], info), info)
+    # The pair ensembles look at all that a product has; without what is unknown it goes through its embedding.
+    unknown = [i for i, e in pairs.errors.items() if i in direct and _calls.without_unknown(direct[i][0], e, info)]
+    for index in unknown:
         del pairs.errors[index]
         apart.append((index, *direct[index]))
-    vectors |= yield from _embed_items((item for index in strange for item in direct[index]), info)
+    vectors |= yield from _embed_items((item for index in unknown for item in direct[index]), info)
     yield from _score_vectors(pairs, [(i, vectors[a], vectors[b]) for i, a, b in apart], info)
     return pairs
 
 
-def _read_pairs(pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer, signature: str) -> None:
+def _read_pairs(
+    pairs: _Pairs, call: Call, rows: Sequence[int], answer: Answer, signature: str, info: ServerInfo
+) -> None:
     """Take in the answer of a pair ensemble."""
     for side in (LEFT, RIGHT):
         weights = _calls.read_weights(call, answer, signature, len(rows), side)
-        for row, error in enumerate(_calls.read_errors(call, answer, len(rows), side)):
+        errors = _calls.read_errors(call, answer, len(rows), info.error_outputs[signature], side)
+        for row, error in enumerate(errors):
             if error:
                 pairs.fail(rows[row], side, error)
             else:

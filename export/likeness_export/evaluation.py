@@ -20,7 +20,7 @@ from likeness_export.catalogue import Catalogue, recipe_catalogue
 from likeness_export.metrics import Retrieval, places_in, retrieval
 from likeness_export.parts import Part
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
+from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs, unknown_to_all
 from likeness_export.training import present_modalities
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Embedder(Protocol):
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """BOOL [n, m], the recipe's modalities that each product has, readable or not; no interactions of strangers."""
+        """BOOL [n, m], the recipe's modalities that each product has, readable or not, but for those wholly unknown."""
         ...
 
 
@@ -59,8 +59,9 @@ class OfflineEmbedder:
             vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
         self.vectors = torch.stack(vectors, 1)  # (n, t, d)
         self._present = _held(parts, self.network.modalities)
-        for name, config in self.recipe.towers.items():
-            self._present[:, self.network.modalities.index(config.modality)] &= ~inputs[name].unknown
+        for column, modality in enumerate(self.network.modalities):
+            towers = [inputs[name] for name, config in self.recipe.towers.items() if config.modality == modality]
+            self._present[:, column] &= ~unknown_to_all(towers)
         self._readable = present_modalities(self.network, inputs).numpy()
 
     def _vectors(self, run: Run, inputs: TowerInputs) -> Tensor:
@@ -115,7 +116,7 @@ class ServedEmbedder:
         """See `Embedder`."""
         answer = self.client.embed(self.catalogue.products, modalities=modalities, on_error="return")
         for column, name in enumerate(self._modalities):
-            if name in modalities:  # what is held is embedded, all but strangers' interactions
+            if name in modalities:  # what is held is embedded, all but what is wholly unknown
                 self._present[:, column] &= [not found or name in modalities_of(found) for found in answer.signatures]
         vectors: NDArray[np.float32] = answer.vectors
         return vectors

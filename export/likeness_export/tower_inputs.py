@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import onnxruntime as ort
 import torch
-from likeness_client.contract import NOBODY_KNOWN
+from likeness_client.contract import NOTHING_KNOWN
 from likeness_client.errors import InputError
 from likeness_client.writing import written_aside
 from numpy.typing import NDArray
@@ -91,24 +91,35 @@ class TowerInputs:
 
     @cached_property
     def present(self) -> NDArray[np.bool_]:
-        """BOOL [n]: which products have a usable input. Unreadable ones are logged and count as absent."""
+        """BOOL [n]: which products have a readable input. Unreadable ones are logged and count as absent."""
         present = self._held()
-        present[[*self.errors]] = False
+        present[[row for row, error in self.errors.items() if error != NOTHING_KNOWN]] = False
         return present
 
     @cached_property
     def unknown(self) -> NDArray[np.bool_]:
-        """BOOL [n]: whose input is absent because all of its users are strangers."""
+        """BOOL [n]: whose input is readable, but says nothing that the tower knows."""
         unknown = np.zeros(len(self.items), dtype=bool)
-        unknown[[row for row, error in self.errors.items() if error == NOBODY_KNOWN]] = True
+        unknown[[row for row, error in self.errors.items() if error == NOTHING_KNOWN]] = True
         return unknown
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """BOOL [n]: which products have an input that says something to the tower."""
+        return self.present & ~self.unknown
 
     def note(self, errors: Mapping[int, str]) -> None:
         """Take over what reading has found, see `errors`, and log it; if it is known already, it stays as it is."""
         if self._errors is None:
             self._errors = dict(sorted(errors.items()))
             for row, error in self._errors.items():
-                log.warning("%s of product %s is left out: %s", self.name, self._product_ids[row], error)
+                if error != NOTHING_KNOWN:
+                    log.warning("%s of product %s is left out: %s", self.name, self._product_ids[row], error)
+            if rows := np.flatnonzero(self.unknown).tolist():
+                some = ", ".join(self._product_ids[row] for row in rows[:3])
+                log.info(
+                    "%s: nothing is known in %d products (%s)", self.name, len(rows), some + ", ..." * (len(rows) > 3)
+                )
 
     def _held(self) -> NDArray[np.bool_]:
         return np.array([item is not None for item in self.items], dtype=bool)
@@ -181,7 +192,7 @@ class TowerInputs:
             ready += [
                 (int(row), tuple(torch.from_numpy(tensors[spec.name][place]) for spec in self.specs))
                 for place, (row, error) in enumerate(zip(chunk, found, strict=True))
-                if not error
+                if error in ("", NOTHING_KNOWN)
             ]
             while len(ready) >= at_once:
                 yield _stacked(ready[:at_once])
@@ -252,6 +263,12 @@ def read_inputs(
         name: TowerInputs(name, config, folder / name, items[name], product_ids, once=name in once)
         for name, config in towers.items()
     }
+
+
+def unknown_to_all(towers: Iterable[TowerInputs]) -> NDArray[np.bool_]:
+    """Return BOOL [n]: in whose input none of a modality's towers knows anything; it is as if they did not have it."""
+    found: NDArray[np.bool_] = np.logical_and.reduce([tower.unknown for tower in towers])
+    return found
 
 
 def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig, cache: Path) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ from likeness_export.positives import Positives, Rows, positives_of, training_pa
 from likeness_export.progress import stages
 from likeness_export.recipe import DataSection, Recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs
+from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs, unknown_to_all
 
 log = logging.getLogger(__name__)
 _WARM_UP = 0.06  # share of all steps in which the learning rate rises
@@ -376,11 +376,11 @@ def _data_key(product_ids: Sequence[str], parts: Sequence[Mapping[str, Part]]) -
 
 
 def present_modalities(network: ProductNetwork, inputs: dict[str, TowerInputs]) -> Tensor:
-    """Return BOOL [n, m]: the modalities that each product has, all towers of a modality taken together."""
+    """Return BOOL [n, m]: the modalities that each product has, readable for all towers and known to one at least."""
     columns = []
     for modality in network.modalities:
-        towers = [name for name, belongs in network.tower_modalities.items() if belongs == modality]
-        columns.append(np.logical_and.reduce([inputs[name].present for name in towers]))
+        towers = [inputs[name] for name, belongs in network.tower_modalities.items() if belongs == modality]
+        columns.append(np.logical_and.reduce([tower.present for tower in towers]) & ~unknown_to_all(towers))
     return torch.from_numpy(np.stack(columns, 1))
 
 

@@ -22,13 +22,14 @@ from likeness_client.contract import (
     LEFT,
     MATRIX_MODEL,
     MODALITY_WEIGHTS,
-    NOBODY_KNOWN,
+    NOTHING_KNOWN,
     RIGHT,
     SIMILARITY_MODEL,
     InputSchema,
     all_signatures,
     embed_model,
     modalities_of,
+    preprocess_model,
     sided,
     tower_error,
 )
@@ -38,13 +39,14 @@ from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, ser
 
 T = TypeVar("T")
 DIMENSION, MAX_BATCH_SIZE, SPACE = 8, 4, "space-1"
-UNREADABLE, STRANGERS = b"BAD", b'{"stranger":1}'
+UNREADABLE, UNKNOWN = b"BAD", (b'{"stranger":1}', b"gibberish", b'{"colour":"octarine"}')
 SCHEMA = InputSchema(attribute_keys=("colour", "price_usd"))
 
 
 @dataclass
 class FakeServer:
-    """Embeds a product by the hash of its bytes; parts that start with ``BAD`` cannot be read."""
+    """Embeds a product by the hash of its bytes; parts that start with ``BAD`` cannot be read, and in
+    those of `UNKNOWN` it knows nothing."""
 
     schema: InputSchema = SCHEMA
     signatures: list[str] = field(default_factory=lambda: all_signatures(("text", "image", "attributes")))
@@ -74,6 +76,9 @@ class FakeServer:
             config.output.add(name=MODALITY_WEIGHTS, dims=[count])
         for name in modalities_of(signature):
             config.output.add(name=tower_error(name), dims=[1])
+            step = config.ensemble_scheduling.step.add(model_name=preprocess_model(name))
+            step.input_map[name] = name
+            step.output_map[tower_error(name)] = tower_error(name)
         return config
 
     def drive(self, operation: Operation[T]) -> T:
@@ -113,8 +118,8 @@ class FakeServer:
         return answer
 
     def _reason(self, part: bytes) -> bytes:
-        if part == STRANGERS:
-            return NOBODY_KNOWN.encode()
+        if part in UNKNOWN:
+            return NOTHING_KNOWN.encode()
         return b"cannot be read" if part.startswith(UNREADABLE) else b""
 
 

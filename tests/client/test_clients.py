@@ -187,7 +187,10 @@ def test_one_failed_call_fails_the_operation_and_frees_the_client(client: Any, e
 def test_calls_beside_a_failed_one_end_by_themselves(client: Any, endpoint: Endpoint) -> None:
     client.info()
 
+    begun = threading.Barrier(3)  # a call that has not begun when another one fails is not made at all
+
     def first_or_slow(name: str) -> grpc.StatusCode | None:
+        begun.wait(10)
         if name == "embed_text":
             return grpc.StatusCode.INTERNAL
         time.sleep(0.3)

@@ -19,7 +19,14 @@ def test_discovery_reads_what_the_server_offers(fake: FakeServer) -> None:
     assert set(info.signatures) == set(all_signatures(info.modalities))
     assert (info.dimension, info.max_batch_size) == (8, 4)
     assert info.schema == fake.schema
-    assert info.error_outputs["text_image"] == ("text_error", "image_error")
+    assert info.error_outputs["text_image"] == {"text_error": "text", "image_error": "image"}
+
+
+def test_an_error_output_that_no_modality_leads_to_is_a_broken_config(fake: FakeServer) -> None:
+    config = fake.config("text_image")
+    config.output.add(name="colour_error", dims=[1])
+    with pytest.raises(ServerError, match="'colour_error' that comes from no step that reads a modality"):
+        discover([config])
 
 
 def test_order_of_inputs_in_a_config_does_not_matter(fake: FakeServer) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client import _calls, _operations
-from likeness_client._calls import Answer, Call, Vector
-from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, Metric, all_signatures
+from likeness_client._calls import Answer, Call, Vector, read_errors
+from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, NOTHING_KNOWN, Metric, all_signatures
 from likeness_client.errors import BatchError, InputError, ProductError, ServerError, SpaceMismatchError
 from likeness_client.records import Product
 from likeness_client.results import Embeddings, ScoreMatrix, Scores
@@ -140,6 +140,40 @@ def test_failures_keep_to_themselves(fake: FakeServer) -> None:
 
 def liked(title: str, *users: str) -> Product:
     return Product(title=title, interactions=dict.fromkeys(users, 1))
+
+
+def test_what_is_unknown_costs_its_modalities_only_until_nothing_is_left(fake: FakeServer) -> None:
+    colour = {"colour": "octarine"}
+    found = embed(
+        fake,
+        Product(title="gibberish", attributes={"colour": "red"}, images=(b"i",)),
+        Product(title="gibberish", attributes=colour, images=(b"j",)),
+        Product(title="gibberish", attributes=colour),
+        Product(attributes={"colour": "red"}, images=(b"i",)),
+    )
+    assert found.signatures == ("image_attributes", "image", "", "image_attributes")
+    assert str(found.errors[2]) == f"product 2, attributes: {NOTHING_KNOWN}"
+    np.testing.assert_array_equal(found.vectors[0], found.vectors[3])
+
+
+def test_a_tower_that_knows_something_stands_in_for_its_neighbour(fake: FakeServer) -> None:
+    call = Call("embed_text_image", {}, ())
+    outputs = {"text_error": "text", "terms_error": "text", "image_error": "image"}
+    nothing = NOTHING_KNOWN.encode()
+    reasons = {
+        "text_error": ["", nothing, nothing, nothing, nothing],
+        "terms_error": [nothing, "", nothing, nothing, "bad words"],
+        "image_error": ["", "", "", b"bad photo", ""],
+    }
+    answer = {name: np.array(column, dtype=np.object_)[:, None] for name, column in reasons.items()}
+    found = read_errors(call, answer, 5, outputs)
+    assert [error and (error.modality, error.reason) for error in found] == [
+        None,
+        None,
+        ("text", NOTHING_KNOWN),
+        ("image", "bad photo"),
+        ("terms", "bad words"),
+    ]
 
 
 def test_users_who_are_all_unknown_cost_the_modality_only(fake: FakeServer) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from likeness_export.networks.product import SignatureFusion, Tower, build_netwo
 from likeness_export.recipe import parse_recipe
 from numpy.typing import NDArray
 
-SHORT = RoundsConfig(clients=2, rounds=2, round_s=0.1, warm_up_s=0.02, timeout_s=0.05)
+SHORT = RoundsConfig(clients=2, rounds=2, round_s=0.1, warm_up_s=0.02, timeout_s=1)
 CHAIR = Product(title="red chair")
 INFO = ServerInfo(
     space="s",
@@ -79,7 +80,7 @@ def test_products_are_counted_and_not_requests() -> None:
 
 def test_a_contender_that_hangs_is_named_with_the_deadline_and_costs_the_others_nothing() -> None:
     contenders = [contender("a", 0.001), contender("b", 1.0), contender("c", 0.001)]
-    turns = asyncio.run(alternate(contenders, chairs, SHORT))
+    turns = asyncio.run(alternate(contenders, chairs, replace(SHORT, timeout_s=0.05)))
     assert [(found.contender, found.number) for found in turns.found] == [("a", 1), ("c", 1), ("a", 2), ("c", 2)]
     section = of_loads("T", turns, (("a", "b"), ("a", "c")))
     assert [(found.ours, found.theirs) for found in section.ratios] == [("a", "c")]

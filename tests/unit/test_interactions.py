@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from likeness_client.contract import MAX_BYTES, MODALITIES, NOBODY_KNOWN, InputSchema
+from likeness_client.contract import MAX_BYTES, MODALITIES, NOTHING_KNOWN, InputSchema
 from likeness_client.errors import InputError, ProductError, RecordError
 from likeness_client.payloads import payloads
 from likeness_client.records import Product
@@ -175,7 +175,7 @@ def test_unknown_users_are_skipped_and_a_bad_item_fails_alone(fitted: Preprocess
     assert [not error for error in errors] == [row in good for row in range(len(items))]
     assert all(np.array_equal(factors[row], factors[0]) and factors[row].any() for row in good)
     assert not factors[[row for row in range(len(items)) if row not in good]].any()
-    assert errors[1] == errors[3] == NOBODY_KNOWN
+    assert errors[1] == errors[3] == NOTHING_KNOWN
     assert "not an object" in errors[4]
     assert "not JSON" in errors[5]
     assert "send a number above 0" in errors[6]

@@ -107,7 +107,7 @@ def test_a_vector_that_is_no_number_alone_or_none_at_all_is_a_fault() -> None:
 def test_every_signature_has_products_that_are_run_alone(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr("likeness_export.precision.products._ALONE", most)
     rows = {"text": [1] * 8 + [0] * 4, "image": [0] * 6 + [1] * 6, "facts": [1] * 5 + [0] * 2 + [1] * 5}
-    present: dict[str, Any] = {name: SimpleNamespace(present=np.array(has, bool)) for name, has in rows.items()}
+    present: dict[str, Any] = {name: SimpleNamespace(known=np.array(has, bool)) for name, has in rows.items()}
     served = [["text"], ["image"], ["text", "image"], ["image", "facts"]]
     products = Products(split="val", inputs=present, signatures=served, labels={}, batch_size=4)
     samples = {name: set(products._sample(name).tolist()) for name in rows}

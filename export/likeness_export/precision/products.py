@@ -58,7 +58,7 @@ class Products:
     def embed(self, tower: str, network: Path, *, most: int | None = None) -> Embedded:
         """Run a tower's network over the products (or the first ``most`` of them), and over some one by one."""
         session = open_session(tower, network)
-        present = np.flatnonzero(self.inputs[tower].present)
+        present = np.flatnonzero(self.inputs[tower].known)
         return Embedded(
             together=self._run(session, tower, present[:most], self.batch_size),
             alone=self._run(session, tower, self._sample(tower), 1),
@@ -66,7 +66,7 @@ class Products:
 
     def _sample(self, tower: str) -> NDArray[np.intp]:
         """Choose products of every signature that the tower has a part in; the most complete, which belong to many."""
-        present = {name: inputs.present for name, inputs in self.inputs.items()}
+        present = {name: inputs.known for name, inputs in self.inputs.items()}
         order = np.argsort(-np.sum([*present.values()], axis=0), kind="stable")
         chosen = np.zeros(len(order), bool)
         for towers in ({tower}, *(towers for towers in self.signatures if tower in towers)):
@@ -76,17 +76,17 @@ class Products:
 
     def count(self, tower: str) -> int:
         """Return how many have a usable input for this tower."""
-        return int(np.count_nonzero(self.inputs[tower].present))
+        return int(np.count_nonzero(self.inputs[tower].known))
 
     def feeds(self, tower: str, size: int) -> Iterator[Feed]:
         """Yield the network's inputs of all products that have the tower's modality, in batches of ``size``."""
-        rows = np.flatnonzero(self.inputs[tower].present)
+        rows = np.flatnonzero(self.inputs[tower].known)
         for start in range(0, len(rows), size):
             yield self._feed(tower, rows[start : start + size])
 
     def _run(self, session: ort.InferenceSession, tower: str, rows: NDArray[np.intp], size: int) -> NDArray[np.float32]:
         width = int(session.get_outputs()[0].shape[-1])
-        vectors = np.full((len(self.inputs[tower].present), width), np.nan, np.float32)
+        vectors = np.full((len(self.inputs[tower].items), width), np.nan, np.float32)
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]
             vectors[chunk] = session.run(None, self._feed(tower, chunk))[0]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCABULARY_FILE = "attributes.json"
+NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 
 
 class Preprocessor:
@@ -31,7 +32,8 @@ class Preprocessor:
         """Turn JSON objects into tensors.
 
         Args:
-            items: UTF-8 JSON objects of strings and numbers; keys that the vocabulary lacks are ignored.
+            items: UTF-8 JSON objects of strings and numbers; keys that the vocabulary lacks are ignored, and an item
+                without a known value fails.
 
         Returns:
             ``categories``, INT64 [n, keys], and the reasons of failed items.
@@ -44,8 +46,8 @@ class Preprocessor:
             except ValueError as error:
                 errors.append(str(error))
                 continue
-            errors.append("")
             categories[row] = [key.index(attributes.get(key.name)) for key in self.keys]
+            errors.append("" if categories[row].any() else NOTHING_KNOWN)
         return {"categories": categories}, errors
 
     def _parse(self, item: bytes) -> dict[str, object]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SETTINGS_FILE = "hashing.json"
+NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 
 
 class Preprocessor:
@@ -38,7 +39,7 @@ class Preprocessor:
             items: UTF-8 JSON objects of strings and numbers; other keys are ignored.
 
         Returns:
-            ``signs``, FP32 [n, bits], zeros where a product has none of the keys, and the reasons of failed items.
+            ``signs``, FP32 [n, bits], and the reasons of failed items; those that have none of the keys are such.
         """
         signs = np.zeros((len(items), self.bits), dtype=np.float32)
         errors = []
@@ -48,10 +49,10 @@ class Preprocessor:
             except ValueError as error:
                 errors.append(str(error))
                 continue
-            errors.append("")
-            for key in self.keys:
-                if value := letters_and_digits(attributes.get(key)):
-                    signs[row] += self._signs(key, value)
+            found = {key: value for key in self.keys if (value := letters_and_digits(attributes.get(key)))}
+            errors.append("" if found else NOTHING_KNOWN)
+            for key, value in found.items():
+                signs[row] += self._signs(key, value)
         return {"signs": signs}, errors
 
     def _signs(self, key: str, value: str) -> NDArray[np.float32]:

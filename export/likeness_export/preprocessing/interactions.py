@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 SETTINGS_FILE = "interactions.json"
 USERS_FILE = "users.json"
 FACTORS_FILE = "user_factors.npy"
+NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 LARGEST_COUNT = 1e6
 """Larger counts say no more: somebody's robot. It also keeps all that follows finite."""
 
@@ -67,7 +68,7 @@ class Preprocessor:
         """
         known = {self.places[user]: count for user, count in counts.items() if user in self.places}
         if not known:
-            raise ValueError("no interaction of a known user: leave the modality out")
+            raise ValueError(NOTHING_KNOWN)
         users = self.factors[list(known)].astype(np.float64)  # (k, f)
         surplus = self.alpha * np.fromiter(known.values(), dtype=np.float64)  # (k,), c_u - 1
         return np.linalg.solve(self.idle + (users.T * surplus) @ users, users.T @ (1 + surplus))

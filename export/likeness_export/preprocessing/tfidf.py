@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCABULARY_FILE = "tfidf.json"
+NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 _WORD = re.compile(r"\b\w\w+\b")
 
 
@@ -40,7 +41,8 @@ class Preprocessor:
         """Turn texts into tensors.
 
         Args:
-            items: UTF-8 texts; invalid bytes become U+FFFD, terms that the vocabulary lacks are skipped.
+            items: UTF-8 texts; invalid bytes become U+FFFD, terms that the vocabulary lacks are skipped, and a text
+                without any other fails.
 
         Returns:
             ``term_ids``, INT64 [n, length], ascending in each row, ``term_weights``, FP32 [n, length], before the
@@ -54,6 +56,7 @@ class Preprocessor:
         term_ids = np.zeros((len(items), length), dtype=np.int64)
         term_weights = np.zeros((len(items), length), dtype=np.float32)
         for row, (ids, weights) in enumerate(found):
+            errors[row] = errors[row] or ("" if len(ids) else NOTHING_KNOWN)
             term_ids[row, : len(ids)] = ids
             term_weights[row, : len(ids)] = weights
         return {"term_ids": term_ids, "term_weights": term_weights}, errors

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCABULARY_FILE = "words.json"
+NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -35,7 +36,7 @@ class Preprocessor:
 
         Args:
             items: UTF-8 texts; invalid bytes become U+FFFD, unknown words are skipped, and of the known ones what
-                exceeds ``max_tokens`` is cut.
+                exceeds ``max_tokens`` is cut; a text without a known word fails.
 
         Returns:
             ``word_ids``, INT64 [n, length], 0 behind the last word, and the reasons of failed items.
@@ -46,6 +47,7 @@ class Preprocessor:
         length = next(bucket for bucket in self.buckets if bucket >= most)
         word_ids = np.zeros((len(items), length), dtype=np.int64)
         for row, ids in enumerate(found):
+            errors[row] = errors[row] or ("" if ids else NOTHING_KNOWN)
             word_ids[row, : len(ids)] = ids
         return {"word_ids": word_ids}, errors
 
