@@ -272,7 +272,7 @@ def read_errors(
 ) -> list[ProductError | None]:
     """Read the error outputs of one side (empty: of a call without sides): per row the first failure, or None.
 
-    An input that one of its towers cannot read has failed; one that a tower knows nothing in, only if none of them does.
+    An input that one of its towers cannot read has failed; one that a tower knows nothing in, only if no other does.
 
     Args:
         call: the call.

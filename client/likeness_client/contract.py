@@ -32,8 +32,8 @@ ERROR_SUFFIX = "_error"
 """Outputs ``<tower>_error`` of an ensemble: BYTES [1]; empty, or why this item's input could not be read."""
 NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 """The error of a text without a known word, of attributes without a known value, of interactions of strangers only.
-Nothing is wrong with them, but two such products would be the same to the network, and what is known only the server can
-tell. Where all towers of a modality say so, what else the product has is to be embedded without it; where another one
+Nothing is wrong with them, but two such products would be the same to the network, and only the server can tell what is
+known. Where all towers of a modality say so, what else the product has is to be embedded without it; where another one
 knows something, the answer stands."""
 LEFT, RIGHT = "left", "right"
 """The two sides of a comparison: inputs of the similarity models, prefixes in the pair ensembles."""

@@ -156,7 +156,7 @@ def test_what_is_unknown_costs_its_modalities_only_until_nothing_is_left(fake: F
     np.testing.assert_array_equal(found.vectors[0], found.vectors[3])
 
 
-def test_a_tower_that_knows_something_stands_in_for_its_neighbour(fake: FakeServer) -> None:
+def test_a_tower_that_knows_something_stands_in_for_its_neighbour() -> None:
     call = Call("embed_text_image", {}, ())
     outputs = {"text_error": "text", "terms_error": "text", "image_error": "image"}
     nothing = NOTHING_KNOWN.encode()
