@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pytest
 from likeness_client import BatchError, Client, Metric, Product, ProductError
-from likeness_client.contract import EMBEDDING, modalities_of, tower_error
+from likeness_client.contract import EMBEDDING, NOTHING_KNOWN, modalities_of, tower_error
 from likeness_client.payloads import payloads
 from numpy.typing import NDArray
 from PIL import Image
@@ -344,7 +344,21 @@ def test_unknown_attributes_are_no_attributes(client: Client, good: tuple[Produc
     np.testing.assert_allclose(found.vectors[1], without[0], rtol=0, atol=EXACT)
 
 
-def test_attributes_that_mean_nothing_are_all_unknown(infer: Infer) -> None:
+def test_unheard_values_leave_the_rest_of_their_product_and_fail_alone(
+    client: Client, good: tuple[Product, Product], alone: FloatArray
+) -> None:
+    unheard = {"kind": "no such kind"}
+    rest = replace(good[0], attributes={})
+    products = [good[0], replace(good[0], attributes=unheard), Product(attributes=unheard), rest, good[1]]
+    found = client.embed(products, on_error="return")
+    assert found.signatures[1:4] == ("text_image", "", "text_image")
+    assert {index: error.reason for index, error in found.errors.items()} == {2: NOTHING_KNOWN}
+    np.testing.assert_allclose(found.vectors[[0, 4]], alone, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(found.vectors[1], found.vectors[3], rtol=0, atol=EXACT)
+    assert client.compare(products[1], rest).cosine == pytest.approx(1, abs=EXACT)
+
+
+def test_attributes_that_mean_nothing_say_so(infer: Infer) -> None:
     items = [
         b"{}",
         b'{"unheard_of": 1}',
@@ -354,9 +368,7 @@ def test_attributes_that_mean_nothing_are_all_unknown(infer: Infer) -> None:
         b'{"kind": "\\ud800", "brand": "\xff"}',
     ]
     answer = infer("embed_attributes", {"attributes": items})
-    assert not answer["attributes_error"].any()
-    for row in answer[EMBEDDING][1:]:
-        np.testing.assert_allclose(row, answer[EMBEDDING][0], rtol=0, atol=EXACT)
+    assert answer["attributes_error"].ravel().tolist() == [NOTHING_KNOWN.encode()] * len(items)
 
 
 Variant: TypeAlias = Callable[[Image.Image], tuple[Any, Image.Image]]
