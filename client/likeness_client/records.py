@@ -214,10 +214,14 @@ def _find(value: Any, path: str) -> Any:
 
 
 def _scalar(value: Any) -> str:
+    """Return a label's value; empty of what is none: it would be one that all such products share."""
     if isinstance(value, list):
-        return "/".join(_scalar(part) for part in value)
+        parts = [_scalar(part) for part in value]
+        return "/".join(parts) if any(parts) else ""
     if isinstance(value, float) and not math.isfinite(value):
-        return ""  # what data frames write into gaps: no label, and nothing that two products share
+        return ""  # what data frames write into gaps
+    if is_number(value):
+        value = plain_number(value)  # and of the whole numbers beside those they make 12.0
     return str(value) if isinstance(value, str | int | float) else ""
 
 

@@ -171,19 +171,19 @@ class Task:
 
 
 def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
-    """Read the products that a task needs; warns of queries that the run was trained on under another split."""
+    """Read the products that a task needs; warns of queries that the run was trained on."""
     data = run.read_recipe().data
     catalogue = recipe_catalogue(data, data_root).of_splits([*task.queries, *task.gallery])
     _, known = run.trained_on()
-    fresh = [split for split in task.queries if split not in data.train_splits]
-    if fresh and not data.pairs:  # products of pairs are known; what is new is who matches whom
-        asked = [product.product_id for product in catalogue.of_splits(fresh).products]
+    if not data.pairs:  # products of pairs are known; what is new is who matches whom
+        asked = [product.product_id for product in catalogue.of_splits(task.queries).products]
         if seen := sum(name in known for name in asked if name):
             log.warning(
-                "%d of %d products of split %s were trained on: the figures flatter; was the file split anew?",
+                "%d of %d products of split %s were trained on: the figures flatter%s",
                 seen,
                 len(asked),
-                " and ".join(fresh),
+                " and ".join(task.queries),
+                "" if {*task.queries} & {*data.train_splits} else "; was the file split anew?",
             )
     return catalogue
 

@@ -47,6 +47,7 @@ def join_runs(runs: Sequence[Run], out: Run) -> None:
             shutil.copytree(run.towers / name, out.towers / new, dirs_exist_ok=True)
     network = build_network(recipe, out.towers, None)
     _fill(network, [part for _, part in parts], names)
+    out.write_trained_on("", sorted(frozenset().union(*(run.trained_on()[1] for run in runs))))
     out.write_weights(network)
 
 

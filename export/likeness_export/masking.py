@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from itertools import pairwise
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019]\w*)?|\d+")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+"""A letter of Thai, Lao, Burmese, Khmer, Japanese or Chinese, which have no blanks between words."""
 _BETWEEN = re.compile(r"[\s-]*")
 _STRAY = re.compile(r"(?<!\w)-+|-+(?!\w)")
 
@@ -15,19 +18,27 @@ class Mask:
     """Cuts the words of labels out of texts.
 
     Number (``watches``, ``women``), possession (``women's``), case, and whether a compound is written in one word or in
-    two (``T-shirt``, ``Tshirts``, ``t shirt``) make no difference.
+    two (``T-shirt``, ``Tshirts``, ``t shirt``) make no difference. In scripts without blanks, where nothing shows the
+    end of a word, a label is cut wherever its letters stand.
 
     Args:
         labels: what must not be stated, each of one or several words.
     """
 
     def __init__(self, labels: Iterable[str]) -> None:
-        words = [[word[0] for word in _WORD.finditer(label)] for label in set(labels)]
+        pieces = {label: unicodedata.normalize("NFC", label).split() for label in set(labels)}
+        unspaced = {piece for of_label in pieces.values() for piece in of_label if _UNSPACED.search(piece)}
+        self.unspaced = sorted(unspaced, key=len, reverse=True)  # a part of another one would leave the rest of it
+        spaced = [" ".join(piece for piece in of_label if piece not in unspaced) for of_label in pieces.values()]
+        words = [[word[0] for word in _WORD.finditer(label)] for label in spaced]
         self.stems = {_stem(word) for of_label in words for word in of_label}
         self.stems |= {_stem(one + other) for of_label in words for one, other in pairwise(of_label)}
 
     def __call__(self, text: str) -> str:
         """Return the text without them; runs of whitespace become one space."""
+        text = unicodedata.normalize("NFC", text)
+        for piece in self.unspaced:
+            text = text.replace(piece, " ")
         words = list(_WORD.finditer(text))
         cut = {word for word in words if _stem(word[0]) in self.stems}
         for one, other in pairwise(words):

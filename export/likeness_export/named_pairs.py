@@ -51,6 +51,12 @@ def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[l
     return parts
 
 
+def without_repeats(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -> list[NamedPair]:
+    """Return the pairs that are no train pair in either order."""
+    known = {frozenset((pair.left, pair.right)) for pair in train}
+    return [pair for pair in measured if frozenset((pair.left, pair.right)) not in known]
+
+
 def groups_of_pairs(ids: Sequence[str], pairs: Sequence[NamedPair]) -> NDArray[np.str_]:
     """Return what pairs say as a label: equal for products that a chain of pairs labelled 1 connects.
 

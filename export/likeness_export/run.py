@@ -63,11 +63,11 @@ class Run:
         return self.folder / "log.jsonl"
 
     def write_trained_on(self, digest: str, product_ids: Sequence[str]) -> None:
-        """Store what was trained on: a digest of the product records, and their ids."""
+        """Store what was trained on: a digest of the product records, empty in a joined run, and their ids."""
         write_text(self.folder / "trained_on.json", json.dumps({"records": digest, "product_ids": [*product_ids]}))
 
     def trained_on(self) -> tuple[str, frozenset[str]]:
-        """Return what `write_trained_on` stored; nothing where it did not, as in joined runs."""
+        """Return what `write_trained_on` stored; nothing where it did not."""
         place = self.folder / "trained_on.json"
         if not place.is_file():
             return "", frozenset()

@@ -103,9 +103,14 @@ def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
         list(read_jsonl(tmp_path / "none.jsonl"))
 
 
-@pytest.mark.parametrize("gap", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("gap", ["NaN", "Infinity", "-Infinity", "[]", "[null, null]", "[{}, NaN]"])
 def test_a_gap_of_a_data_frame_is_no_label(gap: str) -> None:
     assert field_value(json.loads(f'{{"group": {gap}, "kind": "mug"}}'), "group") == ""
+
+
+def test_a_data_frame_s_floats_are_the_labels_of_its_whole_numbers() -> None:
+    assert field_value({"style": 12.0}, "style") == field_value({"style": 12}, "style") == "12"
+    assert field_value({"style": [12.0, 0.5]}, "style") == "12/0.5"
 
 
 @pytest.mark.parametrize(

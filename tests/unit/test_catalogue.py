@@ -132,6 +132,21 @@ def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
     assert Mask([text])(label) == ""
 
 
+@pytest.mark.parametrize(
+    ("labels", "text", "left"),
+    [
+        (["手机"], "新款手机壳 red case", "新款 壳 red case"),
+        (["手机", "手机壳"], "新款手机壳", "新款"),
+        (["กระเป๋า"], "กระเป๋าหนังแท้", "หนังแท้"),
+        (["Nike 手机"], "nike 新手机 nikon", "新 nikon"),
+        (["café"], "Cafe\u0301 blue", "blue"),
+        (["cafe\u0301"], "café blue", "blue"),
+    ],
+)
+def test_a_mask_cuts_labels_of_any_script_however_they_are_encoded(labels: list[str], text: str, left: str) -> None:
+    assert Mask(labels)(text) == left
+
+
 def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     parts = catalogue(tmp_path).parts(InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes"))
     found = [{name: part.read() for name, part in having.items()} for having in parts]

@@ -92,6 +92,7 @@ def test_a_joined_run_s_scores_are_the_mean_of_its_parts(tiny: Tiny, tmp_path: P
     runs = trained(tiny, [recipe_of(seed, **changes) for seed in (1, 2, 3)])
     joined = Run(tmp_path / "joined")
     join_runs(runs, joined)
+    assert joined.trained_on() == ("", runs[0].trained_on()[1])
     recipe = joined.read_recipe()
     names = [f"{name}{place}" for place in (1, 2, 3) for name in runs[0].read_recipe().towers]
     assert list(recipe.towers) == names

@@ -5,7 +5,7 @@ import json
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -507,6 +507,15 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
     assert [row[2] for row in found] == [0] * 5
     edges = json.loads((tmp_path / "assets/attributes.json").read_text(encoding="utf-8"))["keys"][1]["edges"]
     assert config.build(tmp_path, None).feature_dim == (1 + 2) + (2 + len(edges)) + 1
+
+
+@pytest.mark.parametrize(("values", "warns"), [(range(30), True), ([1, 2, 3] * 10, False), (["a", "b"] * 15, False)])
+def test_prices_in_quotation_marks_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Sequence[object], warns: bool
+) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("price",))
+    config.prepare([json.dumps({"price": str(value)}).encode() for value in values], tmp_path, tmp_path)
+    assert ("attribute 'price' is a number in quotation marks" in caplog.text) == warns
 
 
 def test_one_word_among_numbers_makes_no_words_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

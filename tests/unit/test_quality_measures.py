@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,8 @@ from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.cli import app
 from likeness_export.contact_sheet import card_of, draw_rows
 from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, evaluate
-from likeness_export.named_pairs import NamedPair
-from likeness_export.quality.baselines import measure_baselines, standardised
+from likeness_export.named_pairs import NamedPair, without_repeats
+from likeness_export.quality.baselines import _Source, measure_baselines, standardised
 from likeness_export.quality.costs import Cost
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import (
@@ -26,9 +27,8 @@ from likeness_export.quality.pair_sets import (
     find,
     measure_pair_sets,
     trained_scores,
-    without_repeats,
 )
-from likeness_export.quality.tables import TABLES, Incomplete, PairSets, Ranking, Table, Variant, Views
+from likeness_export.quality.tables import BACKBONES, TABLES, Incomplete, PairSets, Ranking, Table, Variant, Views
 from likeness_export.quality.trained import take, train_and_measure, views_of
 from likeness_export.quality.units import read_finished, units_of, work_on
 from likeness_export.run import Run
@@ -424,6 +424,25 @@ def test_text_baseline_ranks_by_shared_characters(tmp_path: Path) -> None:
         measure_baselines(table, tmp_path, tmp_path)
     (line,) = measure_baselines(Table(**{**vars(table), "baselines": ("text",)}), tmp_path, tmp_path)
     assert (line.what, line.count, line.figures["hit@1"]) == ("text", 4, 1.0)
+
+
+def test_a_photo_that_is_not_there_costs_the_baselines_itself_only(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny.root / "images" / "0-1.png").unlink()
+    given: list[Path | None] = []
+
+    def counted(photos: Sequence[Path | None], *_: object) -> NDArray[np.float32]:
+        given.extend(photos)
+        return np.eye(len(photos), dtype=np.float32)
+
+    monkeypatch.setattr("likeness_export.quality.baselines.pooled", counted)
+    products = read_catalogue(tiny.products).products
+    _Source(tiny.root, tmp_path).features(next(iter(BACKBONES)), products)
+    lacking = [product.product_id for product, photo in zip(products, given, strict=True) if photo is None]
+    assert "0-1" in lacking
+    assert len(lacking) == 1 + sum(not product.images for product in products)
+    assert "0-1.png" in caplog.text
 
 
 @pytest.mark.data

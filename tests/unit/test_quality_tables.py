@@ -431,6 +431,7 @@ def test_a_table_keeps_what_ran_on_another_machine(tmp_path: Path, monkeypatch: 
         raise InputError("no luck")
 
     assert run_tables(failing, fail) == {unit.name: "no luck"}
+    assert place.read_text(encoding="utf-8") == whole  # nothing was measured: a typo in the data root, say
     write_text(place, "{")
     with pytest.raises(InputError, match=r"small\.json is damaged"):
         kept_results(TABLE, units, place, tmp_path)

@@ -80,7 +80,10 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
         assert not resumed.weights.exists()
         assert resumed.checkpoint.exists() == (epochs > 0)
     torch.manual_seed(99)  # what happened in the process before does not matter
+    half_written = resumed.folder / f".{resumed.checkpoint.name}.0a1b2c3d.partial"
+    half_written.touch()  # by a process that was killed
     train(recipe, resumed, tiny.root)
+    assert not half_written.exists()
     assert_same(weights(resumed), weights(straight))
     assert losses(resumed) == losses(straight)
     assert len(losses(straight)) == recipe.training.head_epochs + recipe.training.epochs
@@ -245,7 +248,10 @@ def test_a_finished_run_says_that_the_products_are_others_now(
     train(tiny.recipe, run, tiny.root)
     assert "the training products of products.jsonl are not those of then: train into another folder" in caplog.text
     read_task_catalogue(run, tiny.root, Task(labels=("group",)))
-    assert "1 of 1 products of split val were trained on: the figures flatter" in caplog.text
+    assert "1 of 1 products of split val were trained on: the figures flatter; was the file split anew?" in caplog.text
+    caplog.clear()
+    read_task_catalogue(run, tiny.root, Task(labels=("group",), queries=("train",)))
+    assert re.search(r"(\d+) of \1 products of split train were trained on: the figures flatter\n", caplog.text)
     tiny.products.unlink()
     train(tiny.recipe, run, tiny.root)  # a finished run needs no products
 

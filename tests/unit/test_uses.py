@@ -537,6 +537,11 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["pairs"][0]["cosine"] == {"score": None, "probability": None, "matched": False}
     assert report["metrics"]["cosine"]["every"]["recall"] == 0.5
+    pairs.write_text("left_id,right_id,label,split\np0,p1,1,a\np0,p9,0,a\np1,p0,1,b\np0,p2,1,b\n", encoding="utf-8")
+    shown = run("match", *files, "--pairs", pairs, "--train-split", "a", "--split", "b", "--out", out)
+    assert "1 of 2 pairs of b are also pairs of a: left out" in shown
+    (asked,) = json.loads(out.read_text(encoding="utf-8"))["pairs"]
+    assert (asked["left_id"], asked["right_id"]) == ("p0", "p2")
     for wrong in ([], ["--label", "group", "--pairs", str(pairs)]):
         with pytest.raises(InputError, match="either a file of labelled pairs"):
             run("match", *files, *wrong)

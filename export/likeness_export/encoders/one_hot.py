@@ -86,7 +86,14 @@ class OneHotConfig(EncoderConfig):
             steps = np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]
             return {"name": name, "edges": sorted({float(edge) for edge in np.quantile(np.array(numbers), steps)})}
         counts = Counter(attributes.normalised(value) for value in values)
-        return {"name": name, "values": sorted(value for value, count in counts.items() if count >= self.min_count)}
+        kept = sorted(value for value, count in counts.items() if count >= self.min_count)
+        if len(numbers) > _MOSTLY * len(values) and sum(counts[value] for value in kept) < len(values) / 2:
+            log.warning(
+                "attribute %r is a number in quotation marks, and most are too rare to be known: as a number, without "
+                "the marks, it would be known by its size",
+                name,
+            )
+        return {"name": name, "values": kept}
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
         """Build it for the fitted vocabulary."""

@@ -113,7 +113,8 @@ def judged_products(run: Run, data_root: Path) -> Products:
         split, pairs = ("val", found) if found else ("train", training_pairs(data, data_root))
         return _read(run, recipe, _paired(catalogue, pairs, _MOST), split, pairs)
     if any(record.get("split") == "val" for record in catalogue.records):
-        return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), "val")
+        split = "val (trained on)" if "val" in data.train_splits else "val"
+        return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), split)
     return _read(run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _MOST, _OF_EACH), "train")
 
 

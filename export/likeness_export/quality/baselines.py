@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
-from likeness_client.records import Product
+from likeness_client.records import ImageSource, Product
 from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
@@ -26,6 +28,8 @@ from likeness_export.quality.tables import BACKBONES, Incomplete, PairSets, Rank
 from likeness_export.quality.trained import IMAGE, figures_of, views_of
 from likeness_export.tower_inputs import TowerInputs
 from likeness_export.uses.neighbourhood import Rows
+
+log = logging.getLogger(__name__)
 
 Features: TypeAlias = Any
 """Unit vectors, one row per product: a SciPy sparse matrix (TF-IDF) or FP32 [n, d]; zeros where there is nothing."""
@@ -79,18 +83,25 @@ class _Source:
         raise InputError(f"there is no baseline {part!r}; there are: text, {', '.join(BACKBONES)}")
 
     def _photos(self, backbone: str, products: Sequence[Product]) -> NDArray[np.float32]:
-        photos = [product.images[0] if product.images else None for product in products]
+        photos = [_readable(product.images[0]) if product.images else None for product in products]
         config = _TOWER.validate_python(BACKBONES[backbone])
-        contents = [hashlib.sha256(photo.read_bytes()).digest() if isinstance(photo, Path) else b"" for photo in photos]
+        contents = [hashlib.sha256(photo.read_bytes()).digest() if photo else b"" for photo in photos]
         key = hashlib.sha256(repr((config, contents)).encode()).hexdigest()[:16]
         place = self.cache / f"{backbone}-{key}.npy"
         if place.is_file():
             kept: NDArray[np.float32] = np.load(place)
             return kept
-        found = pooled([photo if isinstance(photo, Path) else None for photo in photos], config, self.data_root)
+        found = pooled(photos, config, self.data_root)
         with written_aside(place) as aside, aside.open("wb") as out:
             np.save(out, found)
         return found
+
+
+def _readable(photo: ImageSource) -> Path | None:
+    if isinstance(photo, Path) and os.access(photo, os.R_OK):
+        return photo
+    log.warning("the baselines do without a photo that cannot be read: %s", photo)
+    return None
 
 
 def tfidf(texts: Sequence[str]) -> Features:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue
-from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs
+from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs, without_repeats
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.quality.lines import Line
 from likeness_export.quality.tables import PairSets
@@ -200,12 +200,6 @@ def decide(
     found["F1 fitted"] = figures(fitted_scores, fitted_labels, threshold).f1
     found["F1 repeats"] = figures(scores, labels, threshold).f1
     return {name: value for name, value in found.items() if not np.isnan(value)}, int(kept.sum())
-
-
-def without_repeats(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -> list[NamedPair]:
-    """Return the pairs that are no train pair in either order."""
-    known = {frozenset((pair.left, pair.right)) for pair in train}
-    return [pair for pair in measured if frozenset((pair.left, pair.right)) not in known]
 
 
 def familiarity(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -> dict[str, NDArray[np.bool_]]:

@@ -123,6 +123,9 @@ def _places(plan: Plan) -> tuple[Path, Path]:
 
 def _write(plan: Plan, table: Table, failed: dict[str, str]) -> None:
     result = collect(plan, table, failed)
+    measured = result.baselines or any(variant.seeds for variant in result.variants)
+    if not measured and (plan.out / f"{table.name}.json").is_file():
+        return  # other figures are there; a data root without the data must not wipe them out
     write_result(result, plan.out)
     draw_bars(result, plan.out / f"{table.name}.png")
 

@@ -131,13 +131,17 @@ def match(
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
     if split == train_split:
         raise InputError(f"the decision is learned from split {split!r}: measure on another, --split or --train-split")
+    from likeness_export.named_pairs import without_repeats
     from likeness_export.uses.match import HeldOut, match_by_all
     from likeness_export.uses.pairs import pairs_of
     from likeness_export.uses.tables import matching_table, write_matching
 
     kept_aside = HeldOut(share=held_out, folds=tuple(fold or ()))
     held = _read(file, embeddings)
-    train, measured = (pairs_of(held, pairs or label, name) for name in (train_split, split))
+    train, every = (pairs_of(held, pairs or label, name) for name in (train_split, split))
+    measured = without_repeats(every, train)
+    if repeats := len(every) - len(measured):
+        typer.echo(f"{repeats} of {len(every)} pairs of {split} are also pairs of {train_split}: left out", err=True)
     with open_client(context, server, timeout_s) if server else nullcontext() as client:
         matchings = match_by_all(held, (train, measured), kept_aside, client)
     for metric, matching in matchings.items():
