@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import TracebackType
@@ -109,6 +109,7 @@ class AsyncClient(_channel.BaseClient):
 
     def _prepare(self) -> None:
         self._slots = asyncio.Semaphore(self.max_concurrency)
+        self._sending: set[asyncio.Task[Answer]] = set()
         self._asking: asyncio.Task[ServerInfo] | None = None
 
     def _here(self) -> tuple[object, str]:
@@ -171,41 +172,33 @@ class AsyncClient(_channel.BaseClient):
     async def _execute(self, calls: list[Call]) -> list[Answer]:
         """Run calls at the same time; after the first failure no more are sent, and those on their way end.
 
-        They are not cancelled: that can end a server of before 2025. Only a caller who is cancelled does.
+        A caller who is cancelled leaves at once; its calls end by themselves, and hold their slots as long. To cancel
+        them would save the server nothing, which computes on, and one of before 2025 may then fail the calls of others,
+        or end.
         """
-        if len(calls) == 1:  # the usual case; a task of its own would cost more than it brings
+        sent: list[asyncio.Task[Answer]] = []
+        for call in calls:
+            # One slot after the other, so that operations which share the client take turns.
             await self._take_slot()
-            try:
-                return [await self._send(calls[0])]
-            finally:
+            if any(map(_has_failed, sent)):
                 self._slots.release()
-        tasks: list[asyncio.Task[Answer]] = []
-        failed = False
+                break
+            sent.append(self._detached(self._send(call)))
+        if sent:
+            await asyncio.wait(sent)  # unlike gather, it does not cancel them with the caller
+        return [task.result() for task in sent]
 
-        def finish(task: asyncio.Task[Answer]) -> None:
-            nonlocal failed
-            failed |= not task.cancelled() and task.exception() is not None
-            self._slots.release()
+    def _detached(self, sending: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+        """Let a call, whose slot is taken, go its own way to the end."""
+        task = asyncio.create_task(sending)
+        self._sending.add(task)  # the event loop alone would not keep it alive
+        task.add_done_callback(self._ended)
+        return task
 
-        try:
-            for call in calls:
-                # One slot after the other, so that operations which share the client take turns.
-                await self._take_slot()
-                if failed:
-                    self._slots.release()
-                    break
-                tasks.append(asyncio.create_task(self._send(call)))
-                tasks[-1].add_done_callback(finish)
-        except asyncio.CancelledError:
-            for task in tasks:
-                task.cancel()
-            raise
-        finally:
-            ended = await asyncio.gather(*tasks, return_exceptions=True)  # cancels them if it is cancelled itself
-        for answer in ended:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [task.result() for task in tasks]
+    def _ended(self, task: asyncio.Task[Answer]) -> None:
+        self._slots.release()
+        self._sending.discard(task)
+        _has_failed(task)  # whoever waited for it may have left; an error that nobody has looked at would be printed
 
     async def _take_slot(self) -> None:
         if not self._slots.locked():  # the usual case, without a timer
@@ -218,7 +211,7 @@ class AsyncClient(_channel.BaseClient):
             raise self._no_slot() from error
 
     async def _send(self, call: Call) -> Answer:
-        """Send one call; its slot is taken, and given back when the answer is there."""
+        """Send one call."""
         large = _channel.size(call) > _LARGE
         inputs, outputs = await asyncio.to_thread(_channel.encode, call) if large else _channel.encode(call)
         with translate(self.address, call.model), self._open():
@@ -235,6 +228,10 @@ class AsyncClient(_channel.BaseClient):
             if self._closed and not (task and task.cancelling()):
                 raise self._closed_error() from error
             raise
+
+
+def _has_failed(task: asyncio.Task[Answer]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _brief(*sides: Sequence[Product]) -> bool:

@@ -204,6 +204,26 @@ def test_calls_beside_a_failed_one_end_by_themselves(client: Any, endpoint: Endp
     assert ended == [True, True]
 
 
+def test_calls_of_a_cancelled_caller_end_by_themselves_and_keep_their_slots(endpoint: Endpoint) -> None:
+    ended: list[bool] = []
+    endpoint.servicer.when_over = ended.append
+    endpoint.servicer.delay_s = 0.5
+
+    async def run() -> None:
+        async with AsyncClient(endpoint.address, max_concurrency=2) as client:
+            await client.info()
+            for products in ([Product(title="a")], [Product(images=(b"b",))], BATCH):  # the last one finds no slot
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await client.embed(products)
+            assert ended == []
+            assert client._slots.locked()
+            assert len(await client.embed([Product(title="c")])) == 1
+            assert ended == [True, True, True]
+
+    asyncio.run(run())
+
+
 def test_deadlines_hold(kind: Any, endpoint: Endpoint) -> None:
     endpoint.servicer.delay_s = 1.0
     with kind(endpoint.address, timeout_s=0.3) as client:
