@@ -142,7 +142,7 @@ def refused(*arguments: str | Path) -> str:
     return done.stderr.strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_says_when_all_endpoints_answer_and_stops_cleanly(
     small: Path, ports: list[int], tmp_path: Path, number: signal.Signals
 ) -> None:

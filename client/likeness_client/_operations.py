@@ -315,7 +315,8 @@ def _narrow(info: ServerInfo, modalities: Collection[str] | None) -> ServerInfo:
     """Return what the server would offer if it embedded these modalities only; None means all."""
     if modalities is None:
         return info
-    if not modalities or not set(modalities) <= set(info.modalities):
+    # What can be read only once would be empty when the names are asked for again.
+    if not isinstance(modalities, Collection) or not modalities or not set(modalities) <= set(info.modalities):
         raise InputError(f"modalities must be some of {', '.join(info.modalities)}, not {modalities!r}")
     return replace(info, modalities=tuple(name for name in info.modalities if name in modalities))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from likeness_client.contract import InputSchema
 from likeness_client.errors import ProductError
-from likeness_client.records import Product, compose_text, is_number, plain_number
+from likeness_client.records import Product, characters, compose_text, is_number, plain_number
 
 
 def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noq
             reason = f"how often '{user}' did must be a number from 0, found {_shown(value)}"
             raise _bad(product, "interactions", reason)
         if value > 0:
-            counts[str(user)] = plain_number(value)
+            counts[characters(user)] = plain_number(value)
     if not counts:
         return None
     text = json.dumps(counts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -154,6 +154,11 @@ def is_number(value: object) -> TypeGuard[float]:
         return False
 
 
+def characters(value: object) -> str:
+    """Return what a string says, whatever a subclass of it shows itself as, an enum for instance; of others, ``str``."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 def plain_number(value: float) -> int | float:
     """Return a finite number in its canonical form: 16.0 and NumPy's 16 are the same as 16."""
     if isinstance(value, Integral):  # a long article number keeps all its digits
@@ -176,7 +181,7 @@ def _part(product: Product, field: str) -> str:
     # Broken text (bytes in another encoding, half a surrogate pair) loses the broken characters, not the product.
     if is_number(value):
         value = plain_number(value)  # 16 and 16.0 are one value: a data frame with gaps makes one of the other
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else characters(value)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -196,6 +196,8 @@ def serve(
 
     # SIGTERM ends the block below just as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     config = ServeConfig(
         repository=repository,
         profile=profile,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -225,7 +225,8 @@ def test_products_can_be_reduced_to_some_modalities(fake: FakeServer) -> None:
     found = fake.drive(_operations.embed(batch, ("attributes", "text"), "return", fake.info))
     assert found.signatures == ("text_attributes", "text", "")
     assert "has none of text, attributes" in str(found.errors[2])
-    for modalities in ((), ("smell",)):
+    wrong: tuple[Any, ...] = ((), ("smell",), (name for name in ["text"]))
+    for modalities in wrong:
         with pytest.raises(InputError, match="modalities must be some of text, image, attributes"):
             fake.drive(_operations.embed(batch, modalities, "return", fake.info))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def test_text_is_valid_utf8_with_single_spaces(title: str | bytes, description: 
 
 def test_text_survives_broken_bytes() -> None:
     assert encode(Product(title=b"caf\xe9 noir", description="half \ud83d"))["text"] == "caf� noir half ?".encode()
+
+
+def test_an_enum_of_strings_counts_as_what_it_says() -> None:
+    class Colour(str, Enum):  # noqa: UP042 (unlike StrEnum's, str() of its members is not what they say)
+        RED = "red"
+
+    said, shown = (
+        Product(title=word, attributes={"colour": word}, interactions={word: 2}) for word in ("red", Colour.RED)
+    )
+    assert encode(shown) == encode(said)
 
 
 def test_text_may_hold_attributes() -> None:
