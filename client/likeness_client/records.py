@@ -155,7 +155,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def characters(value: object) -> str:
-    """Return what a string says, whatever a subclass of it shows itself as, an enum for instance; of others, ``str``."""
+    """Return what a string says, whatever a subclass shows itself as, an enum for instance; of others, ``str``."""
     return str.__str__(value) if isinstance(value, str) else str(value)
 
 
