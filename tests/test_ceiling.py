@@ -55,7 +55,7 @@ def test_one_process_answers_what_the_server_answers(client: Client, repository:
 
 def test_the_ceiling_has_the_products_of_the_load(client: Client, complete: list[Product]) -> None:
     workload = Workload(complete[:20], client.info(), WorkloadConfig(batch_size=3))
-    items = drawn_items(workload, client.info())
+    items = drawn_items(workload)
     first = next(workload.requests(workload.config.seed)).left
     assert items[:3] == [item_of(product, client.info()) for product in first]
     assert set(items) == {item_of(product, client.info()) for product in complete[:20]}
@@ -177,8 +177,8 @@ def test_a_load_of_mixed_sizes(address: str, complete: list[Product]) -> None:
     config = LoadConfig(address=address, concurrency=2, duration_s=1.5, warm_up_s=0.0, timeout_s=60.0, workload=work)
 
     async def run() -> None:
-        workload, info = await prepare(complete[:20], config)
-        report = await run_load(workload, info, config, stop=asyncio.Event())
+        workload = await prepare(complete[:20], config)
+        report = await run_load(workload, config, stop=asyncio.Event())
         assert set(report.by_products) == {1, 4}
         assert sum(found.count for found in report.by_products.values()) == report.requests
         assert not report.errors

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from likeness_client import InputError, ServerInfo
+from likeness_client import InputError
 
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess
 from likeness_bench.ceiling_report import difference_doubt, place_doubts
@@ -26,7 +26,6 @@ _SHARE, _MOST_S = 0.25, 5.0  # of a run's measured time, but not longer: a sweep
 @asynccontextmanager
 async def ceiling_beside(
     workload: Workload,
-    info: ServerInfo,
     config: LoadConfig,
     repository: Path | None,
     *,
@@ -37,7 +36,6 @@ async def ceiling_beside(
 
     Args:
         workload: what is sent; see `likeness_bench.load.prepare`.
-        info: what the server offers; from the same call.
         config: the load, at any rate.
         repository: the model repository that is served; None: runs without a ceiling.
         stop: set it to end the search; runs then have no ceiling.
@@ -56,11 +54,11 @@ async def ceiling_beside(
         raise InputError(
             f"the ceiling is one of embedding, not of {', '.join(others)}: ask for embed only, or give no --repository"
         )
-    check_same_space(repository, info, config.address)
+    check_same_space(repository, workload.info, config.address)
     async with CeilingProcess(repository) as process:
-        await process.take(await asyncio.to_thread(drawn_items, workload, info))
+        await process.take(await asyncio.to_thread(drawn_items, workload))
         says("ceiling: the same embeddings?")
-        difference = await largest_difference(process, workload, info, config)
+        difference = await largest_difference(process, workload, config)
         ceiling = Ceiling(process=process, repository=repository, trial_s=_TRIAL_S, stop=stop, says=says)
         await ceiling.find("ceiling")
         yield _Alternation(ceiling=ceiling, difference=difference)
@@ -75,10 +73,10 @@ class _Alternation:
     failed: str = ""
 
     async def __call__(
-        self, workload: Workload, info: ServerInfo, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
+        self, workload: Workload, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
     ) -> LoadReport:
         products_per_s = await self._turn(config)
-        report = await run_load(workload, info, config, stop=stop, progress=progress)
+        report = await run_load(workload, config, stop=stop, progress=progress)
         if self.failed:
             return replace(report, notes=(*report.notes, f"no ceiling beside this run: {self.failed}"))
         if products_per_s is None:

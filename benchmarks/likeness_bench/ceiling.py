@@ -106,7 +106,6 @@ async def run_ceiling(
             compared = _Comparison(
                 name=name,
                 config=replace(config, load=replace(config.load, workload=workload.config)),
-                info=info,
                 process=process,
                 workload=workload,
                 single=single,
@@ -149,7 +148,6 @@ class _Comparison:
 
     name: str
     config: CeilingConfig
-    info: ServerInfo
     process: CeilingProcess
     workload: Workload
     single: Workload
@@ -176,10 +174,10 @@ class _Comparison:
         Raises:
             LikenessError: the server or the one process fails; `case` has what was measured before.
         """
-        items = await asyncio.to_thread(drawn_items, self.workload, self.info)
+        items = await asyncio.to_thread(drawn_items, self.workload)
         await self.process.take(items)
         self.says(f"{self.name}: the same embeddings?")
-        self.difference = await largest_difference(self.process, self.single, self.info, self.config.load)
+        self.difference = await largest_difference(self.process, self.single, self.config.load)
         self.recall = None if self.stop.is_set() else await self._recall(labels)
         await self.ceiling.find(self.name)
         while len(self.rounds) < self.config.rounds and not self.stop.is_set():
@@ -252,7 +250,7 @@ class _Comparison:
         if self.stop.is_set():
             return None
         self.says(what)
-        report = await run_load(workload, self.info, load, stop=self.stop, progress=self.progress)
+        report = await run_load(workload, load, stop=self.stop, progress=self.progress)
         return None if self.stop.is_set() else report
 
 

@@ -94,14 +94,13 @@ class Ceiling:
         return Trial(threads=threads, batch_size=batch_size, products_per_s=found.products_per_s, p50_ms=p50_ms(found))
 
 
-async def largest_difference(process: CeilingProcess, workload: Workload, info: ServerInfo, load: LoadConfig) -> float:
+async def largest_difference(process: CeilingProcess, workload: Workload, load: LoadConfig) -> float:
     """Return how far the embeddings of the server and of the one process lie apart, in their largest component.
 
     Args:
         process: runs the networks.
         workload: some of its products, of each part of its mix, are embedded by both.
-        info: what the server offers.
-        load: says where it is.
+        load: says where the server is.
 
     Raises:
         LikenessError: one side fails.
@@ -109,7 +108,7 @@ async def largest_difference(process: CeilingProcess, workload: Workload, info: 
     products = [product for pool in workload.pools.values() for product in pool[:_CHECKED]]
     async with open_client(load) as client:
         served = await client.embed(products, on_error="return")
-    alone = await process.embed([item_of(product, info) for product in products])
+    alone = await process.embed([item_of(product, workload.info) for product in products])
     apart = np.abs(served.vectors - alone)
     if np.isnan(apart).all():
         raise CeilingError(f"none of {len(products)} products was embedded by both sides, so nothing can be compared")
@@ -129,12 +128,12 @@ def check_same_space(repository: Path, info: ServerInfo, address: str) -> None:
         )
 
 
-def drawn_items(workload: Workload, info: ServerInfo) -> list[Item]:
+def drawn_items(workload: Workload) -> list[Item]:
     """Return the products of a load's first requests as the server gets them: as many as it has different ones."""
     count = sum(len(pool) for pool in workload.pools.values())
     requests = workload.requests(workload.config.seed)
     products = chain.from_iterable(request.left for request in requests)
-    return [item_of(product, info) for product, _ in zip(products, range(count), strict=False)]
+    return [item_of(product, workload.info) for product, _ in zip(products, range(count), strict=False)]
 
 
 def item_of(product: Product, info: ServerInfo) -> Item:

@@ -97,12 +97,11 @@ def load(
     with live_view("load") as view:
 
         async def work(stop: asyncio.Event) -> LoadReport:
-            workload, info = await prepare(chosen, config)
+            workload = await prepare(chosen, config)
             recall = await _recall(labels, config, view, stop)
-            async with ceiling_beside(workload, info, config, repository, stop=stop, says=view.say) as run_once:
+            async with ceiling_beside(workload, config, repository, stop=stop, says=view.say) as run_once:
                 report = await run_repeated(
                     workload,
-                    info,
                     config,
                     budget_s=budget_s,
                     stop=stop,
@@ -177,11 +176,11 @@ def sweep(
     with live_view("sweep") as view:
 
         async def work(stop: asyncio.Event) -> SweepReport:
-            workload, info = await prepare(chosen, load)
+            workload = await prepare(chosen, load)
             recall = await _recall(labels, load, view, stop)
-            async with ceiling_beside(workload, info, load, repository, stop=stop, says=view.say) as run_once:
+            async with ceiling_beside(workload, load, repository, stop=stop, says=view.say) as run_once:
                 report = await run_sweep(
-                    workload, info, config, stop=stop, starts=view.step, progress=view.show, run_once=run_once
+                    workload, config, stop=stop, starts=view.step, progress=view.show, run_once=run_once
                 )
             return replace(report, label=alike.name if alike else "", recall=recall)
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Protocol
 
-from likeness_client import LikenessError, Product, ServerInfo
+from likeness_client import LikenessError, Product
 
 from likeness_bench import figures
 from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticking
@@ -32,12 +32,12 @@ class RunLoad(Protocol):
     """Makes one run of a load and reports, as `run_load` does."""
 
     async def __call__(
-        self, workload: Workload, info: ServerInfo, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
+        self, workload: Workload, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
     ) -> LoadReport:
         """Run a load to its end, or until ``stop`` is set."""
 
 
-async def prepare(products: Sequence[Product], config: LoadConfig) -> tuple[Workload, ServerInfo]:
+async def prepare(products: Sequence[Product], config: LoadConfig) -> Workload:
     """Ask the server what it offers, and read everything that will be sent.
 
     Raises:
@@ -45,12 +45,11 @@ async def prepare(products: Sequence[Product], config: LoadConfig) -> tuple[Work
     """
     async with open_client(config) as client:
         info = await client.info()
-    return await asyncio.to_thread(Workload, products, info, config.workload), info
+    return await asyncio.to_thread(Workload, products, info, config.workload)
 
 
 async def run_load(
     workload: Workload,
-    info: ServerInfo,
     config: LoadConfig,
     *,
     stop: asyncio.Event,
@@ -63,8 +62,7 @@ async def run_load(
     deadline of one request.
 
     Args:
-        workload: what is sent; from `prepare`.
-        info: what the server offers; from `prepare`.
+        workload: what is sent; see `prepare`.
         config: the load; its workload is the one that ``workload`` was made for.
         stop: set it to get the report so far.
         progress: is shown the run while it runs.
@@ -86,7 +84,7 @@ async def run_load(
             showing.cancel()
             await asyncio.gather(watching, showing, return_exceptions=True)
         progress(drive)
-    return _report(drive, watch, info, made_at)
+    return _report(drive, watch, workload.info.space, made_at)
 
 
 @dataclass
@@ -166,7 +164,7 @@ async def _show(drive: Drive, progress: Progress) -> None:
         await asyncio.sleep(_PROGRESS_S)
 
 
-def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> LoadReport:
+def _report(drive: Drive, watch: _Watch, space: str, made_at: str) -> LoadReport:
     config = drive.config
     measured = [record for record in drive.records if record.scheduled_s >= config.warm_up_s]
     measured_s = max(0.0, drive.elapsed_s - config.warm_up_s)
@@ -182,7 +180,7 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
     report = LoadReport(
         made_at=made_at,
         load=config.plain(),
-        space=info.space,
+        space=space,
         ended="interrupted" if drive.stop.is_set() else "duration",
         measured_s=measured_s,
         requests=len(measured),

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from likeness_client import ServerInfo
-
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
 from likeness_bench.load import Progress, RunLoad, run_load
@@ -24,7 +22,6 @@ Starts = Callable[[LoadConfig, int], None]
 
 async def run_repeated(
     workload: Workload,
-    info: ServerInfo,
     config: LoadConfig,
     *,
     budget_s: float,
@@ -37,7 +34,6 @@ async def run_repeated(
 
     Args:
         workload: what is sent; see `likeness_bench.load.prepare`.
-        info: what the server offers; from the same call.
         config: the load.
         budget_s: seconds for all runs. None but the first is begun that would end later.
         stop: set it to get what was measured so far; a run that it cuts short counts only if it is the first.
@@ -55,7 +51,7 @@ async def run_repeated(
         # Every run has arrivals and products of its own, or an unlucky schedule would be taken for the server.
         load = replace(config, workload=replace(config.workload, seed=config.workload.seed + number))
         starts(load, number + 1)
-        return await run_once(workload, info, load, stop=stop, progress=progress)
+        return await run_once(workload, load, stop=stop, progress=progress)
 
     runs = [await run(0)]
     while not (stop.is_set() or _settled(runs) or runs[-1].latency is None):

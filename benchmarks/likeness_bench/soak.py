@@ -134,7 +134,7 @@ async def run_soak(
     checked = Checked(tolerance=config.tolerance, expected=alone)
     load = replace(load, workload=workload.config)
     return SoakReport(
-        load=await run_load(workload, info, load, stop=stop, progress=progress, ask=checked.ask), checked=checked
+        load=await run_load(workload, load, stop=stop, progress=progress, ask=checked.ask), checked=checked
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from likeness_client import InputError, ServerInfo
+from likeness_client import InputError
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import ENOUGH, LoadReport, enough_s
@@ -129,7 +129,6 @@ class SweepReport(Report):
 
 async def run_sweep(
     workload: Workload,
-    info: ServerInfo,
     config: SweepConfig,
     *,
     stop: asyncio.Event,
@@ -141,7 +140,6 @@ async def run_sweep(
 
     Args:
         workload: what is sent; see `likeness_bench.load.prepare`.
-        info: what the server offers; from the same call.
         config: what to find.
         stop: set it to get what was found so far; a run that it cuts short decides nothing.
         starts: is told each run before it begins.
@@ -152,7 +150,7 @@ async def run_sweep(
     assert config.load.rate is not None
     search = RateSearch(rate=config.load.rate, precision=config.precision, lowest=min(0.1, config.load.rate))
     attempt = _Attempts(
-        workload=workload, info=info, config=config, stop=stop, starts=starts, progress=progress, run_once=run_once
+        workload=workload, config=config, stop=stop, starts=starts, progress=progress, run_once=run_once
     )
     steps: list[RateStep] = []
     while not attempt.over and (rate := search.next_rate()) is not None:
@@ -174,7 +172,6 @@ class _Attempts:
     """Tries rates. ``over`` says why there can be no more, once there cannot."""
 
     workload: Workload
-    info: ServerInfo
     config: SweepConfig
     stop: asyncio.Event
     starts: Starts
@@ -222,7 +219,7 @@ class _Attempts:
         load = replace(load, workload=replace(load.workload, seed=load.workload.seed + self.runs))
         self.starts(load, repeat)
         began_s = time.perf_counter()
-        report = await self.run_once(self.workload, self.info, load, stop=self.stop, progress=self.progress)
+        report = await self.run_once(self.workload, load, stop=self.stop, progress=self.progress)
         self.extra_s += max(0.0, time.perf_counter() - began_s - load.length_s)
         self.busy = report.failed > 0
         if self.stop.is_set():

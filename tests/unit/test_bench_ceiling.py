@@ -195,7 +195,7 @@ def test_a_tail_that_failures_made_infinite_counts_and_one_of_few_requests_does_
 def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
     config = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
     drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
-    nothing = _report(drive, _Watch(config=config), INFO, "now")
+    nothing = _report(drive, _Watch(config=config), INFO.space, "now")
     assert nothing.latency is None
     found = Round.of(100.0, 10.0, nothing, nothing, None)
     assert (found.throughput_ratio, found.latency_ratio, found.half_rate, found.half_tail) == (0.0, None, None, None)
@@ -259,7 +259,7 @@ def compared(
     stop = asyncio.Event()
 
     async def run_load(*given: Any, **_: Any) -> LoadReport:
-        config: LoadConfig = given[2]
+        config: LoadConfig = given[1]
         loads.append(config)
         drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
         drive.elapsed_s = config.length_s
@@ -280,7 +280,7 @@ def compared(
             )
             for at_s in times
         ]
-        return _report(drive, _Watch(config=config), INFO, "now")
+        return _report(drive, _Watch(config=config), INFO.space, "now")
 
     def says(text: str) -> None:
         if stop_at in text:
@@ -349,9 +349,9 @@ def run_beside(
 
     async def run_load(*given: Any, **_: Any) -> LoadReport:
         turns.append("load")
-        config: LoadConfig = given[2]
+        config: LoadConfig = given[1]
         drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
-        return replace(_report(drive, _Watch(config=config), INFO, "now"), products_per_s=80.0)
+        return replace(_report(drive, _Watch(config=config), INFO.space, "now"), products_per_s=80.0)
 
     class Told(FakeProcess):
         async def measure(self, *given: Any) -> Measured:
@@ -369,8 +369,8 @@ def run_beside(
     workload = Workload([Product(title=str(number)) for number in range(9)], INFO, config.workload)
 
     async def run() -> list[LoadReport]:
-        async with beside.ceiling_beside(workload, INFO, config, Path("nowhere"), stop=stop, says=says) as run_once:
-            return [await run_once(workload, INFO, config, stop=stop, progress=lambda _: None) for _ in range(runs)]
+        async with beside.ceiling_beside(workload, config, Path("nowhere"), stop=stop, says=says) as run_once:
+            return [await run_once(workload, config, stop=stop, progress=lambda _: None) for _ in range(runs)]
 
     return asyncio.run(run()), turns
 

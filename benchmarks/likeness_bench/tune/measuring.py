@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from likeness_client import LikenessError, Product, ServerError, ServerInfo
+from likeness_client import LikenessError, Product, ServerError
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures, too_few
@@ -52,7 +52,6 @@ class Measuring:
 
     def __post_init__(self) -> None:
         self._workload: Workload | None = None
-        self._info: ServerInfo | None = None
         self._turns = 0
 
     async def profile(
@@ -67,7 +66,7 @@ class Measuring:
         self.says("the repository as it is")
         server, _ = await self._timed_start(settings)
         load = replace(self.load, address=server.address)
-        self._workload, self._info = await prepare(products, load)
+        self._workload = await prepare(products, load)
         await self._warm(server)
         before = await read_counters(server.address)
         report = await self._load(server, load)
@@ -146,9 +145,8 @@ class Measuring:
 
     async def _load(self, server: TrialServer, load: LoadConfig, *, counts: bool = True) -> LoadReport:
         assert self._workload is not None
-        assert self._info is not None
         load = replace(load, address=server.address)
-        report = await run_load(self._workload, self._info, load, stop=self.stop, progress=self.progress)
+        report = await run_load(self._workload, load, stop=self.stop, progress=self.progress)
         if counts and not self.stop.is_set():
             late_ms = report.harness_lag.p99_ms if report.harness_lag else 0.0
             self.harness_late_ms = max(self.harness_late_ms, late_ms)
