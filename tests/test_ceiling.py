@@ -18,6 +18,7 @@ from likeness_bench.drive import LoadConfig
 from likeness_bench.in_process import Threads, cpu_threads_of, space_of
 from likeness_bench.load import prepare, run_load
 from likeness_bench.recall import LabelConfig, labelled, served_recall
+from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, Workload, WorkloadConfig, reduce_to
 from likeness_client import Client, Product, SpaceMismatchError, read_products
 from likeness_client.contract import modalities_of
@@ -99,9 +100,13 @@ def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: l
     )
     labels = [(product, product.product_id[:5]) for product in complete]
     said: list[str] = []
-    report = asyncio.run(
-        asyncio.wait_for(run_ceiling(complete[:30], config, stop=asyncio.Event(), labels=labels, says=said.append), 240)
-    )
+
+    class Told(View):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    comparing = run_ceiling(complete[:30], config, stop=asyncio.Event(), labels=labels, view=Told())
+    report = asyncio.run(asyncio.wait_for(comparing, 240))
     assert report.ended == "complete"
     assert report.space == space_of(repository)
     assert report.cpu_threads == cpu_threads_of(repository)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -18,13 +17,12 @@ from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, M
 from likeness_bench.ceiling_report import Trial
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.in_process import Threads, cpu_threads_of, space_of, uses_of
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _FINALISTS = 3  # ways that are tried twice
 _CHECKED = 8  # products whose embeddings are compared first
-Says = Callable[[str], None]
-"""Is told what happens next."""
 
 
 @dataclass(kw_only=True)
@@ -36,7 +34,7 @@ class Ceiling:
         repository: the model repository.
         trial_s: how long each way is tried.
         stop: when it is set, nothing more is tried or measured.
-        says: is told what happens next.
+        view: is told what happens next.
         tried: what was tried; the first ones, the fastest, twice.
     """
 
@@ -44,7 +42,7 @@ class Ceiling:
     repository: Path
     trial_s: float
     stop: asyncio.Event
-    says: Says = lambda _: None
+    view: View = UNSEEN
     tried: list[Trial] = field(default_factory=list)
 
     async def find(self, name: str) -> None:
@@ -89,7 +87,7 @@ class Ceiling:
         return await self.process.measure(trial.threads, trial.batch_size, warm_up_s, duration_s)
 
     async def _try(self, name: str, threads: Threads, batch_size: int) -> Trial:
-        self.says(f"{name}: in one process, {threads.name}, batches of {batch_size}")
+        self.view.say(f"{name}: in one process, {threads.name}, batches of {batch_size}")
         found = await self.process.measure(threads, batch_size, self.trial_s / 4, self.trial_s)
         return Trial(threads=threads, batch_size=batch_size, products_per_s=found.products_per_s, p50_ms=p50_ms(found))
 

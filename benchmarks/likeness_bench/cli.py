@@ -21,12 +21,12 @@ from likeness_bench.options import needs_extra, parse_cases
 from likeness_bench.recall import LabelConfig, Labelled, Recall, RecallStoppedError, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
+from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE
 
 if TYPE_CHECKING:
     from likeness_bench.ceiling_report import CeilingReport
     from likeness_bench.figures import LoadReport
-    from likeness_bench.running import LiveView
     from likeness_bench.sweep import SweepReport
 
 app = typer.Typer()
@@ -99,14 +99,13 @@ def load(
         async def work(stop: asyncio.Event) -> LoadReport:
             workload = await prepare(chosen, config)
             recall = await _recall(labels, config, view, stop)
-            async with ceiling_beside(workload, config, repository, stop=stop, says=view.say) as run_once:
+            async with ceiling_beside(workload, config, repository, stop=stop, view=view) as run_once:
                 report = await run_repeated(
                     workload,
                     config,
                     budget_s=budget_s,
                     stop=stop,
-                    starts=view.step,
-                    progress=view.show,
+                    view=view,
                     run_once=run_once,
                 )
             return replace(report, label=alike.name if alike else "", recall=recall)
@@ -178,10 +177,8 @@ def sweep(
         async def work(stop: asyncio.Event) -> SweepReport:
             workload = await prepare(chosen, load)
             recall = await _recall(labels, load, view, stop)
-            async with ceiling_beside(workload, load, repository, stop=stop, says=view.say) as run_once:
-                report = await run_sweep(
-                    workload, config, stop=stop, starts=view.step, progress=view.show, run_once=run_once
-                )
+            async with ceiling_beside(workload, load, repository, stop=stop, view=view) as run_once:
+                report = await run_sweep(workload, config, stop=stop, view=view, run_once=run_once)
             return replace(report, label=alike.name if alike else "", recall=recall)
 
         report = run_until_interrupted(work)
@@ -242,7 +239,7 @@ def ceiling(
     with live_view("ceiling") as view:
 
         async def work(stop: asyncio.Event) -> CeilingReport:
-            return await run_ceiling(chosen, config, stop=stop, labels=labels, says=view.say, progress=view.show)
+            return await run_ceiling(chosen, config, stop=stop, labels=labels, view=view)
 
         report = run_until_interrupted(work)
     with needs_extra():
@@ -304,7 +301,7 @@ def soak(
     with live_view("soak") as view:
 
         async def work(stop: asyncio.Event) -> SoakReport:
-            return await run_soak(chosen, config, stop=stop, progress=view.show)
+            return await run_soak(chosen, config, stop=stop, view=view)
 
         report = run_until_interrupted(work)
     with needs_extra():
@@ -320,9 +317,7 @@ def _read(source: SourceConfig, alike: LabelConfig | None = None) -> tuple[list[
     return varied((product for product, _ in rows[: source.count]), source), labels
 
 
-async def _recall(
-    labels: Sequence[Labelled], load: LoadConfig, view: LiveView, stop: asyncio.Event
-) -> dict[str, Recall]:
+async def _recall(labels: Sequence[Labelled], load: LoadConfig, view: View, stop: asyncio.Event) -> dict[str, Recall]:
     """Return the recall of every part of the mix; empty where it is not asked for, or stopped."""
     if not labels:
         return {}

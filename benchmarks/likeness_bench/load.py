@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,22 +18,19 @@ from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticki
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, is_ensemble, read_counters, step_times
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import OperationKind, Workload
 
 LAG_LIMIT_MS = 5.0
 """From this 99th percentile of its own lateness on, the harness warns that it is part of what it measures."""
 _SAMPLE_S = 1.0  # looking takes some milliseconds from the harness
-_PROGRESS_S = 0.25
-Progress = Callable[[Drive], None]
-"""Is shown the run several times a second."""
+_SHOWN_S = 0.25
 
 
 class RunLoad(Protocol):
     """Makes one run of a load and reports, as `run_load` does."""
 
-    async def __call__(
-        self, workload: Workload, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
-    ) -> LoadReport:
+    async def __call__(self, workload: Workload, config: LoadConfig, *, stop: asyncio.Event, view: View) -> LoadReport:
         """Run a load to its end, or until ``stop`` is set."""
 
 
@@ -53,7 +50,7 @@ async def run_load(
     config: LoadConfig,
     *,
     stop: asyncio.Event,
-    progress: Progress = lambda _: None,
+    view: View = UNSEEN,
     ask: Ask = ask,
 ) -> LoadReport:
     """Run a load to its end, or until ``stop`` is set, and report.
@@ -65,7 +62,7 @@ async def run_load(
         workload: what is sent; see `prepare`.
         config: the load; its workload is the one that ``workload`` was made for.
         stop: set it to get the report so far.
-        progress: is shown the run while it runs.
+        view: is shown the run while it runs.
         ask: sends one request.
     """
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -75,7 +72,7 @@ async def run_load(
         requests = workload.requests(config.workload.seed)
         drive = Drive(client=client, config=config, requests=requests, stop=stop, ask=ask)
         watch = _Watch(config=config)
-        watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, progress))
+        watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, view))
         try:
             await drive.run()
             await watching
@@ -83,7 +80,7 @@ async def run_load(
             watching.cancel()
             showing.cancel()
             await asyncio.gather(watching, showing, return_exceptions=True)
-        progress(drive)
+        view.show(drive)
     return _report(drive, watch, workload.info.space, made_at)
 
 
@@ -158,10 +155,10 @@ async def _stopped(drive: Drive, wait_s: float) -> bool:
     return drive.stop.is_set()
 
 
-async def _show(drive: Drive, progress: Progress) -> None:
+async def _show(drive: Drive, view: View) -> None:
     while True:
-        progress(drive)
-        await asyncio.sleep(_PROGRESS_S)
+        view.show(drive)
+        await asyncio.sleep(_SHOWN_S)
 
 
 def _report(drive: Drive, watch: _Watch, space: str, made_at: str) -> LoadReport:

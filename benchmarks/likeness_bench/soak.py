@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import LoadReport
-from likeness_bench.load import Progress, run_load
+from likeness_bench.load import run_load
 from likeness_bench.tables import Table
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, Request, Workload, WorkloadConfig, reduce_to
 
 
@@ -103,7 +104,7 @@ class SoakReport:
 
 
 async def run_soak(
-    products: Sequence[Product], config: SoakConfig, *, stop: asyncio.Event, progress: Progress = lambda _: None
+    products: Sequence[Product], config: SoakConfig, *, stop: asyncio.Event, view: View = UNSEEN
 ) -> SoakReport:
     """Load a server with mixed batches and check every answer, to the end or until ``stop`` is set. Nothing is retried.
 
@@ -112,7 +113,7 @@ async def run_soak(
             signatures meet.
         config: the load.
         stop: set it to get the report so far.
-        progress: is shown the load while it runs.
+        view: is shown the load while it runs.
 
     Raises:
         LikenessError: no product can be sent, or one of them cannot be embedded even alone.
@@ -133,9 +134,7 @@ async def run_soak(
         alone = {id(product): (await client.embed([product])).vectors[0] for product in pool if not stop.is_set()}
     checked = Checked(tolerance=config.tolerance, expected=alone)
     load = replace(load, workload=workload.config)
-    return SoakReport(
-        load=await run_load(workload, load, stop=stop, progress=progress, ask=checked.ask), checked=checked
-    )
+    return SoakReport(load=await run_load(workload, load, stop=stop, view=view, ask=checked.ask), checked=checked)
 
 
 def _workload(products: Sequence[Product], info: ServerInfo, config: WorkloadConfig, max_batch: int) -> Workload:

@@ -31,6 +31,7 @@ from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, labelled, recall_at_1, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
+from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo, SpaceMismatchError
 from likeness_client.records import ImageSource
@@ -251,6 +252,17 @@ def fake_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ceiling_search, name, fake)
 
 
+class Stopping(View):
+    """Stops what it is told of, once that is said."""
+
+    def __init__(self, stop: asyncio.Event, at: str) -> None:
+        self.stop, self.at = stop, at
+
+    def say(self, text: str) -> None:
+        if self.at in text:
+            self.stop.set()
+
+
 def compared(
     monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, dies_at: int = 1000, stop_at: str = "never"
 ) -> tuple[CeilingReport, list[LoadConfig]]:
@@ -282,10 +294,6 @@ def compared(
         ]
         return _report(drive, _Watch(config=config), INFO.space, "now")
 
-    def says(text: str) -> None:
-        if stop_at in text:
-            stop.set()
-
     fake_ceiling(monkeypatch)
     for name, fake in (
         ("run_load", run_load),
@@ -296,7 +304,7 @@ def compared(
     load = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
     config = CeilingConfig(load=load, repository=Path("nowhere"), cases={"first": {}, "second": {}}, rounds=2)
     products = [Product(title=str(number)) for number in range(9)]
-    return asyncio.run(run_ceiling(products, config, stop=stop, says=says)), loads
+    return asyncio.run(run_ceiling(products, config, stop=stop, view=Stopping(stop, stop_at))), loads
 
 
 def test_a_failure_ends_one_case_and_keeps_the_rounds_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,10 +366,6 @@ def run_beside(
             turns.append(f"ceiling {given[2]:g} + {given[3]:g} s")
             return await super().measure(*given)
 
-    def says(text: str) -> None:
-        if stop_at in text:
-            stop.set()
-
     fake_ceiling(monkeypatch)
     monkeypatch.setattr(beside, "run_load", run_load)
     monkeypatch.setattr(beside, "CeilingProcess", lambda _: Told(most))
@@ -369,8 +373,9 @@ def run_beside(
     workload = Workload([Product(title=str(number)) for number in range(9)], INFO, config.workload)
 
     async def run() -> list[LoadReport]:
-        async with beside.ceiling_beside(workload, config, Path("nowhere"), stop=stop, says=says) as run_once:
-            return [await run_once(workload, config, stop=stop, progress=lambda _: None) for _ in range(runs)]
+        view = Stopping(stop, stop_at)
+        async with beside.ceiling_beside(workload, config, Path("nowhere"), stop=stop, view=view) as run_once:
+            return [await run_once(workload, config, stop=stop, view=view) for _ in range(runs)]
 
     return asyncio.run(run()), turns
 

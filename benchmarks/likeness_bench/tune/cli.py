@@ -85,7 +85,7 @@ def tune(
     with live_view("tune") as view:
 
         async def work(stop: asyncio.Event) -> tuple[TuneReport, Settings]:
-            report, settings = await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
+            report, settings = await run_tune(chosen, target, config, stop=stop, view=view)
             if stop.is_set():  # also while the last servers were stopped
                 report = replace(report, better=False, ended="interrupted", complete=False)
             return report, settings
