@@ -82,6 +82,7 @@ def test_recall_is_that_of_the_evaluation(client: Client, address: str, trained_
     assert {row.signature for row in rows} >= {"text", AS_THEY_ARE}
     for row in rows:
         found = served_recall(load, products, row.signature)
+        assert found is not None
         assert found.queries == row.figures.queries
         assert found.at_1 == pytest.approx(row.figures.recall_at[1])
 

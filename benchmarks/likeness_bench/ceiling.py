@@ -29,7 +29,7 @@ from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.in_process import cpu_threads_of
 from likeness_bench.load import run_load
-from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, served_recall
+from likeness_bench.recall import LabelConfig, Recall, served_recall
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, held
 
@@ -201,10 +201,7 @@ class _Comparison:
             return None
         self.view.say(f"{self.name}: recall of {len(labels)} products")
         signature = next(iter(mix), AS_THEY_ARE)
-        try:
-            return await asyncio.to_thread(served_recall, self.config.load, labels, signature, stopped=self.stop.is_set)
-        except RecallStoppedError:
-            return None
+        return await asyncio.to_thread(served_recall, self.config.load, labels, signature, stopped=self.stop.is_set)
 
     async def _round(self, number: int) -> Round | None:
         """Alternate once: the server idles while the one process works, and the other way round.

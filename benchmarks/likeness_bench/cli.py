@@ -18,7 +18,7 @@ from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
 from likeness_bench.option_groups import Asked, Ranked, Sent, with_groups
 from likeness_bench.options import needs_extra, parse_cases
-from likeness_bench.recall import LabelConfig, Labelled, Recall, RecallStoppedError, labelled, served_recalls
+from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
 from likeness_bench.view import View
@@ -322,8 +322,4 @@ async def _recall(labels: Sequence[Labelled], load: LoadConfig, view: View, stop
     if not labels:
         return {}
     view.say(f"recall of {len(labels)} products")
-    signatures = load.workload.signatures
-    try:
-        return await asyncio.to_thread(served_recalls, load, labels, signatures, stopped=stop.is_set)
-    except RecallStoppedError:
-        return {}
+    return await asyncio.to_thread(served_recalls, load, labels, load.workload.signatures, stopped=stop.is_set)
