@@ -22,7 +22,7 @@ from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, serve
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
 from likeness_bench.view import View
-from likeness_bench.workload import AS_THEY_ARE
+from likeness_bench.workload import AS_THEY_ARE, WorkloadConfig
 
 if TYPE_CHECKING:
     from likeness_bench.ceiling_report import CeilingReport
@@ -286,22 +286,22 @@ def soak(
     with needs_extra():
         from likeness_bench.load_tables import load_tables
         from likeness_bench.running import live_view, run_until_interrupted
-        from likeness_bench.soak import SoakConfig, SoakReport, run_soak
+        from likeness_bench.soak import SoakReport, run_soak
         from likeness_bench.tables import print_tables
-    config = SoakConfig(
+    load = LoadConfig(
         address=server,
-        clients=clients,
-        seconds=seconds,
-        tolerance=tolerance,
+        concurrency=clients,
+        duration_s=seconds,
+        warm_up_s=0.0,
         timeout_s=timeout_s,
-        seed=seed,
         gateway=gateway(context),
+        workload=WorkloadConfig(seed=seed),
     )
     chosen, _ = _read(SourceConfig(file=file, count=products))
     with live_view("soak") as view:
 
         async def work(stop: asyncio.Event) -> SoakReport:
-            return await run_soak(chosen, config, stop=stop, view=view)
+            return await run_soak(chosen, load, tolerance=tolerance, stop=stop, view=view)
 
         report = run_until_interrupted(work)
     with needs_extra():
