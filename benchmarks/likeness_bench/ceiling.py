@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +29,7 @@ from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.in_process import cpu_threads_of
 from likeness_bench.load import run_load
 from likeness_bench.recall import LabelConfig, Recall, served_recall
+from likeness_bench.report import now
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, held
 
@@ -90,7 +90,7 @@ async def run_ceiling(
         SpaceMismatchError: the server serves another repository.
         LikenessError: the server cannot be reached or cannot be asked this. What fails later stands in the report.
     """
-    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    made_at = now()
     async with open_client(config.load) as client:
         info = await client.info()
     check_same_space(config.repository, info, config.load.address)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from statistics import fmean
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from likeness_bench import figures
 from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
+from likeness_bench.report import now
 from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, is_ensemble, read_counters, step_times
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import OperationKind, Workload
@@ -65,7 +65,7 @@ async def run_load(
         view: is shown the run while it runs.
         ask: sends one request.
     """
-    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    made_at = now()
     async with open_client(config) as client:
         with suppress(LikenessError):  # then every request says so
             await client.info()

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 from likeness_client import InputError
 
@@ -15,7 +14,7 @@ from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.load import RunLoad, run_load
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import PAUSE_S
-from likeness_bench.report import Report
+from likeness_bench.report import Report, now
 from likeness_bench.rest import come_to_rest, silence
 from likeness_bench.search import RateSearch, decisive, settled
 from likeness_bench.view import UNSEEN, View
@@ -145,7 +144,7 @@ async def run_sweep(
         view: is told each run before it begins, and shown it while it runs.
         run_once: makes a run.
     """
-    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    made_at = now()
     assert config.load.rate is not None
     search = RateSearch(rate=config.load.rate, precision=config.precision, lowest=min(0.1, config.load.rate))
     attempt = _Attempts(workload=workload, config=config, stop=stop, view=view, run_once=run_once)

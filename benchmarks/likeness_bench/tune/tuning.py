@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product
@@ -14,6 +13,7 @@ from likeness_export.server import find_tritonserver
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import RunFigures
+from likeness_bench.report import now
 from likeness_bench.tune.candidates import Plan
 from likeness_bench.tune.measuring import Measuring
 from likeness_bench.tune.report import TuneReport
@@ -108,7 +108,7 @@ class _Tuning:
     stop: asyncio.Event
 
     def __post_init__(self) -> None:
-        self.made_at, self.began = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        self.made_at, self.began = now(), time.perf_counter()
         self.profile = find_tritonserver().profile
 
     async def run(self, measuring: Measuring) -> tuple[TuneReport, Settings]:
