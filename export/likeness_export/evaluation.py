@@ -53,8 +53,7 @@ class OfflineEmbedder:
         self.recipe, self.network = run.read_network()
         self.signatures = all_signatures(self.recipe.modalities())
         parts = catalogue.parts(self.recipe.input_schema(), self.recipe.modalities())
-        ids = [product.product_id for product in catalogue.products]
-        inputs = read_inputs(self.recipe.towers, run.towers, parts, ids, once=self.recipe.towers)
+        inputs = read_inputs(self.recipe.towers, run.towers, parts, catalogue.ids, once=self.recipe.towers)
         with torch.inference_mode():
             vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
         self.vectors = torch.stack(vectors, 1)  # (n, t, d)
@@ -176,7 +175,7 @@ def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
     catalogue = recipe_catalogue(data, data_root).of_splits([*task.queries, *task.gallery])
     _, known = run.trained_on()
     if not data.pairs:  # products of pairs are known; what is new is who matches whom
-        asked = [product.product_id for product in catalogue.of_splits(task.queries).products]
+        asked = catalogue.of_splits(task.queries).ids
         if seen := sum(name in known for name in asked if name):
             log.warning(
                 "%d of %d products of split %s were trained on: the figures flatter%s",

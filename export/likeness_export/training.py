@@ -71,7 +71,7 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
             trainer = _Trainer(recipe, run, catalogue, data_root, place)
             trainer.fit()
             network = trainer.network.cpu()
-        run.write_trained_on(_records_key(catalogue), [product.product_id for product in catalogue.products])
+        run.write_trained_on(_records_key(catalogue), catalogue.ids)
         run.write_weights(network)
         run.checkpoint.unlink(missing_ok=True)
 
@@ -159,7 +159,7 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     if data.pairs is None:
         return catalogue.of_splits(data.train_splits)
     wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}
-    rows = [row for row, product in enumerate(catalogue.products) if product.product_id in wanted]
+    rows = [row for row, name in enumerate(catalogue.ids) if name in wanted]
     if not rows:
         raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")
     return catalogue.select(rows)
@@ -205,10 +205,11 @@ class _Trainer:
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
             prepare_towers(recipe, run, parts, data_root)
         self.network = build_network(recipe, run.towers, data_root).to(device)
-        ids = [product.product_id for product in catalogue.products]
-        self.data_key, self.alike_key = _data_key(ids, parts), _alike_key(recipe, catalogue, data_root)
+        self.data_key, self.alike_key = _data_key(catalogue.ids, parts), _alike_key(recipe, catalogue, data_root)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
-        self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, parts, ids, once=self.frozen)
+        self.inputs: dict[str, TowerInputs] = read_inputs(
+            recipe.towers, run.towers, parts, catalogue.ids, once=self.frozen
+        )
         self.features = {name: self._features(name) for name in self.frozen}
         present = present_modalities(self.network, self.inputs)
         self.present = present.to(device)
