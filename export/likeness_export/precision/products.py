@@ -25,7 +25,7 @@ from likeness_export.precision.gate import Embedded
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
-from likeness_export.training import training_catalogue
+from likeness_export.training_data import training_catalogue
 
 Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A network's inputs by name."""
