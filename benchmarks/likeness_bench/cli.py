@@ -42,6 +42,7 @@ def _main() -> None:
 
 @_bench.command()
 @with_groups
+@needs_extra()
 def load(
     *,
     context: typer.Context,
@@ -69,12 +70,12 @@ def load(
 
     Failed requests are part of the report; only when none was answered does it exit with 1.
     """
-    with needs_extra():
-        from likeness_bench.beside import ceiling_beside
-        from likeness_bench.load import prepare
-        from likeness_bench.output import deliver_load, signed
-        from likeness_bench.repeated import run_repeated
-        from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.beside import ceiling_beside
+    from likeness_bench.load import prepare
+    from likeness_bench.output import deliver_load, signed
+    from likeness_bench.repeated import run_repeated
+    from likeness_bench.running import live_view, run_until_interrupted
+
     config = LoadConfig(
         address=server,
         rate=rate,
@@ -111,14 +112,14 @@ def load(
             return replace(report, label=alike.name if alike else "", recall=recall)
 
         report = run_until_interrupted(work)
-    with needs_extra():
-        deliver_load(signed(report, source), out)
+    deliver_load(signed(report, source), out)
     if report.latency is None:
         raise typer.Exit(1)
 
 
 @_bench.command()
 @with_groups
+@needs_extra()
 def sweep(
     *,
     context: typer.Context,
@@ -150,12 +151,12 @@ def sweep(
     With a label also how good the server's embeddings are, measured before the search. With a repository also the
     ceiling: the same networks in one process, without a server, in alternation with the runs.
     """
-    with needs_extra():
-        from likeness_bench.beside import ceiling_beside
-        from likeness_bench.load import prepare
-        from likeness_bench.output import deliver_sweep, signed
-        from likeness_bench.running import live_view, run_until_interrupted
-        from likeness_bench.sweep import SweepConfig, run_sweep
+    from likeness_bench.beside import ceiling_beside
+    from likeness_bench.load import prepare
+    from likeness_bench.output import deliver_sweep, signed
+    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.sweep import SweepConfig, run_sweep
+
     load = LoadConfig(
         address=server,
         rate=rate,
@@ -182,14 +183,14 @@ def sweep(
             return replace(report, label=alike.name if alike else "", recall=recall)
 
         report = run_until_interrupted(work)
-    with needs_extra():
-        deliver_sweep(signed(report, source), out)
+    deliver_sweep(signed(report, source), out)
     if report.best_rate is None:
         raise typer.Exit(1)
 
 
 @_bench.command()
 @with_groups
+@needs_extra()
 def ceiling(
     *,
     context: typer.Context,
@@ -213,10 +214,10 @@ def ceiling(
     out: options.Out = None,
 ) -> None:
     """Compare a server with its ceiling: the same networks in one process, without a server, in alternation."""
-    with needs_extra():
-        from likeness_bench.ceiling import CeilingConfig, run_ceiling
-        from likeness_bench.output import deliver_ceiling, signed
-        from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.ceiling import CeilingConfig, run_ceiling
+    from likeness_bench.output import deliver_ceiling, signed
+    from likeness_bench.running import live_view, run_until_interrupted
+
     config = CeilingConfig(
         load=LoadConfig(
             address=server,
@@ -242,13 +243,13 @@ def ceiling(
             return await run_ceiling(chosen, config, stop=stop, labels=labels, view=view)
 
         report = run_until_interrupted(work)
-    with needs_extra():
-        deliver_ceiling(signed(report, source), out)
+    deliver_ceiling(signed(report, source), out)
     if report.failures or not report.cases:
         raise typer.Exit(1)
 
 
 @_bench.command()
+@needs_extra()
 def compare(
     first: Annotated[
         Path, typer.Argument(help="A report of `load`, `sweep` or `ceiling`.", exists=True, dir_okay=False)
@@ -256,15 +257,15 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another one of the same kind.", exists=True, dir_okay=False)],
 ) -> None:
     """Compare two reports: the figures of both, and the second divided by the first."""
-    with needs_extra():
-        from likeness_bench.compare import compare_reports
-        from likeness_bench.tables import print_tables
+    from likeness_bench.compare import compare_reports
+    from likeness_bench.tables import print_tables
 
     table, notes = compare_reports(first, second)
     print_tables([table], notes)
 
 
 @_bench.command()
+@needs_extra()
 def soak(
     context: typer.Context,
     file: options.File,
@@ -283,11 +284,11 @@ def soak(
 
     It exits with 1 if an answer was wrong, a request failed, or nothing was answered.
     """
-    with needs_extra():
-        from likeness_bench.load_tables import load_tables
-        from likeness_bench.running import live_view, run_until_interrupted
-        from likeness_bench.soak import SoakReport, run_soak
-        from likeness_bench.tables import print_tables
+    from likeness_bench.load_tables import load_tables
+    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.soak import SoakReport, run_soak
+    from likeness_bench.tables import print_tables
+
     load = LoadConfig(
         address=server,
         concurrency=clients,
@@ -304,8 +305,7 @@ def soak(
             return await run_soak(chosen, load, tolerance=tolerance, stop=stop, view=view)
 
         report = run_until_interrupted(work)
-    with needs_extra():
-        print_tables([*load_tables(report.load), report.table()], report.load.notes)
+    print_tables([*load_tables(report.load), report.table()], report.load.notes)
     if not report.passed:
         raise typer.Exit(1)
 
