@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from likeness_client import InputError, Product
@@ -21,14 +22,15 @@ from likeness_bench.options import needs_extra, parse_cases
 from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
-from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, WorkloadConfig
 
 if TYPE_CHECKING:
     from likeness_bench.ceiling_report import CeilingReport
     from likeness_bench.figures import LoadReport
+    from likeness_bench.soak import SoakReport
     from likeness_bench.sweep import SweepReport
 
+R = TypeVar("R", "LoadReport", "SweepReport")
 app = typer.Typer()
 _bench = typer.Typer(help="Load a running server and report what it did.", no_args_is_help=True)
 app.add_typer(_bench, name="bench")
@@ -70,11 +72,8 @@ def load(
 
     Failed requests are part of the report; only when none was answered does it exit with 1.
     """
-    from likeness_bench.beside import ceiling_beside
-    from likeness_bench.load import prepare
     from likeness_bench.output import deliver_load, signed
     from likeness_bench.repeated import run_repeated
-    from likeness_bench.running import live_view, run_until_interrupted
 
     config = LoadConfig(
         address=server,
@@ -94,24 +93,7 @@ def load(
         )
     source, alike = sent.source(config.workload.signatures), ranked.config()
     check_out(out)
-    chosen, labels = _read(source, alike)
-    with live_view("load") as view:
-
-        async def work(stop: asyncio.Event) -> LoadReport:
-            workload = await prepare(chosen, config)
-            recall = await _recall(labels, config, view, stop)
-            async with ceiling_beside(workload, config, repository, stop=stop, view=view) as run_once:
-                report = await run_repeated(
-                    workload,
-                    config,
-                    budget_s=budget_s,
-                    stop=stop,
-                    view=view,
-                    run_once=run_once,
-                )
-            return replace(report, label=alike.name if alike else "", recall=recall)
-
-        report = run_until_interrupted(work)
+    report = _run("load", config, source, alike, repository, partial(run_repeated, config=config, budget_s=budget_s))
     deliver_load(signed(report, source), out)
     if report.latency is None:
         raise typer.Exit(1)
@@ -151,10 +133,7 @@ def sweep(
     With a label also how good the server's embeddings are, measured before the search. With a repository also the
     ceiling: the same networks in one process, without a server, in alternation with the runs.
     """
-    from likeness_bench.beside import ceiling_beside
-    from likeness_bench.load import prepare
     from likeness_bench.output import deliver_sweep, signed
-    from likeness_bench.running import live_view, run_until_interrupted
     from likeness_bench.sweep import SweepConfig, run_sweep
 
     load = LoadConfig(
@@ -172,17 +151,7 @@ def sweep(
     )
     source, alike = sent.source(load.workload.signatures), ranked.config()
     check_out(out)
-    chosen, labels = _read(source, alike)
-    with live_view("sweep") as view:
-
-        async def work(stop: asyncio.Event) -> SweepReport:
-            workload = await prepare(chosen, load)
-            recall = await _recall(labels, load, view, stop)
-            async with ceiling_beside(workload, load, repository, stop=stop, view=view) as run_once:
-                report = await run_sweep(workload, config, stop=stop, view=view, run_once=run_once)
-            return replace(report, label=alike.name if alike else "", recall=recall)
-
-        report = run_until_interrupted(work)
+    report = _run("sweep", load, source, alike, repository, partial(run_sweep, config=config))
     deliver_sweep(signed(report, source), out)
     if report.best_rate is None:
         raise typer.Exit(1)
@@ -286,7 +255,7 @@ def soak(
     """
     from likeness_bench.load_tables import load_tables
     from likeness_bench.running import live_view, run_until_interrupted
-    from likeness_bench.soak import SoakReport, run_soak
+    from likeness_bench.soak import run_soak
     from likeness_bench.tables import print_tables
 
     load = LoadConfig(
@@ -317,9 +286,40 @@ def _read(source: SourceConfig, alike: LabelConfig | None = None) -> tuple[list[
     return varied((product for product, _ in rows[: source.count]), source), labels
 
 
-async def _recall(labels: Sequence[Labelled], load: LoadConfig, view: View, stop: asyncio.Event) -> dict[str, Recall]:
-    """Return the recall of every part of the mix; empty where it is not asked for, or stopped."""
-    if not labels:
-        return {}
-    view.say(f"recall of {len(labels)} products")
-    return await asyncio.to_thread(served_recalls, load, labels, load.workload.signatures, stopped=stop.is_set)
+def _run(
+    name: str,
+    load: LoadConfig,
+    source: SourceConfig,
+    alike: LabelConfig | None,
+    repository: Path | None,
+    measure: Callable[..., Awaitable[R]],
+) -> R:
+    """Measure a load under the eyes of the user: after the recall, and with the ceiling beside its runs, if asked for.
+
+    Args:
+        name: what is shown first.
+        load: the load, at any rate.
+        source: which products are sent.
+        alike: what recall is measured on; None: it is not.
+        repository: for the ceiling; None: without one.
+        measure: takes the workload, and what every measurement of several runs takes; see `run_repeated`.
+    """
+    from likeness_bench.beside import ceiling_beside
+    from likeness_bench.load import prepare
+    from likeness_bench.running import live_view, run_until_interrupted
+
+    chosen, labels = _read(source, alike)
+    with live_view(name) as view:
+
+        async def work(stop: asyncio.Event) -> R:
+            workload = await prepare(chosen, load)
+            recall: dict[str, Recall] = {}
+            if labels:
+                view.say(f"recall of {len(labels)} products")
+                signatures = load.workload.signatures
+                recall = await asyncio.to_thread(served_recalls, load, labels, signatures, stopped=stop.is_set)
+            async with ceiling_beside(workload, load, repository, stop=stop, view=view) as run_once:
+                report = await measure(workload, stop=stop, view=view, run_once=run_once)
+            return replace(report, label=alike.name if alike else "", recall=recall)
+
+        return run_until_interrupted(work)
