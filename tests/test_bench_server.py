@@ -31,10 +31,10 @@ PROGRAM = Path(sys.executable).parent / "likeness"
 
 def loaded(config: LoadConfig, products: list[Product], kill_after: tuple[float, int] | None = None) -> LoadReport:
     async def run() -> LoadReport:
-        workload, info = await prepare(products, config)
+        workload = await prepare(products, config)
         if kill_after:
             asyncio.get_running_loop().call_later(kill_after[0], os.kill, kill_after[1], signal.SIGKILL)
-        return await asyncio.wait_for(run_load(workload, info, config, stop=asyncio.Event()), 60)
+        return await asyncio.wait_for(run_load(workload, config, stop=asyncio.Event()), 60)
 
     return asyncio.run(run())
 
@@ -121,8 +121,8 @@ def test_a_sweep(address: str, complete: list[Product]) -> None:
     config = SweepConfig(load=load, target_ms=60_000.0, budget_s=6.0, max_repeats=2)
 
     async def run() -> Any:
-        workload, info = await prepare(complete, load)
-        return await run_sweep(workload, info, config, stop=asyncio.Event())
+        workload = await prepare(complete, load)
+        return await run_sweep(workload, config, stop=asyncio.Event())
 
     report = asyncio.run(run())
     assert not report.complete
@@ -153,8 +153,8 @@ def test_a_sweep_from_far_above_the_capacity_finds_its_way_down(address: str, co
         return await run_load(*given, **others)
 
     async def run() -> SweepReport:
-        workload, info = await prepare(complete, load)
-        return await run_sweep(workload, info, config, stop=asyncio.Event(), run_once=run_once)
+        workload = await prepare(complete, load)
+        return await run_sweep(workload, config, stop=asyncio.Event(), run_once=run_once)
 
     report = asyncio.run(run())
     assert report.steps[0].repeats[0].failed

@@ -18,6 +18,7 @@ from likeness_bench.drive import LoadConfig
 from likeness_bench.in_process import Threads, cpu_threads_of, space_of
 from likeness_bench.load import prepare, run_load
 from likeness_bench.recall import LabelConfig, labelled, served_recall
+from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, Workload, WorkloadConfig, reduce_to
 from likeness_client import Client, Product, SpaceMismatchError, read_products
 from likeness_client.contract import modalities_of
@@ -55,7 +56,7 @@ def test_one_process_answers_what_the_server_answers(client: Client, repository:
 
 def test_the_ceiling_has_the_products_of_the_load(client: Client, complete: list[Product]) -> None:
     workload = Workload(complete[:20], client.info(), WorkloadConfig(batch_size=3))
-    items = drawn_items(workload, client.info())
+    items = drawn_items(workload)
     first = next(workload.requests(workload.config.seed)).left
     assert items[:3] == [item_of(product, client.info()) for product in first]
     assert set(items) == {item_of(product, client.info()) for product in complete[:20]}
@@ -81,6 +82,7 @@ def test_recall_is_that_of_the_evaluation(client: Client, address: str, trained_
     assert {row.signature for row in rows} >= {"text", AS_THEY_ARE}
     for row in rows:
         found = served_recall(load, products, row.signature)
+        assert found is not None
         assert found.queries == row.figures.queries
         assert found.at_1 == pytest.approx(row.figures.recall_at[1])
 
@@ -99,9 +101,13 @@ def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: l
     )
     labels = [(product, product.product_id[:5]) for product in complete]
     said: list[str] = []
-    report = asyncio.run(
-        asyncio.wait_for(run_ceiling(complete[:30], config, stop=asyncio.Event(), labels=labels, says=said.append), 240)
-    )
+
+    class Told(View):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    comparing = run_ceiling(complete[:30], config, stop=asyncio.Event(), labels=labels, view=Told())
+    report = asyncio.run(asyncio.wait_for(comparing, 240))
     assert report.ended == "complete"
     assert report.space == space_of(repository)
     assert report.cpu_threads == cpu_threads_of(repository)
@@ -177,8 +183,8 @@ def test_a_load_of_mixed_sizes(address: str, complete: list[Product]) -> None:
     config = LoadConfig(address=address, concurrency=2, duration_s=1.5, warm_up_s=0.0, timeout_s=60.0, workload=work)
 
     async def run() -> None:
-        workload, info = await prepare(complete[:20], config)
-        report = await run_load(workload, info, config, stop=asyncio.Event())
+        workload = await prepare(complete[:20], config)
+        report = await run_load(workload, config, stop=asyncio.Event())
         assert set(report.by_products) == {1, 4}
         assert sum(found.count for found in report.by_products.values()) == report.requests
         assert not report.errors

@@ -27,7 +27,8 @@ from likeness_export.exporting import export_run
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
 from likeness_export.server import ServeConfig, serving
-from likeness_export.training import train, training_catalogue
+from likeness_export.training import train
+from likeness_export.training_data import training_catalogue
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers

@@ -22,6 +22,7 @@ from likeness_bench.tune.settings import Settings
 from likeness_bench.tune.target import Target, read_target
 from likeness_bench.tune.tuning import TuneConfig, run_tune
 from likeness_bench.tune.writing import write_result
+from likeness_bench.view import View
 from likeness_client import Client, Product
 from likeness_export.recipe import BUILT_IN, load_recipe
 from likeness_export.run import Run
@@ -60,12 +61,14 @@ def test_a_tuning(mine: Path, complete: list[Product], monkeypatch: pytest.Monke
     target, stop = read_target(mine), asyncio.Event()
     said: list[str] = []
 
-    def says(text: str) -> None:
-        said.append(text)
-        if text.startswith("trial 4"):
-            stop.set()
+    class Told(View):
+        def say(self, text: str) -> None:
+            said.append(text)
+            if text.startswith("trial 4"):
+                stop.set()
 
-    report, settings = asyncio.run(asyncio.wait_for(run_tune(complete[:30], target, config, stop=stop, says=says), 400))
+    tuning = run_tune(complete[:30], target, config, stop=stop, view=Told())
+    report, settings = asyncio.run(asyncio.wait_for(tuning, 400))
     assert report.untuned is not None
     assert report.untuned.failed == 0
     steps = {step.step for step in report.steps}

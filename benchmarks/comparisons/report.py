@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
 from likeness_bench import processes
 from likeness_bench.files import write_json
+from likeness_bench.report import now
 from likeness_bench.tables import Table, markdown, print_tables
 from likeness_client.writing import write_text
 
@@ -24,10 +24,6 @@ BUSY_CORES = 0.3
 """From so many on, something else ran when the comparison began (a load average counts what has ended, too)."""
 LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that hold some servers back, and others not."""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,7 @@ class Comparison:
     settings: tuple[Measurement, ...]
     facts: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    made_at: str = field(default_factory=_now)
+    made_at: str = field(default_factory=now)
 
 
 def machine() -> dict[str, str]:

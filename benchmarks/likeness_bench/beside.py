@@ -8,14 +8,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from likeness_client import InputError, ServerInfo
+from likeness_client import InputError
 
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess
 from likeness_bench.ceiling_report import difference_doubt, place_doubts
-from likeness_bench.ceiling_search import Ceiling, Says, check_same_space, drawn_items, largest_difference
+from likeness_bench.ceiling_search import Ceiling, check_same_space, drawn_items, largest_difference
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import CeilingTurn, LoadReport
-from likeness_bench.load import Progress, RunLoad, run_load
+from likeness_bench.load import RunLoad, run_load
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import OperationKind, Workload
 
 _TRIAL_S = 1.0
@@ -26,22 +27,20 @@ _SHARE, _MOST_S = 0.25, 5.0  # of a run's measured time, but not longer: a sweep
 @asynccontextmanager
 async def ceiling_beside(
     workload: Workload,
-    info: ServerInfo,
     config: LoadConfig,
     repository: Path | None,
     *,
     stop: asyncio.Event,
-    says: Says = lambda _: None,
+    view: View = UNSEEN,
 ) -> AsyncIterator[RunLoad]:
     """Find the ceiling of a load; what this gives makes runs of the load, each with a turn at the ceiling before it.
 
     Args:
         workload: what is sent; see `likeness_bench.load.prepare`.
-        info: what the server offers; from the same call.
         config: the load, at any rate.
         repository: the model repository that is served; None: runs without a ceiling.
         stop: set it to end the search; runs then have no ceiling.
-        says: is told what happens next.
+        view: is told what happens next.
 
     Raises:
         InputError: the load does something else than to embed, or this is no repository.
@@ -56,12 +55,12 @@ async def ceiling_beside(
         raise InputError(
             f"the ceiling is one of embedding, not of {', '.join(others)}: ask for embed only, or give no --repository"
         )
-    check_same_space(repository, info, config.address)
+    check_same_space(repository, workload.info, config.address)
     async with CeilingProcess(repository) as process:
-        await process.take(await asyncio.to_thread(drawn_items, workload, info))
-        says("ceiling: the same embeddings?")
-        difference = await largest_difference(process, workload, info, config)
-        ceiling = Ceiling(process=process, repository=repository, trial_s=_TRIAL_S, stop=stop, says=says)
+        await process.take(await asyncio.to_thread(drawn_items, workload))
+        view.say("ceiling: the same embeddings?")
+        difference = await largest_difference(process, workload, config)
+        ceiling = Ceiling(process=process, repository=repository, trial_s=_TRIAL_S, stop=stop, view=view)
         await ceiling.find("ceiling")
         yield _Alternation(ceiling=ceiling, difference=difference)
 
@@ -74,11 +73,9 @@ class _Alternation:
     difference: float
     failed: str = ""
 
-    async def __call__(
-        self, workload: Workload, info: ServerInfo, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
-    ) -> LoadReport:
+    async def __call__(self, workload: Workload, config: LoadConfig, *, stop: asyncio.Event, view: View) -> LoadReport:
         products_per_s = await self._turn(config)
-        report = await run_load(workload, info, config, stop=stop, progress=progress)
+        report = await run_load(workload, config, stop=stop, view=view)
         if self.failed:
             return replace(report, notes=(*report.notes, f"no ceiling beside this run: {self.failed}"))
         if products_per_s is None:

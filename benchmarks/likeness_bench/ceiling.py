@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +19,6 @@ from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Measure
 from likeness_bench.ceiling_report import Case, CeilingReport, Round, Trial, doubts, medians
 from likeness_bench.ceiling_search import (
     Ceiling,
-    Says,
     check_same_space,
     drawn_items,
     largest_difference,
@@ -29,8 +27,10 @@ from likeness_bench.ceiling_search import (
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.in_process import cpu_threads_of
-from likeness_bench.load import Progress, run_load
-from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, served_recall
+from likeness_bench.load import run_load
+from likeness_bench.recall import LabelConfig, Recall, served_recall
+from likeness_bench.report import now
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, held
 
 
@@ -75,8 +75,7 @@ async def run_ceiling(
     *,
     stop: asyncio.Event,
     labels: Sequence[tuple[Product, str]] = (),
-    says: Says = lambda _: None,
-    progress: Progress = lambda _: None,
+    view: View = UNSEEN,
 ) -> CeilingReport:
     """Measure all cases, or until ``stop`` is set; a round that it cuts short does not count.
 
@@ -85,14 +84,13 @@ async def run_ceiling(
         config: what to compare.
         stop: set it to get what was found so far.
         labels: the products that recall is measured on, with their labels.
-        says: is told what happens next.
-        progress: is shown each load while it runs.
+        view: is told what happens next, and shown each load while it runs.
 
     Raises:
         SpaceMismatchError: the server serves another repository.
         LikenessError: the server cannot be reached or cannot be asked this. What fails later stands in the report.
     """
-    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    made_at = now()
     async with open_client(config.load) as client:
         info = await client.info()
     check_same_space(config.repository, info, config.load.address)
@@ -106,13 +104,11 @@ async def run_ceiling(
             compared = _Comparison(
                 name=name,
                 config=replace(config, load=replace(config.load, workload=workload.config)),
-                info=info,
                 process=process,
                 workload=workload,
                 single=single,
                 stop=stop,
-                says=says,
-                progress=progress,
+                view=view,
             )
             try:
                 await compared.run(labels)
@@ -149,13 +145,11 @@ class _Comparison:
 
     name: str
     config: CeilingConfig
-    info: ServerInfo
     process: CeilingProcess
     workload: Workload
     single: Workload
     stop: asyncio.Event
-    says: Says
-    progress: Progress
+    view: View
 
     def __post_init__(self) -> None:
         self.ceiling = Ceiling(
@@ -163,7 +157,7 @@ class _Comparison:
             repository=self.config.repository,
             trial_s=self.config.trial_s,
             stop=self.stop,
-            says=self.says,
+            view=self.view,
         )
         self.rounds: list[Round] = []
         self.difference = 0.0
@@ -176,10 +170,10 @@ class _Comparison:
         Raises:
             LikenessError: the server or the one process fails; `case` has what was measured before.
         """
-        items = await asyncio.to_thread(drawn_items, self.workload, self.info)
+        items = await asyncio.to_thread(drawn_items, self.workload)
         await self.process.take(items)
-        self.says(f"{self.name}: the same embeddings?")
-        self.difference = await largest_difference(self.process, self.single, self.info, self.config.load)
+        self.view.say(f"{self.name}: the same embeddings?")
+        self.difference = await largest_difference(self.process, self.single, self.config.load)
         self.recall = None if self.stop.is_set() else await self._recall(labels)
         await self.ceiling.find(self.name)
         while len(self.rounds) < self.config.rounds and not self.stop.is_set():
@@ -205,12 +199,9 @@ class _Comparison:
         mix = self.config.load.workload.signatures
         if not labels or len(mix) > 1:
             return None
-        self.says(f"{self.name}: recall of {len(labels)} products")
+        self.view.say(f"{self.name}: recall of {len(labels)} products")
         signature = next(iter(mix), AS_THEY_ARE)
-        try:
-            return await asyncio.to_thread(served_recall, self.config.load, labels, signature, stopped=self.stop.is_set)
-        except RecallStoppedError:
-            return None
+        return await asyncio.to_thread(served_recall, self.config.load, labels, signature, stopped=self.stop.is_set)
 
     async def _round(self, number: int) -> Round | None:
         """Alternate once: the server idles while the one process works, and the other way round.
@@ -245,14 +236,14 @@ class _Comparison:
 
     async def _turn(self, what: str, trial: Trial) -> Measured | None:
         if not self.stop.is_set():
-            self.says(what)
+            self.view.say(what)
         return await self.ceiling.turn(trial, self.config.load.warm_up_s, self.config.load.duration_s)
 
     async def _load(self, what: str, workload: Workload, load: LoadConfig) -> LoadReport | None:
         if self.stop.is_set():
             return None
-        self.says(what)
-        report = await run_load(workload, self.info, load, stop=self.stop, progress=self.progress)
+        self.view.say(what)
+        report = await run_load(workload, load, stop=self.stop, view=self.view)
         return None if self.stop.is_set() else report
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -18,13 +17,12 @@ from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, M
 from likeness_bench.ceiling_report import Trial
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.in_process import Threads, cpu_threads_of, space_of, uses_of
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _FINALISTS = 3  # ways that are tried twice
 _CHECKED = 8  # products whose embeddings are compared first
-Says = Callable[[str], None]
-"""Is told what happens next."""
 
 
 @dataclass(kw_only=True)
@@ -36,7 +34,7 @@ class Ceiling:
         repository: the model repository.
         trial_s: how long each way is tried.
         stop: when it is set, nothing more is tried or measured.
-        says: is told what happens next.
+        view: is told what happens next.
         tried: what was tried; the first ones, the fastest, twice.
     """
 
@@ -44,7 +42,7 @@ class Ceiling:
     repository: Path
     trial_s: float
     stop: asyncio.Event
-    says: Says = lambda _: None
+    view: View = UNSEEN
     tried: list[Trial] = field(default_factory=list)
 
     async def find(self, name: str) -> None:
@@ -89,19 +87,18 @@ class Ceiling:
         return await self.process.measure(trial.threads, trial.batch_size, warm_up_s, duration_s)
 
     async def _try(self, name: str, threads: Threads, batch_size: int) -> Trial:
-        self.says(f"{name}: in one process, {threads.name}, batches of {batch_size}")
+        self.view.say(f"{name}: in one process, {threads.name}, batches of {batch_size}")
         found = await self.process.measure(threads, batch_size, self.trial_s / 4, self.trial_s)
         return Trial(threads=threads, batch_size=batch_size, products_per_s=found.products_per_s, p50_ms=p50_ms(found))
 
 
-async def largest_difference(process: CeilingProcess, workload: Workload, info: ServerInfo, load: LoadConfig) -> float:
+async def largest_difference(process: CeilingProcess, workload: Workload, load: LoadConfig) -> float:
     """Return how far the embeddings of the server and of the one process lie apart, in their largest component.
 
     Args:
         process: runs the networks.
         workload: some of its products, of each part of its mix, are embedded by both.
-        info: what the server offers.
-        load: says where it is.
+        load: says where the server is.
 
     Raises:
         LikenessError: one side fails.
@@ -109,7 +106,7 @@ async def largest_difference(process: CeilingProcess, workload: Workload, info: 
     products = [product for pool in workload.pools.values() for product in pool[:_CHECKED]]
     async with open_client(load) as client:
         served = await client.embed(products, on_error="return")
-    alone = await process.embed([item_of(product, info) for product in products])
+    alone = await process.embed([item_of(product, workload.info) for product in products])
     apart = np.abs(served.vectors - alone)
     if np.isnan(apart).all():
         raise CeilingError(f"none of {len(products)} products was embedded by both sides, so nothing can be compared")
@@ -129,12 +126,12 @@ def check_same_space(repository: Path, info: ServerInfo, address: str) -> None:
         )
 
 
-def drawn_items(workload: Workload, info: ServerInfo) -> list[Item]:
+def drawn_items(workload: Workload) -> list[Item]:
     """Return the products of a load's first requests as the server gets them: as many as it has different ones."""
     count = sum(len(pool) for pool in workload.pools.values())
     requests = workload.requests(workload.config.seed)
     products = chain.from_iterable(request.left for request in requests)
-    return [item_of(product, info) for product, _ in zip(products, range(count), strict=False)]
+    return [item_of(product, workload.info) for product, _ in zip(products, range(count), strict=False)]
 
 
 def item_of(product: Product, info: ServerInfo) -> Item:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from likeness_bench.ceiling_report import FIGURES, Case, CeilingReport
 from likeness_bench.load_tables import load_tables, mix_name
-from likeness_bench.tables import NOTHING, Table, number
+from likeness_bench.tables import NOTHING, Table, number, or_infinite
 
 
 def ceiling_name(report: CeilingReport) -> str:
@@ -77,7 +77,7 @@ def _row(case: Case, name: str) -> tuple[str, ...]:
     if spread is None:
         return (what, NOTHING, NOTHING, NOTHING)
     values = (spread.median, spread.min, spread.max)
-    return (what, *("infinite" if value is None else number(value, digits) for value in values))
+    return (what, *(or_infinite(value, digits) for value in values))
 
 
 def _recall(case: Case) -> str:

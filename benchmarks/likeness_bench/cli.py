@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from likeness_client import InputError, Product
@@ -18,17 +19,18 @@ from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
 from likeness_bench.option_groups import Asked, Ranked, Sent, with_groups
 from likeness_bench.options import needs_extra, parse_cases
-from likeness_bench.recall import LabelConfig, Labelled, Recall, RecallStoppedError, labelled, served_recalls
+from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
-from likeness_bench.workload import AS_THEY_ARE
+from likeness_bench.workload import AS_THEY_ARE, WorkloadConfig
 
 if TYPE_CHECKING:
     from likeness_bench.ceiling_report import CeilingReport
     from likeness_bench.figures import LoadReport
-    from likeness_bench.running import LiveView
+    from likeness_bench.soak import SoakReport
     from likeness_bench.sweep import SweepReport
 
+R = TypeVar("R", "LoadReport", "SweepReport")
 app = typer.Typer()
 _bench = typer.Typer(help="Load a running server and report what it did.", no_args_is_help=True)
 app.add_typer(_bench, name="bench")
@@ -42,6 +44,7 @@ def _main() -> None:
 
 @_bench.command()
 @with_groups
+@needs_extra()
 def load(
     *,
     context: typer.Context,
@@ -69,12 +72,9 @@ def load(
 
     Failed requests are part of the report; only when none was answered does it exit with 1.
     """
-    with needs_extra():
-        from likeness_bench.beside import ceiling_beside
-        from likeness_bench.load import prepare
-        from likeness_bench.output import deliver_load, signed
-        from likeness_bench.repeated import run_repeated
-        from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.output import deliver_load, signed
+    from likeness_bench.repeated import run_repeated
+
     config = LoadConfig(
         address=server,
         rate=rate,
@@ -93,34 +93,15 @@ def load(
         )
     source, alike = sent.source(config.workload.signatures), ranked.config()
     check_out(out)
-    chosen, labels = _read(source, alike)
-    with live_view("load") as view:
-
-        async def work(stop: asyncio.Event) -> LoadReport:
-            workload, info = await prepare(chosen, config)
-            recall = await _recall(labels, config, view, stop)
-            async with ceiling_beside(workload, info, config, repository, stop=stop, says=view.say) as run_once:
-                report = await run_repeated(
-                    workload,
-                    info,
-                    config,
-                    budget_s=budget_s,
-                    stop=stop,
-                    starts=view.step,
-                    progress=view.show,
-                    run_once=run_once,
-                )
-            return replace(report, label=alike.name if alike else "", recall=recall)
-
-        report = run_until_interrupted(work)
-    with needs_extra():
-        deliver_load(signed(report, source), out)
+    report = _run("load", config, source, alike, repository, partial(run_repeated, config=config, budget_s=budget_s))
+    deliver_load(signed(report, source), out)
     if report.latency is None:
         raise typer.Exit(1)
 
 
 @_bench.command()
 @with_groups
+@needs_extra()
 def sweep(
     *,
     context: typer.Context,
@@ -152,12 +133,9 @@ def sweep(
     With a label also how good the server's embeddings are, measured before the search. With a repository also the
     ceiling: the same networks in one process, without a server, in alternation with the runs.
     """
-    with needs_extra():
-        from likeness_bench.beside import ceiling_beside
-        from likeness_bench.load import prepare
-        from likeness_bench.output import deliver_sweep, signed
-        from likeness_bench.running import live_view, run_until_interrupted
-        from likeness_bench.sweep import SweepConfig, run_sweep
+    from likeness_bench.output import deliver_sweep, signed
+    from likeness_bench.sweep import SweepConfig, run_sweep
+
     load = LoadConfig(
         address=server,
         rate=rate,
@@ -173,27 +151,15 @@ def sweep(
     )
     source, alike = sent.source(load.workload.signatures), ranked.config()
     check_out(out)
-    chosen, labels = _read(source, alike)
-    with live_view("sweep") as view:
-
-        async def work(stop: asyncio.Event) -> SweepReport:
-            workload, info = await prepare(chosen, load)
-            recall = await _recall(labels, load, view, stop)
-            async with ceiling_beside(workload, info, load, repository, stop=stop, says=view.say) as run_once:
-                report = await run_sweep(
-                    workload, info, config, stop=stop, starts=view.step, progress=view.show, run_once=run_once
-                )
-            return replace(report, label=alike.name if alike else "", recall=recall)
-
-        report = run_until_interrupted(work)
-    with needs_extra():
-        deliver_sweep(signed(report, source), out)
+    report = _run("sweep", load, source, alike, repository, partial(run_sweep, config=config))
+    deliver_sweep(signed(report, source), out)
     if report.best_rate is None:
         raise typer.Exit(1)
 
 
 @_bench.command()
 @with_groups
+@needs_extra()
 def ceiling(
     *,
     context: typer.Context,
@@ -217,10 +183,10 @@ def ceiling(
     out: options.Out = None,
 ) -> None:
     """Compare a server with its ceiling: the same networks in one process, without a server, in alternation."""
-    with needs_extra():
-        from likeness_bench.ceiling import CeilingConfig, run_ceiling
-        from likeness_bench.output import deliver_ceiling, signed
-        from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.ceiling import CeilingConfig, run_ceiling
+    from likeness_bench.output import deliver_ceiling, signed
+    from likeness_bench.running import live_view, run_until_interrupted
+
     config = CeilingConfig(
         load=LoadConfig(
             address=server,
@@ -243,16 +209,16 @@ def ceiling(
     with live_view("ceiling") as view:
 
         async def work(stop: asyncio.Event) -> CeilingReport:
-            return await run_ceiling(chosen, config, stop=stop, labels=labels, says=view.say, progress=view.show)
+            return await run_ceiling(chosen, config, stop=stop, labels=labels, view=view)
 
         report = run_until_interrupted(work)
-    with needs_extra():
-        deliver_ceiling(signed(report, source), out)
+    deliver_ceiling(signed(report, source), out)
     if report.failures or not report.cases:
         raise typer.Exit(1)
 
 
 @_bench.command()
+@needs_extra()
 def compare(
     first: Annotated[
         Path, typer.Argument(help="A report of `load`, `sweep` or `ceiling`.", exists=True, dir_okay=False)
@@ -260,15 +226,15 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another one of the same kind.", exists=True, dir_okay=False)],
 ) -> None:
     """Compare two reports: the figures of both, and the second divided by the first."""
-    with needs_extra():
-        from likeness_bench.compare import compare_reports
-        from likeness_bench.tables import print_tables
+    from likeness_bench.compare import compare_reports
+    from likeness_bench.tables import print_tables
 
     table, notes = compare_reports(first, second)
     print_tables([table], notes)
 
 
 @_bench.command()
+@needs_extra()
 def soak(
     context: typer.Context,
     file: options.File,
@@ -287,29 +253,28 @@ def soak(
 
     It exits with 1 if an answer was wrong, a request failed, or nothing was answered.
     """
-    with needs_extra():
-        from likeness_bench.load_tables import load_tables
-        from likeness_bench.running import live_view, run_until_interrupted
-        from likeness_bench.soak import SoakConfig, SoakReport, run_soak
-        from likeness_bench.tables import print_tables
-    config = SoakConfig(
+    from likeness_bench.load_tables import load_tables
+    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.soak import run_soak
+    from likeness_bench.tables import print_tables
+
+    load = LoadConfig(
         address=server,
-        clients=clients,
-        seconds=seconds,
-        tolerance=tolerance,
+        concurrency=clients,
+        duration_s=seconds,
+        warm_up_s=0.0,
         timeout_s=timeout_s,
-        seed=seed,
         gateway=gateway(context),
+        workload=WorkloadConfig(seed=seed),
     )
     chosen, _ = _read(SourceConfig(file=file, count=products))
     with live_view("soak") as view:
 
         async def work(stop: asyncio.Event) -> SoakReport:
-            return await run_soak(chosen, config, stop=stop, progress=view.show)
+            return await run_soak(chosen, load, tolerance=tolerance, stop=stop, view=view)
 
         report = run_until_interrupted(work)
-    with needs_extra():
-        print_tables([*load_tables(report.load), report.table()], report.load.notes)
+    print_tables([*load_tables(report.load), report.table()], report.load.notes)
     if not report.passed:
         raise typer.Exit(1)
 
@@ -321,15 +286,40 @@ def _read(source: SourceConfig, alike: LabelConfig | None = None) -> tuple[list[
     return varied((product for product, _ in rows[: source.count]), source), labels
 
 
-async def _recall(
-    labels: Sequence[Labelled], load: LoadConfig, view: LiveView, stop: asyncio.Event
-) -> dict[str, Recall]:
-    """Return the recall of every part of the mix; empty where it is not asked for, or stopped."""
-    if not labels:
-        return {}
-    view.say(f"recall of {len(labels)} products")
-    signatures = load.workload.signatures
-    try:
-        return await asyncio.to_thread(served_recalls, load, labels, signatures, stopped=stop.is_set)
-    except RecallStoppedError:
-        return {}
+def _run(
+    name: str,
+    load: LoadConfig,
+    source: SourceConfig,
+    alike: LabelConfig | None,
+    repository: Path | None,
+    measure: Callable[..., Awaitable[R]],
+) -> R:
+    """Measure a load under the eyes of the user: after the recall, and with the ceiling beside its runs, if asked for.
+
+    Args:
+        name: what is shown first.
+        load: the load, at any rate.
+        source: which products are sent.
+        alike: what recall is measured on; None: it is not.
+        repository: for the ceiling; None: without one.
+        measure: takes the workload, and what every measurement of several runs takes; see `run_repeated`.
+    """
+    from likeness_bench.beside import ceiling_beside
+    from likeness_bench.load import prepare
+    from likeness_bench.running import live_view, run_until_interrupted
+
+    chosen, labels = _read(source, alike)
+    with live_view(name) as view:
+
+        async def work(stop: asyncio.Event) -> R:
+            workload = await prepare(chosen, load)
+            recall: dict[str, Recall] = {}
+            if labels:
+                view.say(f"recall of {len(labels)} products")
+                signatures = load.workload.signatures
+                recall = await asyncio.to_thread(served_recalls, load, labels, signatures, stopped=stop.is_set)
+            async with ceiling_beside(workload, load, repository, stop=stop, view=view) as run_once:
+                report = await measure(workload, stop=stop, view=view, run_once=run_once)
+            return replace(report, label=alike.name if alike else "", recall=recall)
+
+        return run_until_interrupted(work)

@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from statistics import fmean
 from typing import Protocol
 
-from likeness_client import LikenessError, Product, ServerInfo
+from likeness_client import LikenessError, Product
 
 from likeness_bench import figures
 from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
+from likeness_bench.report import now
 from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, is_ensemble, read_counters, step_times
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import OperationKind, Workload
 
 LAG_LIMIT_MS = 5.0
 """From this 99th percentile of its own lateness on, the harness warns that it is part of what it measures."""
 _SAMPLE_S = 1.0  # looking takes some milliseconds from the harness
-_PROGRESS_S = 0.25
-Progress = Callable[[Drive], None]
-"""Is shown the run several times a second."""
+_SHOWN_S = 0.25
 
 
 class RunLoad(Protocol):
     """Makes one run of a load and reports, as `run_load` does."""
 
-    async def __call__(
-        self, workload: Workload, info: ServerInfo, config: LoadConfig, *, stop: asyncio.Event, progress: Progress
-    ) -> LoadReport:
+    async def __call__(self, workload: Workload, config: LoadConfig, *, stop: asyncio.Event, view: View) -> LoadReport:
         """Run a load to its end, or until ``stop`` is set."""
 
 
-async def prepare(products: Sequence[Product], config: LoadConfig) -> tuple[Workload, ServerInfo]:
+async def prepare(products: Sequence[Product], config: LoadConfig) -> Workload:
     """Ask the server what it offers, and read everything that will be sent.
 
     Raises:
@@ -45,16 +42,15 @@ async def prepare(products: Sequence[Product], config: LoadConfig) -> tuple[Work
     """
     async with open_client(config) as client:
         info = await client.info()
-    return await asyncio.to_thread(Workload, products, info, config.workload), info
+    return await asyncio.to_thread(Workload, products, info, config.workload)
 
 
 async def run_load(
     workload: Workload,
-    info: ServerInfo,
     config: LoadConfig,
     *,
     stop: asyncio.Event,
-    progress: Progress = lambda _: None,
+    view: View = UNSEEN,
     ask: Ask = ask,
 ) -> LoadReport:
     """Run a load to its end, or until ``stop`` is set, and report.
@@ -63,21 +59,20 @@ async def run_load(
     deadline of one request.
 
     Args:
-        workload: what is sent; from `prepare`.
-        info: what the server offers; from `prepare`.
+        workload: what is sent; see `prepare`.
         config: the load; its workload is the one that ``workload`` was made for.
         stop: set it to get the report so far.
-        progress: is shown the run while it runs.
+        view: is shown the run while it runs.
         ask: sends one request.
     """
-    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    made_at = now()
     async with open_client(config) as client:
         with suppress(LikenessError):  # then every request says so
             await client.info()
         requests = workload.requests(config.workload.seed)
         drive = Drive(client=client, config=config, requests=requests, stop=stop, ask=ask)
         watch = _Watch(config=config)
-        watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, progress))
+        watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, view))
         try:
             await drive.run()
             await watching
@@ -85,8 +80,8 @@ async def run_load(
             watching.cancel()
             showing.cancel()
             await asyncio.gather(watching, showing, return_exceptions=True)
-        progress(drive)
-    return _report(drive, watch, info, made_at)
+        view.show(drive)
+    return _report(drive, watch, workload.info.space, made_at)
 
 
 @dataclass
@@ -160,13 +155,13 @@ async def _stopped(drive: Drive, wait_s: float) -> bool:
     return drive.stop.is_set()
 
 
-async def _show(drive: Drive, progress: Progress) -> None:
+async def _show(drive: Drive, view: View) -> None:
     while True:
-        progress(drive)
-        await asyncio.sleep(_PROGRESS_S)
+        view.show(drive)
+        await asyncio.sleep(_SHOWN_S)
 
 
-def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> LoadReport:
+def _report(drive: Drive, watch: _Watch, space: str, made_at: str) -> LoadReport:
     config = drive.config
     measured = [record for record in drive.records if record.scheduled_s >= config.warm_up_s]
     measured_s = max(0.0, drive.elapsed_s - config.warm_up_s)
@@ -182,7 +177,7 @@ def _report(drive: Drive, watch: _Watch, info: ServerInfo, made_at: str) -> Load
     report = LoadReport(
         made_at=made_at,
         load=config.plain(),
-        space=info.space,
+        space=space,
         ended="interrupted" if drive.stop.is_set() else "duration",
         measured_s=measured_s,
         requests=len(measured),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from likeness_bench.figures import LoadReport, Percentiles
-from likeness_bench.tables import NOTHING, Table, number
+from likeness_bench.tables import NOTHING, Table, number, or_infinite
 
 _PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p99.9", "max")
 
@@ -43,11 +43,6 @@ def mix_name(mix: int | str | Mapping[Any, float]) -> str:
     return str(next(iter(mix))) if len(mix) == 1 else " and ".join(parts)
 
 
-def with_failures(p99_ms: float | None) -> str:
-    """Return a p99 of which failures are a part, as it is read."""
-    return "infinite" if p99_ms is None else number(p99_ms)
-
-
 def load_tables(report: LoadReport) -> list[Table]:
     """Return all tables that a report has something for."""
     tables = [_summary(report), _latency(report)]
@@ -74,7 +69,7 @@ def _summary(report: LoadReport) -> Table:
         ("requests/s answered", number(report.requests_per_s)),
         ("requests/s due", number(report.offered_per_s)),
         ("requests, of them failed", f"{report.requests}, {failed}"),
-        ("p99 ms with failures", with_failures(report.p99_with_failures_ms) if report.requests else NOTHING),
+        ("p99 ms with failures", or_infinite(report.p99_with_failures_ms) if report.requests else NOTHING),
         ("measured s", number(report.measured_s)),
         ("repeats of earlier requests %", number(100 * report.repeated_share, 0)),
         ("mean ms outside the server", number(report.outside_server_ms, 2)),
@@ -132,7 +127,7 @@ def _runs(report: LoadReport) -> Table:
             str(number_of_run),
             number(run.products_per_s),
             number(run.p50_ms),
-            with_failures(run.p99_with_failures_ms),
+            or_infinite(run.p99_with_failures_ms),
             str(run.failed),
             *((number(run.throughput_ratio, 3),) if beside else ()),
         )

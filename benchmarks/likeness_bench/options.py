@@ -155,7 +155,7 @@ def parse_span(text: str, option: str) -> Span | None:
 
 @contextmanager
 def needs_extra() -> Iterator[None]:
-    """Name the extra that brings a package that is missing."""
+    """Name the extra that brings a package that is missing; decorates commands, which import what is heavy."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from likeness_client import Client, InputError, LikenessError, Product, ProductError, ServerInfo
+from likeness_client import Client, InputError, Product, ProductError, ServerInfo
 from likeness_client.contract import modalities_of
 from likeness_client.payloads import payloads
 from likeness_client.records import Record, field_value
@@ -22,10 +22,6 @@ Labelled: TypeAlias = tuple[Product, str]
 _TIMEOUT_S = 60.0  # of a call; recall is no race
 _BLOCK = 1024  # queries at a time; bounds the memory
 _STEP = 256  # products that are embedded before it is asked whether to stop
-
-
-class RecallStoppedError(LikenessError):
-    """Measuring was to stop before it was over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +81,8 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
 
 def served_recall(
     load: LoadConfig, products: Sequence[Labelled], signature: str, stopped: Callable[[], bool] = lambda: False
-) -> Recall:
-    """Embed labelled products on a server and rank them by cosine, each against all others.
+) -> Recall | None:
+    """Embed labelled products on a server and rank them by cosine, each against all others; None when it was stopped.
 
     As `likeness evaluate` does it: a signature is measured on the products that have all modalities of the server, each
     reduced to the signature; `AS_THEY_ARE` on all products with what they have.
@@ -98,7 +94,6 @@ def served_recall(
         stopped: is asked now and then whether to go on.
 
     Raises:
-        RecallStoppedError: ``stopped`` said so.
         LikenessError: the server does not answer.
     """
     with Client(load.address, timeout_s=_TIMEOUT_S, **load.gateway) as client:
@@ -111,7 +106,7 @@ def served_recall(
         parts = []
         for start in range(0, len(usable), _STEP):
             if stopped():
-                raise RecallStoppedError("interrupted while recall was measured")
+                return None
             some = [product for product, _ in usable[start : start + _STEP]]
             parts.append(client.embed(some, modalities=modalities, on_error="return"))
         require_same_space(*(part.space for part in parts))
@@ -126,7 +121,7 @@ def served_recalls(
     signatures: Iterable[str],
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Recall]:
-    """Measure the recall of every part of a mix by itself; without a mix, of products as they are.
+    """Measure the recall of every part of a mix by itself; without a mix, of products as they are. Stopped: of none.
 
     Args:
         load: says where the server is.
@@ -135,10 +130,14 @@ def served_recalls(
         stopped: see `served_recall`.
 
     Raises:
-        RecallStoppedError: see `served_recall`.
         LikenessError: the server does not answer, or does not embed one of them.
     """
-    return {name: served_recall(load, products, name, stopped) for name in tuple(signatures) or (AS_THEY_ARE,)}
+    found = {}
+    for name in tuple(signatures) or (AS_THEY_ARE,):
+        if (recall := served_recall(load, products, name, stopped)) is None:
+            return {}
+        found[name] = recall
+    return found
 
 
 def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recall:

@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-
-from likeness_client import ServerInfo
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
-from likeness_bench.load import Progress, RunLoad, run_load
+from likeness_bench.load import RunLoad, run_load
 from likeness_bench.rest import come_to_rest
 from likeness_bench.search import agree, decisive
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 
 PAUSE_S = 1.0
 """Between two runs."""
-Starts = Callable[[LoadConfig, int], None]
-"""Is told each run before it begins, and its number from 1 among those of the same load."""
 
 
 async def run_repeated(
     workload: Workload,
-    info: ServerInfo,
     config: LoadConfig,
     *,
     budget_s: float,
     stop: asyncio.Event,
-    starts: Starts = lambda _load, _run: None,
-    progress: Progress = lambda _: None,
+    view: View = UNSEEN,
     run_once: RunLoad = run_load,
 ) -> LoadReport:
     """Run a load until two runs in a row agree: in p99 with failures, in a closed loop in products per second.
 
     Args:
         workload: what is sent; see `likeness_bench.load.prepare`.
-        info: what the server offers; from the same call.
         config: the load.
         budget_s: seconds for all runs. None but the first is begun that would end later.
         stop: set it to get what was measured so far; a run that it cuts short counts only if it is the first.
-        starts: is told each run before it begins.
-        progress: is shown each run while it runs.
+        view: is told each run before it begins, and shown it while it runs.
         run_once: makes a run.
 
     Returns:
@@ -54,8 +47,8 @@ async def run_repeated(
     async def run(number: int) -> LoadReport:
         # Every run has arrivals and products of its own, or an unlucky schedule would be taken for the server.
         load = replace(config, workload=replace(config.workload, seed=config.workload.seed + number))
-        starts(load, number + 1)
-        return await run_once(workload, info, load, stop=stop, progress=progress)
+        view.step(load, number + 1)
+        return await run_once(workload, load, stop=stop, view=view)
 
     runs = [await run(0)]
     while not (stop.is_set() or _settled(runs) or runs[-1].latency is None):

@@ -11,7 +11,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.drive import Drive
+from likeness_bench.view import View
 
 T = TypeVar("T")
 
@@ -41,24 +42,19 @@ def run_until_interrupted(work: Callable[[asyncio.Event], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-class LiveView:
+class LiveView(View):
     """A line that says how far a run is; nothing where stderr is no terminal."""
 
     def __init__(self, progress: Progress, text: str) -> None:
         self._progress = progress
         self._task = progress.add_task(text, total=None, counts="")
 
-    def step(self, load: LoadConfig, run: int) -> None:
-        """Say which run of a load begins."""
-        what = f"{load.concurrency} callers" if load.rate is None else f"{load.rate:.4g} requests/s"
-        self.say(f"{what}, run {run}")
-
     def say(self, text: str) -> None:
-        """Say what happens next, where no load is made or more than one follows."""
+        """See `View`."""
         self._progress.update(self._task, description=text, total=None, completed=0, counts="")
 
     def show(self, drive: Drive) -> None:
-        """Show a run as it is now."""
+        """See `View`."""
         config = drive.config
         failed = drive.failed
         counts = f"{len(drive.records) - failed} answered, {failed} failed, {drive.in_flight} on their way"

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from likeness_client import AsyncClient, InputError, Product, ProductError, ServerInfo
@@ -16,35 +15,13 @@ from numpy.typing import NDArray
 
 from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import LoadReport
-from likeness_bench.load import Progress, run_load
+from likeness_bench.load import run_load
 from likeness_bench.tables import Table
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, Request, Workload, WorkloadConfig, reduce_to
 
-
-@dataclass(frozen=True, kw_only=True)
-class SoakConfig:
-    """What load to make.
-
-    Attributes:
-        address: the server's gRPC endpoint.
-        clients: callers who each send their next request when the answer to the last one has come (closed loop).
-        seconds: how long.
-        max_batch: requests hold 1 to this many products, each number as often.
-        tolerance: largest absolute difference between a product's embedding in the load and alone. Dynamic int8 makes
-            embeddings that depend on their batch: it needs more than the rounding of fp32.
-        timeout_s: the deadline of every request.
-        seed: of the draws.
-        gateway: see `LoadConfig`.
-    """
-
-    address: str
-    clients: int = 16
-    seconds: float = 30.0
-    max_batch: int = 8
-    tolerance: float = 1e-4
-    timeout_s: float = 10.0
-    seed: int = 7
-    gateway: Mapping[str, Any] = field(default_factory=dict, repr=False)
+_LARGEST_BATCH = 8
+"""Requests hold 1 to so many products, each number as often."""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +29,8 @@ class Checked:
     """What the answers were like.
 
     Attributes:
-        tolerance: from which difference on an embedding is wrong.
+        tolerance: largest absolute difference between a product's embedding in the load and alone. Dynamic int8 makes
+            embeddings that depend on their batch: it needs more than the rounding of fp32.
         expected: id of a product -> its embedding alone.
         largest_difference: over all answers, to the answer that the product got alone.
         wrong: embeddings beyond the tolerance, or in another order.
@@ -103,49 +81,39 @@ class SoakReport:
 
 
 async def run_soak(
-    products: Sequence[Product], config: SoakConfig, *, stop: asyncio.Event, progress: Progress = lambda _: None
+    products: Sequence[Product], load: LoadConfig, *, tolerance: float, stop: asyncio.Event, view: View = UNSEEN
 ) -> SoakReport:
     """Load a server with mixed batches and check every answer, to the end or until ``stop`` is set. Nothing is retried.
 
     Args:
         products: what the batches are drawn from. Each loses some of its parts first, at random, so that all
             signatures meet.
-        config: the load.
+        load: how the load is made; of its workload only the seed counts.
+        tolerance: see `Checked`.
         stop: set it to get the report so far.
-        progress: is shown the load while it runs.
+        view: is shown the load while it runs.
 
     Raises:
         LikenessError: no product can be sent, or one of them cannot be embedded even alone.
     """
-    load = LoadConfig(
-        address=config.address,
-        concurrency=config.clients,
-        duration_s=config.seconds,
-        warm_up_s=0.0,
-        timeout_s=config.timeout_s,
-        workload=WorkloadConfig(seed=config.seed),
-        gateway=config.gateway,
-    )
     async with open_client(load) as client:
         info = await client.info()
-        workload = await asyncio.to_thread(_workload, products, info, load.workload, config.max_batch)
+        workload = await asyncio.to_thread(_workload, products, info, load.workload.seed)
         pool = workload.pools[AS_THEY_ARE]
         alone = {id(product): (await client.embed([product])).vectors[0] for product in pool if not stop.is_set()}
-    checked = Checked(tolerance=config.tolerance, expected=alone)
+    checked = Checked(tolerance=tolerance, expected=alone)
     load = replace(load, workload=workload.config)
-    return SoakReport(
-        load=await run_load(workload, info, load, stop=stop, progress=progress, ask=checked.ask), checked=checked
-    )
+    return SoakReport(load=await run_load(workload, load, stop=stop, view=view, ask=checked.ask), checked=checked)
 
 
-def _workload(products: Sequence[Product], info: ServerInfo, config: WorkloadConfig, max_batch: int) -> Workload:
+def _workload(products: Sequence[Product], info: ServerInfo, seed: int) -> Workload:
     """Return requests of mixed signatures and sizes."""
-    mixed = list(_mixed(products, info, random.Random(config.seed)))
+    mixed = list(_mixed(products, info, random.Random(seed)))
     if not mixed:
         raise InputError(f"none of {len(products)} products has {', '.join(info.modalities)}: give other products")
-    (pool,) = Workload(mixed, info, config).pools.values()  # without those that travel alike
-    sizes = range(1, min(max_batch, len(pool)) + 1)
-    return Workload(pool, info, replace(config, batch_size=dict.fromkeys(sizes, 1.0)))
+    (pool,) = Workload(mixed, info, WorkloadConfig()).pools.values()  # without those that travel alike
+    sizes = range(1, min(_LARGEST_BATCH, len(pool)) + 1)
+    return Workload(pool, info, WorkloadConfig(batch_size=dict.fromkeys(sizes, 1.0), seed=seed))
 
 
 def _mixed(products: Sequence[Product], info: ServerInfo, draw: random.Random) -> Iterator[Product]:

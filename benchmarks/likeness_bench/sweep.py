@@ -6,18 +6,18 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
-from likeness_client import InputError, ServerInfo
+from likeness_client import InputError
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import ENOUGH, LoadReport, enough_s
-from likeness_bench.load import Progress, RunLoad, run_load
+from likeness_bench.load import RunLoad, run_load
 from likeness_bench.recall import Recall
-from likeness_bench.repeated import PAUSE_S, Starts
-from likeness_bench.report import Report
+from likeness_bench.repeated import PAUSE_S
+from likeness_bench.report import Report, now
 from likeness_bench.rest import come_to_rest, silence
 from likeness_bench.search import RateSearch, decisive, settled
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 
 FORMAT = "likeness-sweep-1"
@@ -129,31 +129,25 @@ class SweepReport(Report):
 
 async def run_sweep(
     workload: Workload,
-    info: ServerInfo,
     config: SweepConfig,
     *,
     stop: asyncio.Event,
-    starts: Starts = lambda _load, _run: None,
-    progress: Progress = lambda _: None,
+    view: View = UNSEEN,
     run_once: RunLoad = run_load,
 ) -> SweepReport:
     """Search until the answer is there, the time is up, or ``stop`` is set.
 
     Args:
         workload: what is sent; see `likeness_bench.load.prepare`.
-        info: what the server offers; from the same call.
         config: what to find.
         stop: set it to get what was found so far; a run that it cuts short decides nothing.
-        starts: is told each run before it begins.
-        progress: is shown the run while it runs.
+        view: is told each run before it begins, and shown it while it runs.
         run_once: makes a run.
     """
-    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    made_at = now()
     assert config.load.rate is not None
     search = RateSearch(rate=config.load.rate, precision=config.precision, lowest=min(0.1, config.load.rate))
-    attempt = _Attempts(
-        workload=workload, info=info, config=config, stop=stop, starts=starts, progress=progress, run_once=run_once
-    )
+    attempt = _Attempts(workload=workload, config=config, stop=stop, view=view, run_once=run_once)
     steps: list[RateStep] = []
     while not attempt.over and (rate := search.next_rate()) is not None:
         if step := await attempt.at(rate):
@@ -174,11 +168,9 @@ class _Attempts:
     """Tries rates. ``over`` says why there can be no more, once there cannot."""
 
     workload: Workload
-    info: ServerInfo
     config: SweepConfig
     stop: asyncio.Event
-    starts: Starts
-    progress: Progress
+    view: View
     run_once: RunLoad
     over: str = ""
 
@@ -220,9 +212,9 @@ class _Attempts:
         self.runs += 1
         # Every repeat has arrivals and products of its own, or an unlucky schedule would be taken for the server.
         load = replace(load, workload=replace(load.workload, seed=load.workload.seed + self.runs))
-        self.starts(load, repeat)
+        self.view.step(load, repeat)
         began_s = time.perf_counter()
-        report = await self.run_once(self.workload, self.info, load, stop=self.stop, progress=self.progress)
+        report = await self.run_once(self.workload, load, stop=self.stop, view=self.view)
         self.extra_s += max(0.0, time.perf_counter() - began_s - load.length_s)
         self.busy = report.failed > 0
         if self.stop.is_set():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from statistics import median
 
 from likeness_bench.figures import ENOUGH, too_few
-from likeness_bench.load_tables import with_failures, work_name
+from likeness_bench.load_tables import work_name
 from likeness_bench.plots import sweep_plot
 from likeness_bench.sweep import RateStep, SweepReport
-from likeness_bench.tables import Table, number
+from likeness_bench.tables import Table, number, or_infinite
 
 
 def sweep_name(report: SweepReport) -> str:
@@ -69,7 +69,7 @@ def _row(step: RateStep, *, beside: bool) -> tuple[str, ...]:
         "yes" if step.kept else "no",
         "yes" if step.settled else "no",
         str(len(step.repeats)),
-        with_failures(step.p99_ms),
+        or_infinite(step.p99_ms),
         number(step.shown.products_per_s),
         number(step.shown.latency.p50_ms if step.shown.latency else None),
         str(sum(run.failed for run in step.repeats)),

@@ -68,5 +68,10 @@ def number(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
+def or_infinite(value: float | None, digits: int = 1) -> str:
+    """Return a figure that failures can make infinite, which reports hold as None, as it is read."""
+    return "infinite" if value is None else number(value, digits)
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -110,12 +110,17 @@ class Workload:
         info: what the server offers.
         config: what to ask.
 
+    Attributes:
+        config: what to ask.
+        info: what the server offers.
+        pools: per part of the mix, the products that it draws from.
+
     Raises:
         InputError: a signature is unknown to the server, or too few different products have what it needs.
     """
 
     def __init__(self, products: Sequence[Product], info: ServerInfo, config: WorkloadConfig) -> None:
-        self.config = config
+        self.config, self.info = config, info
         loaded = [held(product) for product in products]
         names = config.signatures or {AS_THEY_ARE: 1.0}
         self.pools = {name: _pool(loaded, name, info) for name in names}

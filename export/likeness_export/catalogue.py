@@ -42,6 +42,11 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.products)
 
+    @property
+    def ids(self) -> list[str]:
+        """The product ids; empty where a product has none."""
+        return [product.product_id for product in self.products]
+
     def labels(self, field: str) -> NDArray[np.str_]:
         """Return a label per product (see `field_value`); empty where there is none."""
         return np.array([field_value(record, field) for record in self.records], dtype=np.str_)
@@ -146,7 +151,7 @@ class Catalogue:
 
         A copy would be everybody's nearest in evaluation, and its own hard negative in training.
         """
-        firsts = set(first_of_each(product.product_id for product in self.products).values())
+        firsts = set(first_of_each(self.ids).values())
         rows = [row for row, product in enumerate(self.products) if row in firsts or not product.product_id]
         if len(rows) == len(self):
             return self

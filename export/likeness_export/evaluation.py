@@ -36,13 +36,13 @@ class Embedder(Protocol):
         """The sets of modalities that it embeds."""
         ...
 
-    def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors FP32 [n, d]; NaN rows where none of the modalities is there, or one cannot be read."""
-        ...
-
     @property
     def present(self) -> NDArray[np.bool_]:
         """BOOL [n, m], the recipe's modalities that each product has, readable or not, but for those wholly unknown."""
+        ...
+
+    def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors FP32 [n, d]; NaN rows where none of the modalities is there, or one cannot be read."""
         ...
 
 
@@ -53,30 +53,24 @@ class OfflineEmbedder:
         self.recipe, self.network = run.read_network()
         self.signatures = all_signatures(self.recipe.modalities())
         parts = catalogue.parts(self.recipe.input_schema(), self.recipe.modalities())
-        ids = [product.product_id for product in catalogue.products]
-        inputs = read_inputs(self.recipe.towers, run.towers, parts, ids, once=self.recipe.towers)
+        inputs = read_inputs(self.recipe.towers, run.towers, parts, catalogue.ids, once=self.recipe.towers)
         with torch.inference_mode():
             vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
         self.vectors = torch.stack(vectors, 1)  # (n, t, d)
-        self._present = _held(parts, self.network.modalities)
+        self.present = _held(parts, self.network.modalities)
         for column, modality in enumerate(self.network.modalities):
             towers = [inputs[name] for name, config in self.recipe.towers.items() if config.modality == modality]
-            self._present[:, column] &= ~unknown_to_all(towers)
+            self.present[:, column] &= ~unknown_to_all(towers)
         self._readable = present_modalities(self.network, inputs).numpy()
 
     def _vectors(self, run: Run, inputs: TowerInputs) -> Tensor:
         tower, config = self.network.tower(inputs.name), self.recipe.towers[inputs.name]
         return tower.project(torch.from_numpy(cached_features(inputs, tower.encoder, config, run.features)))
 
-    @property
-    def present(self) -> NDArray[np.bool_]:
-        """See `Embedder`."""
-        return self._present
-
     @torch.inference_mode()
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder`."""
-        present = self._present & [name in modalities for name in self.network.modalities]
+        present = self.present & [name in modalities for name in self.network.modalities]
         # As the server does: what holds something unreadable is refused, not embedded by the rest.
         usable = present.any(1) & (self._readable | ~present).all(1)
         embeddings = np.full((len(present), self.recipe.embedding_dimension()), np.nan, np.float32)
@@ -105,19 +99,14 @@ class ServedEmbedder:
             )
         self.signatures = info.signatures
         parts = catalogue.parts(info.schema, info.modalities)
-        self._modalities, self._present = info.modalities, _held(parts, info.modalities)
-
-    @property
-    def present(self) -> NDArray[np.bool_]:
-        """See `Embedder`."""
-        return self._present
+        self._modalities, self.present = info.modalities, _held(parts, info.modalities)
 
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder`."""
         answer = self.client.embed(self.catalogue.products, modalities=modalities, on_error="return")
         for column, name in enumerate(self._modalities):
             if name in modalities:  # what is held is embedded, all but what is wholly unknown
-                self._present[:, column] &= [not found or name in modalities_of(found) for found in answer.signatures]
+                self.present[:, column] &= [not found or name in modalities_of(found) for found in answer.signatures]
         vectors: NDArray[np.float32] = answer.vectors
         return vectors
 
@@ -176,7 +165,7 @@ def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
     catalogue = recipe_catalogue(data, data_root).of_splits([*task.queries, *task.gallery])
     _, known = run.trained_on()
     if not data.pairs:  # products of pairs are known; what is new is who matches whom
-        asked = [product.product_id for product in catalogue.of_splits(task.queries).products]
+        asked = catalogue.of_splits(task.queries).ids
         if seen := sum(name in known for name in asked if name):
             log.warning(
                 "%d of %d products of split %s were trained on: the figures flatter%s",

@@ -37,7 +37,7 @@ def join_runs(runs: Sequence[Run], out: Run) -> None:
     """
     parts = [run.read_network() for run in runs]
     recipe = joined_recipe([recipe for recipe, _ in parts])
-    if (out.folder / "recipe.json").is_file() and out.read_recipe().digest() != recipe.digest():
+    if out.holds_recipe and out.read_recipe().digest() != recipe.digest():
         raise InputError(f"{out.folder} holds a run of another recipe: choose another folder or remove it")
     out.weights.unlink(missing_ok=True)  # until all is there again, the run counts as not trained
     out.write_recipe(recipe)

@@ -299,7 +299,7 @@ def positives_of(
     if usable is None:
         usable = np.ones(len(catalogue), dtype=bool)
     if recipe.data.pairs:
-        row_of = {product.product_id: row for row, product in enumerate(catalogue.products) if usable[row]}
+        row_of = {name: row for row, name in enumerate(catalogue.ids) if usable[row]}
         named = training_pairs(recipe.data, data_root)
         pairs = [(row_of[p.left], row_of[p.right], p.label) for p in named if p.left in row_of and p.right in row_of]
         log.info("%d of %d training pairs are between usable products of the catalogue", len(pairs), len(named))

@@ -1,4 +1,4 @@
-"""Triton's model repository: configurations rendered from protobuf, checked as a graph, written in one move."""
+"""Triton's model repository: configurations rendered from protobuf."""
 
 from __future__ import annotations
 
@@ -42,8 +42,6 @@ from likeness_export.tensors import TensorSpec
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 VERSION = 1
 """The version that every step is pinned to: an encoder and a fusion head of two trainings must never meet."""
-PROFILES = ("cpu", "onnx", "tensorrt")
-"""How the same repository can be executed; ``config.pbtxt`` is the ``onnx`` profile, the others lie in ``configs/``."""
 MANIFEST = "manifest.json"
 """What a repository says of itself, beside its models: recipe, space, libraries, checks, and a hash of every file."""
 UNTRAINED = "untrained"
@@ -52,7 +50,12 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedModel:
-    """The configurations of one model: ``default`` is ``config.pbtxt``, ``profiles`` lie in ``configs/``."""
+    """The configurations of one model, one for each way to execute it.
+
+    Attributes:
+        default: ``config.pbtxt``, the profile ``onnx``; of what no profile changes, the only one.
+        profiles: the others, which lie in ``configs/``.
+    """
 
     default: ModelConfig
     profiles: Mapping[str, ModelConfig]

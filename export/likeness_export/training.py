@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import shutil
@@ -19,17 +18,18 @@ from likeness_client.errors import InputError
 from likeness_client.writing import write_text, written_aside
 from torch import Tensor, nn
 
-from likeness_export.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.memory import keep_freed_memory
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
 from likeness_export.parts import Part, Read
-from likeness_export.positives import Positives, Rows, positives_of, training_pairs
+from likeness_export.positives import Positives, Rows, positives_of
 from likeness_export.progress import stages
-from likeness_export.recipe import DataSection, Recipe
+from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs, unknown_to_all
+from likeness_export.training_data import alike_key, data_key, records_key, training_catalogue
 
 log = logging.getLogger(__name__)
 _WARM_UP = 0.06  # share of all steps in which the learning rate rises
@@ -71,7 +71,7 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
             trainer = _Trainer(recipe, run, catalogue, data_root, place)
             trainer.fit()
             network = trainer.network.cpu()
-        run.write_trained_on(_records_key(catalogue), [product.product_id for product in catalogue.products])
+        run.write_trained_on(records_key(catalogue), catalogue.ids)
         run.write_weights(network)
         run.checkpoint.unlink(missing_ok=True)
 
@@ -93,7 +93,7 @@ def _say_what_changed(recipe: Recipe, run: Run, data_root: Path) -> None:
     """Warn where the product file holds other training products than the run was trained on, if it is there at all."""
     known, _ = run.trained_on()
     with suppress(InputError):
-        if known and _records_key(training_catalogue(recipe, data_root)) != known:
+        if known and records_key(training_catalogue(recipe, data_root)) != known:
             log.warning(
                 "the training products of %s are not those of then: train into another folder to learn from them",
                 recipe.data.products,
@@ -145,44 +145,6 @@ def _alone(run: Run) -> Iterator[None]:
         yield
 
 
-def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
-    """Read the products that a recipe trains on: those of its splits, or those that a pair of its splits names.
-
-    Raises:
-        InputError: the data cannot be used, or nothing is left.
-    """
-    data = recipe.data
-    every = read_recipe_catalogue(data.products, data_root)
-    _refuse_misspelled(data, every)
-    _warn_of_labels_that_are_read(recipe)
-    catalogue = every.only(data.only).masked(data.masked)
-    if data.pairs is None:
-        return catalogue.of_splits(data.train_splits)
-    wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}
-    rows = [row for row, product in enumerate(catalogue.products) if product.product_id in wanted]
-    if not rows:
-        raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")
-    return catalogue.select(rows)
-
-
-def _refuse_misspelled(data: DataSection, catalogue: Catalogue) -> None:
-    """Refuse names that would silently do nothing beside others that are right."""
-    keys = {key for product in catalogue.products for key in product.attributes}
-    read = [field for field in data.text_fields if field.startswith("attributes.")]
-    if missing := [field for field in read if field.removeprefix("attributes.") not in keys]:
-        raise InputError(f"data.text_fields: no product of {data.products} has {', '.join(missing)}")
-    for field, allowed in data.only.items():
-        if absent := sorted({*allowed} - {*catalogue.labels(field).tolist()}):
-            raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
-
-
-def _warn_of_labels_that_are_read(recipe: Recipe) -> None:
-    read = {*recipe.data.text_fields, *(f"attributes.{key}" for key in recipe.input_schema().attribute_keys)}
-    labels = {part.strip() for label in recipe.data.labels for part in label.split("+")}
-    if both := sorted(read & labels):
-        log.warning("data.labels: %s is also what a tower reads: figures by it will flatter", ", ".join(both))
-
-
 def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]], data_root: Path) -> None:
     """Write every tower's folder, fitted on the training products.
 
@@ -205,10 +167,11 @@ class _Trainer:
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
             prepare_towers(recipe, run, parts, data_root)
         self.network = build_network(recipe, run.towers, data_root).to(device)
-        ids = [product.product_id for product in catalogue.products]
-        self.data_key, self.alike_key = _data_key(ids, parts), _alike_key(recipe, catalogue, data_root)
+        self.data_key, self.alike_key = data_key(catalogue.ids, parts), alike_key(recipe, catalogue, data_root)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
-        self.inputs: dict[str, TowerInputs] = read_inputs(recipe.towers, run.towers, parts, ids, once=self.frozen)
+        self.inputs: dict[str, TowerInputs] = read_inputs(
+            recipe.towers, run.towers, parts, catalogue.ids, once=self.frozen
+        )
         self.features = {name: self._features(name) for name in self.frozen}
         present = present_modalities(self.network, self.inputs)
         self.present = present.to(device)
@@ -353,28 +316,6 @@ class _Trainer:
     def _log(self, epoch: int, loss: float, seconds: float) -> None:
         with self.run.log.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
-
-
-def _alike_key(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
-    """Return a SHA-256 of what says which products are alike: their labels and sources, or the pairs."""
-    fields = [*recipe.data.labels, *([recipe.data.source] if recipe.data.source else [])]
-    known = [catalogue.labels(field).tolist() for field in fields], training_pairs(recipe.data, data_root)
-    return hashlib.sha256(repr(known).encode()).hexdigest()
-
-
-def _records_key(catalogue: Catalogue) -> str:
-    """Return a SHA-256 of the products as their file has them, labels included, without the photos that they name."""
-    return hashlib.sha256(json.dumps(catalogue.records, sort_keys=True).encode()).hexdigest()
-
-
-def _data_key(product_ids: Sequence[str], parts: Sequence[Mapping[str, Part]]) -> str:
-    """Return a SHA-256 of the products that are trained on, in their order."""
-    key = hashlib.sha256()
-    for name, found in zip(product_ids, parts, strict=True):
-        key.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
-        for modality, part in sorted(found.items()):
-            key.update(modality.encode() + b"\0" + part.digest)
-    return key.hexdigest()
 
 
 def present_modalities(network: ProductNetwork, inputs: dict[str, TowerInputs]) -> Tensor:

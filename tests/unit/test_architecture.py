@@ -112,34 +112,8 @@ def test_no_module_lies_beside_a_package(folder: str) -> None:
     assert list((ROOT / folder).glob("*.py")) == []
 
 
-LIBRARIES = {
-    *(
-        "numpy",
-        "tritonclient",
-        "typer",
-        "torch",
-        "transformers",
-        "onnx",
-        "onnxscript",
-        "onnxruntime",
-        "PIL",
-        "av",
-        "pydantic",
-    ),
-    *(
-        "rich",
-        "torchmetrics",
-        "pytriton",
-        "tokenizers",
-        "tensorrt",
-        "pyarrow",
-        "grpc",
-        "google",
-        "sklearn",
-        "hypothesis",
-    ),
-    *("pytest", "triton", "pymilvus", "ray"),
-}
+LIBRARIES = importlib.metadata.packages_distributions().keys() | {"tensorrt", "triton", "pymilvus", "ray"}
+"""What is installed, and what may be."""
 
 
 @pytest.mark.parametrize("path", [path for _, path in MODULES], ids=IDS)

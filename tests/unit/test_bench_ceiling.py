@@ -29,8 +29,9 @@ from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, cpu_threads_of, uses_of
 from likeness_bench.load import _report, _Watch
 from likeness_bench.output import deliver_ceiling
-from likeness_bench.recall import LabelConfig, Recall, RecallStoppedError, labelled, recall_at_1, served_recalls
+from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
+from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo, SpaceMismatchError
 from likeness_client.records import ImageSource
@@ -195,7 +196,7 @@ def test_a_tail_that_failures_made_infinite_counts_and_one_of_few_requests_does_
 def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
     config = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
     drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
-    nothing = _report(drive, _Watch(config=config), INFO, "now")
+    nothing = _report(drive, _Watch(config=config), INFO.space, "now")
     assert nothing.latency is None
     found = Round.of(100.0, 10.0, nothing, nothing, None)
     assert (found.throughput_ratio, found.latency_ratio, found.half_rate, found.half_tail) == (0.0, None, None, None)
@@ -251,6 +252,17 @@ def fake_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ceiling_search, name, fake)
 
 
+class Stopping(View):
+    """Stops what it is told of, once that is said."""
+
+    def __init__(self, stop: asyncio.Event, at: str) -> None:
+        self.stop, self.at = stop, at
+
+    def say(self, text: str) -> None:
+        if self.at in text:
+            self.stop.set()
+
+
 def compared(
     monkeypatch: pytest.MonkeyPatch, *, most: int = 1000, dies_at: int = 1000, stop_at: str = "never"
 ) -> tuple[CeilingReport, list[LoadConfig]]:
@@ -259,7 +271,7 @@ def compared(
     stop = asyncio.Event()
 
     async def run_load(*given: Any, **_: Any) -> LoadReport:
-        config: LoadConfig = given[2]
+        config: LoadConfig = given[1]
         loads.append(config)
         drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
         drive.elapsed_s = config.length_s
@@ -280,11 +292,7 @@ def compared(
             )
             for at_s in times
         ]
-        return _report(drive, _Watch(config=config), INFO, "now")
-
-    def says(text: str) -> None:
-        if stop_at in text:
-            stop.set()
+        return _report(drive, _Watch(config=config), INFO.space, "now")
 
     fake_ceiling(monkeypatch)
     for name, fake in (
@@ -296,7 +304,7 @@ def compared(
     load = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
     config = CeilingConfig(load=load, repository=Path("nowhere"), cases={"first": {}, "second": {}}, rounds=2)
     products = [Product(title=str(number)) for number in range(9)]
-    return asyncio.run(run_ceiling(products, config, stop=stop, says=says)), loads
+    return asyncio.run(run_ceiling(products, config, stop=stop, view=Stopping(stop, stop_at))), loads
 
 
 def test_a_failure_ends_one_case_and_keeps_the_rounds_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,18 +357,14 @@ def run_beside(
 
     async def run_load(*given: Any, **_: Any) -> LoadReport:
         turns.append("load")
-        config: LoadConfig = given[2]
+        config: LoadConfig = given[1]
         drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
-        return replace(_report(drive, _Watch(config=config), INFO, "now"), products_per_s=80.0)
+        return replace(_report(drive, _Watch(config=config), INFO.space, "now"), products_per_s=80.0)
 
     class Told(FakeProcess):
         async def measure(self, *given: Any) -> Measured:
             turns.append(f"ceiling {given[2]:g} + {given[3]:g} s")
             return await super().measure(*given)
-
-    def says(text: str) -> None:
-        if stop_at in text:
-            stop.set()
 
     fake_ceiling(monkeypatch)
     monkeypatch.setattr(beside, "run_load", run_load)
@@ -369,8 +373,9 @@ def run_beside(
     workload = Workload([Product(title=str(number)) for number in range(9)], INFO, config.workload)
 
     async def run() -> list[LoadReport]:
-        async with beside.ceiling_beside(workload, INFO, config, Path("nowhere"), stop=stop, says=says) as run_once:
-            return [await run_once(workload, INFO, config, stop=stop, progress=lambda _: None) for _ in range(runs)]
+        view = Stopping(stop, stop_at)
+        async with beside.ceiling_beside(workload, config, Path("nowhere"), stop=stop, view=view) as run_once:
+            return [await run_once(workload, config, stop=stop, view=view) for _ in range(runs)]
 
     return asyncio.run(run()), turns
 
@@ -430,8 +435,7 @@ def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None
     products = [(Product(title=str(number)), "a") for number in range(600)]
     assert served_recalls(LOAD, products, {})[AS_THEY_ARE].gallery == 600
     assert embedded == [256, 256, 88]
-    with pytest.raises(RecallStoppedError):
-        served_recalls(LOAD, products, {}, stopped=lambda: len(embedded) > 3)
+    assert served_recalls(LOAD, products, {}, stopped=lambda: len(embedded) > 3) == {}
     assert embedded == [256, 256, 88, 256]
     with pytest.raises(SpaceMismatchError):  # another run is served in the middle of it
         served_recalls(LOAD, products[:512], {}, stopped=lambda: False)

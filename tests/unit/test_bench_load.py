@@ -174,7 +174,7 @@ def test_every_request_of_a_mix_is_asked_by_its_own_operation() -> None:
     drive = driven(client, concurrency=1, duration_s=0.3, warm_up_s=0.0, workload=workload)
     assert client.asked == [record.operation for record in drive.records]
     assert set(client.asked) == set(OperationKind)
-    found = _report(drive, _Watch(config=drive.config), INFO, "now")
+    found = _report(drive, _Watch(config=drive.config), INFO.space, "now")
     assert {name: part.count for name, part in found.by_operation.items()} == Counter(map(str, client.asked))
     names = [row[0] for table in load_tables(found) for row in table.rows]
     assert set(OperationKind) <= set(names)
@@ -318,7 +318,7 @@ def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> N
             config = LoadConfig(address=address, rate=5.0, duration_s=0.2, warm_up_s=0.0, timeout_s=0.2)
             began = time.perf_counter()
             workload = Workload(PRODUCTS, INFO, config.workload)
-            report = await run_load(workload, INFO, config, stop=asyncio.Event())
+            report = await run_load(workload, config, stop=asyncio.Event())
             assert report.latency is None
             return time.perf_counter() - began
 

@@ -56,7 +56,7 @@ def report_of(records: list[Record], stopped: bool = False, **load: Any) -> Load
         stop.set()
     drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
     drive.records, drive.elapsed_s = records, config.length_s
-    return _report(drive, _Watch(config=config), INFO, "2026-01-01T00:00:00+00:00")
+    return _report(drive, _Watch(config=config), INFO.space, "2026-01-01T00:00:00+00:00")
 
 
 def record(due_s: float, took_s: float, error: str = "") -> Record:
@@ -115,7 +115,7 @@ def outside_ms(total_ms: float, calls: int = 120) -> float | None:
     ns = dict.fromkeys(parts, round(calls * total_ms * 1e6))
     busy = replace(idle, inferences=calls, executions=calls, count=dict.fromkeys(parts, calls), ns=ns)
     watch = _Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
-    return _report(drive, watch, INFO, "now").outside_server_ms
+    return _report(drive, watch, INFO.space, "now").outside_server_ms
 
 
 def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_count() -> None:
@@ -419,7 +419,7 @@ def swept(
     async def run_load(*given: Any, stop: asyncio.Event, **_: Any) -> LoadReport:
         nonlocal runs
         runs += 1
-        load: LoadConfig = given[2]
+        load: LoadConfig = given[1]
         assert load.rate is not None
         if runs == config.get("stop_at"):
             stop.set()
@@ -441,7 +441,7 @@ def swept(
     async def run() -> SweepReport:
         nothing: Any = None
         sweep = SweepConfig(load=load, **{"target_ms": 100.0, "budget_s": 10_000.0, **chosen})
-        return await run_sweep(nothing, INFO, sweep, stop=asyncio.Event(), run_once=run_load)
+        return await run_sweep(nothing, sweep, stop=asyncio.Event(), run_once=run_load)
 
     return asyncio.run(run())
 
@@ -538,7 +538,7 @@ def repeated(
     seeds: list[int] = []
 
     async def run_load(*given: Any, stop: asyncio.Event, **_: Any) -> LoadReport:
-        config: LoadConfig = given[2]
+        config: LoadConfig = given[1]
         seeds.append(config.workload.seed)
         if len(seeds) == stop_at:
             stop.set()
@@ -551,7 +551,7 @@ def repeated(
 
     async def run() -> LoadReport:
         nothing: Any = None
-        return await run_repeated(nothing, INFO, config, budget_s=budget_s, stop=asyncio.Event(), run_once=run_load)
+        return await run_repeated(nothing, config, budget_s=budget_s, stop=asyncio.Event(), run_once=run_load)
 
     found = asyncio.run(run())
     assert len(set(seeds)) == len(seeds)  # an unlucky schedule must not come again
@@ -622,7 +622,7 @@ def test_two_failing_runs_do_not_agree() -> None:
 
     config = LoadConfig(address="here:1", rate=10.0, duration_s=1.0, warm_up_s=0.0)
     nothing: Any = None
-    found = asyncio.run(run_repeated(nothing, INFO, config, budget_s=2.5, stop=asyncio.Event(), run_once=run_load))
+    found = asyncio.run(run_repeated(nothing, config, budget_s=2.5, stop=asyncio.Event(), run_once=run_load))
     assert (len(found.runs), found.settled) == (2, False)
     assert any("more than 1 % of the requests of the last one failed" in note for note in found.notes)
 

@@ -21,7 +21,6 @@ from likeness_client import DeadlineExceededError, LikenessError, ServerUnavaila
 
 LOAD = LoadConfig(address="here:1", rate=1000.0, duration_s=1.0, warm_up_s=0.0, timeout_s=0.5)
 NO_TIME = dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), 0)
-INFO: Any = SimpleNamespace(space="s")
 
 
 def executed(times: int, each_s: float = 0.0) -> dict[str, ModelCounters]:
@@ -66,7 +65,7 @@ class Overloaded:
             raise DeadlineExceededError("no answer", "here:1", code="DEADLINE_EXCEEDED")
 
     async def run_load(self, *given: Any, stop: asyncio.Event, **_: Any) -> LoadReport:
-        load: LoadConfig = given[2]
+        load: LoadConfig = given[1]
         assert load.rate is not None
         late = self.left > 0 or load.rate > self.CAPACITY
         lost = late and (self.left > 0 or load.rate > 2 * self.CAPACITY)
@@ -84,7 +83,7 @@ class Overloaded:
         )
         records = [one] * (0 if lost else 100) + [replace(one, error="DeadlineExceededError")] * (50 if late else 0)
         drive: Any = SimpleNamespace(config=load, records=records, stop=stop, elapsed_s=load.length_s, unfinished=0)
-        return _report(drive, _Watch(config=load), INFO, "now")
+        return _report(drive, _Watch(config=load), "s", "now")
 
 
 class Client:
@@ -176,7 +175,7 @@ def swept(server: Overloaded, rate: float, stop: asyncio.Event | None = None) ->
     async def run() -> SweepReport:
         workload: Any = SimpleNamespace(requests=lambda _: iter([None]))
         config = SweepConfig(load=replace(LOAD, rate=rate), target_ms=150.0, budget_s=10_000.0)
-        return await run_sweep(workload, INFO, config, stop=stop or asyncio.Event(), run_once=server.run_load)
+        return await run_sweep(workload, config, stop=stop or asyncio.Event(), run_once=server.run_load)
 
     return asyncio.run(run())
 
@@ -200,7 +199,7 @@ def test_a_load_is_repeated_on_a_server_that_rests(server: Overloaded, monkeypat
 
     workload: Any = SimpleNamespace(requests=lambda _: iter([None]))
     load = replace(LOAD, rate=30.0)
-    run = repeated.run_repeated(workload, INFO, load, budget_s=500.0, stop=asyncio.Event(), run_once=run_once)
+    run = repeated.run_repeated(workload, load, budget_s=500.0, stop=asyncio.Event(), run_once=run_once)
     assert not asyncio.run(run).settled
     assert len(found) > 1
     assert set(found) == {0}

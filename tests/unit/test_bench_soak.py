@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from likeness_bench import load, soak
-from likeness_bench.soak import SoakConfig, SoakReport, run_soak
+from likeness_bench.drive import LoadConfig
+from likeness_bench.soak import SoakReport, run_soak
 from likeness_client import InputError, InputSchema, OverloadedError, Product, ServerInfo
 
 INFO = ServerInfo(
@@ -65,8 +66,10 @@ def soaked(
     async def run() -> SoakReport:
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(stop_after_s, stop.set)
-        config = SoakConfig(address="here:1", clients=3, seconds=0.3 if stop_after_s > 1 else 60.0)
-        return await asyncio.wait_for(run_soak(products, config, stop=stop), 20)
+        config = LoadConfig(
+            address="here:1", concurrency=3, duration_s=0.3 if stop_after_s > 1 else 60.0, warm_up_s=0.0
+        )
+        return await asyncio.wait_for(run_soak(products, config, tolerance=1e-4, stop=stop), 20)
 
     return asyncio.run(run())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ def pretend(unit: Unit) -> None:
     if unit.variant == TABLE.variants[1] and unit.seed == 2:
         raise InputError("no luck")
     recipe = unit.recipe()
-    kept = {"key": unit.key(), "digest": "d", "recipe": {}, "lines": [line(0.5).plain()], "cost": finished().cost}
+    kept = {"key": unit.key(), "digest": "d", "recipe": {}, "lines": [asdict(line(0.5))], "cost": finished().cost}
     assert recipe is not None
     write_text(unit.folder / "figures.json", json.dumps(kept))
 
@@ -302,7 +302,7 @@ def test_joined_seeds_are_done_again_when_one_has_changed_and_not_when_one_faile
         recipe = unit.recipe()
         assert recipe is not None
         kept = {"key": unit.key(), "weights": unit.weights(), "cost": finished().cost, "digest": recipe.digest()}
-        lines = [line(hit[unit.name]).plain()]
+        lines = [asdict(line(hit[unit.name]))]
         write_text(
             unit.folder / "figures.json", json.dumps({**kept, "recipe": recipe.model_dump(mode="json"), "lines": lines})
         )
@@ -401,7 +401,7 @@ def test_a_table_keeps_what_ran_on_another_machine(tmp_path: Path, monkeypatch: 
         assert recipe is not None
         raw, digest = recipe.model_dump(mode="json"), recipe.digest()
         kept = {"key": unit.key(), "digest": digest, "recipe": raw, "cost": finished().cost}
-        write_text(unit.folder / "figures.json", json.dumps({**kept, "lines": [line(0.5).plain()]}))
+        write_text(unit.folder / "figures.json", json.dumps({**kept, "lines": [asdict(line(0.5))]}))
 
     plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "one", out=tmp_path / "out", jobs=2)
     assert run_tables(plan, train) == {}

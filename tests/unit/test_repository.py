@@ -9,9 +9,10 @@ import pytest
 from likeness_client.contract import SCHEMA_PARAMETER, SPACE_PARAMETER, InputSchema, all_signatures
 from likeness_client.errors import InputError
 from likeness_export.recipe import RecipeError, load_recipe
-from likeness_export.repository import PROFILES, UNTRAINED, VERSION, RenderedModel, render
+from likeness_export.repository import UNTRAINED, VERSION, RenderedModel, render
 from likeness_export.repository_check import RepositoryError, check
 from likeness_export.repository_reference import write_reference
+from likeness_export.server import NETWORK_FILES
 from tritonclient.grpc import model_config_pb2
 
 RECIPE = load_recipe(Path("demo"))
@@ -49,7 +50,7 @@ def test_other_recipes_fit_together_too() -> None:
 def test_a_network_has_three_profiles_with_the_same_tensors() -> None:
     for name, model in render(RECIPE).items():
         if name.endswith(("_encoder", "_matrix")) or name.startswith("fusion_") or name == "similarity":
-            assert {"onnx", *model.profiles} == set(PROFILES)
+            assert {"onnx", *model.profiles} == NETWORK_FILES.keys()
             platforms = [model.default, model.profiles["tensorrt"], model.profiles["cpu"]]
             assert [config.platform for config in platforms] == ["onnxruntime_onnx", "tensorrt_plan", ""]
             assert platforms[2].backend == "python"

@@ -18,7 +18,8 @@ from likeness_export.networks.product import build_network
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
-from likeness_export.training import train, training_catalogue
+from likeness_export.training import train
+from likeness_export.training_data import training_catalogue
 from transformers import ResNetConfig, ResNetModel
 
 if TYPE_CHECKING:

@@ -70,8 +70,8 @@ class Pretended:
             process.kill()
             process.wait()
 
-    async def load(self, workload: Any, info: Any, config: LoadConfig, *, stop: asyncio.Event, **_: Any) -> LoadReport:
-        assert (workload, info) == ("workload", "info")
+    async def load(self, workload: Any, config: LoadConfig, *, stop: asyncio.Event, **_: Any) -> LoadReport:
+        assert workload == "workload"
         settings, process = self.running[config.address]
         self.loads.append(config.address)
         self.now_s += config.length_s
@@ -124,8 +124,8 @@ def load_report(speed: float, config: LoadConfig, broken: bool) -> LoadReport:
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     found = Pretended()
 
-    async def prepare(*_: Any) -> tuple[str, str]:
-        return "workload", "info"
+    async def prepare(*_: Any) -> str:
+        return "workload"
 
     measuring = "likeness_bench.tune.measuring"
     monkeypatch.setattr(f"{measuring}.prepare", prepare)

@@ -27,6 +27,7 @@ _WARM_UP = 0.25  # of a turn, before its measured time
 
 
 @tune_app.command()
+@needs_extra()
 def tune(
     repository: Annotated[
         Path, typer.Argument(help="A model repository of `likeness export`.", exists=True, file_okay=False)
@@ -54,14 +55,14 @@ def tune(
     Candidates are served beside the best so far, and compared with it in alternation. The result is written into the
     repository's configurations (and RECIPE) only if it beats the untuned ones in the end. Ctrl-C: a report, no changes.
     """
-    with needs_extra():
-        from likeness_bench.files import check_out
-        from likeness_bench.output import signed
-        from likeness_bench.running import live_view, run_until_interrupted
-        from likeness_bench.tune.output import deliver_tune
-        from likeness_bench.tune.target import read_target
-        from likeness_bench.tune.tuning import TuneConfig, run_tune
-        from likeness_bench.tune.writing import write_result
+    from likeness_bench.files import check_out
+    from likeness_bench.output import signed
+    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.tune.output import deliver_tune
+    from likeness_bench.tune.target import read_target
+    from likeness_bench.tune.tuning import TuneConfig, run_tune
+    from likeness_bench.tune.writing import write_result
+
     config = TuneConfig(
         load=LoadConfig(
             address="",  # each trial has its own
@@ -85,7 +86,7 @@ def tune(
     with live_view("tune") as view:
 
         async def work(stop: asyncio.Event) -> tuple[TuneReport, Settings]:
-            report, settings = await run_tune(chosen, target, config, stop=stop, says=view.say, progress=view.show)
+            report, settings = await run_tune(chosen, target, config, stop=stop, view=view)
             if stop.is_set():  # also while the last servers were stopped
                 report = replace(report, better=False, ended="interrupted", complete=False)
             return report, settings
@@ -96,5 +97,4 @@ def tune(
         if report.better:
             report = replace(report, written=tuple(map(str, write_result(target, settings))))
     finally:  # what was found is told even where it cannot be written
-        with needs_extra():
-            deliver_tune(report, out)
+        deliver_tune(report, out)

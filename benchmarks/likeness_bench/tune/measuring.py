@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from likeness_client import LikenessError, Product, ServerError, ServerInfo
+from likeness_client import LikenessError, Product, ServerError
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures, too_few
-from likeness_bench.load import LAG_LIMIT_MS, Progress, prepare, run_load
+from likeness_bench.load import LAG_LIMIT_MS, prepare, run_load
 from likeness_bench.steps import read_counters
 from likeness_bench.tune.judge import Round, hopeless
 from likeness_bench.tune.search import Comparison
 from likeness_bench.tune.servers import TrialError, TrialServer, TrialServers
 from likeness_bench.tune.service import ServiceTime, service_times
 from likeness_bench.tune.settings import Settings
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
-
-Says = Callable[[str], None]
-"""Is told what happens next."""
 
 
 @dataclass(kw_only=True)
@@ -33,8 +31,7 @@ class Measuring:
         load: how a turn is made, a closed loop; its address does not count.
         target_ms: the 99th percentile that has to be kept.
         stop: set it to end a measurement; what it cuts short decides nothing.
-        says: is told what happens next.
-        progress: is shown each load while it runs.
+        view: is told what happens next, and shown each load while it runs.
         longest_start_s: how long a server took to be ready, at most.
         harness_late_ms: the harness's own lateness (p99) in the worst turn.
         fewest_requests: of a turn.
@@ -44,15 +41,13 @@ class Measuring:
     load: LoadConfig
     target_ms: float
     stop: asyncio.Event
-    says: Says = lambda _: None
-    progress: Progress = lambda _: None
+    view: View = UNSEEN
     longest_start_s: float = 0.0
     harness_late_ms: float = 0.0
     fewest_requests: int | None = None
 
     def __post_init__(self) -> None:
         self._workload: Workload | None = None
-        self._info: ServerInfo | None = None
         self._turns = 0
 
     async def profile(
@@ -64,10 +59,10 @@ class Measuring:
             TrialError: the server does not start, ended meanwhile, or has lost a model.
             LikenessError: it cannot be asked this, or answered nothing.
         """
-        self.says("the repository as it is")
+        self.view.say("the repository as it is")
         server, _ = await self._timed_start(settings)
         load = replace(self.load, address=server.address)
-        self._workload, self._info = await prepare(products, load)
+        self._workload = await prepare(products, load)
         await self._warm(server)
         before = await read_counters(server.address)
         report = await self._load(server, load)
@@ -92,7 +87,7 @@ class Measuring:
         Raises:
             TrialError: the incumbent's server does not start.
         """
-        self.says(what)
+        self.view.say(what)
         await self.servers.only(incumbent, candidate)
         first = await self._ready(incumbent)
         try:
@@ -101,7 +96,7 @@ class Measuring:
             return None if self.stop.is_set() else Comparison(failure=str(error))
         found: list[Round] = []
         while len(found) < rounds and (to_the_end or not hopeless(found, rounds, self.target_ms)):
-            self.says(f"{what}: round {len(found) + 1} of {rounds}")
+            self.view.say(f"{what}: round {len(found) + 1} of {rounds}")
             try:
                 found.append(await self._round(first, second, len(found)))
             except TrialError as error:
@@ -146,9 +141,8 @@ class Measuring:
 
     async def _load(self, server: TrialServer, load: LoadConfig, *, counts: bool = True) -> LoadReport:
         assert self._workload is not None
-        assert self._info is not None
         load = replace(load, address=server.address)
-        report = await run_load(self._workload, self._info, load, stop=self.stop, progress=self.progress)
+        report = await run_load(self._workload, load, stop=self.stop, view=self.view)
         if counts and not self.stop.is_set():
             late_ms = report.harness_lag.p99_ms if report.harness_lag else 0.0
             self.harness_late_ms = max(self.harness_late_ms, late_ms)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from likeness_bench.figures import RunFigures
 from likeness_bench.load_tables import mix_name
-from likeness_bench.tables import NOTHING, Table, number
+from likeness_bench.tables import NOTHING, Table, number, or_infinite
 from likeness_bench.tune.report import TuneReport
 from likeness_bench.tune.search import GUESS, Trial
 
@@ -75,7 +74,7 @@ def _figures(final: Trial | None) -> str:
     verdict = final.verdict if final else None
     if verdict is None:
         return NOTHING
-    p99 = f"p99 {_ms(verdict.candidate_p99_ms)} instead of {_ms(verdict.incumbent_p99_ms)} ms"
+    p99 = f"p99 {or_infinite(verdict.candidate_p99_ms)} instead of {or_infinite(verdict.incumbent_p99_ms)} ms"
     wins = f"better in {verdict.wins} of {verdict.rounds} rounds by {verdict.counts}"
     return f"{number(verdict.ratio, 3)} times the products/s, {p99}, {wins}"
 
@@ -95,7 +94,11 @@ def _steps(report: TuneReport) -> Table:
     )
     header = ("step", "share %", "ms per product", "products per batch", "ms per batch", "queue ms", "searched")
     found = report.untuned
-    speed = f": {number(found.products_per_s)} products/s, p99 {_ms(found.p99_with_failures_ms)} ms" if found else ""
+    speed = (
+        f": {number(found.products_per_s)} products/s, p99 {or_infinite(found.p99_with_failures_ms)} ms"
+        if found
+        else ""
+    )
     return Table(title=f"Where the time goes as it is{speed}", header=header, rows=rows)
 
 
@@ -126,8 +129,8 @@ def _trial(trial: Trial) -> tuple[str, ...]:
     return (
         changed,
         number(verdict.ratio, 3),
-        _ms(verdict.candidate_p99_ms),
-        _ms(verdict.incumbent_p99_ms),
+        or_infinite(verdict.candidate_p99_ms),
+        or_infinite(verdict.incumbent_p99_ms),
         f"{verdict.wins} of {verdict.rounds}",
         "yes" if trial.kept else "no",
     )
@@ -140,7 +143,7 @@ def _final(final: Trial) -> Table:
             number(found.incumbent.products_per_s),
             number(found.candidate.products_per_s),
             number(found.speed_ratio if found.incumbent.products_per_s else None, 3),
-            *(_p99(turn) for turn in (found.incumbent, found.candidate)),
+            *(or_infinite(turn.p99_with_failures_ms) for turn in (found.incumbent, found.candidate)),
             str(found.incumbent.failed + found.candidate.failed),
         )
         for place, found in enumerate(final.rounds, 1)
@@ -155,11 +158,3 @@ def _changes(report: TuneReport) -> Table:
         for step, keys in report.changes.items()
     )
     return Table(title="The best settings found", header=("section of the recipe", "keys"), rows=rows)
-
-
-def _p99(turn: RunFigures) -> str:
-    return _ms(turn.p99_with_failures_ms)
-
-
-def _ms(value: float | None) -> str:
-    return "infinite" if value is None else number(value)

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product
@@ -14,15 +13,16 @@ from likeness_export.server import find_tritonserver
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import RunFigures
-from likeness_bench.load import Progress
+from likeness_bench.report import now
 from likeness_bench.tune.candidates import Plan
-from likeness_bench.tune.measuring import Measuring, Says
+from likeness_bench.tune.measuring import Measuring
 from likeness_bench.tune.report import TuneReport
 from likeness_bench.tune.search import Comparison, Search, Trial
 from likeness_bench.tune.servers import TrialServers
 from likeness_bench.tune.service import ServiceTime
 from likeness_bench.tune.settings import KeysOf, Settings, changes
 from likeness_bench.tune.target import Target
+from likeness_bench.view import UNSEEN, View
 
 FINAL_ROUNDS = 7
 """Of a last comparison, which decides whether anything is written."""
@@ -68,8 +68,7 @@ async def run_tune(
     config: TuneConfig,
     *,
     stop: asyncio.Event,
-    says: Says = lambda _: None,
-    progress: Progress = lambda _: None,
+    view: View = UNSEEN,
 ) -> tuple[TuneReport, Settings]:
     """Tune a repository until nothing is left to try, the time is up, or ``stop`` is set; write nothing.
 
@@ -78,8 +77,7 @@ async def run_tune(
         target: the repository.
         config: how to tune.
         stop: set it to get what was found so far.
-        says: is told what happens next.
-        progress: is shown each load while it runs.
+        view: is told what happens next, and shown each load while it runs.
 
     Returns:
         What was found, and the best settings.
@@ -95,8 +93,7 @@ async def run_tune(
             load=config.load,
             target_ms=config.target_ms,
             stop=stop,
-            says=says,
-            progress=progress,
+            view=view,
         )
         return await tuning.run(measuring)
 
@@ -111,7 +108,7 @@ class _Tuning:
     stop: asyncio.Event
 
     def __post_init__(self) -> None:
-        self.made_at, self.began = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        self.made_at, self.began = now(), time.perf_counter()
         self.profile = find_tritonserver().profile
 
     async def run(self, measuring: Measuring) -> tuple[TuneReport, Settings]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -110,7 +110,9 @@ def reduce_network(task: Task, writer: Writer, target: Path) -> Outcome:
         outcome = _try(task, writer, target, kept)
         if not outcome.refused:
             # A file that is too slow only since layers stay in fp32 was refused for what the gate said before.
-            return _refused(last, outcome.reason) if last.refused and outcome.form == FP32 else outcome
+            if last.refused and outcome.form == FP32:
+                return replace(last, reason=f"{last.reason}; with more layers in fp32, {outcome.reason}")
+            return outcome
         log.info("%s: with %d layers in fp32: %s", task.spec.name, len(kept), outcome.reason)
         last = outcome
         if outcome.drift is None:  # it cannot be written or run, whatever stays in fp32
@@ -146,11 +148,6 @@ def _try(task: Task, writer: Writer, target: Path, kept: tuple[str, ...]) -> Out
         speed=speed,
         drift=drift,
     )
-
-
-def _refused(last: Outcome, too_slow: str) -> Outcome:
-    fields = {**vars(last), "reason": f"{last.reason}; with more layers in fp32, {too_slow}"}
-    return Outcome(**fields)
 
 
 def _most_sensitive_first(task: Task, writer: Writer, work: Path) -> list[list[str]]:

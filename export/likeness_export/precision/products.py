@@ -25,7 +25,7 @@ from likeness_export.precision.gate import Embedded
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
-from likeness_export.training import training_catalogue
+from likeness_export.training_data import training_catalogue
 
 Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A network's inputs by name."""
@@ -120,7 +120,7 @@ def judged_products(run: Run, data_root: Path) -> Products:
 
 def _paired(catalogue: Catalogue, pairs: Sequence[NamedPair], most: int) -> Catalogue:
     """Draw the products of pairs, always the same ones, in random order; those of matches first, both sides."""
-    row_of = {product.product_id: row for row, product in enumerate(catalogue.products)}
+    row_of = {name: row for row, name in enumerate(catalogue.ids)}
     order = np.random.default_rng(0).permutation(len(pairs)).tolist()
     drawn = sorted((pairs[place] for place in order), key=lambda pair: -pair.label)
     rows = dict.fromkeys(row_of[name] for pair in drawn for name in (pair.left, pair.right) if name in row_of)
@@ -168,13 +168,12 @@ def _has(product: Product, schema: InputSchema, modality: str) -> bool:
 
 def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str, pairs: Sequence[NamedPair] = ()) -> Products:
     found = catalogue.parts(recipe.input_schema(), recipe.modalities())
-    ids = [product.product_id for product in catalogue.products]
     labels = {label: catalogue.labels(label) for label in recipe.data.labels}
     if pairs:
-        labels[PAIRS] = groups_of_pairs(ids, pairs)
+        labels[PAIRS] = groups_of_pairs(catalogue.ids, pairs)
     return Products(
         split=split,
-        inputs=read_inputs(recipe.towers, run.towers, found, ids),
+        inputs=read_inputs(recipe.towers, run.towers, found, catalogue.ids),
         signatures=[towers_of(recipe, signature) for signature in recipe.signatures()],
         labels=labels,
         batch_size=recipe.serving.max_batch_size,

@@ -118,10 +118,9 @@ def peak_mb() -> float:
 @torch.inference_mode()
 def _product_ms(recipe: Recipe, network: ProductNetwork, run: Run, catalogue: Catalogue) -> float:
     some = catalogue.select(range(min(_TIMED, len(catalogue))))
-    ids = [product.product_id for product in some.products]
     started = time.perf_counter()
     parts = some.parts(recipe.input_schema(), recipe.modalities())
-    inputs = read_inputs(recipe.towers, run.towers, parts, ids)
+    inputs = read_inputs(recipe.towers, run.towers, parts, some.ids)
     towers = [network.tower(name) for name in recipe.towers]
     encoded = [inputs[name].encode(tower.encoder) for name, tower in zip(inputs, towers, strict=True)]
     vectors = [tower.project(torch.from_numpy(found)) for tower, found in zip(towers, encoded, strict=True)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 Key: TypeAlias = tuple[str, str, str]
 
@@ -32,10 +32,6 @@ class Line:
     def key(self) -> Key:
         """What makes lines of several seeds the same line."""
         return self.task, self.label, self.what
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +62,6 @@ class SpreadLine:
     what: str
     count: int
     figures: Mapping[str, Spread]
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        return asdict(self)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -111,7 +111,7 @@ def measure_pair_sets(
     path = data_root / measure.pairs
     sets = catalogue.labels(measure.set_field)
     sides = catalogue.labels(measure.side_field)
-    row_of = {product.product_id: row for row, product in enumerate(catalogue.products)}
+    row_of = {name: row for row, name in enumerate(catalogue.ids)}
     lessons = lessons or (Lesson(scorers=scorers),)
     train, val = (_known(read_named_pairs(path, [split]), row_of) for split in ("train", "val"))
     for name in dict.fromkeys(sets.tolist()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def plain(result: TableResult) -> dict[str, Any]:
         "seeds": list(result.seeds),
         "measures": result.measures,
         "notes": list(result.table.notes),
-        "baselines": [line.plain() for line in result.baselines],
+        "baselines": [asdict(line) for line in result.baselines],
         "baselines_failed": result.baselines_failed,
         "variants": {found.variant.name: _plain_variant(found) for found in result.variants},
     }
@@ -99,12 +99,12 @@ def _plain_variant(found: VariantResult) -> dict[str, Any]:
         "joins": list(found.variant.joins),
         "recipe": recipes[0] if recipes else {},
         "failed": {str(seed): message for seed, message in found.failed.items()},
-        "over_seeds": [line.plain() for line in found.lines()],
+        "over_seeds": [asdict(line) for line in found.lines()],
         "seeds": {
             str(seed): {
                 "digest": result.digest,
                 "cost": result.cost,
-                "lines": [line.plain() for line in result.lines],
+                "lines": [asdict(line) for line in result.lines],
             }
             for seed, result in found.seeds.items()
         },

@@ -13,7 +13,7 @@ from likeness_export.progress import stages
 from likeness_export.quality.bars import draw_bars
 from likeness_export.quality.kept import kept_results, kept_seeds, known_seconds, measures_key, without_stale
 from likeness_export.quality.report import TableResult, VariantResult, write_result
-from likeness_export.quality.tables import Table, tables_with
+from likeness_export.quality.tables import Table
 from likeness_export.quality.units import Unit, read_finished, units_of, work_on
 from likeness_export.quality.workers import Work, side_by_side
 
@@ -25,7 +25,7 @@ class Plan:
     """What to run.
 
     Attributes:
-        tables: the tables.
+        tables: the tables; where there are names of variants, each has one of them.
         seeds: the seeds of every variant.
         only: names of variants; empty: all of them.
         data_root: what relative paths start from.
@@ -42,6 +42,11 @@ class Plan:
     out: Path
     jobs: int
 
+    def units(self, table: Table) -> list[Unit]:
+        """Return what is run of a table; a wanted variant need not be in each."""
+        only = [variant.name for variant in table.variants if variant.name in self.only]
+        return units_of(table, self.seeds, only, self.work, self.data_root)
+
 
 def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
     """Run everything that is not finished; write each table's files after each of its units.
@@ -52,12 +57,8 @@ def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
 
     Returns:
         Unit -> why it failed.
-
-    Raises:
-        InputError: an unknown variant.
     """
-    plan = replace(plan, tables=tables_with(plan.only, plan.tables))
-    units = [unit for table in plan.tables for unit in units_of(table, plan.seeds, _only(plan, table), *_places(plan))]
+    units = [unit for table in plan.tables for unit in plan.units(table)]
     missing = _missing(units)
     log.info("%d of %d units are already finished", len(units) - len(missing), len(units))
     failed: dict[str, str] = {}
@@ -112,15 +113,6 @@ def _longest_first(units: Sequence[Unit], plan: Plan) -> Sequence[Unit]:
     return sorted(units, key=key)
 
 
-def _only(plan: Plan, table: Table) -> tuple[str, ...]:
-    """Return the wanted variants of a table; a name need not be in each."""
-    return tuple(variant.name for variant in table.variants if variant.name in plan.only)
-
-
-def _places(plan: Plan) -> tuple[Path, Path]:
-    return plan.work, plan.data_root
-
-
 def _write(plan: Plan, table: Table, failed: dict[str, str]) -> None:
     result = collect(plan, table, failed)
     measured = result.baselines or any(variant.seeds for variant in result.variants)
@@ -140,7 +132,7 @@ def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
     """
     place = plan.out / f"{table.name}.json"
     seeds = sorted({*plan.seeds, *kept_seeds(table, place, plan.data_root)})
-    units = units_of(table, seeds, (), *_places(plan))
+    units = replace(plan, seeds=seeds, only=()).units(table)
     here = {unit.name: found for unit in units if (found := read_finished(unit))}
     done = without_stale(units, kept_results(table, units, place, plan.data_root), here) | here
     variants = []

@@ -229,7 +229,7 @@ def work_on(unit: Unit) -> None:
         "weights": weights,
         "digest": recipe.digest() if recipe else "",
         "recipe": recipe.model_dump(mode="json") if recipe else {},
-        "lines": [line.plain() for line in lines],
+        "lines": [asdict(line) for line in lines],
         "cost": asdict(cost),
     }
     write_text(unit.folder / "figures.json", json.dumps(kept, indent=1))

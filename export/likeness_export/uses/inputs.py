@@ -38,7 +38,7 @@ class Embedded:
     @property
     def ids(self) -> list[str]:
         """The product ids."""
-        return [product.product_id for product in self.catalogue.products]
+        return self.catalogue.ids
 
 
 def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
@@ -56,7 +56,7 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
         InputError: a file cannot be read, or no product has an embedding.
     """
     everything, found = read_catalogue(products), Embeddings.load(embeddings)
-    ids = [product.product_id for product in everything.products]
+    ids = everything.ids
     # Of the whole file, as the embeddings are: a later product of the same id has no embedding of its own here.
     firsts, row_of = first_of_each(ids), first_of_each(found.product_ids)
     unnamed = sum(not name for name in ids)
@@ -65,7 +65,7 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
     catalogue = everything.select(list(firsts.values()))
     if splits:
         catalogue = catalogue.of_splits(splits)
-    places = {product.product_id: place for place, product in enumerate(catalogue.products)}
+    places = {name: place for place, name in enumerate(catalogue.ids)}
     failed = np.isnan(found.vectors).any(1)
     missing = [name for name in places if name not in row_of]
     broken = [name for name in places if name in row_of and failed[row_of[name]]]

@@ -1,0 +1,78 @@
+"""What is trained on: the products that a recipe chooses, and keys by which a change of them is seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from likeness_client.errors import InputError
+
+from likeness_export.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.parts import Part
+from likeness_export.positives import training_pairs
+from likeness_export.recipe import DataSection, Recipe
+
+log = logging.getLogger(__name__)
+
+
+def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
+    """Read the products that a recipe trains on: those of its splits, or those that a pair of its splits names.
+
+    Raises:
+        InputError: the data cannot be used, or nothing is left.
+    """
+    data = recipe.data
+    every = read_recipe_catalogue(data.products, data_root)
+    _refuse_misspelled(data, every)
+    _warn_of_labels_that_are_read(recipe)
+    catalogue = every.only(data.only).masked(data.masked)
+    if data.pairs is None:
+        return catalogue.of_splits(data.train_splits)
+    wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}
+    rows = [row for row, name in enumerate(catalogue.ids) if name in wanted]
+    if not rows:
+        raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")
+    return catalogue.select(rows)
+
+
+def _refuse_misspelled(data: DataSection, catalogue: Catalogue) -> None:
+    """Refuse names that would silently do nothing beside others that are right."""
+    keys = {key for product in catalogue.products for key in product.attributes}
+    read = [field for field in data.text_fields if field.startswith("attributes.")]
+    if missing := [field for field in read if field.removeprefix("attributes.") not in keys]:
+        raise InputError(f"data.text_fields: no product of {data.products} has {', '.join(missing)}")
+    for field, allowed in data.only.items():
+        if absent := sorted({*allowed} - {*catalogue.labels(field).tolist()}):
+            raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
+
+
+def _warn_of_labels_that_are_read(recipe: Recipe) -> None:
+    read = {*recipe.data.text_fields, *(f"attributes.{key}" for key in recipe.input_schema().attribute_keys)}
+    labels = {part.strip() for label in recipe.data.labels for part in label.split("+")}
+    if both := sorted(read & labels):
+        log.warning("data.labels: %s is also what a tower reads: figures by it will flatter", ", ".join(both))
+
+
+def alike_key(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
+    """Return a SHA-256 of what says which products are alike: their labels and sources, or the pairs."""
+    fields = [*recipe.data.labels, *([recipe.data.source] if recipe.data.source else [])]
+    known = [catalogue.labels(field).tolist() for field in fields], training_pairs(recipe.data, data_root)
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def records_key(catalogue: Catalogue) -> str:
+    """Return a SHA-256 of the products as their file has them, labels included, without the photos that they name."""
+    return hashlib.sha256(json.dumps(catalogue.records, sort_keys=True).encode()).hexdigest()
+
+
+def data_key(product_ids: Sequence[str], parts: Sequence[Mapping[str, Part]]) -> str:
+    """Return a SHA-256 of the products that are trained on, in their order."""
+    key = hashlib.sha256()
+    for name, found in zip(product_ids, parts, strict=True):
+        key.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+        for modality, part in sorted(found.items()):
+            key.update(modality.encode() + b"\0" + part.digest)
+    return key.hexdigest()
