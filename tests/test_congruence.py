@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from likeness_client import AsyncClient, Client, Embeddings, Metric, Product
+from likeness_client import AsyncClient, Client, Embeddings, Metric, Product, SpaceMismatchError
 from likeness_client.contract import (
     EMBEDDING,
     LEFT,
@@ -92,7 +92,8 @@ class Exported:
         return load_module(f"{tower}_served", version / "preprocessing.py").Preprocessor(version / ASSETS)
 
     def run(self, model: str, **tensors: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        session = ort.InferenceSession(self.repository / model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+        (network,) = self.repository.glob(f"{model}/*/model.onnx")
+        session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, tensors), strict=True))
 
@@ -329,3 +330,20 @@ def test_the_space_is_the_same_everywhere(client: Client, repository: Path, some
     space = client.info().space
     assert f'"space": "{space}"' in manifest
     assert client.embed(some[:1]).space == client.similarity(some[:1], some[1:2]).space == space
+
+
+def test_another_space_than_the_server_s_is_asked_for_in_vain(address: str, some: list[Product]) -> None:
+    with Client(address) as client:
+        held = client.embed(some[:2])
+        for ask in (
+            lambda: client.embed(some[:1]),
+            lambda: client.embed(some * 40),
+            lambda: client.similarity(some[:1], some[1:2]),
+            lambda: client.similarity_matrix(held, held, metric=Metric.LEARNED),
+        ):
+            # As after a restart with another repository: the server refuses, and is asked what it has now.
+            client._info = replace(client.info(), space="of before")
+            assert ask().space == held.space
+        client._info = replace(client.info(), space="of before")
+        with pytest.raises(SpaceMismatchError):
+            client.similarity_matrix(replace(held, space="of before"), held, metric=Metric.LEARNED)

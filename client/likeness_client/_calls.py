@@ -48,11 +48,13 @@ class Call:
 
     Attributes:
         model: the model to ask.
+        version: its version, see `space_version`.
         inputs: tensors by name; object arrays hold bytes.
         outputs: the tensors to answer with.
     """
 
     model: str
+    version: str
     inputs: Mapping[str, NDArray[Any]]
     outputs: tuple[str, ...]
 
@@ -165,7 +167,7 @@ def embed_calls(items: Iterable[Item], info: ServerInfo) -> list[tuple[Call, lis
         members.sort(key=lambda item: len(item.parts[0]))
         for batch in _batches(members, _weight, info.max_batch_size):
             outputs = (EMBEDDING, *_weights(signature), *info.error_outputs[signature])
-            planned.append((Call(embed_model(signature), _columns(batch), outputs), batch))
+            planned.append((Call(embed_model(signature), info.version, _columns(batch), outputs), batch))
     return planned
 
 
@@ -236,7 +238,7 @@ def pair_calls(
             inputs = {
                 sided(side, name): data for side, of in ((LEFT, left), (RIGHT, right)) for name, data in of.items()
             }
-            planned.append((Call(pair_model(signature), inputs, outputs), [pair[0] for pair in batch]))
+            planned.append((Call(pair_model(signature), info.version, inputs, outputs), [pair[0] for pair in batch]))
     return planned
 
 
@@ -247,18 +249,20 @@ def vector_pair_calls(
     planned = []
     for batch in _batches(pairs, lambda _: 0, info.max_batch_size):
         inputs = {LEFT: np.stack([pair[1] for pair in batch]), RIGHT: np.stack([pair[2] for pair in batch])}
-        planned.append((Call(SIMILARITY_MODEL, inputs, tuple(metrics)), [pair[0] for pair in batch]))
+        planned.append((Call(SIMILARITY_MODEL, info.version, inputs, tuple(metrics)), [pair[0] for pair in batch]))
     return planned
 
 
-def matrix_calls(left: FloatArray, right: FloatArray, metric: Metric) -> list[tuple[Call, slice, slice]]:
+def matrix_calls(
+    left: FloatArray, right: FloatArray, metric: Metric, info: ServerInfo
+) -> list[tuple[Call, slice, slice]]:
     """Plan the calls that score all rows of ``left`` with all rows of ``right``; each with its rows and columns."""
     columns = min(len(right), _BLOCK_SIDE)
     rows = min(len(left), MAX_CALL_CELLS // max(columns, 1), MAX_BLOCK_LEFT)
     columns = min(len(right), MAX_CALL_CELLS // max(rows, 1), MAX_BLOCK_RIGHT)  # few rows leave room for wider blocks
     return [
         (
-            Call(MATRIX_MODEL, {LEFT: left[None, of_rows], RIGHT: right[None, of_columns]}, (metric,)),
+            Call(MATRIX_MODEL, info.version, {LEFT: left[None, of_rows], RIGHT: right[None, of_columns]}, (metric,)),
             of_rows,
             of_columns,
         )

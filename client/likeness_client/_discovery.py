@@ -19,6 +19,7 @@ from likeness_client.contract import (
     modalities_of,
     preprocess_model,
     signature_of,
+    space_version,
 )
 from likeness_client.errors import ServerError, ServerUnavailableError, SpaceMismatchError
 
@@ -52,6 +53,11 @@ class ServerInfo:
     schema: InputSchema
     error_outputs: Mapping[str, Mapping[str, str]]
     unready: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """The version of the models that answer callers, see `space_version`."""
+        return str(space_version(self.space))
 
 
 def embed_models(index: Iterable[Any]) -> dict[str, str]:

@@ -94,7 +94,8 @@ def similarity_matrix(
     elif metric is Metric.EUCLIDEAN:
         values = euclidean_matrix(left.vectors, right.vectors)
     else:
-        values = yield from _learned_matrix(left.vectors, right.vectors)
+        assert info
+        values = yield from _learned_matrix(left.vectors, right.vectors, info)
     result = ScoreMatrix(
         values=values,
         metric=metric,
@@ -281,11 +282,11 @@ def _score_vectors(
         _read_scores(pairs, call, rows, answer)
 
 
-def _learned_matrix(left: FloatArray, right: FloatArray) -> Operation[FloatArray]:
+def _learned_matrix(left: FloatArray, right: FloatArray, info: ServerInfo) -> Operation[FloatArray]:
     """Score all rows with all rows by the trained network; rows of NaN stay at home."""
     values = np.full((len(left), len(right)), np.nan, dtype=np.float32)
     rows, columns = (np.flatnonzero(~np.isnan(vectors).any(axis=1)) for vectors in (left, right))
-    planned = _calls.matrix_calls(left[rows], right[columns], Metric.LEARNED)
+    planned = _calls.matrix_calls(left[rows], right[columns], Metric.LEARNED, info)
     for start in range(0, len(planned), _BLOCKS_AT_ONCE):
         some = planned[start : start + _BLOCKS_AT_ONCE]
         answers = yield from _ask([call for call, _, _ in some])

@@ -17,7 +17,7 @@ from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
 from likeness_client.contract import Metric
-from likeness_client.errors import ModelNotFoundError, ServerUnavailableError, translate
+from likeness_client.errors import ModelNotFoundError, ServerUnavailableError, SpaceMismatchError, translate
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
@@ -152,8 +152,8 @@ class AsyncClient(_channel.BaseClient):
         info = await self.info()
         try:
             return await self._drive(operation(info), brief)
-        except ModelNotFoundError:
-            self._forget(info)  # the repository has changed since it was asked
+        except (ModelNotFoundError, SpaceMismatchError):
+            self._forget(info)  # the repository may have changed since it was asked
         except ServerUnavailableError:
             self._forget(info)  # another one may stand in its place when it is back
             if not info.unready:  # what was not ready when it was asked may be by now
@@ -215,7 +215,7 @@ class AsyncClient(_channel.BaseClient):
         large = _channel.size(call) > _LARGE
         inputs, outputs = await asyncio.to_thread(_channel.encode, call) if large else _channel.encode(call)
         with translate(self.address, call.model), self._open():
-            result = await self._stub().infer(call.model, inputs, outputs=outputs, **self._settings())
+            result = await self._stub().infer(call.model, inputs, call.version, outputs, **self._settings())
         return _channel.decode(call, result)
 
     @contextmanager

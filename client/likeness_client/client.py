@@ -17,7 +17,14 @@ from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
 from likeness_client.contract import Metric
-from likeness_client.errors import LikenessError, ModelNotFoundError, ServerError, ServerUnavailableError, translate
+from likeness_client.errors import (
+    LikenessError,
+    ModelNotFoundError,
+    ServerError,
+    ServerUnavailableError,
+    SpaceMismatchError,
+    translate,
+)
 from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
@@ -223,8 +230,8 @@ class Client(_channel.BaseClient):
         info = self.info()
         try:
             return self._drive(operation(info))
-        except ModelNotFoundError:
-            self._forget(info)  # the repository has changed since it was asked
+        except (ModelNotFoundError, SpaceMismatchError):
+            self._forget(info)  # the repository may have changed since it was asked
         except ServerUnavailableError:
             self._forget(info)  # another one may stand in its place when it is back
             if not info.unready:  # what was not ready when it was asked may be by now
@@ -273,7 +280,7 @@ class Client(_channel.BaseClient):
     def _ask_alone(self, call: Call) -> Answer:
         inputs, outputs = _channel.encode(call)
         with self._open(), translate(self.address, call.model):
-            result = self._stub().infer(call.model, inputs, outputs=outputs, **self._settings())
+            result = self._stub().infer(call.model, inputs, call.version, outputs, **self._settings())
         return _channel.decode(call, result)
 
     def _send(self, call: Call, failed: threading.Event) -> tuple[Future[Answer], Any]:
@@ -299,7 +306,7 @@ class Client(_channel.BaseClient):
             # tritonclient keeps the call in an attribute until its callback is attached: two threads at once would
             # swap their answers.
             with self._lock, self._open():
-                context = stub.async_infer(call.model, inputs, receive, outputs=outputs, **settings)
+                context = stub.async_infer(call.model, inputs, receive, call.version, outputs, **settings)
         except BaseException:
             self._slots.release()
             raise

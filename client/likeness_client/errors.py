@@ -188,9 +188,9 @@ class OverloadedError(ServerError):
 
 
 class ModelNotFoundError(ServerError):
-    """The server does not have this model."""
+    """The server does not have this model, or not of the space that it named itself: replicas of two are mixed, say."""
 
-    hint = "does its model repository come from `likeness export`?"
+    hint = "does its repository come from `likeness export` of this version, and do all replicas serve the same one?"
 
 
 STATUS_ERRORS: Mapping[str, type[ServerError]] = {

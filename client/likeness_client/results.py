@@ -25,9 +25,7 @@ class Embeddings:
         modality_weights: per product, how much each modality counted; positive, sums to 1; empty where it failed.
         signatures: per product, the modalities that it had, e.g. ``text_image``; empty where it failed.
         product_ids: per product, the caller's own id.
-        space: fingerprint of the embedding space, as the server last gave it: at most half a minute before, so that
-            whoever keeps vectors while servers are being replaced asks `Client.info` with ``refresh`` afterwards.
-            Vectors of different spaces must not be compared.
+        space: fingerprint of the embedding space. Vectors of different spaces must not be compared.
         errors: the failures by position.
     """
 

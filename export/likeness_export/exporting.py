@@ -8,7 +8,7 @@ import inspect
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,7 +100,7 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         write_adapters(recipe, models, aside)
         for tower in recipe.preprocessed_towers():
             shutil.copytree(run.towers / tower / ASSETS, aside / preprocess_model(tower) / str(VERSION) / ASSETS)
-        reports = _export_networks(run, recipe, network, aside)
+        reports = _export_networks(run, recipe, network, models, aside)
         sections = {step.section: asdict(step(aside)) for step in steps}
         manifest = _manifest(recipe, space, aside, reports) | sections
         text = json.dumps(without_nan(manifest), indent=1, allow_nan=False)
@@ -112,7 +112,7 @@ def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Pat
     """Copy ``model.py`` beside every network, and byte-identical preprocessing beside every preprocessing step."""
     preprocessing = {preprocess_model(name): recipe.towers[name].preprocessing for name in recipe.preprocessed_towers()}
     for name, model in models.items():
-        version = folder / name / str(VERSION)
+        version = folder / name / str(model.version)
         if name in preprocessing:
             shutil.copyfile(ADAPTERS / "preprocess_model.py", version / "model.py")
             shutil.copyfile(inspect.getfile(preprocessing[name]), version / "preprocessing.py")
@@ -162,10 +162,12 @@ def fingerprint(recipe: Recipe, run: Run) -> str:
     return digest.hexdigest()[:16]
 
 
-def _export_networks(run: Run, recipe: Recipe, network: ProductNetwork, folder: Path) -> list[ExportReport]:
+def _export_networks(
+    run: Run, recipe: Recipe, network: ProductNetwork, models: Mapping[str, RenderedModel], folder: Path
+) -> list[ExportReport]:
     reports, failures = [], []
     for spec in each(networks(recipe), "exporting"):
-        path = folder / spec.name / str(VERSION) / "model.onnx"
+        path = folder / spec.name / str(models[spec.name].version) / "model.onnx"
         tower = recipe.towers.get(spec.tower)
         longest = tower.padded_lengths(run.towers / spec.tower)[-1:] if tower else []
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,6 +20,7 @@ from likeness_client.contract import (
     modalities_of,
     pair_model,
     sided,
+    space_version,
     tower_embedding,
     tower_error,
 )
@@ -41,7 +42,7 @@ from likeness_export.tensors import TensorSpec
 
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 VERSION = 1
-"""The version that every step is pinned to: an encoder and a fusion head of two trainings must never meet."""
+"""The version of the steps, which ensembles pin: nothing else is to be taken for them."""
 MANIFEST = "manifest.json"
 """What a repository says of itself, beside its models: recipe, space, libraries, checks, and a hash of every file."""
 UNTRAINED = "untrained"
@@ -55,10 +56,12 @@ class RenderedModel:
     Attributes:
         default: ``config.pbtxt``, the profile ``onnx``; of what no profile changes, the only one.
         profiles: the others, which lie in ``configs/``.
+        version: of what callers ask that of the space, see `space_version`; of what only ensembles ask `VERSION`.
     """
 
     default: ModelConfig
     profiles: Mapping[str, ModelConfig]
+    version: int = VERSION
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield (path inside the model's folder, text)."""
@@ -92,11 +95,12 @@ class _Renderer:
         for step in (*encoder_networks(self.recipe), *fusion_networks(self.recipe)):
             yield self.network(self.step(step), step.tower)
         pairs, blocks = similarity_networks(self.recipe)
-        yield self.network(self.pairs(pairs))
-        yield self.network(self.blocks(blocks))
+        version = space_version(self.space)
+        yield replace(self.network(self.pairs(pairs)), version=version)
+        yield replace(self.network(self.blocks(blocks)), version=version)
         for signature in self.recipe.signatures():
-            yield RenderedModel(default=self.embed(signature), profiles={})
-            yield RenderedModel(default=self.pair(signature), profiles={})
+            yield RenderedModel(default=self.embed(signature), profiles={}, version=version)
+            yield RenderedModel(default=self.pair(signature), profiles={}, version=version)
 
     def bare(self, name: str, max_batch_size: int) -> ModelConfig:
         config = ModelConfig(name=name, max_batch_size=max_batch_size)
@@ -191,7 +195,7 @@ class _Renderer:
     def pair(self, signature: str) -> ModelConfig:
         """Two products of this signature to their scores, in one round trip."""
         config = self.ensemble(pair_model(signature))
-        modalities, embed = modalities_of(signature), self.embed(signature)
+        modalities, embed, version = modalities_of(signature), self.embed(signature), space_version(self.space)
         reported = [entry for entry in embed.output if entry.name != EMBEDDING]
         _declare(config, [raw_input(sided(side, name)) for side in (LEFT, RIGHT) for name in modalities], [])
         for score in SCORES:
@@ -200,9 +204,9 @@ class _Renderer:
             for entry in reported:
                 config.output.add(name=sided(side, entry.name), data_type=entry.data_type, dims=entry.dims)
             outputs = {entry.name: sided(side, entry.name) for entry in embed.output}
-            _add_step(config, embed.name, {name: sided(side, name) for name in modalities}, outputs)
+            _add_step(config, embed.name, {name: sided(side, name) for name in modalities}, outputs, version)
         both = {side: sided(side, EMBEDDING) for side in (LEFT, RIGHT)}
-        _add_step(config, SIMILARITY_MODEL, both, {score: score for score in SCORES})
+        _add_step(config, SIMILARITY_MODEL, both, {score: score for score in SCORES}, version)
         return config
 
     def ensemble(self, name: str) -> ModelConfig:
@@ -231,8 +235,10 @@ def _batched(tensor: TensorSpec) -> TensorSpec:
     return TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.dims))
 
 
-def _add_step(config: ModelConfig, model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
-    step = config.ensemble_scheduling.step.add(model_name=model, model_version=VERSION)
+def _add_step(
+    config: ModelConfig, model: str, inputs: Mapping[str, str], outputs: Mapping[str, str], version: int = VERSION
+) -> None:
+    step = config.ensemble_scheduling.step.add(model_name=model, model_version=version)
     step.input_map.update(inputs)
     step.output_map.update(outputs)
 
@@ -244,7 +250,7 @@ def write_configs(models: Mapping[str, RenderedModel], folder: Path) -> None:
             place = folder / name / path
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")
-        version = folder / name / str(VERSION)
+        version = folder / name / str(model.version)
         version.mkdir(exist_ok=True)
         if model.default.platform == "ensemble":
             (version / ".gitkeep").touch()

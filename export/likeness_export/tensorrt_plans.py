@@ -19,7 +19,6 @@ from likeness_client.writing import written_aside
 from likeness_export.onnx_export import ExportError
 from likeness_export.pipeline import StepSpec, networks
 from likeness_export.progress import each
-from likeness_export.repository import VERSION
 from likeness_export.run import Run
 
 Shape: TypeAlias = tuple[int, ...]
@@ -96,9 +95,9 @@ class PlanStep:
             ExportError: one cannot be built.
         """
         for name, shapes in each(list(self.ranges.items()), "building plans"):
-            version = folder / name / str(VERSION)
-            with written_aside(version / "model.plan") as aside:
-                aside.write_bytes(self.builder.build(version / "model.onnx", shapes))
+            (network,) = folder.glob(f"{name}/*/model.onnx")
+            with written_aside(network.with_suffix(".plan")) as aside:
+                aside.write_bytes(self.builder.build(network, shapes))
         return PlanReport(tensorrt=self.builder.version, ranges=self.ranges)
 
 

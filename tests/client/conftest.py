@@ -182,7 +182,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             ).reshape(list(given.shape))
             for given, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
-        call = Call(request.model_name, inputs, tuple(output.name for output in request.outputs))
+        if request.model_version not in ("", self.fake.info.version):
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"'{request.model_name}' version {request.model_version} not found"
+            )
+        outputs = tuple(output.name for output in request.outputs)
+        call = Call(request.model_name, request.model_version, inputs, outputs)
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         for name, data in self.fake.answer(call).items():
             response.outputs.add(name=name, datatype=np_to_triton_dtype(data.dtype), shape=data.shape)

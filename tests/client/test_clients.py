@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import os
 import re
 import threading
@@ -28,6 +29,7 @@ from likeness_client import (
     Product,
     ServerError,
     ServerUnavailableError,
+    SpaceMismatchError,
     Tls,
     _channel,
 )
@@ -124,14 +126,42 @@ def test_info_is_asked_once_and_again_when_a_model_is_gone(client: Any, endpoint
         client.embed(BATCH[:1])
 
 
-def test_a_server_that_was_replaced_is_noticed(
-    client: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert client.embed(BATCH[:1]).space == "space-1"
+def test_a_server_that_was_replaced_is_noticed(client: Any, endpoint: Endpoint) -> None:
+    held = client.embed(BATCH[:1])
+    assert held.space == "space-1"
     endpoint.servicer.fake.space = "space-2"
-    assert client.embed(BATCH[:1]).space == "space-1"  # within the half minute
+    with pytest.raises(SpaceMismatchError):  # not even by the one call that embeds nothing
+        client.similarity_matrix(held, held, metric=Metric.LEARNED)
+    endpoint.servicer.fake.space = "space-1"
+    assert client.similarity_matrix(held, held, metric=Metric.LEARNED).space == "space-1"
+    endpoint.servicer.fake.space = "space-2"
+    fresh = client.embed(BATCH[:1])
+    assert fresh.space == "space-2"
+    with pytest.raises(SpaceMismatchError):
+        client.similarity_matrix(held, BATCH[:1])
+
+
+def test_a_server_that_is_replaced_during_an_operation_leaves_nothing_of_the_old_space(
+    client: Any, endpoint: Endpoint
+) -> None:
+    client.info()
+    calls = itertools.count()
+
+    def replace(_name: str) -> None:
+        if next(calls) == 1:
+            endpoint.servicer.fake.space = "space-2"
+
+    endpoint.servicer.interfere = replace
+    assert client.embed(BATCH).space == "space-2"
+    assert next(calls) > 8  # batches of four; what had its answer already was asked again
+
+
+def test_info_is_asked_again_after_a_while(client: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.info().space == "space-1"
+    endpoint.servicer.fake.space = "space-2"
+    assert client.info().space == "space-1"
     monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
-    assert client.embed(BATCH[:1]).space == "space-2"
+    assert client.info().space == "space-2"
     monkeypatch.undo()
     endpoint.servicer.fake.space = "space-3"
     assert client.info(refresh=True).space == "space-3"

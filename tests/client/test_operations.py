@@ -157,7 +157,7 @@ def test_what_is_unknown_costs_its_modalities_only_until_nothing_is_left(fake: F
 
 
 def test_a_tower_that_knows_something_stands_in_for_its_neighbour() -> None:
-    call = Call("embed_text_image", {}, ())
+    call = Call("embed_text_image", "", {}, ())
     outputs = {"text_error": "text", "terms_error": "text", "image_error": "image"}
     nothing = NOTHING_KNOWN.encode()
     reasons = {
@@ -342,9 +342,9 @@ def test_learned_blocks_are_bounded_and_complete(
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 5000), (5000, 3), (2000, 2000)])
-def test_no_side_of_a_learned_block_is_larger_than_a_plan_takes(rows: int, columns: int) -> None:
+def test_no_side_of_a_learned_block_is_larger_than_a_plan_takes(fake: FakeServer, rows: int, columns: int) -> None:
     left, right = np.zeros((rows, 2), np.float32), np.zeros((columns, 2), np.float32)
-    calls = _calls.matrix_calls(left, right, Metric.LEARNED)
+    calls = _calls.matrix_calls(left, right, Metric.LEARNED, fake.info)
     shapes = [(call.inputs["left"].shape[1], call.inputs["right"].shape[1]) for call, _, _ in calls]
     assert all(a <= MAX_BLOCK_LEFT and b <= MAX_BLOCK_RIGHT for a, b in shapes)
     assert sum(a * b for a, b in shapes) == rows * columns
@@ -375,4 +375,8 @@ def test_an_answer_off_the_contract_is_a_server_error(fake: FakeServer) -> None:
     assert isinstance(found, Vector)
     for broken in ({**answer, "embedding": np.zeros((1, 3), np.float32)}, {"embedding": answer["embedding"]}):
         with pytest.raises(ServerError, match="model 'embed_text': answered"):
-            list(_calls.read_embeddings(Call(call.model, call.inputs, call.outputs), broken, batch, fake.info))
+            list(
+                _calls.read_embeddings(
+                    Call(call.model, call.version, call.inputs, call.outputs), broken, batch, fake.info
+                )
+            )

@@ -47,14 +47,20 @@ def one_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(exporting, "networks", lambda recipe: [s for s in networks(recipe) if s.name == name])
 
 
+def network_of(exported: Exported, name: str) -> Path:
+    (place,) = exported.repository.glob(f"{name}/*/model.onnx")
+    return place
+
+
 # --- what a good export leaves
 
 
 def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported, tmp_path: Path) -> None:
     found = files(exported.repository)
-    write_configs(render(exported.recipe, fingerprint(exported.recipe, exported.run)), tmp_path)
+    models = render(exported.recipe, fingerprint(exported.recipe, exported.run))
+    write_configs(models, tmp_path)
     configs = files(tmp_path)
-    onnx_files = {f"{spec.name}/1/model.onnx" for spec in networks(exported.recipe)}
+    onnx_files = {f"{spec.name}/{models[spec.name].version}/model.onnx" for spec in networks(exported.recipe)}
     beside = ("model.py", "session.py", "answering.py", "lengths.py")
     adapters = {path.replace("model.onnx", name) for path in onnx_files for name in beside}
     before = {
@@ -117,7 +123,7 @@ def test_the_files_have_the_sizes_that_triton_s_onnxruntime_backend_asks_for(exp
     networks_of = {name: model for name, model in render(exported.recipe).items() if "cpu" in model.profiles}
     assert {"similarity", "similarity_matrix", "image_encoder", "fusion_image_attributes"} <= networks_of.keys()
     for name, model in networks_of.items():
-        config, graph = model.default, onnx.load(exported.repository / name / "1" / "model.onnx").graph
+        config, graph = model.default, onnx.load(network_of(exported, name)).graph
         for entries, values, exact in ((config.input, graph.input, False), (config.output, graph.output, True)):
             found = {value.name: value.type.tensor_type.shape.dim for value in values}
             for entry in entries:
@@ -139,7 +145,7 @@ def test_bytes_are_converted_before_all_else(exported: Exported) -> None:
 def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -> None:
     _, network = exported.run.read_network()
     sessions = {
-        name: ort.InferenceSession(str(exported.repository / name / "1" / "model.onnx"))
+        name: ort.InferenceSession(str(network_of(exported, name)))
         for name in (
             "image_encoder",
             "attributes_encoder",

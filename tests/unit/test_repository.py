@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from likeness_client.contract import SCHEMA_PARAMETER, SPACE_PARAMETER, InputSchema, all_signatures
+from likeness_client.contract import SCHEMA_PARAMETER, SPACE_PARAMETER, InputSchema, all_signatures, space_version
 from likeness_client.errors import InputError
 from likeness_export.recipe import RecipeError, load_recipe
-from likeness_export.repository import UNTRAINED, VERSION, RenderedModel, render
+from likeness_export.repository import UNTRAINED, VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import RepositoryError, check
 from likeness_export.repository_reference import write_reference
 from likeness_export.server import NETWORK_FILES
@@ -291,9 +291,16 @@ def test_a_profile_of_another_space_is_found() -> None:
     assert faults(models) == [f"the models belong to 2 spaces: ['other', '{UNTRAINED}']"]
 
 
-def test_every_step_of_the_demo_is_pinned_to_the_version_that_is_written() -> None:
-    for model in render(RECIPE).values():
-        assert {step.model_version for step in model.default.ensemble_scheduling.step} <= {VERSION}
+def test_what_callers_ask_has_the_version_of_its_space_and_every_step_is_pinned(tmp_path: Path) -> None:
+    models = render(RECIPE, "a space")
+    write_configs(models, tmp_path)
+    for name, model in models.items():
+        asked = name.startswith(("embed_", "similarity"))
+        assert model.version == (space_version("a space") if asked else VERSION)
+        assert [place.name for place in (tmp_path / name).glob("[0-9]*")] == [str(model.version)]
+        for step in model.default.ensemble_scheduling.step:
+            assert step.model_version == models[step.model_name].version
+    assert space_version("a space") != space_version("another space")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from typer.testing import CliRunner
 
 def test_a_missing_plan_is_built_by_another_export(rendered_repository: Path) -> None:
     for model in rendered_repository.glob("*/configs"):
-        (model.parent / "1" / "model.onnx").touch()
+        (next(model.parent.glob("[0-9]*")) / "model.onnx").touch()
     check_repository(rendered_repository, "onnx")
     with pytest.raises(
         InputError, match=r"has no model\.plan.*--repository .* --tensorrt`, on the GPU that will serve$"

@@ -38,8 +38,8 @@ def test_every_network_gets_a_plan_beside_it(exported: Exported, tmp_path: Path)
     export_run(exported.run, repository, [PlanStep(exported.run, builder)])
     networks = {path.parent.parent.name for path in repository.rglob("model.onnx")}
     assert builder.asked.keys() == networks
-    for name in networks:
-        assert (repository / name / "1" / "model.plan").read_bytes() == f"plan of {name}".encode()
+    for network in repository.rglob("model.onnx"):
+        assert network.with_suffix(".plan").read_bytes() == f"plan of {network.parent.parent.name}".encode()
     section = json.loads((repository / "manifest.json").read_text(encoding="utf-8"))["tensorrt"]
     assert section["tensorrt"] == "11.4"
     assert section["ranges"]["image_encoder"]["pixels"]["largest"] == [4, 32, 32, 3]
