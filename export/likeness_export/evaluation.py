@@ -20,8 +20,13 @@ from likeness_export.catalogue import Catalogue, recipe_catalogue
 from likeness_export.metrics import Retrieval, places_in, retrieval
 from likeness_export.parts import Part
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs, unknown_to_all
-from likeness_export.training import present_modalities
+from likeness_export.tower_inputs import (
+    TowerInputs,
+    cached_features,
+    present_modalities,
+    read_inputs,
+    unknown_modalities,
+)
 
 log = logging.getLogger(__name__)
 AS_THEY_ARE = "as they are"
@@ -57,11 +62,9 @@ class OfflineEmbedder:
         with torch.inference_mode():
             vectors = [self._vectors(run, inputs[name]) for name in self.recipe.towers]
         self.vectors = torch.stack(vectors, 1)  # (n, t, d)
-        self.present = _held(parts, self.network.modalities)
-        for column, modality in enumerate(self.network.modalities):
-            towers = [inputs[name] for name, config in self.recipe.towers.items() if config.modality == modality]
-            self.present[:, column] &= ~unknown_to_all(towers)
-        self._readable = present_modalities(self.network, inputs).numpy()
+        towers = self.recipe.tower_modalities()
+        self.present = _held(parts, self.network.modalities) & ~unknown_modalities(towers, inputs)
+        self._readable = present_modalities(towers, inputs)
 
     def _vectors(self, run: Run, inputs: TowerInputs) -> Tensor:
         tower, config = self.network.tower(inputs.name), self.recipe.towers[inputs.name]

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import onnxruntime as ort
 import torch
-from likeness_client.contract import NOTHING_KNOWN
+from likeness_client.contract import MODALITIES, NOTHING_KNOWN
 from likeness_client.errors import InputError
 from likeness_client.writing import written_aside
 from numpy.typing import NDArray
@@ -265,10 +265,34 @@ def read_inputs(
     }
 
 
-def unknown_to_all(towers: Iterable[TowerInputs]) -> NDArray[np.bool_]:
-    """Return BOOL [n]: in whose input none of a modality's towers knows anything; it is as if they did not have it."""
-    found: NDArray[np.bool_] = np.logical_and.reduce([tower.unknown for tower in towers])
+def unknown_modalities(tower_modalities: Mapping[str, str], inputs: Mapping[str, TowerInputs]) -> NDArray[np.bool_]:
+    """Return BOOL [n, m]: in which modality no tower knows anything; it is as if the product did not have it.
+
+    Args:
+        tower_modalities: tower name -> modality.
+        inputs: tower name -> its inputs of n products.
+    """
+    towers = _by_modality(tower_modalities, inputs)
+    return np.stack([np.logical_and.reduce([tower.unknown for tower in some]) for some in towers], 1)
+
+
+def present_modalities(tower_modalities: Mapping[str, str], inputs: Mapping[str, TowerInputs]) -> NDArray[np.bool_]:
+    """Return BOOL [n, m]: the modalities of each product that all towers can read, and one at least knows.
+
+    Args:
+        tower_modalities: tower name -> modality.
+        inputs: tower name -> its inputs of n products.
+    """
+    towers = _by_modality(tower_modalities, inputs)
+    readable = np.stack([np.logical_and.reduce([tower.present for tower in some]) for some in towers], 1)
+    found: NDArray[np.bool_] = readable & ~unknown_modalities(tower_modalities, inputs)
     return found
+
+
+def _by_modality(tower_modalities: Mapping[str, str], inputs: Mapping[str, TowerInputs]) -> list[list[TowerInputs]]:
+    """Return the towers of each modality that there is, in the contract's order."""
+    found = [[inputs[name] for name, of in tower_modalities.items() if of == modality] for modality in MODALITIES]
+    return [towers for towers in found if towers]
 
 
 def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig, cache: Path) -> NDArray[np.float32]:

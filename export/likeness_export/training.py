@@ -28,7 +28,7 @@ from likeness_export.positives import Positives, Rows, positives_of
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, cached_features, read_inputs, unknown_to_all
+from likeness_export.tower_inputs import TowerInputs, cached_features, present_modalities, read_inputs
 from likeness_export.training_data import alike_key, data_key, records_key, training_catalogue
 
 log = logging.getLogger(__name__)
@@ -173,9 +173,9 @@ class _Trainer:
             recipe.towers, run.towers, parts, catalogue.ids, once=self.frozen
         )
         self.features = {name: self._features(name) for name in self.frozen}
-        present = present_modalities(self.network, self.inputs)
-        self.present = present.to(device)
-        self.positives: Positives = positives_of(recipe, catalogue, data_root, present.any(1).numpy())
+        present = present_modalities(self.network.tower_modalities, self.inputs)
+        self.present = torch.from_numpy(present).to(device)
+        self.positives: Positives = positives_of(recipe, catalogue, data_root, present.any(1))
         self.objective = Objective(recipe, self.network, self.positives.class_counts).to(device)
         # Every product's embedding when it was last in a batch; zeros before.
         self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension(), device=device)
@@ -316,15 +316,6 @@ class _Trainer:
     def _log(self, epoch: int, loss: float, seconds: float) -> None:
         with self.run.log.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
-
-
-def present_modalities(network: ProductNetwork, inputs: dict[str, TowerInputs]) -> Tensor:
-    """Return BOOL [n, m]: the modalities that each product has, readable for all towers and known to one at least."""
-    columns = []
-    for modality in network.modalities:
-        towers = [inputs[name] for name, belongs in network.tower_modalities.items() if belongs == modality]
-        columns.append(np.logical_and.reduce([tower.present for tower in towers]) & ~unknown_to_all(towers))
-    return torch.from_numpy(np.stack(columns, 1))
 
 
 def _schedule(head_steps: int, steps: int) -> Callable[[int], float]:

@@ -18,8 +18,8 @@ from likeness_export.catalogue import Catalogue
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import read_inputs
-from likeness_export.training import present_modalities, train
+from likeness_export.tower_inputs import present_modalities, read_inputs
+from likeness_export.training import train
 
 _TIMED = 64
 
@@ -124,6 +124,6 @@ def _product_ms(recipe: Recipe, network: ProductNetwork, run: Run, catalogue: Ca
     towers = [network.tower(name) for name in recipe.towers]
     encoded = [inputs[name].encode(tower.encoder) for name, tower in zip(inputs, towers, strict=True)]
     vectors = [tower.project(torch.from_numpy(found)) for tower, found in zip(towers, encoded, strict=True)]
-    present = present_modalities(network, inputs)
+    present = torch.from_numpy(present_modalities(network.tower_modalities, inputs))
     network.fuse(torch.stack(vectors, 1), present)
     return 1000 * (time.perf_counter() - started) / len(some)
