@@ -221,7 +221,6 @@ class _EmbedRun:
                 if not self.space:
                     self.down = [embed_model(signature) for signature in client.info().unready]
                 found = client.embed(products, modalities=self.modalities, on_error="return")
-                now = client.info(refresh=True).space
                 break
             except ServerError as error:  # a model's process that was killed gives INTERNAL until the server has ended
                 hopeless = isinstance(error, ModelNotFoundError) or error.code == "INVALID_ARGUMENT"
@@ -235,8 +234,7 @@ class _EmbedRun:
         for index, failed in found.errors.items():
             self._fail(failed.at(self.writer.rows + index))
         self.space = self.space or found.space
-        # A server may be replaced while it is asked: it has to be the one that was known, now as before.
-        require_same_space(self.space, found.space, now)
+        require_same_space(self.space, found.space)  # it may have been replaced meanwhile
         self.writer.add(found)
         self.succeeded += len(found) - len(found.errors)
 
