@@ -10,8 +10,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from statistics import fmean
+from typing import TypeAlias
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 from joblib import cpu_count
@@ -22,6 +24,9 @@ _GIT_TIMEOUT_S = 5.0
 _NVIDIA_SMI = "nvidia-smi"
 _FORWARDERS = {"docker-proxy", "rootlessport", "ssh", "kubectl"}
 """Programs that listen for a server which is somewhere else."""
+_Ip: TypeAlias = IPv4Address | IPv6Address
+_ANY: Mapping[int, tuple[_Ip, ...]] = {4: (IPv4Address("0.0.0.0"), IPv6Address("::")), 6: (IPv6Address("::"),)}
+"""IP version -> where a process listens for calls to all addresses; at ``::`` those of IPv4 come in, too."""
 _GPU_FIELDS = "name,utilization.gpu,memory.used,power.draw"
 
 
@@ -97,26 +102,39 @@ def find_server(address: str) -> psutil.Process | None:
     What only forwards to a container or to another machine is not the server, and counts as none.
     """
     host, _, port = address.rpartition("/")[2].rpartition(":")
-    if not port.isdigit() or not _is_here(host.strip("[]")):
+    if not port.isdigit():
         return None
+    listening: dict[_Ip, int] = {}
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port) and connection.pid:
-                found = psutil.Process(connection.pid)
-                return None if found.name() in _FORWARDERS else found
+                listening.setdefault(_ip(connection.laddr.ip), connection.pid)
+        for called in _own_addresses(host.strip("[]")):
+            for place in (called, *_ANY[called.version]):
+                if pid := listening.get(place):
+                    found = psutil.Process(pid)
+                    return None if found.name() in _FORWARDERS else found
     except psutil.Error:
         return None
     return None
 
 
-def _is_here(host: str) -> bool:
-    """Say whether a host name means this machine."""
+def _own_addresses(host: str) -> list[_Ip]:
+    """Return the addresses of this machine that a host name stands for, in the order in which they are called."""
     try:
-        addresses = {entry[4][0] for entry in socket.getaddrinfo(host or "localhost", None)}
+        called = dict.fromkeys(_ip(str(entry[4][0])) for entry in socket.getaddrinfo(host or "localhost", None))
     except OSError:
-        return False
-    own = {address.address for interface in psutil.net_if_addrs().values() for address in interface}
-    return bool(addresses & own) or any(str(address).startswith("127.") for address in addresses)
+        return []
+    families = (socket.AF_INET, socket.AF_INET6)
+    interfaces = [address for found in psutil.net_if_addrs().values() for address in found]
+    own = {_ip(address.address) for address in interfaces if address.family in families}
+    return [address for address in called if address.is_loopback or address in own]
+
+
+def _ip(text: str) -> _Ip:
+    """Return an address; one of IPv4 that a socket of IPv6 shows (``::ffff:127.0.0.1``) as what it is."""
+    found = ip_address(text.partition("%")[0])  # without the interface
+    return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # ships no type information
@@ -217,3 +218,29 @@ def test_gpu_samples_are_summarised() -> None:
     assert GpuWatch().figures() == ()
     (part,) = GpuWatch(samples=[[("A", "[N/A]", "[N/A]", "70")]]).figures()  # of a GPU that is divided
     assert (part.utilisation_percent, part.peak_memory_mb, part.power_w) == (None, None, 70.0)
+@pytest.mark.parametrize(
+    ("address", "listening", "place"),
+    [
+        ("127.0.0.1:80", ["127.0.0.2", "127.0.0.1"], 1),
+        ("127.0.0.1:80", ["127.0.0.2", "::ffff:127.0.0.1"], 1),
+        ("127.0.0.1:80", ["0.0.0.0", "::ffff:127.0.0.1"], 1),
+        ("127.0.0.1:80", ["127.0.0.2", "0.0.0.0"], 1),
+        ("127.0.0.1:80", ["::1", "::"], 1),
+        ("[::1]:80", ["0.0.0.0", "::1"], 1),
+        ("[::1]:80", ["127.0.0.1", "::"], 1),
+        ("localhost:80", ["127.0.0.2", "127.0.0.1"], 1),
+        ("127.0.0.1:80", ["127.0.0.2", "::1"], None),
+    ],
+)
+def test_of_two_servers_at_one_port_the_one_at_the_address_is_found(
+    address: str, listening: list[str], place: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = [os.getppid(), os.getpid()]
+    sockets = [
+        SimpleNamespace(status=psutil.CONN_LISTEN, laddr=SimpleNamespace(ip=ip, port=80), pid=pid)
+        for ip, pid in zip(listening, pids, strict=True)
+    ]
+    monkeypatch.setattr(psutil, "net_connections", lambda **_: sockets)
+    assert find_server(address) == (None if place is None else psutil.Process(pids[place]))
+
+
