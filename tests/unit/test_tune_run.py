@@ -19,7 +19,7 @@ from likeness_bench.tune.output import deliver_tune
 from likeness_bench.tune.report import TuneReport
 from likeness_bench.tune.servers import TrialError, TrialServer, complaint
 from likeness_bench.tune.settings import Settings
-from likeness_bench.tune.tables import tune_notes
+from likeness_bench.tune.tables import tune_notes, tune_tables
 from likeness_bench.tune.target import Target, read_target
 from likeness_bench.tune.tuning import FINAL_ROUNDS, TuneConfig, run_tune
 from likeness_bench.workload import WorkloadConfig
@@ -151,6 +151,10 @@ def tuned(target: Target, config: TuneConfig = CONFIG) -> tuple[TuneReport, Sett
     return asyncio.run(asyncio.wait_for(run_tune([], target, config, stop=asyncio.Event()), 60))
 
 
+def titles(report: TuneReport) -> list[str]:
+    return [table.title for table in tune_tables(report)]
+
+
 def test_a_repository_that_can_be_faster(pretended: Pretended, target: Target, tmp_path: Path) -> None:
     pretended.speed = lambda settings: 50.0 * min(3, settings["text_encoder"].instances)
     report, settings = tuned(target)
@@ -181,6 +185,7 @@ def test_a_repository_that_can_be_faster(pretended: Pretended, target: Target, t
         "[serving.steps.text_encoder]",
         f"written to 2 files of {report.repository}, shop.toml",
         "Tuned against untuned",
+        "The best settings found",
     ):
         assert words in text
     assert "text_encoder" in (tmp_path / "tune.html").read_text()
@@ -207,6 +212,12 @@ def test_what_does_not_last_is_not_kept(pretended: Pretended, target: Target) ->
     assert report.final is not None
     assert not report.better
     assert "what seemed better did not last" in tune_notes(report)[0]
+    assert "What seemed better, and was not: do not use it" in titles(report)
+    failed = replace(report.final, failure="no memory")
+    for other in (replace(report, final=None), replace(report, final=failed)):
+        assert "What seemed better, not compared with the untuned settings" in titles(other)
+    # The changes are those that were compared first.
+    assert titles(replace(report, final=failed, refused=(report.final,)))[-1].endswith("do not use it")
 
 
 def test_earlier_settings_are_tried_where_the_last_ones_do_not_last(pretended: Pretended, target: Target) -> None:

@@ -35,7 +35,9 @@ class TuneReport(Report):
         trials: what was tried, in order.
         final: the best settings beside the untuned ones; None: nothing was better, or it was interrupted before.
         refused: the same of settings that were accepted later, and were not better than the untuned ones.
-        changes: step -> what the best settings change in the untuned ones; empty: these are the best found.
+        changes: step -> what the settings that the search ended with change in the untuned ones; only if ``better``
+            are they the best found, else they lost the final comparison or were not compared; empty: none seemed
+            better.
         better: whether the final comparison says so, too: only then is anything written.
         written: the files that were changed.
         ended: why the search ended, in words.

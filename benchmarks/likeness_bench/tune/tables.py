@@ -157,4 +157,14 @@ def _changes(report: TuneReport) -> Table:
         (f"[serving.steps.{step}]", ", ".join(f"{key} = {value}" for key, value in keys.items()))
         for step, keys in report.changes.items()
     )
-    return Table(title="The best settings found", header=("section of the recipe", "keys"), rows=rows)
+    return Table(title=_worth(report), header=("section of the recipe", "keys"), rows=rows)
+
+
+def _worth(report: TuneReport) -> str:
+    """Say what the changes are worth."""
+    if report.better:
+        return "The best settings found"
+    compared = report.refused[0] if report.refused else report.final
+    if compared is None or compared.failure:
+        return "What seemed better, not compared with the untuned settings"
+    return "What seemed better, and was not: do not use it"
