@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from likeness_client import AsyncClient, InputError, Product, ProductError, ServerInfo
+from likeness_client import AsyncClient, InputError, LikenessError, Product, ProductError, ServerInfo
 from likeness_client.payloads import payloads
 from numpy.typing import NDArray
 
@@ -22,6 +22,10 @@ from likeness_bench.workload import AS_THEY_ARE, Request, Workload, WorkloadConf
 
 _LARGEST_BATCH = 8
 """Requests hold 1 to so many products, each number as often."""
+
+
+class SoakStoppedError(LikenessError):
+    """The soak was to stop before its load began."""
 
 
 @dataclass(kw_only=True)
@@ -94,6 +98,7 @@ async def run_soak(
         view: is shown the load while it runs.
 
     Raises:
+        SoakStoppedError: it was stopped before the load: there is nothing to report.
         LikenessError: no product can be sent, or one of them cannot be embedded even alone.
     """
     async with open_client(load) as client:
@@ -101,6 +106,8 @@ async def run_soak(
         workload = await asyncio.to_thread(_workload, products, info, load.workload.seed)
         pool = workload.pools[AS_THEY_ARE]
         alone = {id(product): (await client.embed([product])).vectors[0] for product in pool if not stop.is_set()}
+    if stop.is_set():  # what was not embedded alone could not be checked
+        raise SoakStoppedError("interrupted before the load: nothing was checked")
     checked = Checked(tolerance=tolerance, expected=alone)
     load = replace(load, workload=workload.config)
     return SoakReport(load=await run_load(workload, load, stop=stop, view=view, ask=checked.ask), checked=checked)

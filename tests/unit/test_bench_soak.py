@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from likeness_bench import load, soak
 from likeness_bench.drive import LoadConfig
-from likeness_bench.soak import SoakReport, run_soak
+from likeness_bench.soak import SoakReport, SoakStoppedError, run_soak
 from likeness_client import InputError, InputSchema, OverloadedError, Product, ServerInfo
 
 INFO = ServerInfo(
@@ -101,6 +101,11 @@ def test_stopping_gives_the_report_so_far(monkeypatch: pytest.MonkeyPatch) -> No
     report = soaked(monkeypatch, stop_after_s=0.5)
     assert report.load.ended == "interrupted"
     assert report.load.latency is not None
+
+
+def test_stopping_before_the_load_says_that_nothing_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SoakStoppedError, match="interrupted before the load: nothing was checked"):
+        soaked(monkeypatch, stop_after_s=0.0)
 
 
 def test_products_without_any_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
