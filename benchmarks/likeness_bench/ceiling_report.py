@@ -11,7 +11,7 @@ from typing import Any
 
 from likeness_bench.figures import ENOUGH, LoadReport, too_few
 from likeness_bench.in_process import Threads
-from likeness_bench.load import LAG_LIMIT_MS
+from likeness_bench.load import LAG_LIMIT_MS, OTHER_SPACE
 from likeness_bench.recall import Recall
 from likeness_bench.report import Report
 
@@ -247,6 +247,8 @@ def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool)
         if failed := sum((Counter(found.errors) for found in case.rounds), Counter[str]()):
             kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
             yield f"{case.name}: {failed.total()} requests failed ({kinds}); they count as not answered"
+        if case.load and OTHER_SPACE in case.load.notes:
+            yield f"{case.name}: {OTHER_SPACE}"
         if case.load:
             yield from (f"{case.name}: {doubt}" for doubt in place_doubts(case.load))
         late_ms = max(found.harness_late_ms for found in case.rounds)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +22,9 @@ K = TypeVar("K", int, str)
 FORMAT = "likeness-load-1"
 ENOUGH = 100
 """Requests, for one of them to lie beyond the 99th percentile."""
+KEEPS_UP = 0.95
+"""So much of the rate that is due has to be answered, or the server falls behind."""
+_FEW = 3  # answers: of fewer, the mean says nothing
 _SURPLUS = 1.3  # more than enough must be due, because arrivals are drawn
 DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11)))
 """Where the distribution of the latency is kept, for plots."""
@@ -160,6 +165,8 @@ class LoadReport(Report):
         offered_per_s: requests due per second.
         requests_per_s: requests answered in this time, per second.
         products_per_s: products answered in this time, per second.
+        answered_share: of the rate that was due, how much the server could answer; see `answered_share`. 1 in a closed
+            loop.
         repeated_share: of the requests, how many sent only what had been sent before.
         worn_share: of the requests, how many did so because the products had run out.
         unfinished: requests that were still on their way when the run was interrupted; they count nowhere else.
@@ -219,11 +226,17 @@ class LoadReport(Report):
     ceiling: CeilingTurn | None = None
     runs: tuple[RunFigures, ...] = ()
     settled: bool = False
+    answered_share: float = 1.0
 
     @property
     def failed(self) -> int:
         """How many requests failed."""
         return sum(row.count for row in self.errors)
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the server answered as much as was due; else its queue grows for as long as the load lasts."""
+        return self.answered_share >= KEEPS_UP
 
 
 def too_few(requests: int) -> str:
@@ -250,14 +263,34 @@ def p99_with_failures_ms(records: Sequence[Record]) -> float | None:
     return found if np.isfinite(found) else None
 
 
+def answered_share(records: Sequence[Record]) -> float:
+    """Return how much of the rate that was due a server could answer; 1: all of it.
+
+    Between the middles of the first and the last third of the answers: the time in which they were due / the time in
+    which they came; of that, the share of the requests that did not fail. Other than by a count of the answers, what is
+    under way when a run begins and ends is no arrear, however long an answer takes; only that it takes ever longer is.
+    """
+    answered = sorted((record for record in records if not record.error), key=lambda record: record.scheduled_s)
+    share, third = len(answered) / len(records) if records else 1.0, len(answered) // 3
+    if third < _FEW:
+        return share
+    ends = answered[:third], answered[-third:]
+    first_s, last_s = (fmean(record.scheduled_s for record in end) for end in ends)
+    early_s, late_s = (fmean(map(latency_s, end)) for end in ends)
+    due_s, longer_s = last_s - first_s, max(0.0, late_s - early_s)
+    return share * due_s / (due_s + longer_s) if longer_s else share
+
+
 def _percentiles(values: Sequence[float] | NDArray[np.float64], percent: Sequence[float]) -> list[float]:
     """Return for each percentage the smallest value that at least so many percent of the values do not exceed.
 
     Always a value that was measured, as there is none between an answer and a failure, which is infinitely late; so
     latencies with failures and without them are comparable.
     """
-    found: list[float] = np.percentile(values, percent, method="inverted_cdf").tolist()
-    return found
+    ascending = np.sort(np.asarray(values, dtype=np.float64))
+    # Rounded, because 99.9 % of 1,000 would be a little more than 999, and the rank one too high.
+    ranks = [max(1, ceil(round(share * len(ascending) / 100, 6))) for share in percent]
+    return [float(ascending[rank - 1]) for rank in ranks]
 
 
 def error_rows(records: Sequence[Record], warm_up_s: float) -> tuple[ErrorRow, ...]:

@@ -17,10 +17,20 @@ from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticki
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.report import now
-from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, is_ensemble, read_counters, step_times
+from likeness_bench.steps import (
+    TIMEOUT_S,
+    ModelCounters,
+    StepTime,
+    is_ensemble,
+    read_counters,
+    started_again,
+    step_times,
+)
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import OperationKind, Workload
 
+OTHER_SPACE = "the server serves another space than when it was first asked: a part of this is of another model"
+"""The note of runs at whose end it does."""
 LAG_LIMIT_MS = 5.0
 """From this 99th percentile of its own lateness on, the harness warns that it is part of what it measures."""
 _SAMPLE_S = 1.0  # looking takes some milliseconds from the harness
@@ -88,7 +98,8 @@ async def run_load(
 class _Watch:
     """What is seen of the server and of the harness during the measured time.
 
-    ``before`` and ``after`` are Triton's counters, read so many seconds from the start of the run.
+    ``before`` and ``after`` are Triton's counters, read so many seconds from the start of the run; of a server that was
+    started again they are those of its last process. ``space`` is what it serves in the end, where it says so.
     """
 
     config: LoadConfig
@@ -99,6 +110,8 @@ class _Watch:
     processes: ProcessWatch | None = None
     gpus: GpuWatch | None = None
     cut_short: bool = False
+    started_again: bool = False
+    space: str = ""
     ticks_s: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
 
@@ -118,7 +131,9 @@ class _Watch:
                 break
         ticks.cancel()
         self.cpu_s = time.process_time() - cpu_before_s
-        await self._look(drive)
+        _, self.space = await asyncio.gather(self._look(drive), _space_of(self.config))
+        last = await asyncio.to_thread(find_server, self.config.address)
+        self.started_again |= None not in (server, last) and server != last
 
     def steps(self) -> tuple[StepTime, ...]:
         """Return where the time went in the server; empty without its statistics."""
@@ -132,6 +147,8 @@ class _Watch:
         counters = await counters_of(self.config)
         self.cut_short = counters is None
         if counters is not None:
+            if started_again(self.after or self.before or {}, counters):
+                self.started_again, self.before, self.before_s = True, {}, max(self.before_s, self.after_s)
             self.after, self.after_s = counters, drive.now_s()
 
 
@@ -141,6 +158,14 @@ async def counters_of(config: LoadConfig) -> dict[str, ModelCounters] | None:
         return await read_counters(config.address, _patience_s(config), config.gateway)
     except LikenessError:
         return None
+
+
+async def _space_of(config: LoadConfig) -> str:
+    """Ask a server over a new connection for the space that it serves; empty where it does not tell it in time."""
+    with suppress(LikenessError):
+        async with open_client(replace(config, timeout_s=_patience_s(config))) as client:
+            return (await client.info()).space
+    return ""
 
 
 def _patience_s(config: LoadConfig) -> float:
@@ -184,6 +209,7 @@ def _report(drive: Drive, watch: _Watch, space: str, made_at: str) -> LoadReport
         offered_per_s=per_second * (len(measured) + drive.unfinished),
         requests_per_s=per_second * len(in_time),
         products_per_s=per_second * sum(record.products for record in in_time),
+        answered_share=figures.answered_share(measured) if open_loop else 1.0,
         repeated_share=sum(record.repeated for record in measured) / max(1, len(measured)),
         worn_share=sum(record.worn for record in measured) / max(1, len(measured)),
         unfinished=drive.unfinished,
@@ -242,11 +268,13 @@ def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:
         )
     if seconds and report.harness_cpu_s > 0.9 * seconds:
         yield "the harness used a whole core: it may be the limit, not the server"
-    if report.load["rate"] and report.requests and report.requests_per_s < 0.95 * report.offered_per_s:
+    if not report.keeps_up:
         yield (
-            f"answered {report.requests_per_s:.1f} of {report.offered_per_s:.1f} requests/s: the server does not keep "
-            "up, or failed; at such a rate latency only says how long the run was"
+            f"answered {100 * report.answered_share:.0f} % of {report.offered_per_s:.1f} requests/s: the server does "
+            "not keep up, or failed; at such a rate latency only says how long the run was"
         )
+    if not report.requests and report.ended == "duration":
+        yield f"no request was due in the {seconds:g} s that were measured; use longer runs"
     if report.worn_share > 0:
         yield (
             f"the products ran out: {100 * report.worn_share:.0f} % of the requests repeated earlier ones for that; "
@@ -256,5 +284,9 @@ def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:
         yield doubt
     elif 0 < report.requests < 1000:
         yield f"{report.requests} requests: p99.9 is little more than the maximum"
+    if watch.space not in ("", report.space):
+        yield OTHER_SPACE
+    if watch.started_again:
+        yield "the server was started again meanwhile: its CPU, memory and steps tell of a part of the time only"
     if seconds and watch.cut_short:
         yield "Triton did not answer at the end: its statistics stop before, if there are any"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
-from likeness_bench.load import RunLoad, run_load
+from likeness_bench.load import OTHER_SPACE, RunLoad, run_load
 from likeness_bench.rest import come_to_rest
 from likeness_bench.search import agree, decisive
 from likeness_bench.view import UNSEEN, View
@@ -67,7 +68,9 @@ async def run_repeated(
     # One that answered nothing tells nothing but that; it never settles.
     answered = runs if settled else [run for run in runs if run.latency] or runs
     shown = answered[decisive([_settling_ms(run) for run in answered], settled=settled)]
-    notes = shown.notes if settled else (*shown.notes, *_doubts(runs, budget_s, stopped=stop.is_set()))
+    notes = (*shown.notes, *_elsewhere([run for run in runs if run is not shown], shown))
+    if not settled:
+        notes += (*_doubts(runs, budget_s, stopped=stop.is_set()),)
     ended = "interrupted" if stop.is_set() else shown.ended
     return replace(shown, ended=ended, settled=settled, runs=tuple(map(RunFigures.of, runs)), notes=notes)
 
@@ -83,6 +86,18 @@ def _settling_ms(run: LoadReport) -> float | None:
     if run.load["rate"] is not None:
         return run.p99_with_failures_ms
     return 1000 / run.products_per_s if run.products_per_s else None
+
+
+def _elsewhere(others: Sequence[LoadReport], shown: LoadReport) -> Iterator[str]:
+    """Say what happened in the runs that are not shown, and would be missed."""
+    if OTHER_SPACE not in shown.notes and any(OTHER_SPACE in run.notes for run in others):
+        yield OTHER_SPACE
+    failed = Counter[str]()
+    for run in others:
+        failed.update({row.kind: row.count for row in run.errors})
+    if failed:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
+        yield f"in the other runs {failed.total()} requests failed ({kinds})"
 
 
 def _doubts(runs: Sequence[LoadReport], budget_s: float, *, stopped: bool) -> Iterator[str]:

@@ -83,6 +83,12 @@ def happened(
         yield model, late.plus(before[model], -1) if model in before else late
 
 
+def started_again(before: Mapping[str, ModelCounters], after: Mapping[str, ModelCounters]) -> bool:
+    """Say whether counters fell between two readings: then the second ones are of another process."""
+    since = [found for _, found in happened(before, after)]
+    return any(min(found.executions, found.failures, found.count["success"]) < 0 for found in since)
+
+
 async def read_counters(
     address: str, timeout_s: float = TIMEOUT_S, gateway: Mapping[str, Any] | None = None
 ) -> dict[str, ModelCounters]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from likeness_bench.figures import ENOUGH, too_few
+from likeness_bench.load import OTHER_SPACE
 from likeness_bench.load_tables import work_name
 from likeness_bench.plots import sweep_plot
 from likeness_bench.sweep import RateStep, SweepReport
@@ -20,8 +21,8 @@ def sweep_name(report: SweepReport) -> str:
 
 def sweep_tables(report: SweepReport) -> list[Table]:
     """Return what was tried, by rate."""
-    header: tuple[str, ...] = ("requests/s due", "kept", "settled", "repeats", "p99 ms with failures")
-    header += ("products/s", "p50 ms", "failed")
+    header: tuple[str, ...] = ("requests/s asked for", "due", "answered %", "kept", "settled", "repeats")
+    header += ("p99 ms with failures", "products/s", "p50 ms", "failed")
     if beside := any(step.shown.ceiling for step in report.steps):
         header += ("served / ceiling",)
     rows = tuple(_row(step, beside=beside) for step in sorted(report.steps, key=lambda step: step.rate))
@@ -44,6 +45,9 @@ def sweep_notes(report: SweepReport) -> list[str]:
     if missed := min((step for step in report.steps if not step.kept), key=lambda step: step.rate, default=None):
         # The harness may be what missed, and not the server.
         notes += [f"at {missed.rate:.4g} requests/s, which missed: {note}" for note in missed.shown.notes]
+    spaces = any(OTHER_SPACE in run.notes for step in report.steps for run in step.repeats)
+    if spaces and not any(OTHER_SPACE in note for note in notes):
+        notes.append(OTHER_SPACE)
     return notes
 
 
@@ -66,7 +70,9 @@ def sweep_plots(report: SweepReport) -> list[str]:
 def _row(step: RateStep, *, beside: bool) -> tuple[str, ...]:
     return (
         f"{step.rate:.4g}",
-        "yes" if step.kept else "no",
+        number(step.shown.offered_per_s),
+        number(100 * step.shown.answered_share, 0),
+        "yes" if step.kept else "no" if step.shown.keeps_up else "no: falls behind",
         "yes" if step.settled else "no",
         str(len(step.repeats)),
         or_infinite(step.p99_ms),

@@ -27,7 +27,7 @@ from likeness_bench.drive import Drive, LoadConfig, Record
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, cpu_threads_of, uses_of
-from likeness_bench.load import _report, _Watch
+from likeness_bench.load import OTHER_SPACE, _report, _Watch
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
@@ -441,6 +441,9 @@ def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None
         served_recalls(LOAD, products[:512], {}, stopped=lambda: False)
 
 
+MOVED: Any = SimpleNamespace(notes=(OTHER_SPACE,), gpus=(), server="seen")
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [
@@ -450,6 +453,7 @@ def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None
         (replace(CASE, rounds=(replace(ROUND, errors={"A": 2, "B": 1}),)), "3 requests failed (2 A, 1 B)"),
         (replace(CASE, rounds=(replace(ROUND, harness_late_ms=9.0),)), "harness itself was late"),
         (replace(CASE, rounds=(replace(ROUND, half_requests=20),)), "p99 is the maximum"),
+        (replace(CASE, load=MOVED), "the server serves another space"),
     ],
 )
 def test_notes_of_a_comparison(case: Case, said: str) -> None:

@@ -17,7 +17,7 @@ from likeness_bench.drive import Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.search import RateSearch, decisive, middle, settled
-from likeness_bench.steps import ModelCounters, step_times
+from likeness_bench.steps import ModelCounters, started_again, step_times
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
 
@@ -50,11 +50,56 @@ def test_percentiles_are_those_of_numpy_in_milliseconds() -> None:
     found = Percentiles.of(seconds)
     assert found is not None
     values = (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms, found.p99_9_ms)
-    assert values == pytest.approx(1000 * np.percentile(seconds, (50, 90, 95, 99, 99.9), method="inverted_cdf"))
-    assert values[:4] == pytest.approx([1000 * sorted(seconds)[rank - 1] for rank in (2500, 4500, 4750, 4950)])
+    assert values[:4] == pytest.approx(1000 * np.percentile(seconds, (50, 90, 95, 99), method="inverted_cdf"))
+    assert values == pytest.approx([1000 * sorted(seconds)[rank - 1] for rank in (2500, 4500, 4750, 4950, 4995)])
     assert found.count == 5000
     assert found.max_ms == pytest.approx(1000 * max(seconds))
     assert Percentiles.of([]) is None
+
+
+@pytest.mark.parametrize("count", [1, 10, 999, 1000, 1001, 2000, 7000])
+def test_ranks_are_exact(count: int) -> None:
+    """To numpy, 99.9 % of 1,000 values are a little more than 999 of them."""
+    found = Percentiles.of([rank / 1000 for rank in range(1, count + 1)])
+    assert found is not None
+    assert found.p99_9_ms == pytest.approx(-(-999 * count // 1000))
+    assert found.p50_ms == pytest.approx(-(-count // 2))
+
+
+def queued(capacity: float, latency_s: float = 0.0, rate: float = 10.0) -> list[Record]:
+    """What becomes of requests due over 10 s at a server that answers so many of them per second, one by one."""
+    records, free_s = list[Record](), 0.0
+    for due_s in np.arange(0, 10, 1 / rate).tolist():
+        free_s = max(free_s, due_s) + 1 / capacity
+        records.append(replace(OK, scheduled_s=due_s, started_s=due_s, finished_s=free_s + latency_s))
+    return records
+
+
+@pytest.mark.parametrize("capacity", [2.0, 8.0, 9.0])
+def test_a_server_whose_queue_grows_answers_its_capacity(capacity: float) -> None:
+    assert figures.answered_share(queued(capacity)) == pytest.approx(capacity / 10)
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 1.0, 60.0])
+def test_what_is_under_way_at_the_end_is_no_arrear(latency_s: float) -> None:
+    assert figures.answered_share(queued(20.0, latency_s)) == pytest.approx(1.0)
+
+
+def test_of_a_mix_it_does_not_matter_whether_more_slow_ones_come_last() -> None:
+    mixed = [
+        replace(one, finished_s=one.finished_s + (place % 2 or place in (98, 96)))
+        for place, one in enumerate(queued(20.0))
+    ]
+    assert figures.answered_share(mixed) > figures.KEEPS_UP
+
+
+def test_failures_are_not_answered() -> None:
+    well = queued(20.0)
+    assert figures.answered_share(
+        [*well[:75], *(replace(one, error="ServerError") for one in well[75:])]
+    ) == pytest.approx(0.75)
+    assert figures.answered_share([FAILED]) == 0.0
+    assert figures.answered_share([]) == figures.answered_share(queued(8.0)[:5]) == 1.0  # too few to tell
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
@@ -121,7 +166,12 @@ def test_step_times_are_means_between_two_readings() -> None:
 
 
 def test_a_server_that_was_started_again_in_between_gives_no_step_times() -> None:
-    assert step_times({"text_encoder": counters(3, 3)}, {"text_encoder": counters(1, 1)}) == ()
+    before, after = {"text_encoder": counters(3, 3)}, {"text_encoder": counters(1, 1)}
+    assert step_times(before, after) == ()
+    assert started_again(before, after)
+    assert not started_again(after, before)
+    assert not started_again({}, before)
+    assert not started_again(before, before)
 
 
 @given(capacity=st.floats(0.2, 50_000), start=st.floats(0.1, 1000))
@@ -206,18 +256,6 @@ def test_a_process_is_found_by_its_port_and_watched(monkeypatch: pytest.MonkeyPa
     assert figures_.peak_rss_mb > 1
 
 
-@pytest.mark.parametrize("address", ["localhost:1", "unix:/tmp/socket", "192.0.2.1:8001", "no port"])
-def test_a_server_elsewhere_is_not_watched(address: str) -> None:
-    assert find_server(address) is None
-
-
-def test_gpu_samples_are_summarised() -> None:
-    watch = GpuWatch(samples=[[("A", "10", "100", "70.5")], [("A", "30", "300", "[N/A]")]])
-    (gpu,) = watch.figures()
-    assert (gpu.name, gpu.utilisation_percent, gpu.peak_memory_mb, gpu.power_w) == ("A", 20.0, 300.0, 70.5)
-    assert GpuWatch().figures() == ()
-    (part,) = GpuWatch(samples=[[("A", "[N/A]", "[N/A]", "70")]]).figures()  # of a GPU that is divided
-    assert (part.utilisation_percent, part.peak_memory_mb, part.power_w) == (None, None, 70.0)
 @pytest.mark.parametrize(
     ("address", "listening", "place"),
     [
@@ -244,3 +282,15 @@ def test_of_two_servers_at_one_port_the_one_at_the_address_is_found(
     assert find_server(address) == (None if place is None else psutil.Process(pids[place]))
 
 
+@pytest.mark.parametrize("address", ["localhost:1", "unix:/tmp/socket", "192.0.2.1:8001", "no port"])
+def test_a_server_elsewhere_is_not_watched(address: str) -> None:
+    assert find_server(address) is None
+
+
+def test_gpu_samples_are_summarised() -> None:
+    watch = GpuWatch(samples=[[("A", "10", "100", "70.5")], [("A", "30", "300", "[N/A]")]])
+    (gpu,) = watch.figures()
+    assert (gpu.name, gpu.utilisation_percent, gpu.peak_memory_mb, gpu.power_w) == ("A", 20.0, 300.0, 70.5)
+    assert GpuWatch().figures() == ()
+    (part,) = GpuWatch(samples=[[("A", "[N/A]", "[N/A]", "70")]]).figures()  # of a GPU that is divided
+    assert (part.utilisation_percent, part.peak_memory_mb, part.power_w) == (None, None, 70.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +12,15 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]  # ships no type information
 import pytest
+from likeness_bench import load
 from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.drive import Drive, LoadConfig, open_client
+from likeness_bench.figures import LoadReport
 from likeness_bench.load import _report, _Watch, run_load
 from likeness_bench.load_tables import load_tables
+from likeness_bench.steps import ModelCounters
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
 from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError, Tls
 from likeness_client.payloads import payloads
@@ -323,6 +328,50 @@ def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> N
             return time.perf_counter() - began
 
     assert asyncio.run(run()) < 4
+
+
+def watched(
+    monkeypatch: pytest.MonkeyPatch, counted: list[int], spaces: Sequence[str] = ("s", "s"), started: bool = False
+) -> LoadReport:
+    """A run that sees these numbers of executions at its looks, and these spaces when it asks."""
+    servers = [psutil.Process(), psutil.Process(os.getppid()) if started else psutil.Process()]
+    infos = [replace(INFO, space=space) for space in spaces]
+
+    class Served(Fake):
+        async def __aenter__(self) -> Served:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def info(self) -> ServerInfo:
+            return infos.pop(0)
+
+    async def counters_of(_: LoadConfig) -> dict[str, ModelCounters]:
+        times = counted.pop(0)
+        parts = dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), times)
+        return {"encoder": ModelCounters(inferences=times, executions=times, failures=0, count=parts, ns=parts)}
+
+    monkeypatch.setattr(load, "open_client", lambda _: Served(wait_s=0.01))
+    monkeypatch.setattr(load, "counters_of", counters_of)
+    monkeypatch.setattr(load, "find_server", lambda _: servers.pop(0))
+    config = LoadConfig(address="here:1", concurrency=1, duration_s=0.2, warm_up_s=0.0)
+    run = run_load(Workload(PRODUCTS, INFO, config.workload), config, stop=asyncio.Event())
+    return asyncio.run(run)
+
+
+def test_a_server_that_is_replaced_while_it_is_loaded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the measured time, in it and at its end the server is looked at."""
+
+    def said(report: LoadReport) -> list[bool]:
+        return [any(words in note for note in report.notes) for words in ("another space", "was started again")]
+
+    assert said(watched(monkeypatch, [5, 6, 9])) == [False, False]
+    assert said(watched(monkeypatch, [5, 6, 9], spaces=["s", "t"])) == [True, False]
+    assert said(watched(monkeypatch, [5, 6, 9], started=True)) == [False, True]
+    far_away = watched(monkeypatch, [5, 2, 9])  # not to be seen but by its counters
+    assert said(far_away) == [False, True]
+    assert [step.requests for step in far_away.steps] == [9]  # of the process that it has now
 
 
 def test_what_a_gateway_asks_for_goes_with_the_load_and_into_no_report() -> None:

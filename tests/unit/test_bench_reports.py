@@ -22,7 +22,7 @@ from likeness_bench.drive import Drive, LoadConfig, Record
 from likeness_bench.figures import CeilingTurn, ErrorRow, LoadReport, RunFigures
 from likeness_bench.files import check_out, write_json
 from likeness_bench.in_process import Threads
-from likeness_bench.load import _report, _Watch
+from likeness_bench.load import OTHER_SPACE, _report, _Watch
 from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
@@ -30,7 +30,7 @@ from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
 from likeness_bench.steps import ModelCounters
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
-from likeness_bench.sweep_tables import sweep_notes
+from likeness_bench.sweep_tables import sweep_notes, sweep_tables
 from likeness_bench.tables import Table, html, markdown, print_tables
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError, InputSchema, ServerInfo
@@ -128,6 +128,20 @@ def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_coun
 def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:
     deliver_load(report_of([record(3.0, 0.1, "ServerUnavailableError")]), tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())["latency"] is None
+
+
+def test_a_load_in_which_nothing_was_due_says_so() -> None:
+    said = "no request was due in the 10 s that were measured; use longer runs"
+    assert report_of([record(0.5, 0.1)]).notes == (said,)
+    assert said not in report_of([record(0.5, 0.1)], stopped=True).notes
+
+
+def test_a_server_that_falls_behind_is_noted() -> None:
+    growing = [record(2 + number / 20, number / 100) for number in range(200)]
+    assert any("does not keep up" in note for note in report_of(growing, rate=20.0).notes)
+    slow = [record(2 + number / 20, 5.0) for number in range(200)]  # half of it is under way at the end
+    assert not any("does not keep up" in note for note in report_of(slow, rate=20.0).notes)
+    assert not any("does not keep up" in note for note in report_of(growing, rate=None, concurrency=2).notes)
 
 
 def test_notes_say_what_stands_in_the_way() -> None:
@@ -432,11 +446,12 @@ def swept(
             ),
             requests=requests,
             p99_with_failures_ms=p99_ms(load.rate, runs),
+            answered_share=config.get("share", lambda _: 1.0)(load.rate),
         )
 
     monkeypatch.setattr(sweep_module, "PAUSE_S", 0.0)
     load = LoadConfig(address="here:1", rate=10.0, duration_s=0.1, warm_up_s=0.0)
-    chosen = {name: value for name, value in config.items() if name not in ("stop_at", "answers")}
+    chosen = {name: value for name, value in config.items() if name not in ("stop_at", "answers", "share")}
 
     async def run() -> SweepReport:
         nothing: Any = None
@@ -456,6 +471,24 @@ def test_a_sweep_finds_the_rate_and_says_that_it_settled(monkeypatch: pytest.Mon
     assert all(step.settled and len(step.repeats) == 2 for step in found.steps)
     assert "found between" in found.ended
     assert "not settle" not in found.ended
+
+
+def test_a_rate_that_the_server_falls_behind_at_misses_whatever_its_p99(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = swept(monkeypatch, lambda _rate, _run: 50.0, share=lambda rate: min(1.0, 57 / rate))
+    assert found.best_rate is not None
+    assert 57 / 1.05 <= found.best_rate <= 57 / 0.95
+    assert all(step.p99_ms == 50.0 for step in found.steps)
+    (table,) = sweep_tables(found)
+    kept = {row[table.header.index("kept")] for row in table.rows if float(row[0]) > 57 / 0.95}
+    assert kept == {"no: falls behind"}
+
+
+def test_the_rate_that_was_asked_for_stands_beside_the_one_that_was_due(report: LoadReport) -> None:
+    steps = (RateStep(rate=8.0, kept=True, settled=True, p99_ms=50.0, repeats=(report,)),)
+    sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+    (table,) = sweep_tables(sweep)
+    assert table.header[:4] == ("requests/s asked for", "due", "answered %", "kept")
+    assert table.rows[0][:4] == ("8", "10.0", "99", "yes")
 
 
 def test_at_low_rates_runs_are_long_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,6 +536,8 @@ def test_the_notes_of_the_lowest_rate_that_missed_are_told(report: LoadReport) -
     )
     sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
     assert sweep_notes(sweep)[-1] == "at 16 requests/s, which missed: the harness itself was late"
+    moved = replace(steps[0], repeats=(replace(report, notes=(OTHER_SPACE,)), report))
+    assert sweep_notes(replace(sweep, steps=(moved, *steps[1:])))[-1] == OTHER_SPACE
 
 
 def test_figures_that_never_settle_are_repeated_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -611,6 +646,23 @@ def test_a_load_that_nothing_answers_is_not_repeated(monkeypatch: pytest.MonkeyP
     found = repeated(monkeypatch, [0.1, None])
     assert "p99 did not settle in 2 runs: the last one answered nothing" in found.notes
     assert found.latency is not None  # the run before is shown: it tells more
+
+
+def test_what_befell_the_runs_that_are_not_shown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeated_module, "PAUSE_S", 0.0)
+    well, refused, late = (record(2.5, 0.01, error) for error in ("", "ServerError", "DeadlineExceededError"))
+    runs = [report_of([well] * 40 + [refused] * 8 + [late] * 2), *(report_of([well] * 50) for _ in range(2))]
+    runs[0] = replace(runs[0], notes=(*runs[0].notes, OTHER_SPACE))
+
+    async def run_load(*_given: Any, **_: Any) -> LoadReport:
+        return runs.pop(0)
+
+    config = LoadConfig(address="here:1", rate=10.0, duration_s=1.0, warm_up_s=0.0)
+    nothing: Any = None
+    found = asyncio.run(run_repeated(nothing, config, budget_s=60.0, stop=asyncio.Event(), run_once=run_load))
+    assert (found.settled, found.failed) == (True, 0)
+    assert "in the other runs 10 requests failed (8 ServerError, 2 DeadlineExceededError)" in found.notes
+    assert OTHER_SPACE in found.notes
 
 
 def test_two_failing_runs_do_not_agree() -> None:
