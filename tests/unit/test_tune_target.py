@@ -14,6 +14,7 @@ from likeness_bench.tune.settings import Settings
 from likeness_bench.tune.target import read_target
 from likeness_bench.tune.writing import write_result
 from likeness_client import InputError
+from likeness_client.contract import space_version
 from likeness_client.writing import write_text
 from likeness_export.recipe import BUILT_IN, load_recipe, with_serving
 from likeness_export.repository import MANIFEST, render, write_configs
@@ -116,8 +117,10 @@ def test_either_all_files_are_written_or_none(repository: Path, monkeypatch: pyt
 
 def test_a_repository_that_was_exported_again_meanwhile_is_left_as_it_is(repository: Path) -> None:
     target = read_target(repository)
+    version, another = (str(space_version(space)) for space in (target.space, "another"))
     for path in [repository / MANIFEST, *repository.rglob("*.pbtxt")]:
-        path.write_text(path.read_text(encoding="utf-8").replace(target.space, "another"), encoding="utf-8")
+        text = path.read_text(encoding="utf-8").replace(target.space, "another").replace(version, another)
+        path.write_text(text, encoding="utf-8")
     before = content(repository)
     with pytest.raises(InputError, match="was exported again while it was tuned"):
         write_result(target, other(target.settings))
