@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import uvicorn  # type: ignore[import-not-found]  # installed for this service alone
 from fastapi import FastAPI, HTTPException  # type: ignore[import-not-found]  # the same
+from likeness_client.contract import NOTHING_KNOWN
 from likeness_export.encoders.base import ASSETS
 from likeness_export.run import Run
 from pydantic import BaseModel
@@ -61,7 +62,7 @@ class Pipeline:
             if tower.modality not in given:
                 continue
             tensors, (error,) = self.preprocessors[name]([given[tower.modality]])
-            if error:
+            if error not in ("", NOTHING_KNOWN):  # what is unknown is embedded as such
                 raise ValueError(f"{tower.modality}: {error}")
             columns = (torch.from_numpy(tensors[spec.name]) for spec in tower.tensors())
             vectors[:, place] = self.network.tower(name)(*columns)
