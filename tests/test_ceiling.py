@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,18 @@ def test_recall_is_that_of_the_evaluation(client: Client, address: str, trained_
         assert found is not None
         assert found.queries == row.figures.queries
         assert found.at_1 == pytest.approx(row.figures.recall_at[1])
+
+
+def test_recall_of_a_signature_is_that_of_products_whose_modalities_are_all_known(
+    address: str, complete: list[Product]
+) -> None:
+    unheard = replace(complete[0], attributes={"kind": "unheard of"})
+    products = [(product, "same") for product in (unheard, *complete[1:6])]
+    load = LoadConfig(address=address, concurrency=1)
+    counts = {name: served_recall(load, products, name) for name in ("text_attributes", "text", AS_THEY_ARE)}
+    assert {name: found and found.gallery for name, found in counts.items()} == {
+        "text_attributes": 5, "text": 6, AS_THEY_ARE: 6
+    }  # fmt: skip
 
 
 def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: list[Product]) -> None:
