@@ -288,6 +288,9 @@ def read_errors(
     columns = [tensor(call, answer, sided(side, name) if side else name, (count, 1))[:, 0] for name in outputs]
     found: list[ProductError | None] = []
     for row in zip(*columns, strict=True):
+        if not any(row):
+            found.append(None)
+            continue
         reasons = dict(zip(outputs, map(_text, row), strict=True))
         fault = next((name for name, reason in reasons.items() if reason not in ("", NOTHING_KNOWN)), None)
         known = {outputs[name] for name, reason in reasons.items() if not reason}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import TracebackType
@@ -177,28 +177,26 @@ class AsyncClient(_channel.BaseClient):
         or end.
         """
         sent: list[asyncio.Task[Answer]] = []
+        failed = False
+
+        def ended(task: asyncio.Task[Answer]) -> None:
+            nonlocal failed
+            failed |= _has_failed(task)
+            self._slots.release()
+            self._sending.discard(task)
+
         for call in calls:
             # One slot after the other, so that operations which share the client take turns.
             await self._take_slot()
-            if any(map(_has_failed, sent)):
+            if failed:
                 self._slots.release()
                 break
-            sent.append(self._detached(self._send(call)))
+            sent.append(asyncio.create_task(self._send(call)))
+            sent[-1].add_done_callback(ended)
+            self._sending.add(sent[-1])  # the event loop alone would not keep it alive
         if sent:
             await asyncio.wait(sent)  # unlike gather, it does not cancel them with the caller
         return [task.result() for task in sent]
-
-    def _detached(self, sending: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
-        """Let a call, whose slot is taken, go its own way to the end."""
-        task = asyncio.create_task(sending)
-        self._sending.add(task)  # the event loop alone would not keep it alive
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Answer]) -> None:
-        self._slots.release()
-        self._sending.discard(task)
-        _has_failed(task)  # whoever waited for it may have left; an error that nobody has looked at would be printed
 
     async def _take_slot(self) -> None:
         if not self._slots.locked():  # the usual case, without a timer
@@ -231,7 +229,8 @@ class AsyncClient(_channel.BaseClient):
 
 
 def _has_failed(task: asyncio.Task[Answer]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
+    """Look at how a task ended; an error that nobody has looked at, because the caller has left, would be printed."""
+    return task.cancelled() or task.exception() is not None
 
 
 def _brief(*sides: Sequence[Product]) -> bool:
