@@ -142,6 +142,15 @@ def refused(*arguments: str | Path) -> str:
     return done.stderr.strip()
 
 
+@pytest.fixture
+def _as_in_a_terminal() -> Iterator[None]:
+    """A hang-up means what it does there: who runs the tests with nohup ignores it, and servers would inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_as_in_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_says_when_all_endpoints_answer_and_stops_cleanly(
     small: Path, ports: list[int], tmp_path: Path, number: signal.Signals
