@@ -28,8 +28,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
-        if path.exists():  # or that the one before has
-            aside.chmod(stat.S_IMODE(path.stat().st_mode))
+        if path.exists():  # or that the one before has; but it must be possible to write it
+            aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
     try:
         try:
             yield aside

@@ -191,7 +191,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")] = 8002,
     ready_timeout_s: Annotated[float, typer.Option(min=1, help="How long the models may take to load.")] = 120.0,
 ) -> None:
-    """Serve a model repository with a real tritonserver until Ctrl-C or SIGTERM."""
+    """Serve a model repository with a real tritonserver until Ctrl-C, SIGTERM or the end of the terminal."""
     from likeness_export.server import ServeConfig, serving, watch
 
     # SIGTERM ends the block below just as Ctrl-C does.

@@ -26,10 +26,12 @@ class Mask:
     """
 
     def __init__(self, labels: Iterable[str]) -> None:
-        pieces = {label: unicodedata.normalize("NFC", label).split() for label in set(labels)}
-        unspaced = {piece for of_label in pieces.values() for piece in of_label if _UNSPACED.search(piece)}
-        self.unspaced = sorted(unspaced, key=len, reverse=True)  # a part of another one would leave the rest of it
-        spaced = [" ".join(piece for piece in of_label if piece not in unspaced) for of_label in pieces.values()]
+        pieces = [unicodedata.normalize("NFC", label).split() for label in set(labels)]
+        unspaced = {piece for of_label in pieces for piece in of_label if _UNSPACED.search(piece)}
+        # The longest first: a part of it would leave the rest.
+        either = "|".join(map(re.escape, sorted(unspaced, key=len, reverse=True)))
+        self.unspaced = re.compile(either, re.IGNORECASE) if unspaced else None
+        spaced = [" ".join(piece for piece in of_label if piece not in unspaced) for of_label in pieces]
         words = [[word[0] for word in _WORD.finditer(label)] for label in spaced]
         self.stems = {_stem(word) for of_label in words for word in of_label}
         self.stems |= {_stem(one + other) for of_label in words for one, other in pairwise(of_label)}
@@ -37,8 +39,8 @@ class Mask:
     def __call__(self, text: str) -> str:
         """Return the text without them; runs of whitespace become one space."""
         text = unicodedata.normalize("NFC", text)
-        for piece in self.unspaced:
-            text = text.replace(piece, " ")
+        if self.unspaced:
+            text = self.unspaced.sub(" ", text)
         words = list(_WORD.finditer(text))
         cut = {word for word in words if _stem(word[0]) in self.stems}
         for one, other in pairwise(words):

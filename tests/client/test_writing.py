@@ -23,9 +23,10 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_new_file_is_open_to_those_to_whom_the_old_one_was(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "mine")
-    path.chmod(0o600)
-    write_text(path, "still mine")
-    assert path.stat().st_mode & 0o777 == 0o600
+    for access in (0o600, 0o400):
+        path.chmod(access)
+        write_text(path, "still mine")
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:

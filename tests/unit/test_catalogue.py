@@ -139,6 +139,7 @@ def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
         (["手机", "手机壳"], "新款手机壳", "新款"),
         (["กระเป๋า"], "กระเป๋าหนังแท้", "หนังแท้"),
         (["Nike 手机"], "nike 新手机 nikon", "新 nikon"),
+        (["Tシャツ"], "tシャツ 新作", "新作"),
         (["café"], "Cafe\u0301 blue", "blue"),
         (["cafe\u0301"], "café blue", "blue"),
     ],
