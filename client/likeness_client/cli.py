@@ -6,30 +6,25 @@ import errno
 import json
 import signal
 import sys
-import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points, version
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from likeness_client import _files
+from likeness_client._bulk import EmbedRun, chunks, steps_folder
 from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
 from likeness_client.client import Client
-from likeness_client.contract import MODALITIES, Metric, embed_model
+from likeness_client.contract import MODALITIES, Metric
 from likeness_client.errors import (
     InputError,
     LikenessError,
     MissingExtraError,
-    ModelNotFoundError,
     RecordError,
-    ServerError,
 )
-from likeness_client.records import Product, scan_products
-from likeness_client.results import Comparison, require_same_space
+from likeness_client.records import Product
+from likeness_client.results import Comparison
 
 COMMAND_GROUP = "likeness.commands"
 """Entry points that add commands; each is a ``typer.Typer``."""
@@ -58,10 +53,8 @@ EXTRA_OF = {
     "pyarrow": "parquet",
 }
 """Optional package -> the extra that brings it."""
-NAMED_FAILURES = 10
 BULK_TIMEOUT_S = 300.0
 """Deadline where nobody waits for a single answer, and a call queues behind seven others of the same command."""
-_PAUSE_S = 2.0
 _NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
@@ -162,17 +155,23 @@ def embed(
     with file.open("rb") as lines:
         total = sum(1 for _ in lines)
     bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
-    with _files.writing(out) as writer, open_client(context, server, timeout_s) as client:
-        run = _EmbedRun(writer, modality or None)
-        with bar:
-            for chunk in _chunks(file, batch):
-                run.add(client, chunk, patience_s)
-                bar.update(len(chunk))
-        run.report()
-        if not run.succeeded and not run.failed:
-            raise InputError(f"{file} holds no products: give a file with one JSON object per line")
-        if not run.succeeded:
-            raise InputError(f"no product of {file} could be embedded; nothing was written")
+    with open_client(context, server, timeout_s) as client:
+        with _files.writing(out) as writer:
+            run = EmbedRun(client, writer, steps_folder(out), modality or None, patience_s)
+            try:
+                with bar:
+                    for chunk in chunks(file, batch):
+                        run.add(chunk)
+                        bar.update(len(chunk))
+            except BaseException:
+                run.say_what_is_kept()
+                raise
+            run.report()
+            if not run.succeeded and not run.failed:
+                raise InputError(f"{file} holds no products: give a file with one JSON object per line")
+            if not run.succeeded:
+                raise InputError(f"no product of {file} could be embedded; nothing was written")
+        run.forget_steps()
     typer.echo(f"{run.succeeded} products embedded to {out}", err=True)
     if strict and run.failed:
         raise typer.Exit(1)
@@ -190,71 +189,6 @@ def compare(
     products = _product(left, "left"), _product(right, "right")
     with open_client(context, server, timeout_s) as client:
         typer.echo(_table(client.compare(*products)))
-
-
-@dataclass
-class _EmbedRun:
-    """What an ``embed`` run looks at, and what it has so far."""
-
-    writer: _files.Writer
-    modalities: Collection[str] | None
-    space: str = ""
-    down: Collection[str] = ()  # ensembles that were not ready when it began: nobody knows that they ever will be
-    succeeded: int = 0
-    failed: int = 0
-    named: list[str] = field(default_factory=list)
-
-    def add(self, client: Client, chunk: list[Product | RecordError], patience_s: float) -> None:
-        """Embed one chunk; positions in messages are those of the rows that are written.
-
-        A server that is gone or overwhelmed after it has answered is probably coming back; hours of work hang on it.
-        """
-        for item in chunk:
-            if isinstance(item, RecordError):
-                self._fail(item)
-        products = [item for item in chunk if isinstance(item, Product)]
-        if not products:
-            return
-        gives_up_s = 0.0
-        while True:
-            try:
-                if not self.space:
-                    self.down = [embed_model(signature) for signature in client.info().unready]
-                found = client.embed(products, modalities=self.modalities, on_error="return")
-                break
-            except ServerError as error:  # a model's process that was killed gives INTERNAL until the server has ended
-                hopeless = isinstance(error, ModelNotFoundError) or error.code == "INVALID_ARGUMENT"
-                hopeless |= error.model in self.down
-                # A deadline may have taken longer than anybody's patience: one more try is due all the same.
-                gives_up_s = gives_up_s or time.monotonic() + patience_s
-                if hopeless or not self.writer.rows or time.monotonic() >= gives_up_s:
-                    raise
-                typer.echo(f"\nwaiting, {gives_up_s - time.monotonic():.0f} s at most: {error}", err=True)
-                time.sleep(_PAUSE_S)
-        for index, failed in found.errors.items():
-            self._fail(failed.at(self.writer.rows + index))
-        self.space = self.space or found.space
-        require_same_space(self.space, found.space)  # it may have been replaced meanwhile
-        self.writer.add(found)
-        self.succeeded += len(found) - len(found.errors)
-
-    def report(self) -> None:
-        """Name the first failures on stderr, and count the others."""
-        if self.failed:
-            more = self.failed - len(self.named)
-            lines = [f"{self.failed} failed:", *self.named, *([f"and {more} more"] if more else [])]
-            typer.echo("\n  ".join(lines), err=True)
-
-    def _fail(self, error: LikenessError) -> None:
-        self.failed += 1
-        if len(self.named) < NAMED_FAILURES:
-            self.named.append(str(error))
-
-
-def _chunks(file: Path, size: int) -> Iterator[list[Product | RecordError]]:
-    items = (item if isinstance(item, RecordError) else item[0] for item in scan_products(file))
-    while chunk := list(islice(items, size)):
-        yield chunk
 
 
 def _product(text: str, side: str) -> Product:

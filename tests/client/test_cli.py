@@ -13,7 +13,7 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 import likeness_client
 import pytest
 import typer
-from likeness_client import Embeddings, cli
+from likeness_client import Embeddings, Product, _bulk, cli
 
 if TYPE_CHECKING:
     from tests.client.conftest import Endpoint
@@ -141,17 +141,56 @@ def test_embed_waits_for_a_server_that_has_answered(
     endpoint: Endpoint,
     file: Path,
 ) -> None:
-    monkeypatch.setattr(cli, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(_bulk, "_PAUSE_S", 0.01)
     out = file.with_suffix(".npz")
     gone_after(3, endpoint, 6, code)  # gRPC itself tries four times
     arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "8")
     assert run(monkeypatch, *arguments) == 0
     assert "waiting, " in capsys.readouterr().err
     assert len(Embeddings.load(out)) == 24
-    out.unlink()
+
+
+def test_an_interrupted_embed_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+) -> None:
+    out = file.with_suffix(".npz")
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "4")
     gone_after(3, endpoint, 10_000)
     assert run(monkeypatch, *arguments, "--patience-s", "0") == 1
+    assert f"what was embedded is kept in {out}.steps: the same command goes on from there" in capsys.readouterr().err
     assert not out.exists()
+
+    changed = file.read_text().replace('"title 1"', '"title one"')
+    file.write_text(changed)
+    calls: list[str] = []
+    endpoint.servicer.interfere = calls.append  # type: ignore[assignment]  # None: it does not
+    assert run(monkeypatch, *arguments) == 0
+    assert len(calls) == 7 - 3 + 1  # of seven steps three were kept, of which one has changed
+    said = capsys.readouterr().err
+    assert "23 products embedded" in said
+    assert "product 6 ('p7'): has none of" in said
+    assert not out.with_name(f"{out.name}.steps").exists()
+    resumed = Embeddings.load(out)
+    assert run(monkeypatch, *arguments) == 0
+    assert len(calls) == 5 + 7
+    whole = Embeddings.load(out)
+    assert (resumed.vectors[resumed.vectors == resumed.vectors] == whole.vectors[whole.vectors == whole.vectors]).all()
+    assert (resumed.product_ids, resumed.signatures) == (whole.product_ids, whole.signatures)
+    assert list(resumed.errors) == list(whole.errors) == [6]
+
+
+def test_kept_steps_of_another_space_or_another_photo_are_embedded_again(tmp_path: Path) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"one")
+    products = [Product(product_id="a", images=(photo,)), Product(title="b")]
+    names = {_bulk._digest(products, None, "one space"), _bulk._digest(products, None, "another space")}
+    names.add(_bulk._digest(products, ["text"], "one space"))
+    names.add(_bulk._digest(products[::-1], None, "one space"))
+    photo.write_bytes(b"other")
+    names.add(_bulk._digest(products, None, "one space"))
+    photo.unlink()
+    names.add(_bulk._digest(products, None, "one space"))
+    assert len(names) == 6
 
 
 def test_embed_does_not_wait_for_a_network_that_was_down_from_the_start(
