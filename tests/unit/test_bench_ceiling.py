@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -97,6 +99,19 @@ def test_batches_are_full_of_one_signature_and_of_like_length() -> None:
 def test_a_rare_signature_has_its_turn_too() -> None:
     found = islice(batches(items("text", [5] * 20) + items("image", [5]), 8), 200)
     assert {batch[0].signature for batch in found} == {"text", "image"}
+
+
+def test_the_one_process_leaves_the_end_to_who_asks_from_its_first_moment_on(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    async def run() -> None:
+        async with CeilingProcess(tmp_path) as process:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(process._process.pid or 0, number)
+            await process.take([])
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 SESSION = """
