@@ -207,7 +207,10 @@ def answered(address: str) -> int:
     return sum(model.count["success"] for model in counters.values())
 
 
-def test_ctrl_c_gives_the_report_so_far(address: str, demo_catalogue: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_from_outside_gives_the_report_so_far(
+    number: signal.Signals, address: str, demo_catalogue: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "report.json"
     words = f"bench load {demo_catalogue} --server {address} --concurrency 2 --warm-up-s 0 --duration-s 300 --out {out}"
     before = answered(address)
@@ -217,7 +220,7 @@ def test_ctrl_c_gives_the_report_so_far(address: str, demo_catalogue: Path, tmp_
             deadline = time.monotonic() + 60
             while answered(address) < before + 50 and time.monotonic() < deadline:
                 time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             shown, complaint = process.communicate(timeout=60)
         finally:
             process.kill()

@@ -37,7 +37,8 @@ def arrival_times(arrivals: Arrivals, rate: float, length_s: float, seed: int) -
     if not (math.isfinite(length_s) and length_s > 0):
         raise InputError(f"a run of {length_s} s cannot be scheduled: give a number above 0")
     if arrivals is Arrivals.CONSTANT:
-        return np.arange(math.ceil(rate * length_s)) / rate
+        times = np.arange(math.ceil(rate * length_s)) / rate
+        return times[times < length_s]  # 100 times 1.1 is a little more than 110
     # Given their number, the arrivals of a Poisson process are uniform over the time (e.g. Ross, Stochastic Processes).
     draw = np.random.default_rng(seed)
     return np.sort(draw.uniform(0.0, length_s, draw.poisson(rate * length_s)))

@@ -60,8 +60,8 @@ class CeilingConfig:
             raise InputError("the ceiling is compared with a closed loop: give a concurrency")
         if others := sorted(set(self.load.workload.operations) - {OperationKind.EMBED}):
             raise InputError(f"the ceiling is one of embedding, not of {', '.join(others)}: ask for embed only")
-        if self.rounds < 1 or not self.trial_s > 0 or not self.cases:
-            raise InputError("--rounds must be at least 1, --trial-s above 0, and there must be a --signature")
+        if self.rounds < 1 or not 0 < self.trial_s < float("inf") or not self.cases:
+            raise InputError("--rounds must be at least 1, --trial-s above 0 and finite, and there a --signature")
         if self.label and all(len(mix) > 1 for mix in self.cases.values()):
             raise InputError(
                 f"--label {self.label.field}: recall is of one signature, and here are only mixes: leave it out, or "

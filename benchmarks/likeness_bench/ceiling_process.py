@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from likeness_bench.in_process import Pipeline, Threads
 
 _POLL_S = 0.02  # how often the event loop looks for an answer
-_END_S = 5.0  # how long the process may take to end before it is killed
+_END_S = 5.0  # how long the process may take to end, once it is to
 _WINDOW = 8  # batches that are drawn together
 
 
@@ -73,7 +74,8 @@ class CeilingProcess:
         spawning = multiprocessing.get_context("spawn")
         self._connection, theirs = spawning.Pipe()
         self._process = spawning.Process(target=_work, args=(theirs, repository.resolve()), daemon=True)
-        self._process.start()
+        with _unheard():
+            self._process.start()
         theirs.close()  # or its end would not be seen here
 
     async def __aenter__(self) -> CeilingProcess:
@@ -81,10 +83,8 @@ class CeilingProcess:
 
     async def __aexit__(self, *_: object) -> None:
         self._connection.close()
-        self._process.terminate()
+        self._process.kill()  # it holds nothing that could be left half-written
         self._process.join(_END_S)
-        if self._process.is_alive():
-            self._process.kill()
 
     async def take(self, items: Sequence[Item]) -> None:
         """Hand over the products of the turns that follow."""
@@ -117,9 +117,22 @@ class CeilingProcess:
         return answer
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Let a process that is started in this block ignore Ctrl-C and SIGTERM, which may reach both: who asks decides.
+
+    It inherits that. Were it to say so itself, it would do so too late for what comes while it starts.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _work(connection: Connection, repository: Path) -> None:
     """Answer questions until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the one that asks decides
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the server has it; read when onnxruntime is imported
     worker = _Worker(repository)
     while True:

@@ -26,6 +26,7 @@ NOT_SENT = "NotSent"
 """Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
 _GRACE_S = 2.0  # for calls in flight when a run is stopped
 _UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
+_MOST = 10_000_000  # requests of a run: its schedule and what became of each are held in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,11 @@ class LoadConfig:
         seconds = self.duration_s, self.timeout_s, self.warm_up_s
         if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
             raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
+        if self.rate is not None and self.rate * self.length_s > _MOST:
+            raise InputError(
+                f"--rate {self.rate:g} makes {self.rate * self.length_s:.3g} requests in {self.length_s:g} s with the "
+                f"warm-up, more than a run can hold: give a lower rate or a shorter run, for {_MOST:,} at most"
+            )
 
     def plain(self) -> dict[str, Any]:
         """Return it as reports have it."""

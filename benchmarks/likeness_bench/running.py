@@ -1,4 +1,4 @@
-"""Running something asynchronous from a command: live progress on stderr, and Ctrl-C that ends it in order."""
+"""Running something asynchronous from a command: live progress on stderr; Ctrl-C and SIGTERM end it in order."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from likeness_bench.drive import Drive
 from likeness_bench.view import View
 
 T = TypeVar("T")
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_until_interrupted(work: Callable[[asyncio.Event], Awaitable[T]]) -> T:
-    """Run something that is told to stop by an event: the first Ctrl-C sets it, the second one interrupts.
+    """Run something that is told to stop by an event: the first Ctrl-C or SIGTERM sets it, the second one interrupts.
 
     Args:
         work: makes the coroutine, given the event.
@@ -28,16 +29,21 @@ def run_until_interrupted(work: Callable[[asyncio.Event], Awaitable[T]]) -> T:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
 
+        def heard_no_more() -> None:
+            for number in _ENDING:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.default_int_handler)  # the second one
+
         def interrupted() -> None:
             stop.set()
-            loop.remove_signal_handler(signal.SIGINT)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one
+            heard_no_more()
 
-        loop.add_signal_handler(signal.SIGINT, interrupted)
+        for number in _ENDING:
+            loop.add_signal_handler(number, interrupted)
         try:
             return await work(stop)
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            heard_no_more()
 
     return asyncio.run(run())
 

@@ -153,13 +153,15 @@ def _repeated(words: Sequence[str], count: int) -> str:
 
 def _scaled(product: Product, long_side: int) -> bytes:
     """Return the main view as a JPEG with this long side, in pixels."""
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with _opened(product) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"product '{product.product_id}': its photo cannot be scaled ({error})") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, of damaged files
+        raise InputError(
+            f"product '{product.product_id}': its photo cannot be scaled ({error}); leave it out, or --image-px"
+        ) from error
     ratio = long_side / max(upright.size)
     width, height = (max(1, round(side * ratio)) for side in upright.size)
     out = io.BytesIO()

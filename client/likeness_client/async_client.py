@@ -129,6 +129,7 @@ class AsyncClient(_channel.BaseClient):
         """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
         if alone or self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._learn())
+            self._asking.add_done_callback(_has_failed)
         # One caller that is cancelled takes the answer from nobody else.
         return await asyncio.shield(self._asking)
 
@@ -228,7 +229,7 @@ class AsyncClient(_channel.BaseClient):
             raise
 
 
-def _has_failed(task: asyncio.Task[Answer]) -> bool:
+def _has_failed(task: asyncio.Task[Any]) -> bool:
     """Look at how a task ended; an error that nobody has looked at, because the caller has left, would be printed."""
     return task.cancelled() or task.exception() is not None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import itertools
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -252,6 +254,25 @@ def test_calls_of_a_cancelled_caller_end_by_themselves_and_keep_their_slots(endp
             assert ended == [True, True, True]
 
     asyncio.run(run())
+
+
+def test_who_leaves_while_the_server_is_asked_what_it_offers_leaves_no_complaint() -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def run(address: str) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with AsyncClient(address, timeout_s=0.2, max_attempts=1) as client:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await client.embed(BATCH[:1])
+            assert client._asking is not None
+            await asyncio.wait([client._asking])
+        del client
+        gc.collect()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(run("127.0.0.1:{1}".format(*silent.getsockname())))
+    assert complaints == []
 
 
 def test_deadlines_hold(kind: Any, endpoint: Endpoint) -> None:

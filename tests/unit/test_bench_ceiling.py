@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import signal
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -97,6 +101,19 @@ def test_batches_are_full_of_one_signature_and_of_like_length() -> None:
 def test_a_rare_signature_has_its_turn_too() -> None:
     found = islice(batches(items("text", [5] * 20) + items("image", [5]), 8), 200)
     assert {batch[0].signature for batch in found} == {"text", "image"}
+
+
+def test_the_one_process_leaves_the_end_to_who_asks_from_its_first_moment_on(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    async def run() -> None:
+        async with CeilingProcess(tmp_path) as process:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(process._process.pid or 0, number)
+            await process.take([])
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 SESSION = """
@@ -570,6 +587,7 @@ def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyP
     [
         {"rounds": 0},
         {"trial_s": 0.0},
+        {"trial_s": float("inf")},
         {"cases": {}},
         {"load": LoadConfig(address="a:1", rate=1.0)},
     ],
@@ -675,7 +693,15 @@ def test_photos_get_the_sizes_that_were_asked_for(tmp_path: Path) -> None:
     assert sizes == [(60, 30), (20, 60), (60, 30)]
 
 
-@pytest.mark.parametrize("source", [b"no photo", Path("nowhere.jpg")])
+def bomb() -> bytes:
+    """Return a photo whose head promises more pixels than Pillow opens."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG")
+    return out.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + out.getvalue()[33:]
+
+
+@pytest.mark.parametrize("source", [b"no photo", Path("nowhere.jpg"), bomb()], ids=["no photo", "nowhere", "bomb"])
 def test_photos_that_cannot_be_scaled_are_named(source: bytes | Path) -> None:
     config = SourceConfig(rendered=1, image_px=Span(low=60, high=60))
     with pytest.raises(InputError, match="product 'p': its photo cannot be scaled"):

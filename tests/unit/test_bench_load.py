@@ -83,6 +83,7 @@ def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Driv
 
 def test_constant_arrivals_have_equal_gaps() -> None:
     np.testing.assert_allclose(arrival_times(Arrivals.CONSTANT, 4.0, 1.1, 0), [0.0, 0.25, 0.5, 0.75, 1.0])
+    assert len(arrival_times(Arrivals.CONSTANT, 100.0, 1.1, 0)) == 110
 
 
 def test_poisson_arrivals_are_seeded_and_exponential() -> None:
@@ -243,6 +244,12 @@ def test_workloads_that_cannot_be(wrong: dict[str, Any]) -> None:
 def test_loads_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         LoadConfig(address="here:1", **wrong)
+
+
+@pytest.mark.parametrize(("rate", "duration_s"), [(1e10, 1.0), (1e300, 30.0), (5.0, 1e12)])
+def test_a_load_of_more_requests_than_can_be_held_is_refused(rate: float, duration_s: float) -> None:
+    with pytest.raises(InputError, match=r"--rate .* more than a run can hold: give a lower rate or a shorter run"):
+        LoadConfig(address="here:1", rate=rate, duration_s=duration_s)
 
 
 def test_an_open_loop_keeps_its_schedule_whatever_the_answers_do() -> None:

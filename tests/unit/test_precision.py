@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from likeness_client.cli import main
+from likeness_client.errors import InputError
 from likeness_export import exporting
 from likeness_export.catalogue import read_catalogue
 from likeness_export.exporting import export_run
@@ -175,6 +176,12 @@ def test_a_single_signature_may_by_chance_but_not_the_mean_of_all(exported: Expo
     assert faults(Limits(), 1.4, 1.2) == ["recall@1 by group, mean of signatures, falls 1.30 points > 0.5"]
     assert faults(Limits(recall_loss=2), 1.4, 1.2) == []
     assert mean_points([drift.recall_loss for drift in (losing(1.4), losing(1.2))]) == {"group": pytest.approx(1.3)}
+
+
+@pytest.mark.parametrize("limit", [{"recall_loss": float("inf")}, {"signature_slack": float("nan")}])
+def test_limits_that_a_manifest_cannot_hold_are_refused_before_the_export(limit: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"^--(max-recall-loss|recall-slack) (inf|nan): give a finite number"):
+        Limits(**limit)
 
 
 def test_one_of_two_hundred_queries_is_half_a_point_and_no_more() -> None:

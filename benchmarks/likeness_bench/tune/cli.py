@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,7 +81,6 @@ def tune(
     target = read_target(repository, recipe)
     source = SourceConfig(file=file, count=products, seed=seed)
     chosen = [product for product, _ in read_sources(source)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and copies must go then, too
     with live_view("tune") as view:
 
         async def work(stop: asyncio.Event) -> tuple[TuneReport, Settings]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
+from likeness_client.errors import InputError
 from numpy.typing import NDArray
 
 _NEIGHBOURS = 10
@@ -90,6 +92,11 @@ class Limits:
     cosine_min: float = 0.90
     overlap_at_10: float = 0.80
     batch_distance: float = 0.05
+
+    def __post_init__(self) -> None:
+        for option, value in (("--max-recall-loss", self.recall_loss), ("--recall-slack", self.signature_slack)):
+            if not isfinite(value):  # the manifest holds the limits, and JSON no such number
+                raise InputError(f"{option} {value:g}: give a finite number; no loss is above 100")
 
     def faults(self, drift: Drift) -> list[str]:
         """Return what is wrong with a network by itself, in words; empty if it passes."""
