@@ -241,7 +241,7 @@ class Drive:
         return self._note(request, scheduled_s, started_s, error, message)
 
     def _note(self, request: Request, scheduled_s: float, started_s: float, error: str, message: str) -> Record:
-        repeated = self._repeats(request)
+        repeated = error != NOT_SENT and self._repeats(request)
         record = Record(
             scheduled_s=scheduled_s,
             started_s=started_s,
