@@ -227,7 +227,8 @@ def _scalar(value: Any) -> str:
         return ""  # what data frames write into gaps
     if is_number(value):
         value = plain_number(value)  # and of the whole numbers beside those they make 12.0
-    return str(value) if isinstance(value, str | int | float) else ""
+    text = str(value) if isinstance(value, str | int | float) else ""
+    return text if text.strip() else ""
 
 
 def _text(record: Mapping[str, Any], key: str, product_id: str) -> str:

@@ -154,7 +154,7 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
     for name, tower in recipe.towers.items():
         items = Read([found[tower.modality] for found in parts if tower.modality in found])
         if not items:
-            raise InputError(f"towers.{name}: no training product has {tower.modality}")
+            raise InputError(f"towers.{name}: no training product has {tower.modality}: leave the tower out")
         tower.prepare(items, run.towers / name, data_root)
 
 

@@ -103,7 +103,7 @@ def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
         list(read_jsonl(tmp_path / "none.jsonl"))
 
 
-@pytest.mark.parametrize("gap", ["NaN", "Infinity", "-Infinity", "[]", "[null, null]", "[{}, NaN]"])
+@pytest.mark.parametrize("gap", ["NaN", "Infinity", "-Infinity", "[]", "[null, null]", "[{}, NaN]", '" "'])
 def test_a_gap_of_a_data_frame_is_no_label(gap: str) -> None:
     assert field_value(json.loads(f'{{"group": {gap}, "kind": "mug"}}'), "group") == ""
 

@@ -121,6 +121,13 @@ def test_the_cosine_of_late_fusion_is_the_weighted_mean_of_the_towers_cosines(pr
     torch.testing.assert_close(weights, torch.softmax(logits, 0).expand(2, -1))
 
 
+def test_late_fusion_is_of_unit_length_where_a_tower_knows_nothing() -> None:
+    vectors = unit_vectors(1, TOWERS, DIMENSION)
+    vectors[:, 0] = 0  # a text without a known term, before anything was learned
+    embedding, _ = LateFusion(TOWERS).eval()(vectors, torch.ones(1, TOWERS, dtype=torch.bool))
+    torch.testing.assert_close(embedding, F.normalize(vectors.flatten(1), dim=1))
+
+
 def test_late_fusion_learns_its_weights_while_towers_are_missing() -> None:
     head = LateFusion(TOWERS)
     embedding, _ = head(unit_vectors(len(PRESENT), TOWERS, DIMENSION), torch.tensor(PRESENT))

@@ -96,9 +96,9 @@ def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(ki
     answer = encoder.backbone(encoder.normalise(pixels))
     expected = answer.last_hidden_state[:, 0] if kind is ViTForImageClassification else answer.pooler_output
     torch.testing.assert_close(features[1], expected)
-    with pytest.raises(InputError, match="image_px = 48 does not fit the network"):
+    with pytest.raises(InputError, match="pictures of 48 px do not fit the network"):
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=48)
-    with pytest.raises(InputError, match="train_px = 48 does not fit the network"):
+    with pytest.raises(InputError, match="pictures of 48 px do not fit the network"):
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX, train_px=48)
 
 

@@ -131,6 +131,14 @@ def test_a_part_describes_the_place_that_it_looks_at(tmp_path: Path) -> None:
     assert F.cosine_similarity(described, favourite, dim=0) > 0.95  # ... describes it
 
 
+def test_a_size_that_the_backbone_does_not_take_is_refused(tmp_path: Path) -> None:
+    save_network(SMALL["vit"], tmp_path / "vit")
+    config = LocalFeaturesConfig(encoder="local_features", source="vit", image_px=PX + 16)
+    config.prepare([], tmp_path / "tower", tmp_path)
+    with pytest.raises(InputError, match="pictures of 80 px do not fit the network"):
+        config.build(tmp_path / "tower", tmp_path)
+
+
 def test_the_exported_graph_of_a_transformer_is_the_network(tmp_path: Path) -> None:
     encoder = built(tmp_path, "vit")
     spec = StepSpec(
@@ -284,7 +292,7 @@ def test_timm_reads_weights_from_a_file(tmp_path: Path) -> None:
 
 @needs_timm
 def test_a_size_that_a_timm_network_does_not_take_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="image_px = 64 does not fit the network"):
+    with pytest.raises(InputError, match="pictures of 64 px do not fit the network"):
         TimmConfig(encoder="timm", model="vit_tiny_patch16_224", image_px=64).build(tmp_path, None)
 
 

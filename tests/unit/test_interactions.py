@@ -160,7 +160,7 @@ def test_the_fit_is_the_same_every_time_and_keeps_active_users_only(tmp_path: Pa
 
 
 def test_a_fit_needs_a_user_of_two_products(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no user has interacted with 2 of the 2 training products"):
+    with pytest.raises(InputError, match=r"towers\.\w+: no user has interacted with 2 of the 2 training products"):
         fit(tmp_path, [encode({"a": 1}), encode({"b": 1})])
 
 

@@ -87,6 +87,15 @@ def test_the_mean_of_metrics_is_one_metric(sizes: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_the_mean_of_metrics_keeps_the_scale_of_one_whose_modality_is_there_alone() -> None:
+    metrics = [LearnedMetric(8, 4) for _ in range(3)]
+    for metric, scale in zip(metrics, (4.0, 10.0, 10.0), strict=True):
+        metric.scale.data.fill_(scale)
+    left, right = (torch.cat([units(50, 8), torch.zeros(50, 16)], 1) for _ in range(2))
+    left[0] = right[0]  # the cosine at its end
+    torch.testing.assert_close(mean_metric(metrics)(left, right), metrics[0](left[:, :8], right[:, :8]))
+
+
 @pytest.mark.parametrize("changes", [{"towers": IMAGE}, LATE], ids=["one tower", "late fusion"])
 def test_a_joined_run_s_scores_are_the_mean_of_its_parts(tiny: Tiny, tmp_path: Path, changes: dict[str, Any]) -> None:
     runs = trained(tiny, [recipe_of(seed, **changes) for seed in (1, 2, 3)])

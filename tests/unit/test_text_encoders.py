@@ -37,7 +37,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, BertConfig, PretrainedConfig, RobertaConfig, XLNetConfig
+from transformers import AutoModel, BertConfig, CLIPConfig, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
 
 FloatArray = NDArray[np.float32]
 TEXTS = [
@@ -613,8 +613,10 @@ def test_weights_fit_the_bare_architecture(transformer: Prepared) -> None:
             r"towers\.text\.max_tokens: .*source reads at most 63 tokens",  # two positions belong to padding
         ),
         (XLNetConfig(d_model=8, n_layer=1, n_head=1, attn_type="uni"), r"towers\.text\.source: of XLNet, only"),
+        (T5Config(), r"towers\.text\.source: .*source \(t5\) is more than an encoder of texts"),
+        (CLIPConfig(), r"towers\.text\.source: .*source \(clip\) is more than an encoder of texts"),
     ],
-    ids=["too long", "too long behind padding", "uni"],
+    ids=["too long", "too long behind padding", "uni", "with a decoder", "with photos"],
 )
 def test_what_cannot_be_served_is_refused_before_training(tmp_path: Path, config: PretrainedConfig, said: str) -> None:
     config.save_pretrained(tmp_path / "source")

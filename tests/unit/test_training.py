@@ -288,7 +288,7 @@ def test_a_product_without_anything_that_a_tower_reads_is_left_out(
 
 def test_a_tower_whose_modality_nobody_has_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     recipe = changed(tiny.recipe, towers={"words": {"encoder": "transformer", "source": "none"}})
-    with pytest.raises(InputError, match=r"towers\.words: no training product has text"):
+    with pytest.raises(InputError, match=r"towers\.words: no training product has text: leave the tower out"):
         train(recipe, Run(tmp_path / "run"), tiny.root)
 
 

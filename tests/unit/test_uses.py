@@ -472,6 +472,13 @@ def test_mining_next_to_nothing() -> None:
     assert mine([], nearest(np.empty((0, 2), dtype=np.float32), 5), [], 0.6) == ([], [])
 
 
+def test_blanks_in_a_value_neither_hide_that_it_is_missing_nor_make_it_another_one() -> None:
+    products = [Product(attributes={"kind": kind}) for kind in ("mug", " mug", "big  mug", "\t")]
+    proposals, (report,) = mine(products, nearest(unit([[1, 0]] * 4), 3), ["kind"], 0.6)
+    assert [(proposal.row, proposal.value) for proposal in proposals] == [(3, "mug")]
+    assert (report.known, report.missing) == (3, 1)
+
+
 def test_keys_are_checked() -> None:
     products = [Product(attributes={"b": 1.0}), Product(attributes={"a": "x"})]
     assert check_keys(products, []) == ["a", "b"]

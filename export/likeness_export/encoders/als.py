@@ -51,8 +51,8 @@ class AlsConfig(EncoderConfig):
         users = sorted(user for user, count in active.items() if count >= self.min_interactions)
         if not users:
             raise InputError(
-                f"no user has interacted with {self.min_interactions} of the {len(items)} training products: "
-                "lower min_interactions or give more interactions"
+                f"towers.{tower.name}: no user has interacted with {self.min_interactions} of the {len(items)} "
+                "training products: lower min_interactions or give more interactions"
             )
         factors = self.factorise(users, products)
         settings = {"alpha": self.alpha, "regularization": self.regularization, "max_bytes": limit}

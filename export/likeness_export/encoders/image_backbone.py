@@ -20,7 +20,7 @@ from likeness_export.encoders.image_common import (
     Normalise,
     PhotoEncoder,
     StridedDepthwise,
-    width_of,
+    seen_at,
     write_image_assets,
 )
 from likeness_export.preprocessing import image
@@ -131,7 +131,9 @@ class ImageBackbone(PhotoEncoder):
         # As the pixels come; convolutions run up to twice as fast. The annotations of `Module.to` forget the argument.
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalise = Normalise(mean, std)
-        self.feature_dim = width_of(self, {"image_px": image_px, **({"train_px": train_px} if train_px else {})})
+        self.eval()
+        for px in {train_px or image_px, image_px}:
+            self.feature_dim = seen_at(px, self).shape[1]
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from likeness_export.encoders.base import Encoder, write_asset
 from likeness_export.preprocessing import image
 
+_Seen = TypeVar("_Seen")
 MIN_PX = 8
 PHOTOS_PER_THREAD = 2  # of one run on a CPU. MobileNet V2 gets through 1.4, a small ViT 1.3 times as many as of 32
 MAX_PIXELS = 50_000_000  # a 50-megapixel camera; with transparency it takes 1 GB for a moment
@@ -52,25 +53,21 @@ class PhotoEncoder(Encoder):
         return self
 
 
-def width_of(encoder: nn.Module, sides: Mapping[str, int]) -> int:
-    """Return how many features an image encoder makes: not every architecture says so, one look at an output does.
+def seen_at(px: int, look: Callable[[Tensor], _Seen]) -> _Seen:
+    """Return what a network makes of a photo: not every architecture names its widths, one look at an output does.
 
     Args:
-        encoder: takes pixels UINT8 [n, px, px, 3]; it is in evaluation mode afterwards.
-        sides: recipe key -> the px that it asks for.
+        px: side of the photo.
+        look: takes pixels UINT8 [1, px, px, 3]; of a network in evaluation mode.
 
     Raises:
-        InputError: the network does not take photos of one of these sizes; names the key.
+        InputError: the network does not take photos of that size.
     """
-    encoder.eval()
-    width = 0
-    with torch.no_grad():
-        for name, px in sides.items():
-            try:
-                width = encoder(torch.zeros(1, px, px, 3, dtype=torch.uint8)).shape[1]
-            except (AssertionError, RuntimeError, ValueError) as error:  # libraries differ in how they refuse
-                raise InputError(f"{name} = {px} does not fit the network: {error}") from error
-    return width
+    try:
+        with torch.no_grad():
+            return look(torch.zeros(1, px, px, 3, dtype=torch.uint8))
+    except (AssertionError, RuntimeError, ValueError) as error:  # libraries differ in how they refuse
+        raise InputError(f"pictures of {px} px do not fit the network: {error}") from error
 
 
 class Normalise(nn.Module):

@@ -23,6 +23,7 @@ from likeness_export.encoders.image_common import (
     PHOTOS_PER_THREAD,
     Normalise,
     PhotoEncoder,
+    seen_at,
     write_image_assets,
 )
 from likeness_export.preprocessing import image
@@ -89,9 +90,7 @@ class LocalFeatures(PhotoEncoder):
         super().__init__()
         self.backbone, self.normalise = backbone, normalise
         self.scales, self.freeze_backbone = shape.scales, freeze_backbone
-        self.eval()
-        with torch.no_grad():  # not every architecture names its widths; one look at an output does
-            maps = self.maps(torch.zeros(1, shape.image_px, shape.image_px, 3, dtype=torch.uint8))
+        maps = seen_at(shape.image_px, self.eval().maps)
         self.lateral = nn.ModuleList(nn.Conv2d(found.shape[1], _WIDTH, 1) for found in maps)
         self.level = nn.GroupNorm(1, _WIDTH)
         self.look = nn.Conv2d(_WIDTH, shape.parts, 1)

@@ -16,7 +16,7 @@ from likeness_export.encoders.image_common import (
     PHOTOS_PER_THREAD,
     Normalise,
     PhotoEncoder,
-    width_of,
+    seen_at,
     write_image_assets,
 )
 from likeness_export.preprocessing import image
@@ -69,7 +69,7 @@ class TimmNetwork(PhotoEncoder):
         self.network = network
         trained: dict[str, Any] = vars(network)["pretrained_cfg"]
         self.normalise = Normalise(tuple(trained["mean"]), tuple(trained["std"]))
-        self.feature_dim = width_of(self, {"image_px": image_px})
+        self.feature_dim = seen_at(image_px, self.eval()).shape[1]
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""

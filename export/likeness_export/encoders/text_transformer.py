@@ -50,7 +50,7 @@ class TextTransformerConfig(EncoderConfig):
         """Store the tokenizer for serving and the architecture for building.
 
         Raises:
-            InputError: the network cannot read texts of ``max_tokens``, or is an XLNet of a kind that cannot encode.
+            InputError: the network cannot read texts of ``max_tokens``, or is of a kind that cannot encode them.
         """
         config = load_pretrained(AutoConfig, self.source, data_root)
         self._check(config, tower.name)
@@ -65,6 +65,11 @@ class TextTransformerConfig(EncoderConfig):
         config.save_pretrained(tower / BACKBONE)
 
     def _check(self, config: PretrainedConfig, name: str) -> None:
+        if config.is_encoder_decoder or not hasattr(config, "hidden_size"):
+            raise InputError(
+                f"towers.{name}.source: {self.source} ({config.model_type}) is more than an encoder of texts, and its "
+                "encoder alone cannot be loaded: name a network such as BERT or XLNet"
+            )
         longest = int(getattr(config, "max_position_embeddings", None) or -1)  # none: positions are relative
         if config.model_type in _POSITIONS_BEHIND_PADDING:
             longest -= int(config.pad_token_id) + 1

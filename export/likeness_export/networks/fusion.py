@@ -152,7 +152,9 @@ class LateFusion(Fusion):
         # A missing tower's square root has no finite slope; it is cut off instead of multiplied by zero.
         roots = torch.where(present, shares.clamp(min=1e-12).sqrt(), 0.0).unsqueeze(-1)  # (n or 1, t, 1)
         parts = torch.where(present.unsqueeze(-1), roots * vectors, 0.0)  # (n, t, d)
-        return parts.flatten(1), weights
+        fused = parts.flatten(1)  # (n, t d)
+        # Of unit length already, unless a tower knows nothing of what it reads, and nothing was learned: zeros.
+        return fused if self.training else unit(fused, training=False), weights
 
 
 def _score(dimension: int, hidden: int) -> nn.Module:

@@ -73,8 +73,8 @@ def mean_metric(metrics: Sequence[LearnedMetric]) -> LearnedMetric:
         bias[rows] = metric.hidden.bias
         joined.correction.weight[:, rows] = metric.correction.weight / k
         row, column = rows.stop, column + size
-    # A part's share of the joined cosine is at most 1 / k, so that this unit never reaches zero: it is linear.
-    reach = (scales - scales.mean()).abs().sum() / k
+    # The parts' shares of the joined cosine are 1 together, whichever are there, so that this unit is always linear.
+    reach = (scales - scales.mean()).abs().max()
     bias[-1] = reach
     joined.correction.weight[:, -1] = 1.0
     biases = torch.stack([metric.bias + metric.correction.bias.squeeze() for metric in metrics])

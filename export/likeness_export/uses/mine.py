@@ -159,11 +159,13 @@ def check_keys(products: Sequence[Product], keys: Sequence[str]) -> list[str]:
 
 
 def _codes(products: Sequence[Product], key: str) -> tuple[list[Value], NDArray[np.intp]]:
-    """Return the values of a key, and the place of each product's own among them; -1 where it is missing or empty."""
+    """Return the values of a key, and the place of each product's own among them; -1 where it is missing or blank."""
     places: dict[Value, int] = {}
     codes = np.full(len(products), -1, dtype=np.intp)
     for row, product in enumerate(products):
         value = product.attributes.get(key, "")
+        if isinstance(value, str):
+            value = " ".join(value.split())  # as it is embedded
         if value != "":
             codes[row] = places.setdefault(value, len(places))
     return list(places), codes
