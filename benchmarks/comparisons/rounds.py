@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 import numpy as np
+from likeness_bench.drive import REFUSED_PAUSE_S
 from likeness_bench.figures import Percentiles
 from likeness_client import InputError, LikenessError, Product
 from numpy.typing import NDArray
 
 from comparisons.turns import Turns
 
-REFUSED_PAUSE_S = 0.1
-"""A caller waits so long after a failure; a dead server would be asked as fast as it can refuse."""
 Embed = Callable[[Sequence[Product]], Awaitable[NDArray[np.float32]]]
 """Turns products into one vector each, FP32 [n, d]; raises a `LikenessError` when it cannot."""
 
