@@ -77,7 +77,7 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
             THEIRS: lambda number: _theirs(config, program, address, folder, number),
         }
         rounds = _alternate(programs, config.rounds.rounds)
-    title = f"{config.rounds.clients} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
+    title = f"{config.rounds.concurrency} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
     setting = of_loads(title, rounds, ((OURS, THEIRS),))
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
@@ -141,7 +141,7 @@ def _alternate(programs: Mapping[str, Callable[[int], Round]], rounds: int) -> T
 def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> Round:
     out, rounds = folder / "ours.json", config.rounds
     command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
-    command += [f"--server={address}", f"--concurrency={rounds.clients}", f"--signature={config.signature}"]
+    command += [f"--server={address}", f"--concurrency={rounds.concurrency}", f"--signature={config.signature}"]
     command += [f"--batch-size={rounds.batch_size}", f"--seed={number}"]
     command += ["--budget-s=0"]  # one run, as the other side has
     command += [f"--duration-s={rounds.round_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
@@ -167,7 +167,7 @@ def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path,
     out.unlink(missing_ok=True)
     command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
     command += ["-b", str(rounds.batch_size)]
-    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.clients)]
+    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.concurrency)]
     # Any three windows count as stable: the length of a turn is given, as it is for the other side.
     command += ["--measurement-interval", str(_window_ms(rounds)), "--stability-percentage", "999"]
     cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, rounds)

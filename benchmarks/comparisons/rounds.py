@@ -46,7 +46,7 @@ class RoundsConfig:
     """How contenders are measured.
 
     Attributes:
-        clients: callers that each send their next request when the answer to the last one has come.
+        concurrency: callers that each send their next request when the answer to the last one has come.
         batch_size: products per request.
         rounds: how often each contender has its turn.
         round_s: measured time of a turn.
@@ -54,7 +54,7 @@ class RoundsConfig:
         timeout_s: the deadline of every request.
     """
 
-    clients: int = 16
+    concurrency: int = 16
     batch_size: int = 1
     rounds: int = 5
     round_s: float = 20.0
@@ -62,8 +62,8 @@ class RoundsConfig:
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.clients < 1 or self.batch_size < 1 or self.rounds < 1:
-            raise InputError("clients, batch_size and rounds must be at least 1")
+        if self.concurrency < 1 or self.batch_size < 1 or self.rounds < 1:
+            raise InputError("concurrency, batch_size and rounds must be at least 1")
         seconds = self.round_s, self.timeout_s, self.warm_up_s
         if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
             raise InputError("round_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
@@ -151,7 +151,7 @@ class _Turn:
         begins = time.perf_counter() + self.config.warm_up_s
         ends = begins + self.config.round_s
         cpu_before_s, began = time.process_time(), time.perf_counter()
-        await asyncio.gather(*(self._caller(ends) for _ in range(self.config.clients)))
+        await asyncio.gather(*(self._caller(ends) for _ in range(self.config.concurrency)))
         cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
         latency = Percentiles.of([received - sent for sent, received, _ in self.answered if sent >= begins])
         in_time = [products for _, received, products in self.answered if begins <= received <= ends]

@@ -239,8 +239,8 @@ def soak(
     context: typer.Context,
     file: options.File,
     server: options.Server = "localhost:8001",
-    clients: Annotated[int, typer.Option(min=1, help="Callers at once, each awaiting its answers.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long the load lasts.")] = 30.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Callers at once, each awaiting its answers.")] = 16,
+    duration_s: Annotated[float, typer.Option(min=0.1, help="How long the load lasts.")] = 30.0,
     timeout_s: options.TimeoutS = 10.0,
     seed: options.Seed = 7,
     products: Annotated[int, typer.Option(min=1, help="How many products of the file to use.")] = 200,
@@ -260,8 +260,8 @@ def soak(
 
     load = LoadConfig(
         address=server,
-        concurrency=clients,
-        duration_s=seconds,
+        concurrency=concurrency,
+        duration_s=duration_s,
         warm_up_s=0.0,
         timeout_s=timeout_s,
         gateway=gateway(context),

@@ -26,7 +26,7 @@ from likeness_export.networks.product import SignatureFusion, Tower, build_netwo
 from likeness_export.recipe import parse_recipe
 from numpy.typing import NDArray
 
-SHORT = RoundsConfig(clients=2, rounds=2, round_s=0.1, warm_up_s=0.02, timeout_s=1)
+SHORT = RoundsConfig(concurrency=2, rounds=2, round_s=0.1, warm_up_s=0.02, timeout_s=1)
 CHAIR = Product(title="red chair")
 INFO = ServerInfo(
     space="s",
@@ -97,7 +97,7 @@ def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
             raise ServerUnavailableError("it is gone", "here:1")
         return np.zeros((len(products), 4), np.float32)
 
-    config = RoundsConfig(clients=2, rounds=1, round_s=0.6, warm_up_s=0, timeout_s=0.1)
+    config = RoundsConfig(concurrency=2, rounds=1, round_s=0.6, warm_up_s=0, timeout_s=0.1)
     contenders = [Contender(name="a", embed=embed), contender("b", 0.005), contender("c", 0.005)]
     turns = asyncio.run(alternate(contenders, chairs, config))
     assert [found.contender for found in turns.found] == ["b", "c"]
@@ -132,7 +132,7 @@ def test_ratios_are_taken_within_rounds() -> None:
         ratio(rounds, "a", "c")
 
 
-@pytest.mark.parametrize("wrong", [{"clients": 0}, {"rounds": 0}, {"round_s": 0.0}, {"warm_up_s": -1.0}])
+@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"rounds": 0}, {"round_s": 0.0}, {"warm_up_s": -1.0}])
 def test_what_cannot_be_measured_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"at least|above"):
         RoundsConfig(**wrong)  # type: ignore[arg-type]
