@@ -156,7 +156,7 @@ def test_another_repository_is_refused(address: str, repository: Path, complete:
 def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
     words = (
         f"bench ceiling --rendered 40 --server {address} --repository {repository} --signature text_image "
-        "--label group --text-words 3:40 --image-px 60:200 --rounds 1 --round-s 1 --warm-up-s 0.1 --trial-s 0.05 "
+        "--label group --text-words 3:40 --image-px 60:200 --rounds 1 --turn-s 1 --warm-up-s 0.1 --trial-s 0.05 "
         f"--timeout-s 60 --split= --out {tmp_path / 'c.json'}"
     )
     done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=240)

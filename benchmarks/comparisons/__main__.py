@@ -36,7 +36,7 @@ Repositories = Annotated[
 Environments = Annotated[Path, typer.Option(help="Where the other servers are installed; logs, too.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Callers that each wait for their answer.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Turns of every contender.")]
-RoundS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
+LoadS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
 WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before the measured time, which is not counted.")]
 TurnS = Annotated[float, typer.Option(min=0.01, help="Measured seconds of a turn, at least.")]
 Seed = Annotated[int, typer.Option(help="Random seed of what is rendered.")]
@@ -60,7 +60,7 @@ def infinity(
     environments: Environments = ENVIRONMENTS,
     products: Products = 1000,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
@@ -74,7 +74,7 @@ def infinity(
         count=products,
         repositories=tuple(repository or [SPEED / "repository"]),
         environments=environments,
-        rounds=RoundsConfig(rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+        rounds=RoundsConfig(rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
     )
     deliver(compare_infinity(config), out)
 
@@ -88,7 +88,7 @@ def eager(
     products: Products = 1000,
     concurrency: Concurrency = 16,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
@@ -103,7 +103,7 @@ def eager(
         run=run,
         repository=repository,
         environments=environments,
-        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
     )
     deliver(compare_eager(config), out)
 
@@ -118,7 +118,7 @@ def mixed(
     concurrency: Concurrency = 16,
     router_instances: Annotated[int, typer.Option(min=1, help="Processes of the BLS router.")] = 4,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
@@ -134,7 +134,7 @@ def mixed(
         repository=repository,
         environments=environments,
         router_instances=router_instances,
-        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
     )
     deliver(compare_mixed(config), out)
 
@@ -149,7 +149,7 @@ def perf_analyzer(
     concurrency: Concurrency = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Products per request.")] = 1,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     libb64: Annotated[Path | None, typer.Option(help="libb64.so.0d, where `apt-get download` is not there.")] = None,
     out: Out = None,
@@ -167,7 +167,7 @@ def perf_analyzer(
         environments=environments,
         libb64=libb64,
         rounds=RoundsConfig(
-            concurrency=concurrency, batch_size=batch_size, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s
+            concurrency=concurrency, batch_size=batch_size, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s
         ),
     )
     deliver(compare_perf_analyzer(config), out)

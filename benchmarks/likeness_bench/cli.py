@@ -174,7 +174,7 @@ def ceiling(
     concurrency: Annotated[int, typer.Option(min=1, help="Callers that saturate the server.")] = 16,
     batch_size: options.BatchSize = None,
     rounds: Annotated[int, typer.Option(min=1, help="Alternations of ceiling and server per signature.")] = 5,
-    round_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has five.")] = 5.0,
+    turn_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has five.")] = 5.0,
     warm_up_s: options.WarmUpS = 1.0,
     trial_s: Annotated[float, typer.Option(min=0.05, help="Seconds for each way that is tried for the ceiling.")] = 1.0,
     timeout_s: options.TimeoutS = 10.0,
@@ -191,7 +191,7 @@ def ceiling(
         load=LoadConfig(
             address=server,
             concurrency=concurrency,
-            duration_s=round_s,
+            duration_s=turn_s,
             warm_up_s=warm_up_s,
             timeout_s=timeout_s,
             gateway=gateway(context),
