@@ -163,7 +163,7 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(
     changed = file.read_text().replace('"title 1"', '"title one"')
     file.write_text(changed)
     calls: list[str] = []
-    endpoint.servicer.interfere = calls.append  # type: ignore[assignment]  # None: it does not
+    endpoint.servicer.interfere = calls.append
     assert run(monkeypatch, *arguments) == 0
     assert len(calls) == 7 - 3 + 1  # of seven steps three were kept, of which one has changed
     said = capsys.readouterr().err
