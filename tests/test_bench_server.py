@@ -185,7 +185,7 @@ def test_recall_stands_beside_a_mix_of_operations(
 
 
 def test_a_soak(address: str, demo_catalogue: Path) -> None:
-    words = f"bench soak {demo_catalogue} --server {address} --clients 4 --seconds 2 --products 30"
+    words = f"bench soak {demo_catalogue} --server {address} --concurrency 4 --duration-s 2 --products 30"
     done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "largest difference to the answer alone" in done.stdout

@@ -15,8 +15,9 @@ from likeness_bench import beside, cli
 from likeness_bench.ceiling import CeilingConfig, run_ceiling
 from likeness_bench.ceiling_process import CeilingProcess, Item
 from likeness_bench.ceiling_search import drawn_items, item_of
+from likeness_bench.configs import cpu_threads_of, space_of
 from likeness_bench.drive import LoadConfig
-from likeness_bench.in_process import Threads, cpu_threads_of, space_of
+from likeness_bench.in_process import Threads
 from likeness_bench.load import prepare, run_load
 from likeness_bench.recall import LabelConfig, labelled, served_recall
 from likeness_bench.view import View
@@ -155,7 +156,7 @@ def test_another_repository_is_refused(address: str, repository: Path, complete:
 def test_the_command(address: str, repository: Path, tmp_path: Path) -> None:
     words = (
         f"bench ceiling --rendered 40 --server {address} --repository {repository} --signature text_image "
-        "--label group --text-words 3:40 --image-px 60:200 --rounds 1 --round-s 1 --warm-up-s 0.1 --trial-s 0.05 "
+        "--label group --text-words 3:40 --image-px 60:200 --rounds 1 --turn-s 1 --warm-up-s 0.1 --trial-s 0.05 "
         f"--timeout-s 60 --split= --out {tmp_path / 'c.json'}"
     )
     done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=240)

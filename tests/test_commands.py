@@ -40,7 +40,7 @@ def test_embed(client: Client, address: str, demo_catalogue: Path, file: Path, t
     if suffix == ".parquet":
         pytest.importorskip("pyarrow.parquet")
     out = tmp_path / f"out{suffix}"
-    arguments = ("embed", file, "--out", out, "--server", address, "--batch", "5")
+    arguments = ("embed", file, "--out", out, "--server", address, "--batch-size", "5")
     done = likeness(*arguments)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert f"10 products embedded to {out}" in done.stderr

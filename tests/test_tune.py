@@ -152,7 +152,7 @@ def test_the_command(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "shop.toml", tmp_path / "tune.json"
     text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
     recipe.write_text(f"{text}\n[serving]\nmax_batch_size = 8 # small\n", encoding="utf-8")
-    words = f"tune {mine} {demo_catalogue} --recipe {recipe} --signature text --concurrency 2 --round-s 0.2 --rounds 1 "
+    words = f"tune {mine} {demo_catalogue} --recipe {recipe} --signature text --concurrency 2 --turn-s 0.2 --rounds 1 "
     words += f"--budget-s 15 --target-ms 60000 --timeout-s 60 --products 40 --out {out}"
     done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -171,7 +171,7 @@ def test_the_command(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_everything_as_it_was(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
     out = tmp_path / "tune.json"
-    words = f"tune {mine} {demo_catalogue} --concurrency 2 --round-s 1 --timeout-s 60 --products 40 --out {out}"
+    words = f"tune {mine} {demo_catalogue} --concurrency 2 --turn-s 1 --timeout-s 60 --products 40 --out {out}"
     process = subprocess.Popen([PROGRAM, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         try:

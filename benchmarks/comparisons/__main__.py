@@ -23,8 +23,8 @@ app = typer.Typer(
 )
 
 SPEED = Path("runs/speed")
-Products = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
-Count = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
+File = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
+Products = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
 RunFolder = Annotated[Path, typer.Option(help="The trained run.")]
 Repository = Annotated[Path, typer.Option(help="The model repository that was exported from the run.")]
 Repositories = Annotated[
@@ -34,9 +34,9 @@ Repositories = Annotated[
     ),
 ]
 Environments = Annotated[Path, typer.Option(help="Where the other servers are installed; logs, too.")]
-Clients = Annotated[int, typer.Option(min=1, help="Callers that each wait for their answer.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Callers that each wait for their answer.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Turns of every contender.")]
-RoundS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
+LoadS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
 WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before the measured time, which is not counted.")]
 TurnS = Annotated[float, typer.Option(min=0.01, help="Measured seconds of a turn, at least.")]
 Seed = Annotated[int, typer.Option(help="Random seed of what is rendered.")]
@@ -55,12 +55,12 @@ def _start() -> None:
 
 @app.command()
 def infinity(
-    products: Products,
+    file: File,
     repository: Repositories = None,
     environments: Environments = ENVIRONMENTS,
-    count: Count = 1000,
+    products: Products = 1000,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
@@ -70,25 +70,25 @@ def infinity(
 
     check_out(out)
     config = InfinityConfig(
-        products=products,
-        count=count,
+        products=file,
+        count=products,
         repositories=tuple(repository or [SPEED / "repository"]),
         environments=environments,
-        rounds=RoundsConfig(rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+        rounds=RoundsConfig(rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
     )
     deliver(compare_infinity(config), out)
 
 
 @app.command()
 def eager(
-    products: Products,
+    file: File,
     run: RunFolder = SPEED,
     repository: Repository = SPEED / "repository",
     environments: Environments = ENVIRONMENTS,
-    count: Count = 1000,
-    clients: Clients = 16,
+    products: Products = 1000,
+    concurrency: Concurrency = 16,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
@@ -98,27 +98,27 @@ def eager(
 
     check_out(out)
     config = EagerConfig(
-        products=products,
-        count=count,
+        products=file,
+        count=products,
         run=run,
         repository=repository,
         environments=environments,
-        rounds=RoundsConfig(clients=clients, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
     )
     deliver(compare_eager(config), out)
 
 
 @app.command()
 def mixed(
-    products: Products,
+    file: File,
     run: RunFolder = SPEED,
     repository: Repository = SPEED / "repository",
     environments: Environments = ENVIRONMENTS,
-    count: Count = 1000,
-    clients: Clients = 16,
+    products: Products = 1000,
+    concurrency: Concurrency = 16,
     router_instances: Annotated[int, typer.Option(min=1, help="Processes of the BLS router.")] = 4,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
@@ -128,28 +128,28 @@ def mixed(
 
     check_out(out)
     config = MixedConfig(
-        products=products,
-        count=count,
+        products=file,
+        count=products,
         run=run,
         repository=repository,
         environments=environments,
         router_instances=router_instances,
-        rounds=RoundsConfig(clients=clients, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s),
+        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
     )
     deliver(compare_mixed(config), out)
 
 
 @app.command()
 def perf_analyzer(
-    products: Products,
+    file: File,
     signature: Annotated[str, typer.Option(help="The ensemble to load: embed_<signature>.")] = "text",
     repository: Repository = SPEED / "repository",
     environments: Environments = ENVIRONMENTS,
-    count: Count = 1000,
-    clients: Clients = 16,
+    products: Products = 1000,
+    concurrency: Concurrency = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Products per request.")] = 1,
     rounds: Rounds = 5,
-    round_s: RoundS = 20.0,
+    turn_s: LoadS = 20.0,
     warm_up_s: WarmUpS = 3.0,
     libb64: Annotated[Path | None, typer.Option(help="libb64.so.0d, where `apt-get download` is not there.")] = None,
     out: Out = None,
@@ -160,14 +160,14 @@ def perf_analyzer(
 
     check_out(out)
     config = PerfConfig(
-        products=products,
-        count=count,
+        products=file,
+        count=products,
         signature=signature,
         repository=repository,
         environments=environments,
         libb64=libb64,
         rounds=RoundsConfig(
-            clients=clients, batch_size=batch_size, rounds=rounds, round_s=round_s, warm_up_s=warm_up_s
+            concurrency=concurrency, batch_size=batch_size, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s
         ),
     )
     deliver(compare_perf_analyzer(config), out)
@@ -252,9 +252,9 @@ def start(
 
 @app.command()
 def steps(
-    products: Products,
+    file: File,
     repository: Repository = SPEED / "repository",
-    count: Count = 1000,
+    products: Products = 1000,
     batch_sizes: Annotated[str, typer.Option(help="Texts of a batch, with commas.")] = "8,32",
     batches: Annotated[int, typer.Option(min=1, help="Batches of texts in a turn.")] = 10,
     photo_px: Annotated[str, typer.Option(help="Long sides of photos, with commas.")] = "500,1500,4000",
@@ -270,8 +270,8 @@ def steps(
 
     check_out(out)
     config = StepsConfig(
-        products=products,
-        count=count,
+        products=file,
+        count=products,
         repository=repository,
         batch_sizes=parse_numbers(batch_sizes, "--batch-sizes"),
         batches=batches,

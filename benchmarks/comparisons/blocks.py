@@ -17,7 +17,7 @@ from comparisons.measured import Measurement, Quantity, Take, measure, measure_a
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server
-from comparisons.vectors import drawn, embeddings_of
+from comparisons.vectors import drawn
 
 CALLER_METRICS = (Metric.COSINE, Metric.EUCLIDEAN)
 PRODUCT = "numpy matrix product"
@@ -133,7 +133,7 @@ def check(left: Embeddings, right: Embeddings, metric: Metric) -> None:
     Raises:
         ComparisonError: they are not.
     """
-    rows, columns = embeddings_of(left.vectors[:8], left.space), embeddings_of(right.vectors[:8], right.space)
+    rows, columns = (Embeddings.from_vectors(side.vectors[:8], side.space) for side in (left, right))
     exact = rows.vectors.astype(np.float64) @ columns.vectors.T.astype(np.float64)
     expected = exact if metric is Metric.COSINE else np.sqrt(np.maximum(2.0 - 2.0 * exact, 0.0))
     worst = float(np.abs(scored(rows, columns, metric) - expected).max())

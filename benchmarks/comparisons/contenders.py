@@ -6,14 +6,14 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
+from likeness_bench.sources import SourceConfig, read_sources
 from likeness_bench.workload import Workload, WorkloadConfig
-from likeness_client import AsyncClient, InputError, Product, ServerInfo, read_products
+from likeness_client import AsyncClient, Product, ServerInfo
 from likeness_client.contract import InputSchema
 from likeness_client.payloads import payloads
 from numpy.typing import NDArray
@@ -98,10 +98,7 @@ def read_some(file: Path, count: int) -> list[Product]:
     Raises:
         InputError: it cannot be read, or holds none.
     """
-    products = [product for product, _ in islice(read_products(file), count)]
-    if not products:
-        raise InputError(f"{file} holds no products: give a file with one JSON object per line")
-    return products
+    return [product for product, _ in read_sources(SourceConfig(file=file, count=count))]
 
 
 def drawn(

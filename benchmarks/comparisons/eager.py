@@ -94,7 +94,7 @@ async def _measure(
         requests_of = drawn(products, info, {signature: 1.0}, rounds)
         difference = await largest_difference(ours, theirs, requests_of)
         found = await alternate([ours, theirs], requests_of, rounds)
-    title = f"{rounds.clients} clients x {rounds.batch_size} product, {' + '.join(modalities)}"
+    title = f"{rounds.concurrency} clients x {rounds.batch_size} product, {' + '.join(modalities)}"
     return of_loads(title, found, ((OURS, THEIRS),)), difference
 
 

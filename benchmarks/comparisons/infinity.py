@@ -41,7 +41,7 @@ class InfinityConfig:
         count: how many of them to use.
         repositories: one server of ours for each, e.g. fp32 and int8.
         environments: where environments go; logs, too.
-        rounds: how it is measured; clients and batch size are taken from `LOADS`.
+        rounds: how it is measured; concurrency and batch size are taken from `LOADS`.
     """
 
     products: Path
@@ -113,12 +113,12 @@ async def _measure(
         texts = Workload(products, info, WorkloadConfig(signatures={"text": 1.0})).pools["text"]
         await _check(theirs, texts[:2])
         settings = []
-        loads = [replace(config.rounds, clients=clients, batch_size=batch_size) for clients, batch_size in LOADS]
+        loads = [replace(config.rounds, concurrency=callers, batch_size=batch_size) for callers, batch_size in LOADS]
         # Drawn before anything is measured: there may be too few texts for one of them.
         for rounds, requests_of in [(rounds, drawn(texts, info, {"text": 1.0}, rounds)) for rounds in loads]:
             found = await alternate([*contenders, theirs], requests_of, rounds)
             pairs = tuple((contender.name, THEIRS) for contender in contenders)
-            settings.append(of_loads(f"{rounds.clients} clients x {rounds.batch_size} texts", found, pairs))
+            settings.append(of_loads(f"{rounds.concurrency} clients x {rounds.batch_size} texts", found, pairs))
             if found.interrupted:
                 break
     return tuple(settings), len(texts)

@@ -12,12 +12,13 @@ from functools import partial
 from multiprocessing import get_context
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
-from likeness_bench.processes import find_server, look
+from likeness_bench.processes import look
 from likeness_client import Client, LikenessError, Metric
 
 from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.rounds import ComparisonError
+from comparisons.servers import process_of
 from comparisons.vectors import drawn, parts_of
 
 AT_ONCE = "at once"
@@ -61,9 +62,7 @@ def measure_learned(asked: Learned, chunk: int, rounds: int) -> Measurement:
     Raises:
         LikenessError: the server fails, or cannot be seen.
     """
-    server = find_server(asked.address)
-    if server is None:
-        raise ComparisonError(f"the processes of the server at {asked.address} cannot be seen: run this as their user")
+    server = process_of(asked.address)
     with Client(asked.address, timeout_s=_TIMEOUT_S) as client:
         dimension = client.info().dimension
     contenders: dict[str, Take] = {AT_ONCE: partial(_take, server, asked)}

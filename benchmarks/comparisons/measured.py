@@ -12,7 +12,7 @@ from likeness_bench.figures import too_few
 from likeness_bench.tables import NOTHING, Table, number
 from likeness_client import InputError, LikenessError
 
-from comparisons.rounds import ComparisonError, Round
+from comparisons.rounds import ComparisonError, LoadTurn
 from comparisons.turns import Turns
 
 ENOUGH = 5
@@ -175,7 +175,7 @@ OF_LOADS = (PRODUCTS_PER_S, P50_MS, P99_MS, CLIENT_CORES, REQUESTS, FAILED)
 """The figures of closed loops."""
 
 
-def of_loads(title: str, rounds: Turns[Round], pairs: tuple[tuple[str, str], ...]) -> Measurement:
+def of_loads(title: str, rounds: Turns[LoadTurn], pairs: tuple[tuple[str, str], ...]) -> Measurement:
     """Return what contenders reached in closed loops, as a section of a report.
 
     Args:
@@ -207,7 +207,7 @@ def of_loads(title: str, rounds: Turns[Round], pairs: tuple[tuple[str, str], ...
     )
 
 
-def _doubts_of_loads(rounds: Sequence[Round]) -> Iterator[str]:
+def _doubts_of_loads(rounds: Sequence[LoadTurn]) -> Iterator[str]:
     for name, found in {found.contender: found for found in reversed(rounds) if found.failures}.items():
         yield f"requests of {name} failed, the first one said: {found.example}"
     if any((found.harness_cores or 0) > 0.9 for found in rounds):
@@ -215,7 +215,7 @@ def _doubts_of_loads(rounds: Sequence[Round]) -> Iterator[str]:
     if doubt := too_few(
         min((found.requests for found in rounds if found.requests is not None), default=ENOUGH_REQUESTS)
     ):
-        yield f"a turn had {doubt}; give a longer --round-s"
+        yield f"a turn had {doubt}; give a longer --turn-s"
 
 
 def measure(

@@ -24,7 +24,7 @@ from comparisons.contenders import read_some
 from comparisons.measured import of_loads
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Round, RoundsConfig
+from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig
 from comparisons.servers import likeness_server
 from comparisons.turns import Turns
 
@@ -72,12 +72,12 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
         folder = Path(name)
         data = input_data(products, config.signature, address)
         (folder / "input.json").write_text(json.dumps(data), encoding="utf-8")
-        programs: dict[str, Callable[[int], Round]] = {
+        programs: dict[str, Callable[[int], LoadTurn]] = {
             OURS: lambda number: _ours(config, address, folder, number),
             THEIRS: lambda number: _theirs(config, program, address, folder, number),
         }
         rounds = _alternate(programs, config.rounds.rounds)
-    title = f"{config.rounds.clients} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
+    title = f"{config.rounds.concurrency} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
     setting = of_loads(title, rounds, ((OURS, THEIRS),))
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
@@ -128,9 +128,9 @@ def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
     return found
 
 
-def _alternate(programs: Mapping[str, Callable[[int], Round]], rounds: int) -> Turns[Round]:
+def _alternate(programs: Mapping[str, Callable[[int], LoadTurn]], rounds: int) -> Turns[LoadTurn]:
     """As `comparisons.rounds.alternate`, for programs that make their own load."""
-    turns = Turns[Round](programs, rounds)
+    turns = Turns[LoadTurn](programs, rounds)
     for name, number in turns:
         with turns.of(name, number):
             found = programs[name](number)
@@ -138,18 +138,18 @@ def _alternate(programs: Mapping[str, Callable[[int], Round]], rounds: int) -> T
     return turns
 
 
-def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> Round:
+def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTurn:
     out, rounds = folder / "ours.json", config.rounds
     command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
-    command += [f"--server={address}", f"--concurrency={rounds.clients}", f"--signature={config.signature}"]
+    command += [f"--server={address}", f"--concurrency={rounds.concurrency}", f"--signature={config.signature}"]
     command += [f"--batch-size={rounds.batch_size}", f"--seed={number}"]
     command += ["--budget-s=0"]  # one run, as the other side has
-    command += [f"--duration-s={rounds.round_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
+    command += [f"--duration-s={rounds.turn_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
     _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, rounds)
     report = json.loads(out.read_text(encoding="utf-8"))
     latency = report["latency"] or {}
     errors = report["errors"]
-    return Round(
+    return LoadTurn(
         contender=OURS,
         number=number,
         products_per_s=report["products_per_s"],
@@ -162,12 +162,12 @@ def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> Round:
     )
 
 
-def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path, number: int) -> Round:
+def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path, number: int) -> LoadTurn:
     out, rounds = folder / "theirs.csv", config.rounds
     out.unlink(missing_ok=True)
     command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
     command += ["-b", str(rounds.batch_size)]
-    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.clients)]
+    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.concurrency)]
     # Any three windows count as stable: the length of a turn is given, as it is for the other side.
     command += ["--measurement-interval", str(_window_ms(rounds)), "--stability-percentage", "999"]
     cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, rounds)
@@ -176,7 +176,7 @@ def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path,
     return replace(read_csv(out.read_text(encoding="utf-8")), number=number, harness_cores=cores)
 
 
-def read_csv(text: str) -> Round:
+def read_csv(text: str) -> LoadTurn:
     """Read perf_analyzer's figures of one concurrency.
 
     Raises:
@@ -184,7 +184,7 @@ def read_csv(text: str) -> Round:
     """
     row = next(csv.DictReader(text.splitlines()), {})
     try:
-        return Round(
+        return LoadTurn(
             contender=THEIRS,
             number=0,
             products_per_s=float(row["Inferences/Second"]),
@@ -198,13 +198,13 @@ def read_csv(text: str) -> Round:
 
 
 def _window_ms(config: RoundsConfig) -> int:
-    return max(1, round(1000 * config.round_s / _WINDOWS))
+    return max(1, round(1000 * config.turn_s / _WINDOWS))
 
 
 def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, config: RoundsConfig) -> float:
     """Run a program to its end; return how much of a core it used."""
     before_s, began = _children_s(), time.monotonic()
-    limit_s = config.warm_up_s + 4 * config.round_s + config.timeout_s + _SLACK_S
+    limit_s = config.warm_up_s + 4 * config.turn_s + config.timeout_s + _SLACK_S
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

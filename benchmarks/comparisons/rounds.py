@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 import numpy as np
+from likeness_bench.drive import REFUSED_PAUSE_S
 from likeness_bench.figures import Percentiles
 from likeness_client import InputError, LikenessError, Product
 from numpy.typing import NDArray
 
 from comparisons.turns import Turns
 
-REFUSED_PAUSE_S = 0.1
-"""A caller waits so long after a failure; a dead server would be asked as fast as it can refuse."""
 Embed = Callable[[Sequence[Product]], Awaitable[NDArray[np.float32]]]
 """Turns products into one vector each, FP32 [n, d]; raises a `LikenessError` when it cannot."""
 
@@ -47,31 +46,31 @@ class RoundsConfig:
     """How contenders are measured.
 
     Attributes:
-        clients: callers that each send their next request when the answer to the last one has come.
+        concurrency: callers that each send their next request when the answer to the last one has come.
         batch_size: products per request.
         rounds: how often each contender has its turn.
-        round_s: measured time of a turn.
+        turn_s: measured time of a turn.
         warm_up_s: load before that, which is not counted.
         timeout_s: the deadline of every request.
     """
 
-    clients: int = 16
+    concurrency: int = 16
     batch_size: int = 1
     rounds: int = 5
-    round_s: float = 20.0
+    turn_s: float = 20.0
     warm_up_s: float = 3.0
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.clients < 1 or self.batch_size < 1 or self.rounds < 1:
-            raise InputError("clients, batch_size and rounds must be at least 1")
-        seconds = self.round_s, self.timeout_s, self.warm_up_s
+        if self.concurrency < 1 or self.batch_size < 1 or self.rounds < 1:
+            raise InputError("concurrency, batch_size and rounds must be at least 1")
+        seconds = self.turn_s, self.timeout_s, self.warm_up_s
         if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
-            raise InputError("round_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
+            raise InputError("turn_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class LoadTurn:
     """What one turn of one contender gave.
 
     Attributes:
@@ -106,23 +105,23 @@ RequestsOf = Callable[[int], Iterator[Sequence[Product]]]
 """Makes the endless requests of a round from its number: the same ones for every contender of that round."""
 
 
-async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, config: RoundsConfig) -> Turns[Round]:
+async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, config: RoundsConfig) -> Turns[LoadTurn]:
     """Measure all contenders in turn, round after round.
 
     One that answers nothing in its turn has failed, and so has one that answers nothing more in the second half of it
     while requests fail.
     """
     named = {contender.name: contender for contender in contenders}
-    turns = Turns[Round](named, config.rounds)
+    turns = Turns[LoadTurn](named, config.rounds)
     for name, number in turns:
         with turns.of(name, number):
-            turn = _Turn(contender=named[name], requests=requests_of(number), config=config)
+            turn = _Load(contender=named[name], requests=requests_of(number), config=config)
             found = await _uncancelled(turn.run(number))
             turns.add(name, number, found, found.said())
     return turns
 
 
-async def _uncancelled(turn: Coroutine[None, None, Round]) -> Round:
+async def _uncancelled(turn: Coroutine[None, None, LoadTurn]) -> LoadTurn:
     """Await a turn; asyncio makes Ctrl-C a cancellation of the task, which here is to go on without this turn."""
     try:
         return await turn
@@ -133,7 +132,7 @@ async def _uncancelled(turn: Coroutine[None, None, Round]) -> Round:
 
 
 @dataclass(kw_only=True)
-class _Turn:
+class _Load:
     """One contender under load for the length of one turn."""
 
     contender: Contender
@@ -143,28 +142,28 @@ class _Turn:
     failures: int = 0
     example: str = ""
 
-    async def run(self, number: int) -> Round:
+    async def run(self, number: int) -> LoadTurn:
         """Make the load.
 
         Raises:
             ComparisonError: nothing was answered, or nothing any more in the second half, while requests failed.
         """
         begins = time.perf_counter() + self.config.warm_up_s
-        ends = begins + self.config.round_s
+        ends = begins + self.config.turn_s
         cpu_before_s, began = time.process_time(), time.perf_counter()
-        await asyncio.gather(*(self._caller(ends) for _ in range(self.config.clients)))
+        await asyncio.gather(*(self._caller(ends) for _ in range(self.config.concurrency)))
         cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
         latency = Percentiles.of([received - sent for sent, received, _ in self.answered if sent >= begins])
         in_time = [products for _, received, products in self.answered if begins <= received <= ends]
         if not in_time:
-            reason = self.example or f"no answer within {self.config.round_s:g} s; give a longer --round-s"
+            reason = self.example or f"no answer within {self.config.turn_s:g} s; give a longer --turn-s"
             raise ComparisonError(f"it answered nothing: {reason}")
         if self.failures and max(received for _, received, _ in self.answered) < (begins + ends) / 2:
             raise ComparisonError(f"it answered nothing any more in the second half of its turn: {self.example}")
-        return Round(
+        return LoadTurn(
             contender=self.contender.name,
             number=number,
-            products_per_s=sum(in_time) / self.config.round_s,
+            products_per_s=sum(in_time) / self.config.turn_s,
             requests=len(in_time),
             failures=self.failures,
             p50_ms=latency.p50_ms if latency else None,

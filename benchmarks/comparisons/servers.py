@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
+from likeness_bench.processes import find_server
 from likeness_export.server import ServeConfig, serving, stop_group
 
 from comparisons.rounds import ComparisonError
@@ -38,6 +40,18 @@ def likeness_server(repository: Path, log: Path) -> Iterator[str]:
     typer.echo(f"starting tritonserver on {repository}, log in {log}", err=True)
     with serving(config):
         yield config.address
+
+
+def process_of(address: str) -> psutil.Process:
+    """Return the process of a server of this machine.
+
+    Raises:
+        ComparisonError: it cannot be seen.
+    """
+    server = find_server(address)
+    if server is None:
+        raise ComparisonError(f"the processes of the server at {address} cannot be seen: run this as their user")
+    return server
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
-from likeness_bench.processes import find_server, look
+from likeness_bench.processes import look
 from likeness_bench.sources import rendered
 from likeness_client import InputError
 from likeness_export.server import stop_group
@@ -24,7 +24,7 @@ from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
-from comparisons.servers import likeness_server
+from comparisons.servers import likeness_server, process_of
 
 SPEED = Quantity(name="products/s", higher_is_better=True, compared=True)
 CLIENT_MB = Quantity(name="client, peak MB", digits=0, compared=True)
@@ -159,9 +159,7 @@ def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -
     Raises:
         ComparisonError: the server cannot be seen.
     """
-    server = find_server(address)
-    if server is None:
-        raise ComparisonError(f"the processes of the server at {address} cannot be seen: run this as their user")
+    server = process_of(address)
     quantities = (SPEED, SECONDS, CLIENT_MB, SERVER_BEFORE_MB, SERVER_PEAK_MB, SERVER_AFTER_MB)
 
     def take(size: int, _round: int) -> Mapping[str, float]:

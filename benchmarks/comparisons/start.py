@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # ships no type information
-from likeness_bench.processes import find_server, look
+from likeness_bench.processes import look
 from likeness_client import InputError
 from likeness_export.server import check_repository, stop_group, unused_ports
 
 from comparisons.measured import Measurement, Quantity, Take, measure, measure_all
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
-from comparisons.servers import likeness_server
+from comparisons.servers import likeness_server, process_of
 
 COMMAND, SERVER = "likeness serve", "tritonserver"
 TARGET_S = 5.0
@@ -140,10 +139,7 @@ def by_itself(repository: Path, log: Path, _round: int = 1) -> Mapping[str, floa
 
 
 def _figures(seconds: float, ports: Sequence[int]) -> dict[str, float]:
-    server: psutil.Process | None = find_server(f"127.0.0.1:{ports[0]}")
-    if server is None:
-        raise ComparisonError("the processes of the server cannot be seen: run this as their user")
-    found = look(server)
+    found = look(process_of(f"127.0.0.1:{ports[0]}"))
     return {
         SECONDS.name: seconds,
         CPU_S.name: sum(found.cpu_s.values()),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from likeness_bench.in_process import read_config
+from likeness_bench.configs import read_config
 from likeness_client import InputError, InputSchema, Product, ProductError
 from likeness_client.contract import SCHEMA_PARAMETER, embed_model
 from likeness_client.payloads import payloads

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from google.protobuf import text_format
 from likeness_client import InputError
-from likeness_client.contract import EMBEDDING, ERROR_SUFFIX, SPACE_PARAMETER, embed_model, encoder_model, modalities_of
+from likeness_client.contract import EMBEDDING, ERROR_SUFFIX, embed_model, modalities_of
 from numpy.typing import NDArray
-from tritonclient.grpc import model_config_pb2
+
+from likeness_bench.configs import cpu_parameters, read_config
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 Step: TypeAlias = Callable[[Tensors], Tensors]
@@ -108,48 +107,11 @@ class Pipeline:
                 self._steps[name] = _preprocessing(folder, config)
             elif (folder / "model.onnx").is_file():
                 self._steps[name] = _network(
-                    folder / "model.onnx", config, _parameters(self.repository, name), self.threads
+                    folder / "model.onnx", config, cpu_parameters(self.repository, name), self.threads
                 )
             else:
                 raise InputError(f"{folder} has neither preprocessing.py nor model.onnx: export the repository again")
         return self._steps[name]
-
-
-@cache
-def read_config(repository: Path, model: str, profile: str = "") -> Any:
-    """Return a model's ``ModelConfig``, or the one of a profile; read once.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
-    path = repository / model / (f"configs/{profile}.pbtxt" if profile else "config.pbtxt")
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
-        raise InputError(f"cannot read {path} ({error}): give the repository that `likeness export` wrote") from error
-
-
-def space_of(repository: Path) -> str:
-    """Return the fingerprint of the embedding space of a repository.
-
-    Raises:
-        InputError: it holds no models that embed.
-    """
-    for path in sorted(repository.glob(f"{embed_model('*')}/config.pbtxt")):
-        return str(read_config(repository, path.parent.name).parameters[SPACE_PARAMETER].string_value)
-    raise InputError(f"{repository} has no {embed_model('*')}: give the repository that `likeness export` wrote")
-
-
-def cpu_threads_of(repository: Path) -> int:
-    """Return how many threads the server gives to an encoder, the most of any."""
-    profiles = (path.parents[1].name for path in repository.glob(f"{encoder_model('*')}/configs/cpu.pbtxt"))
-    return max((int(_parameters(repository, name)["cpu_threads"]) for name in profiles), default=1)
-
-
-def _parameters(repository: Path, model: str) -> dict[str, str]:
-    """Return what the server's CPU profile tells a network."""
-    found = read_config(repository, model, "cpu").parameters
-    return {key: value.string_value for key, value in found.items()}
 
 
 def _network(path: Path, config: Any, parameters: Mapping[str, str], threads: Threads) -> Step:

@@ -12,7 +12,7 @@ from typing import Any
 from likeness_client import InputError, Metric, Product, ProductError, ServerInfo
 from likeness_client.contract import modalities_of, signature_of
 from likeness_client.payloads import payloads
-from likeness_client.records import compose_text
+from likeness_client.records import MODALITY_FIELDS, compose_text
 
 AS_THEY_ARE = "as they are"
 """Name of the mix in which every product keeps all that it has."""
@@ -232,12 +232,5 @@ def reduce_to(product: Product, modalities: Sequence[str], info: ServerInfo) -> 
         text = compose_text(product, parts)
         title, description = (text, "") if prose == "title" else ("", text)
         product = replace(product, title=title, description=description)
-    fields = {
-        "text": ("title", "description"),
-        "image": ("images",),
-        "attributes": ("attributes",),
-        "video": ("video",),
-        "interactions": ("interactions",),
-    }
-    lost = {field: getattr(nothing, field) for name in others for field in fields[name]}
+    lost = {field: getattr(nothing, field) for name in others for field in MODALITY_FIELDS[name]}
     return replace(product, **lost)

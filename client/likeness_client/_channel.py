@@ -64,7 +64,7 @@ class BaseClient:
 
     Args:
         address: ``host:port``, without a scheme. ``dns:///host:port`` balances over all addresses that the name has.
-        timeout_s: the deadline of each call, retries included; before it, a call waits as long at most for its turn.
+        timeout_s: the deadline of each call, retries included; before that, a call waits for its turn, at most as long.
         max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
             keep the batchers of a few steps busy; more only wait in the server's queues.
         max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.

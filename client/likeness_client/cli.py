@@ -141,7 +141,7 @@ def embed(
         list[str] | None,
         typer.Option(help="Look at this modality only, as if products had nothing else; default: all. Repeatable."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Products per step; bounds the memory.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Products per step; bounds the memory.")] = 256,
     timeout_s: Timeout = BULK_TIMEOUT_S,
     patience_s: Annotated[
         float, typer.Option(min=0, help="How long a server that has answered is waited for when it is gone.")
@@ -160,7 +160,7 @@ def embed(
             run = EmbedRun(client, writer, steps_folder(out), modality or None, patience_s)
             try:
                 with bar:
-                    for chunk in chunks(file, batch):
+                    for chunk in chunks(file, batch_size):
                         run.add(chunk)
                         bar.update(len(chunk))
             except BaseException:

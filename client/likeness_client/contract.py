@@ -125,7 +125,8 @@ def modalities_of(signature: str) -> tuple[str, ...]:
 
 def all_signatures(modalities: Iterable[str]) -> list[str]:
     """Return every non-empty signature over these modalities, small sets first."""
-    ordered = [name for name in MODALITIES if name in set(modalities)]
+    present = set(modalities)
+    ordered = [name for name in MODALITIES if name in present]
     return [signature_of(chosen) for size in range(1, len(ordered) + 1) for chosen in combinations(ordered, size)]
 
 

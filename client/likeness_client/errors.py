@@ -178,7 +178,7 @@ class ServerUnavailableError(ServerError):
 class DeadlineExceededError(ServerError):
     """No answer came before the deadline."""
 
-    hint = "raise timeout_s (--timeout-s of a command), or send less at once (--batch of `likeness embed`)"
+    hint = "raise timeout_s (--timeout-s of a command), or send less at once (--batch-size of `likeness embed`)"
 
 
 class OverloadedError(ServerError):

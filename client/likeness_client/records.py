@@ -19,6 +19,14 @@ ImageSource: TypeAlias = Path | bytes | NDArray[np.uint8]
 """A file, an encoded image (JPEG, PNG, ...), or pixels: uint8 [h, w], [h, w, 3] RGB or [h, w, 4] RGBA."""
 VideoSource: TypeAlias = Path | bytes
 """A file, or an encoded clip (MP4, WebM, GIF, ...)."""
+MODALITY_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "text": ("title", "description"),
+    "image": ("images",),
+    "attributes": ("attributes",),
+    "video": ("video",),
+    "interactions": ("interactions",),
+}
+"""Modality -> the fields of a `Product` that hold it; the text may also quote attributes, see `compose_text`."""
 Record: TypeAlias = dict[str, Any]
 """One line of a product file as it stands there, labels and all."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,28 @@ class Embeddings:
             MissingExtraError: parquet without pyarrow.
         """
         return cls(**_files.load(Path(path)))
+
+    @classmethod
+    def from_vectors(cls, vectors: NDArray[Any], space: str) -> Embeddings:
+        """Take vectors that were kept elsewhere, in a database for instance; nothing else is known of their products.
+
+        Args:
+            vectors: [n, d], unit length, as `vectors` held them; NaN in the row of a product that has none.
+            space: the fingerprint that was kept beside them.
+
+        Raises:
+            InputError: they are no matrix.
+        """
+        if vectors.ndim != 2:
+            raise InputError(f"vectors must have the shape [n, d], found {list(vectors.shape)}: one row per product")
+        nothing = ("",) * len(vectors)
+        return cls(
+            vectors=vectors.astype(np.float32, copy=False),
+            modality_weights=({},) * len(vectors),
+            signatures=nothing,
+            product_ids=nothing,
+            space=space,
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Embeddings]) -> Embeddings:

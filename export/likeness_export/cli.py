@@ -31,7 +31,9 @@ def train(
     data_root: DataRoot = Path(),
     override: Annotated[
         list[str] | None,
-        typer.Option("--set", help="dotted.key=value, instead of what the recipe says; dotted.key= takes it out."),
+        typer.Option(
+            "--set", help="dotted.key=value, instead of what the recipe says; dotted.key= takes it out. Repeatable."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="What trains, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
@@ -74,7 +76,9 @@ def evaluate(
     split: Annotated[
         list[str] | None, typer.Option(help="Split that the queries come from; default: val. Repeatable.")
     ] = None,
-    gallery: Annotated[list[str] | None, typer.Option(help="Splits that are ranked; default: the queries'.")] = None,
+    gallery: Annotated[
+        list[str] | None, typer.Option(help="Split that is ranked; default: the queries'. Repeatable.")
+    ] = None,
     server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
     timeout_s: Timeout = BULK_TIMEOUT_S,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
@@ -272,7 +276,7 @@ def render(
 
 @app.command()
 def interactions(
-    products: Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)],
     log: Annotated[
         Path, typer.Argument(help="CSV with the columns user, item (a product_id), count.", exists=True, dir_okay=False)
     ],
@@ -281,7 +285,7 @@ def interactions(
     """Give products the interactions of a log: who viewed or bought them, and how often."""
     from likeness_export.interaction_log import join_log
 
-    found = join_log(products, log, out)
+    found = join_log(file, log, out)
     if found.strange:
         named = ", ".join(list(found.strange)[:NAMED_ITEMS])
         more = f" and {len(found.strange) - NAMED_ITEMS} more" if len(found.strange) > NAMED_ITEMS else ""

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 DataRoot = Annotated[
-    Path, typer.Option(help="What relative paths start from.", envvar="LIKENESS_DATA", file_okay=False)
+    Path,
+    typer.Option(help="The folder that a recipe's relative paths start from.", envvar="LIKENESS_DATA", file_okay=False),
 ]
 
 

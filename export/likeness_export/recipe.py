@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from likeness_client.contract import MODALITIES, InputSchema, all_signatures, modalities_of
 from likeness_client.errors import InputError
@@ -16,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from likeness_export.encoders import AnyEncoderConfig
 from likeness_export.networks.fusion import AttentionConfig, FusionConfig
-from likeness_export.serving_section import ServingSection, StepSection, keys_of_steps
+from likeness_export.recipe_faults import explain
+from likeness_export.serving_section import ServingSection, keys_of_steps
 
 BUILT_IN = Path(__file__).parent / "recipes"
 
@@ -279,7 +279,7 @@ def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [explain(problem, Recipe) for problem in error.errors()]
         raise RecipeError("\n".join([f"{origin} is not a valid recipe:", *lines])) from error
 
 
@@ -291,62 +291,6 @@ def with_serving(recipe: Recipe, serving: ServingSection) -> Recipe:
     """
     raw = recipe.model_dump(mode="json") | {"serving": serving.model_dump(mode="json")}
     return parse_recipe(raw, f"{recipe.name} with this [serving] section")
-
-
-def _explain(problem: Any) -> str:
-    """Return one line: the key as the file spells it, what is wrong with it, and what was given."""
-    if not problem["loc"]:  # a check across sections names the key itself
-        return f"  {problem['msg'].removeprefix('Value error, ')}"
-    keys, section = _locate(*problem["loc"])
-    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
-    if kind.startswith("union_tag_"):
-        keys.append(context["discriminator"].strip("'"))
-        value = value.get(keys[-1], value)
-        known = "is not known" if kind == "union_tag_invalid" else "is missing"
-        text = f"{known}; allowed are: {', '.join(_MEMBERS[keys[0]])}"
-    elif kind == "extra_forbidden":
-        text = f"there is no such key; allowed here are: {', '.join(section.model_fields)}"
-    elif kind == "missing":
-        about = section.model_fields[keys[-1]].description if keys[-1] in section.model_fields else None
-        text = f"is missing ({about})" if about else "is missing"
-    else:
-        text = _WORDS.get(kind, re.sub(r"^\w+ should ", "must ", problem["msg"].removeprefix("Value error, ")))
-    shown = "" if isinstance(value, dict | list | tuple) else f" (given: {value!r})"
-    return f"  {'.'.join(keys)}: {text}{shown}"
-
-
-def _locate(head: str, *rest: str | int) -> tuple[list[str], type[BaseModel]]:
-    """Return a key as the file spells it, and the section that it stands in.
-
-    Pydantic puts the discriminator's value into the location behind the union that it chooses from; it is no key.
-    """
-    place = {"towers": 1, "fusion": 0}.get(head, len(rest))
-    section = Recipe.model_fields[head].annotation if rest else Recipe
-    if head == "serving" and len(rest) > 2:  # serving.steps.<model>.<key>
-        section = StepSection
-    if place < len(rest):
-        section = _MEMBERS[head].get(str(rest[place]))
-    keys = [head, *(str(part) for part in (*rest[:place], *rest[place + 1 :]))]
-    return keys, section if isinstance(section, type) and issubclass(section, BaseModel) else Recipe
-
-
-def _members(union: Any, key: str) -> dict[str, type[BaseModel]]:
-    return {get_args(member.model_fields[key].annotation)[0]: member for member in get_args(union)}
-
-
-# Section -> what its discriminator may say -> the keys that then belong there.
-_MEMBERS = {
-    "towers": _members(AnyEncoderConfig, "encoder"),
-    "fusion": _members(get_args(FusionConfig)[0], "kind"),
-}
-# Pydantic speaks of Python's types; a recipe is TOML.
-_WORDS = {
-    "tuple_type": "must be a list",
-    "dict_type": "must be a section",
-    "model_type": "must be a section",
-    "model_attributes_type": "must be a section",
-    "too_short": "must not be empty",
-}
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -1,10 +1,9 @@
-"""A tower's inputs for many products: preprocessed once, and encoded once by one and the same encoder."""
+"""A tower's inputs for many products: preprocessed once, and encoded in batches of like length."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -15,8 +14,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from likeness_client.contract import MODALITIES, NOTHING_KNOWN
-from likeness_client.errors import InputError
-from likeness_client.writing import written_aside
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,7 +30,6 @@ Rows: TypeAlias = NDArray[np.intp]
 _Encode: TypeAlias = Callable[[tuple[Tensor, ...]], NDArray[np.float32]]
 _WORTH_TRACING = 1000  # products; tracing and verifying an encoder takes some twenty seconds
 _CHUNK = 64
-_ONLY_TRAINING = {"freeze", "learning_rate", "token_dropout"}  # keys that change no feature
 _NOTHING = hashlib.sha256(b"\0").digest()
 _MAP_CHUNK = 32  # small enough that texts of like length meet
 
@@ -293,43 +289,3 @@ def _by_modality(tower_modalities: Mapping[str, str], inputs: Mapping[str, Tower
     """Return the towers of each modality that there is, in the contract's order."""
     found = [[inputs[name] for name, of in tower_modalities.items() if of == modality] for modality in MODALITIES]
     return [towers for towers in found if towers]
-
-
-def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig, cache: Path) -> NDArray[np.float32]:
-    """Return an encoder's features as it is now, computed once per encoder, preprocessing and set of inputs.
-
-    The cache's files are named by those alone: runs that share a folder, and a run that joins others, find the features
-    of each other's towers, whatever the towers are called there. With them goes what could not be read.
-
-    Args:
-        inputs: the products.
-        encoder: the encoder.
-        config: its configuration, a part of the cache's key.
-        cache: folder of the cache.
-    """
-    key = hashlib.sha256(config.model_dump_json(exclude=_ONLY_TRAINING).encode())
-    for tensor in encoder.state_dict().values():
-        key.update(tensor.cpu().numpy().tobytes())
-    # What was fitted need not be in the encoder: a vocabulary of the same size gives the same network.
-    for path in sorted(inputs.assets.rglob("*")):
-        if path.is_file():
-            key.update(path.read_bytes())
-    key.update(Path(str(config.preprocessing.__file__)).read_bytes())
-    for module in (type(encoder), type(config)):
-        key.update(Path(str(sys.modules[module.__module__].__file__)).read_bytes())  # another version, another network
-    for digest in inputs.digests:
-        key.update(digest)
-    place = cache / f"{key.hexdigest()[:32]}.npz"
-    if place.is_file():
-        with np.load(place) as held:
-            inputs.note(dict(zip(held["rows"].tolist(), held["errors"].tolist(), strict=True)))
-            cached: NDArray[np.float32] = held["features"]
-            return cached
-    features, errors = inputs.encode(encoder), inputs.errors
-    try:
-        with written_aside(place) as aside, aside.open("wb") as out:
-            rows = np.array([*errors], dtype=np.intp)
-            np.savez(out, features=features, rows=rows, errors=np.array([*errors.values()], dtype=np.str_))
-    except InputError as error:  # a run may be read-only to whoever evaluates it
-        log.warning("%s: features are not kept, and computed again next time", error)
-    return features

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from likeness_export.catalogue import Catalogue
 from likeness_export.encoders import Encoder
+from likeness_export.feature_cache import cached_features
 from likeness_export.memory import keep_freed_memory
 from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.objective import Objective
@@ -28,7 +29,7 @@ from likeness_export.positives import Positives, Rows, positives_of
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, cached_features, present_modalities, read_inputs
+from likeness_export.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.training_data import alike_key, data_key, records_key, training_catalogue
 
 log = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ def test_embed_goes_on_past_what_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path, suffix: str
 ) -> None:
     out = file.with_suffix(suffix)
-    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "10")
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "10")
     assert run(monkeypatch, *arguments) == 0
     said = capsys.readouterr()
     assert "23 products embedded" in said.err
@@ -144,7 +144,7 @@ def test_embed_waits_for_a_server_that_has_answered(
     monkeypatch.setattr(_bulk, "_PAUSE_S", 0.01)
     out = file.with_suffix(".npz")
     gone_after(3, endpoint, 6, code)  # gRPC itself tries four times
-    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "8")
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "8")
     assert run(monkeypatch, *arguments) == 0
     assert "waiting, " in capsys.readouterr().err
     assert len(Embeddings.load(out)) == 24
@@ -154,7 +154,7 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
 ) -> None:
     out = file.with_suffix(".npz")
-    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "4")
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "4")
     gone_after(3, endpoint, 10_000)
     assert run(monkeypatch, *arguments, "--patience-s", "0") == 1
     assert f"what was embedded is kept in {out}.steps: the same command goes on from there" in capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(
     changed = file.read_text().replace('"title 1"', '"title one"')
     file.write_text(changed)
     calls: list[str] = []
-    endpoint.servicer.interfere = calls.append  # type: ignore[assignment]  # None: it does not
+    endpoint.servicer.interfere = calls.append
     assert run(monkeypatch, *arguments) == 0
     assert len(calls) == 7 - 3 + 1  # of seven steps three were kept, of which one has changed
     said = capsys.readouterr().err
@@ -199,7 +199,9 @@ def test_embed_does_not_wait_for_a_network_that_was_down_from_the_start(
     endpoint.servicer.down = {"embed_attributes", "embed_text_attributes"}
     file, out = tmp_path / "products.jsonl", tmp_path / "out.npz"
     file.write_text('{"title": "a vase"}\n{"product_id": "p-7", "attributes": {"colour": "red"}}\n', encoding="utf-8")
-    assert run(monkeypatch, "embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch", "1") == 1
+    assert (
+        run(monkeypatch, "embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "1") == 1
+    )
     said = capsys.readouterr().err
     assert "not ready: out of memory; product 0 ('p-7') needs it" in said
     assert "waiting" not in said

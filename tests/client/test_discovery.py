@@ -123,3 +123,7 @@ def test_what_should_be_ready_and_is_not_is_told_from_what_was_left_out(
     assert info.modalities == (("text",) if told is None else ("text", "image"))
     assert list(info.unready) == ([] if told is None else ["image"])
     assert told is None or info.unready["image"].endswith(told)
+
+
+def test_signatures_of_names_that_can_be_read_only_once() -> None:
+    assert all_signatures(name for name in ("image", "text")) == ["text", "image", "text_image"]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, RecordError
-from likeness_client.records import Product, field_value, read_jsonl, read_products, scan_products
+from likeness_client.records import MODALITY_FIELDS, Product, field_value, read_jsonl, read_products, scan_products
 
 
 def test_a_record_becomes_a_product() -> None:
@@ -137,3 +139,9 @@ def test_field_value(field: str, value: str) -> None:
         "category_path": ["A", "B"],
     }
     assert field_value(record, field) == value
+
+
+def test_every_modality_has_its_fields() -> None:
+    assert tuple(MODALITY_FIELDS) == MODALITIES
+    known = {field.name for field in fields(Product)}
+    assert {name for names in MODALITY_FIELDS.values() for name in names} == known - {"product_id"}

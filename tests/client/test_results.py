@@ -30,6 +30,15 @@ def assert_equal(one: Embeddings, other: Embeddings) -> None:
     assert {i: e.args for i, e in one.errors.items()} == {i: e.args for i, e in other.errors.items()}
 
 
+def test_vectors_of_a_database_are_embeddings_again() -> None:
+    kept = Embeddings.from_vectors(np.array([[0.6, 0.8], [np.nan, np.nan]]), "space-1")
+    assert (kept.vectors.dtype.name, len(kept), kept.space) == ("float32", 2, "space-1")
+    assert (kept.signatures, kept.product_ids, kept.modality_weights, kept.errors) == (("", ""), ("", ""), ({}, {}), {})
+    assert len(Embeddings.concatenate([kept, embeddings()])) == 5
+    with pytest.raises(InputError, match=r"\[n, d\], found \[2\]"):
+        Embeddings.from_vectors(np.array([0.6, 0.8]), "space-1")
+
+
 def test_files_hold_everything(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"vectors{suffix}"
     path.write_text("old")

@@ -27,10 +27,11 @@ from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, M
 from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, doubts, medians
 from likeness_bench.ceiling_tables import saturated_tables
 from likeness_bench.compare import compare_reports
+from likeness_bench.configs import cpu_threads_of
 from likeness_bench.drive import Drive, LoadConfig, Record
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
-from likeness_bench.in_process import Pipeline, Threads, cpu_threads_of, uses_of
+from likeness_bench.in_process import Pipeline, Threads, uses_of
 from likeness_bench.load import OTHER_SPACE, _report, _Watch
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls

@@ -18,7 +18,7 @@ from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, rou
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
 from comparisons.report import Comparison, deliver, notes, tables
-from comparisons.rounds import ComparisonError, Contender, Round, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Contender, LoadTurn, RoundsConfig, alternate
 from comparisons.turns import Turns
 from likeness_client import InputError, Product, ServerInfo, ServerUnavailableError
 from likeness_client.contract import InputSchema
@@ -26,7 +26,7 @@ from likeness_export.networks.product import SignatureFusion, Tower, build_netwo
 from likeness_export.recipe import parse_recipe
 from numpy.typing import NDArray
 
-SHORT = RoundsConfig(clients=2, rounds=2, round_s=0.1, warm_up_s=0.02, timeout_s=1)
+SHORT = RoundsConfig(concurrency=2, rounds=2, turn_s=0.1, warm_up_s=0.02, timeout_s=1)
 CHAIR = Product(title="red chair")
 INFO = ServerInfo(
     space="s",
@@ -51,17 +51,17 @@ def contender(name: str, seconds: float) -> Contender:
     return Contender(name=name, embed=embed)
 
 
-def turn(name: str, number: int, speed: float, failures: int = 0) -> Round:
-    return Round(contender=name, number=number, products_per_s=speed, requests=9, failures=failures, example="why")
+def turn(name: str, number: int, speed: float, failures: int = 0) -> LoadTurn:
+    return LoadTurn(contender=name, number=number, products_per_s=speed, requests=9, failures=failures, example="why")
 
 
-def played(rounds: Sequence[Round]) -> Turns[Round]:
-    turns = Turns[Round]({found.contender for found in rounds}, max(found.number for found in rounds))
+def played(rounds: Sequence[LoadTurn]) -> Turns[LoadTurn]:
+    turns = Turns[LoadTurn]({found.contender for found in rounds}, max(found.number for found in rounds))
     turns.found.extend(rounds)
     return turns
 
 
-def ratio(rounds: Turns[Round], ours: str, theirs: str) -> Compared:
+def ratio(rounds: Turns[LoadTurn], ours: str, theirs: str) -> Compared:
     return of_loads("T", rounds, ()).ratio(PRODUCTS_PER_S, ours, theirs)
 
 
@@ -73,7 +73,7 @@ def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None
 
 
 def test_products_are_counted_and_not_requests() -> None:
-    once = RoundsConfig(rounds=1, round_s=0.1, warm_up_s=0)
+    once = RoundsConfig(rounds=1, turn_s=0.1, warm_up_s=0)
     (found,) = asyncio.run(alternate([contender("a", 0.005)], chairs, once)).found
     assert found.products_per_s == pytest.approx(2 * (found.requests or 0) / 0.1)
 
@@ -97,7 +97,7 @@ def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
             raise ServerUnavailableError("it is gone", "here:1")
         return np.zeros((len(products), 4), np.float32)
 
-    config = RoundsConfig(clients=2, rounds=1, round_s=0.6, warm_up_s=0, timeout_s=0.1)
+    config = RoundsConfig(concurrency=2, rounds=1, turn_s=0.6, warm_up_s=0, timeout_s=0.1)
     contenders = [Contender(name="a", embed=embed), contender("b", 0.005), contender("c", 0.005)]
     turns = asyncio.run(alternate(contenders, chairs, config))
     assert [found.contender for found in turns.found] == ["b", "c"]
@@ -110,7 +110,7 @@ def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
         await asyncio.sleep(10)
         raise AssertionError
 
-    async def measured() -> Turns[Round]:
+    async def measured() -> Turns[LoadTurn]:
         turns = await alternate([contender("a", 0.001), Contender(name="b", embed=embed)], chairs, SHORT)
         await asyncio.sleep(0)  # what follows is not cancelled: sessions and servers are closed in order
         return turns
@@ -132,7 +132,7 @@ def test_ratios_are_taken_within_rounds() -> None:
         ratio(rounds, "a", "c")
 
 
-@pytest.mark.parametrize("wrong", [{"clients": 0}, {"rounds": 0}, {"round_s": 0.0}, {"warm_up_s": -1.0}])
+@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"rounds": 0}, {"turn_s": 0.0}, {"warm_up_s": -1.0}])
 def test_what_cannot_be_measured_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"at least|above"):
         RoundsConfig(**wrong)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, evalu
 from likeness_export.named_pairs import NamedPair, without_repeats
 from likeness_export.quality.baselines import _Source, measure_baselines, standardised
 from likeness_export.quality.costs import Cost
+from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Variant, Views
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import (
     Scorer,
@@ -28,7 +29,7 @@ from likeness_export.quality.pair_sets import (
     measure_pair_sets,
     trained_scores,
 )
-from likeness_export.quality.tables import BACKBONES, TABLES, Incomplete, PairSets, Ranking, Table, Variant, Views
+from likeness_export.quality.tables import BACKBONES, TABLES
 from likeness_export.quality.trained import take, train_and_measure, views_of
 from likeness_export.quality.units import read_finished, units_of, work_on
 from likeness_export.run import Run

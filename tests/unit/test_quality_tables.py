@@ -14,10 +14,11 @@ from likeness_client.writing import write_text
 from likeness_export.quality import running
 from likeness_export.quality.bars import draw_bars, panels_of
 from likeness_export.quality.kept import kept_results
+from likeness_export.quality.kinds import Ranking, Table, Variant
 from likeness_export.quality.lines import Line, over_seeds, spread
 from likeness_export.quality.report import TableResult, VariantResult, markdown, plain
 from likeness_export.quality.running import Plan, run_tables
-from likeness_export.quality.tables import TABLES, Ranking, Table, Variant, tables_named, tables_with
+from likeness_export.quality.tables import TABLES, tables_named, tables_with
 from likeness_export.quality.units import Finished, Unit, read_finished, units_of
 from likeness_export.quality.workers import Work
 from likeness_export.recipe import BUILT_IN, load_recipe

@@ -13,7 +13,8 @@ import torch
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.evaluation import OfflineEmbedder
-from likeness_export.tower_inputs import TowerInputs, cached_features
+from likeness_export.feature_cache import cached_features
+from likeness_export.tower_inputs import TowerInputs
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:

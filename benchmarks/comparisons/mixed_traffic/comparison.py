@@ -99,7 +99,7 @@ async def _measure(
         # The client's own answers are the measure for all three.
         differences = {one.name: await largest_difference(client, one, requests_of) for one in contenders}
         found = await alternate(contenders, requests_of, rounds)
-    title = f"{rounds.clients} clients x {rounds.batch_size} product: half full, a quarter text, a quarter image"
+    title = f"{rounds.concurrency} clients x {rounds.batch_size} product: half full, a quarter text, a quarter image"
     return of_loads(title, found, ((OURS, ONE), (OURS, BLS))), differences
 
 

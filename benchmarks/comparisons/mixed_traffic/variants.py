@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from google.protobuf import text_format
+from likeness_bench.configs import parse_config
 from likeness_client import InputError
 from likeness_client.contract import (
     EMBEDDING,
@@ -88,7 +89,7 @@ def _add_masked_fusion(out: Path, recipe: Recipe, network: ProductNetwork, full:
     version = folder / str(VERSION)
     version.mkdir(parents=True)
     for path in [source / "config.pbtxt", *(source / "configs").glob("*.pbtxt")]:
-        config = _read(path)
+        config = parse_config(path)
         config.name = MASKED_FUSION
         config.input.add(name=MASK, data_type=model_config_pb2.TYPE_FP32, dims=mask.dims)
         _write(config, folder / path.relative_to(source))
@@ -100,7 +101,7 @@ def _add_masked_fusion(out: Path, recipe: Recipe, network: ProductNetwork, full:
 
 def _add_masked_ensemble(out: Path, full: str) -> None:
     """Configure it like the ensemble of the full signature, with the mask for the last step."""
-    config = _read(out / embed_model(full) / "config.pbtxt")
+    config = parse_config(out / embed_model(full) / "config.pbtxt")
     config.name = MASKED
     (modalities,) = [output.dims[0] for output in config.output if output.name == MODALITY_WEIGHTS]
     config.input.add(name=MASK, data_type=model_config_pb2.TYPE_FP32, dims=[modalities])
@@ -112,7 +113,7 @@ def _add_masked_ensemble(out: Path, full: str) -> None:
 
 def _add_router(out: Path, recipe: Recipe, full: str, instances: int) -> None:
     """Configure it with optional inputs, and outputs like those of the full signature."""
-    ensemble = _read(out / embed_model(full) / "config.pbtxt")
+    ensemble = parse_config(out / embed_model(full) / "config.pbtxt")
     config = model_config_pb2.ModelConfig(name=ROUTER, backend="python", max_batch_size=ensemble.max_batch_size)
     for modality in recipe.modalities():
         config.input.add(name=modality, data_type=model_config_pb2.TYPE_STRING, dims=[1], optional=True)
@@ -136,10 +137,6 @@ def _add_router(out: Path, recipe: Recipe, full: str, instances: int) -> None:
     _write(config, out / ROUTER / "config.pbtxt")
     (out / ROUTER / str(VERSION)).mkdir()
     shutil.copyfile(Path(__file__).parent / "router_model.py", out / ROUTER / str(VERSION) / "model.py")
-
-
-def _read(path: Path) -> model_config_pb2.ModelConfig:
-    return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
 def _write(config: model_config_pb2.ModelConfig, path: Path) -> None:

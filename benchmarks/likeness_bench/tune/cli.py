@@ -42,7 +42,7 @@ def tune(
     ] = None,
     target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
     budget_s: Annotated[float, typer.Option(help="How long all of it may take.")] = 900.0,
-    round_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has two.")] = 4.0,
+    turn_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has two.")] = 4.0,
     rounds: Annotated[int, typer.Option(min=1, help="Alternations of a candidate with the best so far.")] = 5,
     timeout_s: options.TimeoutS = 10.0,
     products: options.Products = 1000,
@@ -66,8 +66,8 @@ def tune(
         load=LoadConfig(
             address="",  # each trial has its own
             concurrency=concurrency or _CALLERS_PER_CORE * cpu_count(),
-            duration_s=round_s,
-            warm_up_s=_WARM_UP * round_s,
+            duration_s=turn_s,
+            warm_up_s=_WARM_UP * turn_s,
             timeout_s=timeout_s,
             workload=WorkloadConfig(
                 batch_size=parse_sizes(batch_size), signatures=parse_mix(signature or ()), seed=seed

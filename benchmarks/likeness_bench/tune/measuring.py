@@ -69,7 +69,7 @@ class Measuring:
         _check(server, report)
         times = service_times(before, await read_counters(server.address))
         if report.latency is None and not self.stop.is_set():
-            example = report.errors[0].example if report.errors else "no answer came in time; give a longer --round-s"
+            example = report.errors[0].example if report.errors else "no answer came in time; give a longer --turn-s"
             raise LikenessError(f"the repository as it is answered nothing: {example}")
         return RunFigures.of(report), times
 
@@ -159,7 +159,7 @@ class Measuring:
                 "cores with the servers, and the latencies are partly its own"
             )
         if self.fewest_requests is not None and (doubt := too_few(self.fewest_requests)):
-            found.append(f"a turn had {doubt}; use a longer --round-s")
+            found.append(f"a turn had {doubt}; use a longer --turn-s")
         return found
 
 

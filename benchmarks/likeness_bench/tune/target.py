@@ -14,6 +14,7 @@ from likeness_client import InputError
 from likeness_export.recipe import Recipe, load_recipe, parse_recipe, with_serving
 from likeness_export.repository import MANIFEST, ModelConfig, render
 
+from likeness_bench.configs import parse_config
 from likeness_bench.tune.recipes import recipe_text, settings_of
 from likeness_bench.tune.settings import Settings
 
@@ -67,7 +68,7 @@ def read_target(folder: Path, recipe_file: Path | None = None) -> Target:
         raise InputError(f"{place} cannot be read ({error}): give the folder that `likeness export` made") from error
     for name, model in rendered.items():
         for path, text in model.files():
-            if _config(folder / name / path) != text_format.Parse(text, ModelConfig()):
+            if parse_config(folder / name / path) != text_format.Parse(text, ModelConfig()):
                 raise InputError(f"{folder / name / path} is not what the recipe in {MANIFEST} renders: {_EXPORT}")
     others = {path.parent.name for path in folder.glob("*/config.pbtxt")} - rendered.keys()
     if others:
@@ -93,10 +94,3 @@ def _check_recipe(path: Path, folder: Path, recipe: Recipe) -> None:
         settings = settings.changed(step, instances=held.instances + 1)
     recipe_text(path, settings)
     recipe_text(path, settings_of(recipe))  # what the repository has is what a search begins with
-
-
-def _config(path: Path) -> Any:
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise InputError(f"cannot read {path} ({error}): {_EXPORT}") from error

@@ -58,7 +58,7 @@ class TuneConfig:
         if self.budget_s < turns * self.load.length_s:
             raise InputError(
                 f"--budget-s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
-                f"{turns * self.load.length_s:.0f} s of load: give more, or a shorter --round-s"
+                f"{turns * self.load.length_s:.0f} s of load: give more, or a shorter --turn-s"
             )
 
 

@@ -22,9 +22,10 @@ from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
 from likeness_export.metrics import places_in, ranking
 from likeness_export.parts import Part
+from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Scorer, measure_pair_sets
-from likeness_export.quality.tables import BACKBONES, Incomplete, PairSets, Ranking, Table, Views
+from likeness_export.quality.tables import BACKBONES
 from likeness_export.quality.trained import IMAGE, figures_of, views_of
 from likeness_export.tower_inputs import TowerInputs
 from likeness_export.uses.neighbourhood import Rows

@@ -68,7 +68,7 @@ def sheet(
     label: Annotated[str, typer.Option(help="Field whose equality makes two alike; default: the recipe's last.")] = "",
     split: Annotated[str, typer.Option(help="Split that the queries come from.")] = "val",
     gallery: Annotated[
-        list[str] | None, typer.Option(help="Splits that are ranked; default: the queries'. Repeatable.")
+        list[str] | None, typer.Option(help="Split that is ranked; default: the queries'. Repeatable.")
     ] = None,
     signature: Annotated[str, typer.Option(help="Reduce all products to these modalities, e.g. text_image.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="Good and bad cases, at most so many of each.")] = 5,

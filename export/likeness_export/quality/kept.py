@@ -12,8 +12,8 @@ from typing import Any
 
 from likeness_client.errors import InputError
 
+from likeness_export.quality.kinds import Table
 from likeness_export.quality.lines import Line
-from likeness_export.quality.tables import Table
 from likeness_export.quality.units import FORMAT, Finished, Unit, data_key
 from likeness_export.recipe import parse_recipe
 

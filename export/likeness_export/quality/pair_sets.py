@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from likeness_export.catalogue import Catalogue
 from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs, without_repeats
 from likeness_export.networks.product import ProductNetwork
+from likeness_export.quality.kinds import PairSets
 from likeness_export.quality.lines import Line
-from likeness_export.quality.tables import PairSets
 from likeness_export.uses.decision import Features, best_threshold, figures, fit_decision
 from likeness_export.uses.match import Scores
 from likeness_export.uses.neighbourhood import PairScore, Rows, Search, in_context, surroundings

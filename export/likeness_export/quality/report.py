@@ -10,8 +10,8 @@ from typing import Any
 
 from likeness_client.writing import write_text
 
+from likeness_export.quality.kinds import Table, Variant
 from likeness_export.quality.lines import Line, Spread, SpreadLine, over_seeds, spread
-from likeness_export.quality.tables import Table, Variant
 from likeness_export.quality.units import Finished
 
 UNTRAINED = "untrained"

@@ -12,8 +12,8 @@ from pathlib import Path
 from likeness_export.progress import stages
 from likeness_export.quality.bars import draw_bars
 from likeness_export.quality.kept import kept_results, kept_seeds, known_seconds, measures_key, without_stale
+from likeness_export.quality.kinds import Table
 from likeness_export.quality.report import TableResult, VariantResult, write_result
-from likeness_export.quality.tables import Table
 from likeness_export.quality.units import Unit, read_finished, units_of, work_on
 from likeness_export.quality.workers import Work, side_by_side
 

@@ -15,10 +15,10 @@ from likeness_export.evaluation import OfflineEmbedder, Row, Task, complete, eva
 from likeness_export.joining import join_runs
 from likeness_export.metrics import Retrieval, places_in, retrieval
 from likeness_export.quality.costs import Cost, cost_of, train_measured
+from likeness_export.quality.kinds import Incomplete, Measure, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Lesson, Scorer, measure_pair_sets, trained_scores
 from likeness_export.quality.sheet import draw_sheet
-from likeness_export.quality.tables import Incomplete, Measure, PairSets, Ranking, Table, Views
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 

@@ -16,8 +16,8 @@ from likeness_client.errors import InputError
 from likeness_client.writing import write_text
 
 from likeness_export.joining import joined_recipe
+from likeness_export.quality.kinds import PairSets, Table, Variant
 from likeness_export.quality.lines import Line
-from likeness_export.quality.tables import PairSets, Table, Variant
 from likeness_export.recipe import Recipe, load_recipe
 from likeness_export.run import Run
 

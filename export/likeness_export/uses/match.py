@@ -194,7 +194,7 @@ def learned(client: Client, space: str) -> Score:
         found = np.empty(len(left), dtype=np.float32)
         for start in range(0, len(left), _LEARNED_BLOCK):
             block = slice(start, start + _LEARNED_BLOCK)
-            sides = (_held(side[block], space) for side in (left, right))
+            sides = (Embeddings.from_vectors(side[block], space) for side in (left, right))
             # The server scores all with all; of few that costs less than one call per pair.
             found[block] = client.similarity_matrix(*sides, metric=Metric.LEARNED).values.diagonal()
         return found
@@ -281,15 +281,3 @@ def _features(judged: Judged, row_of: dict[str, int], score: Score) -> Features:
 def _unit(vectors: Vectors) -> Vectors:
     unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
     return unit
-
-
-def _held(vectors: Vectors, space: str) -> Embeddings:
-    """Return vectors in the form that the client takes."""
-    count = len(vectors)
-    return Embeddings(
-        vectors=vectors,
-        modality_weights=({},) * count,
-        signatures=("",) * count,
-        product_ids=("",) * count,
-        space=space,
-    )
