@@ -124,8 +124,16 @@ def test_equal_products_are_computed_once(fake: FakeServer) -> None:
 
 def test_calls_are_bounded_in_bytes(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "MAX_CALL_BYTES", 10)
-    embed(fake, *(Product(images=(bytes([i]) * size,)) for i, size in enumerate([4, 4, 4, 30])))
-    assert sorted(len(call.inputs["image"]) for call in fake.rounds[0]) == [1, 1, 2]
+    photos = [Product(images=(bytes([i]) * size,)) for i, size in enumerate([4, 4, 30, 4, 4, 4])]
+    embed(fake, *photos)
+    assert sorted(len(call.inputs["image"]) for call in fake.rounds[0]) == [1, 1, 2, 2]
+    pairs(fake, [Product(images=(bytes([i]),)) for i in (6, 7)], [photos[0], photos[2]])
+    assert [len(call.inputs["right_image"]) for call in fake.rounds[1]] == [1, 1]
+
+
+def test_texts_of_like_length_share_a_batch(fake: FakeServer) -> None:
+    embed(fake, *(text(letter * size) for letter, size in zip("abcdefgh", [9, 1, 9, 1, 9, 1, 9, 1], strict=True)))
+    assert [{len(item) for item in call.inputs["text"][:, 0]} for call in fake.rounds[0]] == [{1}, {9}]
 
 
 def test_failures_keep_to_themselves(fake: FakeServer) -> None:
@@ -280,7 +288,7 @@ def test_other_pairs_go_through_their_embeddings(fake: FakeServer, metric: Metri
 
 def test_failed_sides_are_named_and_neighbours_keep_their_scores(fake: FakeServer) -> None:
     left = [text("a"), text("BAD l"), text("c"), Product(), text("e"), text("BAD q")]
-    right = [text("A"), text("B"), text("BAD r"), text("D"), full("E"), full("F")]
+    right = [text("A"), text("BAD B"), text("BAD r"), Product(), full("E"), full("F")]
     found, a, b = pairs(fake, left, right)
     assert list(found.errors) == [1, 2, 3, 5]
     assert [error.side for error in found.errors.values()] == ["left", "right", "left", "left"]
