@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 from likeness_client import _calls, _operations
 from likeness_client._calls import Answer, Call, Vector, read_errors
 from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, NOTHING_KNOWN, Metric, all_signatures
-from likeness_client.errors import BatchError, InputError, ProductError, ServerError, SpaceMismatchError
+from likeness_client.errors import (
+    BatchError,
+    InputError,
+    ProductError,
+    ServerError,
+    ServerUnavailableError,
+    SpaceMismatchError,
+)
 from likeness_client.records import Product
 from likeness_client.results import Embeddings, ScoreMatrix, Scores
 from numpy.typing import NDArray
@@ -182,6 +190,14 @@ def test_a_tower_that_knows_something_stands_in_for_its_neighbour() -> None:
         ("image", "bad photo"),
         ("terms", "bad words"),
     ]
+
+
+def test_what_is_down_is_not_left_out_of_what_else_a_product_has(fake: FakeServer) -> None:
+    signatures = tuple(name for name in fake.signatures if name != "text")
+    info = replace(fake.info, signatures=signatures, unready={"text": "out of memory"})
+    product = Product(product_id="p", title="a", attributes={"colour": "octarine"})
+    with pytest.raises(ServerUnavailableError, match="not ready: out of memory"):
+        fake.drive(_operations.embed([product], None, "return", info))
 
 
 def test_users_who_are_all_unknown_cost_the_modality_only(fake: FakeServer) -> None:
