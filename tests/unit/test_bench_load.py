@@ -252,6 +252,8 @@ def test_an_open_loop_keeps_its_schedule_whatever_the_answers_do() -> None:
     assert sorted(record.scheduled_s for record in drive.records) == due
     assert {record.signature for record in drive.records} == {AS_THEY_ARE}
     assert drive.failed == drive.unfinished == drive.in_flight == 0
+    found = _report(drive, _Watch(config=drive.config), INFO.space, "now")
+    assert (found.requests, found.requests_per_s, found.products_per_s) == (20, 0.0, 0.0)  # answered after the time
 
 
 def test_a_late_start_counts_as_latency() -> None:
@@ -270,6 +272,7 @@ def test_a_harness_that_cannot_keep_up_ends_and_forgets_nothing() -> None:
     drive = driven(Fake(block_s=0.05), timeout_s=0.2, **load)
     assert len(drive.records) == 100
     assert "NotSent" in {record.error for record in drive.records}
+    assert drive.elapsed_s == 0.5  # what was sent later was due in this time
 
 
 def test_a_server_that_hangs_makes_error_rows_and_the_run_ends() -> None:
@@ -314,6 +317,15 @@ def test_repeats_are_told_from_worn_products() -> None:
     drive = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=workload)
     assert [record.worn for record in drive.records] == [False, *(True for _ in drive.records[1:])]
     assert [record.repeated for record in drive.records] == [record.worn for record in drive.records]
+    again = replace(workload, batch_size=1, repeat_share=1.0)
+    records = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=again).records
+    assert [record.repeated for record in records] == [False, *(True for _ in records[1:])]
+    assert not any(record.worn for record in records)  # they were asked for
+    some = replace(workload, batch_size=7)
+    records = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=some).records
+    assert [record.repeated for record in records] == [False] * 3 + [True] * len(
+        records[3:]
+    )  # the third has 6 new ones
 
 
 def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> None:
@@ -372,6 +384,12 @@ def test_a_server_that_is_replaced_while_it_is_loaded_is_noticed(monkeypatch: py
     far_away = watched(monkeypatch, [5, 2, 9])  # not to be seen but by its counters
     assert said(far_away) == [False, True]
     assert [step.requests for step in far_away.steps] == [9]  # of the process that it has now
+
+
+def test_nothing_is_tried_again_or_held_back_without_a_trace() -> None:
+    client = open_client(LoadConfig(address="here:1", rate=1.0))
+    assert client._max_attempts == 1
+    assert client.max_concurrency > 100_000
 
 
 def test_what_a_gateway_asks_for_goes_with_the_load_and_into_no_report() -> None:

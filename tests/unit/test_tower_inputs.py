@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.evaluation import OfflineEmbedder
-from likeness_export.tower_inputs import TowerInputs, cached_features
+from likeness_export.tower_inputs import TowerInputs, cached_features, present_modalities, unknown_modalities
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -95,6 +96,32 @@ def test_what_is_present_is_known_before_anything_is_encoded(read: Read, encoder
     inputs = read(once=True)
     assert np.array_equal(inputs.present, read().present)
     assert np.array_equal(inputs.encode(encoder), read().encode(encoder))
+
+
+def test_a_modality_is_there_if_all_its_towers_can_read_it_and_one_of_them_knows_something() -> None:
+    def tower(present: Sequence[int], unknown: Sequence[int]) -> Any:
+        return SimpleNamespace(present=np.array(present, dtype=bool), unknown=np.array(unknown, dtype=bool))
+
+    inputs = {
+        "photo": tower([0, 0, 1, 1, 1], [0, 0, 0, 0, 1]),
+        "words": tower([1, 1, 1, 0, 1], [0, 1, 1, 0, 0]),
+        "terms": tower([1, 1, 1, 1, 0], [0, 0, 1, 0, 0]),
+    }
+    modalities = {"photo": "image", "words": "text", "terms": "text"}  # the contract has text first
+    assert unknown_modalities(modalities, inputs).tolist() == [
+        [False, False],
+        [False, False],
+        [True, False],
+        [False, False],
+        [False, True],
+    ]
+    assert present_modalities(modalities, inputs).tolist() == [
+        [True, False],
+        [True, False],
+        [False, True],
+        [False, True],
+        [False, False],
+    ]
 
 
 def test_features_are_found_under_another_name_without_reading_or_encoding(
