@@ -17,7 +17,7 @@ import pytest
 from likeness_bench import load
 from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.drive import Drive, LoadConfig, open_client
-from likeness_bench.figures import LoadReport
+from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.load import _report, _Watch, run_load
 from likeness_bench.load_tables import load_tables
 from likeness_bench.steps import ModelCounters
@@ -79,6 +79,10 @@ def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Driv
         return drive
 
     return asyncio.run(run())
+
+
+def reported(drive: Drive) -> LoadReport:
+    return _report(drive, _Watch(config=drive.config), INFO.space, "now")
 
 
 def test_constant_arrivals_have_equal_gaps() -> None:
@@ -179,7 +183,7 @@ def test_every_request_of_a_mix_is_asked_by_its_own_operation() -> None:
     drive = driven(client, concurrency=1, duration_s=0.3, warm_up_s=0.0, workload=workload)
     assert client.asked == [record.operation for record in drive.records]
     assert set(client.asked) == set(OperationKind)
-    found = _report(drive, _Watch(config=drive.config), INFO.space, "now")
+    found = reported(drive)
     assert {name: part.count for name, part in found.by_operation.items()} == Counter(map(str, client.asked))
     names = [row[0] for table in load_tables(found) for row in table.rows]
     assert set(OperationKind) <= set(names)
@@ -252,7 +256,7 @@ def test_an_open_loop_keeps_its_schedule_whatever_the_answers_do() -> None:
     assert sorted(record.scheduled_s for record in drive.records) == due
     assert {record.signature for record in drive.records} == {AS_THEY_ARE}
     assert drive.failed == drive.unfinished == drive.in_flight == 0
-    found = _report(drive, _Watch(config=drive.config), INFO.space, "now")
+    found = reported(drive)
     assert (found.requests, found.requests_per_s, found.products_per_s) == (20, 0.0, 0.0)  # answered after the time
 
 
@@ -265,6 +269,7 @@ def test_a_late_start_counts_as_latency() -> None:
         record.finished_s - record.scheduled_s >= delay for record, delay in zip(drive.records, late, strict=True)
     )
     assert max(late) >= 19 * (0.03 - 0.01) - 0.02
+    assert reported(drive).harness_lag == Percentiles.of(late)
 
 
 def test_a_harness_that_cannot_keep_up_ends_and_forgets_nothing() -> None:
@@ -287,6 +292,7 @@ def test_a_server_that_dies_makes_error_rows_and_is_not_hammered() -> None:
     assert len(drive.records) - drive.failed == 5
     assert {record.error for record in drive.records if record.error} == {"ServerUnavailableError"}
     assert 0 < drive.failed <= 2 * (0.5 / 0.1 + 1)
+    assert reported(drive).answered_share == 1.0  # no rate was due
 
 
 def test_a_closed_loop_has_as_many_on_their_way_as_it_has_callers() -> None:
@@ -298,10 +304,13 @@ def test_a_closed_loop_has_as_many_on_their_way_as_it_has_callers() -> None:
 
 
 def test_stopping_ends_the_run_and_counts_what_was_on_its_way() -> None:
-    drive = driven(Fake(wait_s=3600), stop_after_s=0.2, concurrency=4, duration_s=30.0, timeout_s=30.0)
+    load: dict[str, Any] = {"concurrency": 4, "duration_s": 30.0, "warm_up_s": 0.0, "timeout_s": 30.0}
+    drive = driven(Fake(wait_s=3600), stop_after_s=0.2, **load)
     assert not drive.records
     assert drive.unfinished == 4
     assert drive.elapsed_s < 15
+    found = reported(drive)
+    assert found.offered_per_s * found.measured_s == pytest.approx(4)
 
 
 def test_stopping_lets_calls_end_that_soon_will() -> None:
