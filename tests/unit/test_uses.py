@@ -212,7 +212,7 @@ def test_no_threshold_has_a_better_f1(seed: int) -> None:
     random = np.random.default_rng(seed)
     scores = random.integers(0, 12, 60).astype(np.float32) / 12  # many ties
     labels = (scores + random.normal(0, 0.3, 60) > 0.5).astype(np.intp)
-    scores[random.integers(0, 60, 5)] = np.nan
+    scores[random.integers(0, 60, 25)] = np.nan
     best = best_threshold(scores, labels)
     found = figures(scores, labels, best)
     assert found.f1 == pytest.approx(f1_score(labels, scores >= best))
