@@ -17,7 +17,7 @@ from likeness_bench.drive import Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.search import RateSearch, decisive, middle, settled
-from likeness_bench.steps import ModelCounters, started_again, step_times
+from likeness_bench.steps import ModelCounters, is_ensemble, started_again, step_times
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
 
@@ -172,6 +172,15 @@ def test_step_times_are_means_between_two_readings() -> None:
     assert ensemble.mean_batch is ensemble.queue_ms is ensemble.compute_infer_ms is None
     assert (encoder.model, encoder.requests, encoder.failures, encoder.mean_batch) == ("text_encoder", 4, 1, 4.0)
     assert (encoder.total_ms, encoder.queue_ms, encoder.compute_output_ms) == (4.0, 4.0, 4.0)
+
+
+def test_only_ensembles_are_taken_for_ensembles() -> None:
+    assert [is_ensemble(name) for name in ("embed_text", "similarity_text", "similarity", "similarity_matrix")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_server_that_was_started_again_in_between_gives_no_step_times() -> None:

@@ -93,6 +93,7 @@ def test_poisson_arrivals_are_seeded_and_exponential() -> None:
     times = arrival_times(Arrivals.POISSON, 100.0, 100.0, 3)
     np.testing.assert_array_equal(times, arrival_times(Arrivals.POISSON, 100.0, 100.0, 3))
     assert not np.array_equal(times[:100], arrival_times(Arrivals.POISSON, 100.0, 100.0, 4)[:100])
+    assert len({len(arrival_times(Arrivals.POISSON, 100.0, 1.0, seed)) for seed in range(20)}) > 5  # bursts included
     gaps = np.diff(times)
     assert (gaps >= 0).all()
     assert times[0] >= 0
