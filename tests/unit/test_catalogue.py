@@ -8,9 +8,10 @@ import pytest
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
 from likeness_client.records import Product
-from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue, recipe_catalogue
 from likeness_export.masking import Mask
 from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs
+from likeness_export.recipe import DataSection
 
 HEADER = "left_id,right_id,label,split\n"
 
@@ -205,6 +206,17 @@ def test_only_products_with_the_given_values_stay() -> None:
     assert len(catalogue.only({"coarse_label": ["red"], "product_id": ["b/red", "c/blue"]})) == 1
     with pytest.raises(InputError, match="none of 4 products: no product has coarse_label = green or pink"):
         catalogue.only({"coarse_label": ["green", "pink"]})
+
+
+def test_a_recipe_sees_what_it_keeps_without_the_labels_of_that(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {"product_id": "a", "shop": "x", "kind": "mug", "title": "mug for a vase"},
+        {"product_id": "b", "shop": "y", "kind": "vase", "title": "vase"},
+    )
+    data = DataSection(products="products.jsonl", only={"shop": ("x",)}, masked=("kind",))
+    (product,) = recipe_catalogue(data, tmp_path).products
+    assert (product.product_id, product.title) == ("a", "for a vase")
 
 
 def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
