@@ -29,7 +29,7 @@ def catalogue(folder: Path) -> Catalogue:
             folder,
             {"product_id": "a", "title": "red shoe", "split": "train", "group": "1", "attributes": {"colour": "red"}},
             {"product_id": "b", "title": "blue shoe", "split": "val", "attributes": {"colour": "blue"}},
-            {"product_id": "c", "split": "train", "group": "1", "images": ["missing.png"]},
+            {"product_id": "c", "split": "train", "group": "1", "title": "boot", "images": ["missing.png"]},
             {"product_id": "d", "group": "2", "title": "hat"},
         )
     )
@@ -141,6 +141,7 @@ def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
         (["กระเป๋า"], "กระเป๋าหนังแท้", "หนังแท้"),
         (["Nike 手机"], "nike 新手机 nikon", "新 nikon"),
         (["Tシャツ"], "tシャツ 新作", "新作"),
+        (["Tshirts"], "in size t; shirt", "in size t; shirt"),
         (["café"], "Cafe\u0301 blue", "blue"),
         (["cafe\u0301"], "café blue", "blue"),
     ],
@@ -150,8 +151,10 @@ def test_a_mask_cuts_labels_of_any_script_however_they_are_encoded(labels: list[
 
 
 def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    parts = catalogue(tmp_path).parts(InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes"))
+    schema, modalities = InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes")
+    parts, in_part = (catalogue(tmp_path).parts(schema, modalities, in_part=in_part) for in_part in (False, True))
     found = [{name: part.read() for name, part in having.items()} for having in parts]
+    assert in_part[2]["text"].read() == b"boot"  # enough to learn from
     assert found == [
         {"text": b"red shoe", "attributes": b'{"colour":"red"}'},
         {"text": b"blue shoe", "attributes": b'{"colour":"blue"}'},
