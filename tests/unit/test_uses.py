@@ -290,7 +290,7 @@ def pair(left: str, right: str, label: int) -> NamedPair:
 def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
     vectors, ids = blobs(6, 3), [str(i) for i in range(18)]
     train = [pair("0", "1", 1), pair("3", "4", 1), pair("0", "3", 0), pair("1", "4", 0)]
-    measured = [pair("6", "7", 1), pair("0", "4", 0)]
+    measured = [pair("6", "7", 1), pair("0", "4", 0), pair("0", "8", 0)]
     flipped = [pair(p.left, p.right, 1 - p.label) for p in measured]
     calls: list[int] = []
 
@@ -304,8 +304,8 @@ def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
     assert found.decision == match(ids, [taught], fewer, score).decision
     cosines = np.array([vectors[int(p.left)] @ vectors[int(p.right)] for p in train])
     assert found.decision == fit_decision(cosines[:, None], np.array([1, 1, 0, 0]))
-    assert calls[:2] == [4, 2]
-    assert (found.train.pairs, found.every.pairs, found.seen.pairs, found.unseen.pairs) == (4, 2, 1, 1)
+    assert calls[:2] == [4, 3]
+    assert (found.train.pairs, found.every.pairs, found.seen.pairs, found.unseen.pairs) == (4, 3, 1, 2)
     assert (found.seen.positives, found.unseen.positives) == (0, 1)
     trained = [pair("6", "7", 1)]  # which the decision is not learned from
     assert match(ids, [taught], asked, score, trained).seen.positives == 1
