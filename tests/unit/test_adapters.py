@@ -36,7 +36,7 @@ class Response:
 
 
 class Request(dict[str, NDArray[Any]]):
-    wanted = ("rows",)
+    wanted: tuple[str, ...] = ("rows",)
 
     def requested_output_names(self) -> list[str]:
         return [*self.wanted]

@@ -586,7 +586,7 @@ class Served:
         known = [product.attributes.get("shape") != "new" for product in products]
         whole = "_".join(modalities or ("text", "attributes"))
         return Embeddings(
-            vectors=np.tile(np.float32([1, 0]), (len(products), 1)),
+            vectors=np.tile(np.array([1, 0], dtype=np.float32), (len(products), 1)),
             modality_weights=({},) * len(products),
             signatures=tuple(whole if found else "text" for found in known),
             product_ids=("",) * len(products),
@@ -597,7 +597,7 @@ class Served:
 def test_the_recall_of_a_signature_is_that_of_what_the_server_knows_all_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall_module, "Client", Served)
     shapes: list[dict[str, str]] = [{"shape": "old"}, {"shape": "old"}, {"shape": "new"}, {}]
-    given = [(Product(title="vase", attributes=shape), "group") for shape in shapes]  # type: ignore[arg-type]
+    given = [(Product(title="vase", attributes={**shape}), "group") for shape in shapes]
     found = {name: served_recall(LOAD, given, name) for name in ("text_attributes", AS_THEY_ARE)}
     assert {name: recall and recall.gallery for name, recall in found.items()} == {"text_attributes": 2, AS_THEY_ARE: 4}
     assert served_recall(LOAD, given, AS_THEY_ARE, lambda: True) is None

@@ -39,11 +39,11 @@ def test_surroundings_are_the_mean_of_the_nearest(count: int, two_sides: bool) -
 
 @pytest.mark.parametrize(
     ("known", "sides"),
-    [(["01", "23"], ["left", "right", "left", "right", "4"]), (["01", "12"], [""] * 5)],  # two catalogues, and one
+    [([*"01", *"23"], ["left", "right", "left", "right", "4"]), ([*"01", *"12"], [""] * 5)],  # two catalogues, and one
 )
 def test_neighbours_stand_on_the_other_side_where_pairs_have_two(known: list[str], sides: list[str]) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    pairs = [NamedPair(left=left, right=right, label=1) for left, right in known]
+    pairs = [NamedPair(left=left, right=right, label=1) for left, right in zip(known[::2], known[1::2], strict=True)]
     found = among_neighbours("01234", Judged(pairs=[], vectors=vectors), pairs, cosine).local
     expected = surroundings(np.arange(5), np.array(sides), *by_table(vectors @ vectors.T))  # type: ignore[arg-type]
     assert found is not None

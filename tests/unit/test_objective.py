@@ -91,9 +91,9 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(loss: str) -> None:
     between = []
     for one, other in combinations(range(3), 2):
         rows = [row for row, there in enumerate(present) if there[one] and there[other]]
-        sides = [network.modality_vector(vectors[rows], place) for place in (one, other)]
+        left, right = (network.modality_vector(vectors[rows], place) for place in (one, other))
         same = alike(FINE)[rows][:, rows]
-        between.append(across(*sides, same, TAU, decouple=loss == "decoupled"))
+        between.append(across(left, right, same, TAU, decouple=loss == "decoupled"))
     expected = expected + 0.4 * torch.stack(between).mean()
     assert found.item() == pytest.approx(expected.item(), abs=1e-5)
 
