@@ -288,7 +288,7 @@ def _percentiles(values: Sequence[float] | NDArray[np.float64], percent: Sequenc
     latencies with failures and without them are comparable.
     """
     ascending = np.sort(np.asarray(values, dtype=np.float64))
-    # Rounded, because 99.9 % of 1,000 would be a little more than 999, and the rank one too high.
+    # Rounded, because 99.9 % of 41,000 would be a little more than 40,959, and the rank one too high.
     ranks = [max(1, ceil(round(share * len(ascending) / 100, 6))) for share in percent]
     return [float(ascending[rank - 1]) for rank in ranks]
 

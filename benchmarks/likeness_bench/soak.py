@@ -54,7 +54,7 @@ class Checked:
         differences = np.abs(answer.vectors - expected).max(axis=1)
         self.signatures.update(answer.signatures)
         self.wrong += int((~(differences <= self.tolerance)).sum())
-        self.largest_difference = max(self.largest_difference, float(differences.max()))
+        self.largest_difference = float(np.maximum(self.largest_difference, differences.max()))  # NaN wins
 
 
 @dataclass(frozen=True, kw_only=True)

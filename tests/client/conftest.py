@@ -84,6 +84,7 @@ class FakeServer:
     def drive(self, operation: Operation[T]) -> T:
         state = step(operation, None)
         while not isinstance(state, Done):
+            assert {call.version for call in state} == {self.info.version}  # an answer of another space is none
             self.rounds.append(state)
             state = step(operation, [self.answer(call) for call in state])
         return state.value

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from likeness_client._discovery import discover, embed_models
-from likeness_client.contract import all_signatures
+from likeness_client.contract import InputSchema, all_signatures
 from likeness_client.errors import ServerError, ServerUnavailableError, SpaceMismatchError
 from tritonclient.grpc import service_pb2
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def test_discovery_reads_what_the_server_offers(fake: FakeServer) -> None:
+    fake.schema = InputSchema(text_fields=("title",), attribute_keys=("colour",), max_bytes={"text": 7})
     info = fake.info
     assert info.space == "space-1"
     assert info.modalities == ("text", "image", "attributes")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 from likeness_client import _calls, _operations
 from likeness_client._calls import Answer, Call, Vector, read_errors
 from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, NOTHING_KNOWN, Metric, all_signatures
-from likeness_client.errors import BatchError, InputError, ProductError, ServerError, SpaceMismatchError
+from likeness_client.errors import (
+    BatchError,
+    InputError,
+    ProductError,
+    ServerError,
+    ServerUnavailableError,
+    SpaceMismatchError,
+)
 from likeness_client.records import Product
 from likeness_client.results import Embeddings, ScoreMatrix, Scores
 from numpy.typing import NDArray
@@ -124,8 +132,16 @@ def test_equal_products_are_computed_once(fake: FakeServer) -> None:
 
 def test_calls_are_bounded_in_bytes(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "MAX_CALL_BYTES", 10)
-    embed(fake, *(Product(images=(bytes([i]) * size,)) for i, size in enumerate([4, 4, 4, 30])))
-    assert sorted(len(call.inputs["image"]) for call in fake.rounds[0]) == [1, 1, 2]
+    photos = [Product(images=(bytes([i]) * size,)) for i, size in enumerate([4, 4, 30, 4, 4, 4])]
+    embed(fake, *photos)
+    assert sorted(len(call.inputs["image"]) for call in fake.rounds[0]) == [1, 1, 2, 2]
+    pairs(fake, [Product(images=(bytes([i]),)) for i in (6, 7)], [photos[0], photos[2]])
+    assert [len(call.inputs["right_image"]) for call in fake.rounds[1]] == [1, 1]
+
+
+def test_texts_of_like_length_share_a_batch(fake: FakeServer) -> None:
+    embed(fake, *(text(letter * size) for letter, size in zip("abcdefgh", [9, 1, 9, 1, 9, 1, 9, 1], strict=True)))
+    assert [{len(item) for item in call.inputs["text"][:, 0]} for call in fake.rounds[0]] == [{1}, {9}]
 
 
 def test_failures_keep_to_themselves(fake: FakeServer) -> None:
@@ -174,6 +190,14 @@ def test_a_tower_that_knows_something_stands_in_for_its_neighbour() -> None:
         ("image", "bad photo"),
         ("terms", "bad words"),
     ]
+
+
+def test_what_is_down_is_not_left_out_of_what_else_a_product_has(fake: FakeServer) -> None:
+    signatures = tuple(name for name in fake.signatures if name != "text")
+    info = replace(fake.info, signatures=signatures, unready={"text": "out of memory"})
+    product = Product(product_id="p", title="a", attributes={"colour": "octarine"})
+    with pytest.raises(ServerUnavailableError, match="not ready: out of memory"):
+        fake.drive(_operations.embed([product], None, "return", info))
 
 
 def test_users_who_are_all_unknown_cost_the_modality_only(fake: FakeServer) -> None:
@@ -280,7 +304,7 @@ def test_other_pairs_go_through_their_embeddings(fake: FakeServer, metric: Metri
 
 def test_failed_sides_are_named_and_neighbours_keep_their_scores(fake: FakeServer) -> None:
     left = [text("a"), text("BAD l"), text("c"), Product(), text("e"), text("BAD q")]
-    right = [text("A"), text("B"), text("BAD r"), text("D"), full("E"), full("F")]
+    right = [text("A"), text("BAD B"), text("BAD r"), Product(), full("E"), full("F")]
     found, a, b = pairs(fake, left, right)
     assert list(found.errors) == [1, 2, 3, 5]
     assert [error.side for error in found.errors.values()] == ["left", "right", "left", "left"]

@@ -99,6 +99,14 @@ def test_other_files_are_refused(tmp_path: Path, suffix: str) -> None:
             Embeddings.load(path)
 
 
+def test_a_file_of_another_format_is_refused(tmp_path: Path, suffix: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_files, "FORMAT", "likeness-embeddings-1")
+        embeddings().save(tmp_path / f"old{suffix}")
+    with pytest.raises(InputError, match="likeness-embeddings-2"):
+        Embeddings.load(tmp_path / f"old{suffix}")
+
+
 @pytest.mark.usefixtures("with_pyarrow")
 def test_foreign_files_of_the_same_kind_are_refused(tmp_path: Path) -> None:
     pa, pq = _files._pyarrow()

@@ -36,8 +36,10 @@ class Response:
 
 
 class Request(dict[str, NDArray[Any]]):
+    wanted: tuple[str, ...] = ("rows",)
+
     def requested_output_names(self) -> list[str]:
-        return ["rows"]
+        return [*self.wanted]
 
 
 def load(name: str) -> Any:
@@ -62,25 +64,32 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def network(tmp_path: Path) -> Any:
-    """A network that looks rows of a table of three up; any other row is an error."""
+    """A network that looks rows of a table of three up, and says which; any other row is an error."""
     table = onnx.numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "table")
     place = onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, ["n"])
     found = onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, ["n", 2])
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Gather", ["table", "places"], ["rows"])], "table", [place], [found], [table]
-    )
+    said = onnx.helper.make_tensor_value_info("said", onnx.TensorProto.INT64, ["n"])
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "places"], ["rows"]),
+        onnx.helper.make_node("Identity", ["places"], ["said"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "table", [place], [found, said], [table])
     (tmp_path / "1").mkdir()
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "1" / "model.onnx")
     adapter = load("network_model").TritonPythonModel()
+    adapter.initialize(arguments(tmp_path, cpu_threads="1"))
+    return adapter
+
+
+def arguments(repository: Path, **parameters: str) -> dict[str, str]:
     config = {
         "name": "table",
         "input": [{"name": "places"}],
         "max_batch_size": 8,
-        "parameters": {"cpu_threads": {"string_value": "1"}},
+        "parameters": {name: {"string_value": value} for name, value in parameters.items()},
     }
-    adapter.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
-    return adapter
+    return {"model_config": json.dumps(config), "model_repository": str(repository), "model_version": "1"}
 
 
 def requests_of(*places: list[int]) -> list[Request]:
@@ -94,6 +103,20 @@ def test_a_network_answers_requests_together(network: Any) -> None:
     assert other.tensors[0].data.tolist() == [[0, 1], [2, 3]]
 
 
+def test_each_request_gets_the_outputs_that_it_asks_for(network: Any) -> None:
+    one, other = requests_of([2], [0, 1])
+    other.wanted = ("said", "rows")
+    answers = network.execute([one, other])
+    found = [{tensor.name: tensor.data.tolist() for tensor in answer.tensors} for answer in answers]
+    assert found == [{"rows": [[4, 5]]}, {"said": [0, 1], "rows": [[0, 1], [2, 3]]}]
+
+
+def test_a_product_alone_has_threads_of_its_own_where_the_configuration_says_so(network: Any, tmp_path: Path) -> None:
+    assert network.sessions.alone is network.sessions.batches
+    network.initialize(arguments(tmp_path, cpu_threads="1", cpu_threads_alone="2"))
+    assert network.sessions.alone is not network.sessions.batches
+
+
 def test_a_request_that_cannot_be_computed_fails_alone(network: Any) -> None:
     good, bad, last = network.execute(requests_of([2], [9], [0, 1]))
     assert bad.error.startswith("model 'table' failed: ")
@@ -104,6 +127,30 @@ def test_a_request_that_cannot_be_computed_fails_alone(network: Any) -> None:
     assert last.tensors[0].data.tolist() == [[0, 1], [2, 3]]
     network.batched = False
     assert [bool(answer.error) for answer in network.execute(requests_of([1], [7]))] == [False, True]
+
+
+class Letters:
+    """Numbers letters, padded to the bucket of the longest text of all."""
+
+    buckets = (2, 4)
+
+    def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[Any]], list[str]]:
+        longest = max(map(len, items))
+        ids = np.zeros((len(items), next(bucket for bucket in self.buckets if bucket >= longest)), np.int64)
+        for row, item in enumerate(items):
+            ids[row, : len(item)] = list(item)
+        return {"ids": ids}, ["" if item else "is empty" for item in items]
+
+
+def test_each_request_gets_its_own_rows_and_no_more_padding_than_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "preprocessing", ModuleType("preprocessing"))
+    monkeypatch.setattr(sys.modules["preprocessing"], "Preprocessor", lambda _: Letters(), raising=False)
+    adapter = load("preprocess_model").TritonPythonModel()
+    config = {"name": "letters", "input": [{"name": "text"}], "output": [{"name": "ids"}, {"name": "text_error"}]}
+    adapter.initialize({"model_config": json.dumps(config), "model_repository": "", "model_version": "1"})
+    given = [Request(text=np.array([[item] for item in items], np.object_)) for items in ([b"\1"], [b"", b"\2\3\4"])]
+    found = [[tensor.data.tolist() for tensor in answer.tensors] for answer in adapter.execute(given)]
+    assert found == [[[[1, 0]], [[b""]]], [[[0] * 4, [2, 3, 4, 0]], [[b"is empty"], [b""]]]]
 
 
 def test_preprocessing_that_fails_costs_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,13 @@ from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, uses_of
 from likeness_bench.load import OTHER_SPACE, _report, _Watch
 from likeness_bench.output import deliver_ceiling
-from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recalls
+from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recall, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
 from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo, SpaceMismatchError
 from likeness_client.records import ImageSource
+from likeness_client.results import Embeddings
 from likeness_export.serving import lengths
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
@@ -581,6 +582,46 @@ def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyP
     assert list(served_recalls(LOAD, [(Product(), "a")], {})) == [AS_THEY_ARE]
     assert asked == [(LOAD, 1, name) for name in ("text", "image", AS_THEY_ARE)]
     assert LabelConfig(field="group", split="").name == "group, split any"
+
+
+class Served:
+    """Takes the place of the client: embeds whole products, knows no shape called new, and may be replaced."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.spaces = iter("sstt")
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def info(self) -> ServerInfo:
+        return replace(INFO, modalities=("text", "attributes"), schema=InputSchema(attribute_keys=("shape",)))
+
+    def embed(self, products: Sequence[Product], modalities: Sequence[str] | None, on_error: str) -> Embeddings:
+        assert on_error == "return"
+        known = [product.attributes.get("shape") != "new" for product in products]
+        whole = "_".join(modalities or ("text", "attributes"))
+        return Embeddings(
+            vectors=np.tile(np.array([1, 0], dtype=np.float32), (len(products), 1)),
+            modality_weights=({},) * len(products),
+            signatures=tuple(whole if found else "text" for found in known),
+            product_ids=("",) * len(products),
+            space=next(self.spaces),
+        )
+
+
+def test_the_recall_of_a_signature_is_that_of_what_the_server_knows_all_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall_module, "Client", Served)
+    shapes: list[dict[str, str]] = [{"shape": "old"}, {"shape": "old"}, {"shape": "new"}, {}]
+    given = [(Product(title="vase", attributes={**shape}), "group") for shape in shapes]
+    found = {name: served_recall(LOAD, given, name) for name in ("text_attributes", AS_THEY_ARE)}
+    assert {name: recall and recall.gallery for name, recall in found.items()} == {"text_attributes": 2, AS_THEY_ARE: 4}
+    assert served_recall(LOAD, given, AS_THEY_ARE, lambda: True) is None
+    monkeypatch.setattr(recall_module, "_STEP", 1)
+    with pytest.raises(SpaceMismatchError):
+        served_recall(LOAD, given, AS_THEY_ARE)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 from likeness_bench import load
 from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.drive import Drive, LoadConfig, open_client
-from likeness_bench.figures import LoadReport
+from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.load import _report, _Watch, run_load
 from likeness_bench.load_tables import load_tables
 from likeness_bench.steps import ModelCounters
@@ -81,6 +81,10 @@ def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Driv
     return asyncio.run(run())
 
 
+def reported(drive: Drive) -> LoadReport:
+    return _report(drive, _Watch(config=drive.config), INFO.space, "now")
+
+
 def test_constant_arrivals_have_equal_gaps() -> None:
     np.testing.assert_allclose(arrival_times(Arrivals.CONSTANT, 4.0, 1.1, 0), [0.0, 0.25, 0.5, 0.75, 1.0])
     assert len(arrival_times(Arrivals.CONSTANT, 100.0, 1.1, 0)) == 110
@@ -90,6 +94,7 @@ def test_poisson_arrivals_are_seeded_and_exponential() -> None:
     times = arrival_times(Arrivals.POISSON, 100.0, 100.0, 3)
     np.testing.assert_array_equal(times, arrival_times(Arrivals.POISSON, 100.0, 100.0, 3))
     assert not np.array_equal(times[:100], arrival_times(Arrivals.POISSON, 100.0, 100.0, 4)[:100])
+    assert len({len(arrival_times(Arrivals.POISSON, 100.0, 1.0, seed)) for seed in range(20)}) > 5  # bursts included
     gaps = np.diff(times)
     assert (gaps >= 0).all()
     assert times[0] >= 0
@@ -138,8 +143,9 @@ def test_no_product_is_twice_in_a_request_and_all_are_sent_as_often(size: int) -
 
 def test_products_that_travel_alike_are_sent_once() -> None:
     given = [*PRODUCTS, replace(PRODUCTS[0], product_id="again"), replace(PRODUCTS[1], images=(b"another photo",))]
+    given.append(Product(title="without a photo"))
     pools = Workload(given, INFO, WorkloadConfig(signatures={"text": 1.0, "image": 1.0, "text_image": 1.0})).pools
-    assert {name: len(pool) for name, pool in pools.items()} == {"text": 20, "image": 21, "text_image": 21}
+    assert {name: len(pool) for name, pool in pools.items()} == {"text": 21, "image": 21, "text_image": 21}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_every_request_of_a_mix_is_asked_by_its_own_operation() -> None:
     drive = driven(client, concurrency=1, duration_s=0.3, warm_up_s=0.0, workload=workload)
     assert client.asked == [record.operation for record in drive.records]
     assert set(client.asked) == set(OperationKind)
-    found = _report(drive, _Watch(config=drive.config), INFO.space, "now")
+    found = reported(drive)
     assert {name: part.count for name, part in found.by_operation.items()} == Counter(map(str, client.asked))
     names = [row[0] for table in load_tables(found) for row in table.rows]
     assert set(OperationKind) <= set(names)
@@ -259,6 +265,8 @@ def test_an_open_loop_keeps_its_schedule_whatever_the_answers_do() -> None:
     assert sorted(record.scheduled_s for record in drive.records) == due
     assert {record.signature for record in drive.records} == {AS_THEY_ARE}
     assert drive.failed == drive.unfinished == drive.in_flight == 0
+    found = reported(drive)
+    assert (found.requests, found.requests_per_s, found.products_per_s) == (20, 0.0, 0.0)  # answered after the time
 
 
 def test_a_late_start_counts_as_latency() -> None:
@@ -270,6 +278,7 @@ def test_a_late_start_counts_as_latency() -> None:
         record.finished_s - record.scheduled_s >= delay for record, delay in zip(drive.records, late, strict=True)
     )
     assert max(late) >= 19 * (0.03 - 0.01) - 0.02
+    assert reported(drive).harness_lag == Percentiles.of(late)
 
 
 def test_a_harness_that_cannot_keep_up_ends_and_forgets_nothing() -> None:
@@ -279,6 +288,7 @@ def test_a_harness_that_cannot_keep_up_ends_and_forgets_nothing() -> None:
     skipped = [record for record in drive.records if record.error == "NotSent"]
     assert skipped
     assert not any(record.repeated for record in skipped)  # of few products, that were all sent before
+    assert drive.elapsed_s == 0.5  # what was sent later was due in this time
 
 
 def test_a_server_that_hangs_makes_error_rows_and_the_run_ends() -> None:
@@ -293,6 +303,7 @@ def test_a_server_that_dies_makes_error_rows_and_is_not_hammered() -> None:
     assert len(drive.records) - drive.failed == 5
     assert {record.error for record in drive.records if record.error} == {"ServerUnavailableError"}
     assert 0 < drive.failed <= 2 * (0.5 / 0.1 + 1)
+    assert reported(drive).answered_share == 1.0  # no rate was due
 
 
 def test_a_closed_loop_has_as_many_on_their_way_as_it_has_callers() -> None:
@@ -304,10 +315,13 @@ def test_a_closed_loop_has_as_many_on_their_way_as_it_has_callers() -> None:
 
 
 def test_stopping_ends_the_run_and_counts_what_was_on_its_way() -> None:
-    drive = driven(Fake(wait_s=3600), stop_after_s=0.2, concurrency=4, duration_s=30.0, timeout_s=30.0)
+    load: dict[str, Any] = {"concurrency": 4, "duration_s": 30.0, "warm_up_s": 0.0, "timeout_s": 30.0}
+    drive = driven(Fake(wait_s=3600), stop_after_s=0.2, **load)
     assert not drive.records
     assert drive.unfinished == 4
     assert drive.elapsed_s < 15
+    found = reported(drive)
+    assert found.offered_per_s * found.measured_s == pytest.approx(4)
 
 
 def test_stopping_lets_calls_end_that_soon_will() -> None:
@@ -323,6 +337,15 @@ def test_repeats_are_told_from_worn_products() -> None:
     drive = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=workload)
     assert [record.worn for record in drive.records] == [False, *(True for _ in drive.records[1:])]
     assert [record.repeated for record in drive.records] == [record.worn for record in drive.records]
+    again = replace(workload, batch_size=1, repeat_share=1.0)
+    records = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=again).records
+    assert [record.repeated for record in records] == [False, *(True for _ in records[1:])]
+    assert not any(record.worn for record in records)  # they were asked for
+    some = replace(workload, batch_size=7)
+    records = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=some).records
+    assert [record.repeated for record in records] == [False] * 3 + [True] * len(
+        records[3:]
+    )  # the third has 6 new ones
 
 
 def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> None:
@@ -381,6 +404,12 @@ def test_a_server_that_is_replaced_while_it_is_loaded_is_noticed(monkeypatch: py
     far_away = watched(monkeypatch, [5, 2, 9])  # not to be seen but by its counters
     assert said(far_away) == [False, True]
     assert [step.requests for step in far_away.steps] == [9]  # of the process that it has now
+
+
+def test_nothing_is_tried_again_or_held_back_without_a_trace() -> None:
+    client = open_client(LoadConfig(address="here:1", rate=1.0))
+    assert client._max_attempts == 1
+    assert client.max_concurrency > 100_000
 
 
 def test_what_a_gateway_asks_for_goes_with_the_load_and_into_no_report() -> None:

@@ -27,7 +27,7 @@ PRODUCTS = [Product(title=str(number), images=(b"%d" % number,)) for number in r
 
 
 class Fake:
-    """Answers with what a product is; under load with something else, or not at all."""
+    """Answers with what a product is; under load with something else, or every other time not at all."""
 
     def __init__(self, off: float, refuses: bool) -> None:
         self.off, self.refuses, self.asked = off, refuses, 0
@@ -45,7 +45,7 @@ class Fake:
         self.asked += 1
         await asyncio.sleep(0.001)
         under_load = self.asked > 29
-        if under_load and self.refuses:
+        if under_load and self.refuses and self.asked % 2:
             raise OverloadedError("too much", "here", code="RESOURCE_EXHAUSTED")
         rows = [[float(len(product.title)), len(product.images)] for product in products]
         return SimpleNamespace(vectors=np.array(rows) + under_load * self.off, signatures=["text"] * len(products))
@@ -83,17 +83,19 @@ def test_right_answers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.checked.signatures.total() > 0
 
 
-def test_wrong_answers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = soaked(monkeypatch, off=0.01)
+@pytest.mark.parametrize("off", [0.01, float("nan")])
+def test_wrong_answers_are_counted(monkeypatch: pytest.MonkeyPatch, off: float) -> None:
+    report = soaked(monkeypatch, off=off)
     assert not report.passed
     assert report.checked.wrong == report.checked.signatures.total()
-    assert report.checked.largest_difference == pytest.approx(0.01)
+    assert report.checked.largest_difference == pytest.approx(off, nan_ok=True)
     assert ("wrong answers", str(report.checked.wrong)) in report.table().rows
 
 
 def test_refusals_are_errors_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     report = soaked(monkeypatch, refuses=True)
     assert not report.passed
+    assert report.load.latency is not None
     assert [row.kind for row in report.load.errors] == ["OverloadedError"]
 
 

@@ -8,9 +8,10 @@ import pytest
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
 from likeness_client.records import Product
-from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue, recipe_catalogue
 from likeness_export.masking import Mask
 from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs
+from likeness_export.recipe import DataSection
 
 HEADER = "left_id,right_id,label,split\n"
 
@@ -28,7 +29,7 @@ def catalogue(folder: Path) -> Catalogue:
             folder,
             {"product_id": "a", "title": "red shoe", "split": "train", "group": "1", "attributes": {"colour": "red"}},
             {"product_id": "b", "title": "blue shoe", "split": "val", "attributes": {"colour": "blue"}},
-            {"product_id": "c", "split": "train", "group": "1", "images": ["missing.png"]},
+            {"product_id": "c", "split": "train", "group": "1", "title": "boot", "images": ["missing.png"]},
             {"product_id": "d", "group": "2", "title": "hat"},
         )
     )
@@ -140,6 +141,7 @@ def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
         (["กระเป๋า"], "กระเป๋าหนังแท้", "หนังแท้"),
         (["Nike 手机"], "nike 新手机 nikon", "新 nikon"),
         (["Tシャツ"], "tシャツ 新作", "新作"),
+        (["Tshirts"], "in size t; shirt", "in size t; shirt"),
         (["café"], "Cafe\u0301 blue", "blue"),
         (["cafe\u0301"], "café blue", "blue"),
     ],
@@ -149,8 +151,10 @@ def test_a_mask_cuts_labels_of_any_script_however_they_are_encoded(labels: list[
 
 
 def test_a_product_that_cannot_be_read_has_no_payload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    parts = catalogue(tmp_path).parts(InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes"))
+    schema, modalities = InputSchema(attribute_keys=("colour",)), ("text", "image", "attributes")
+    parts, in_part = (catalogue(tmp_path).parts(schema, modalities, in_part=in_part) for in_part in (False, True))
     found = [{name: part.read() for name, part in having.items()} for having in parts]
+    assert in_part[2]["text"].read() == b"boot"  # enough to learn from
     assert found == [
         {"text": b"red shoe", "attributes": b'{"colour":"red"}'},
         {"text": b"blue shoe", "attributes": b'{"colour":"blue"}'},
@@ -205,6 +209,17 @@ def test_only_products_with_the_given_values_stay() -> None:
     assert len(catalogue.only({"coarse_label": ["red"], "product_id": ["b/red", "c/blue"]})) == 1
     with pytest.raises(InputError, match="none of 4 products: no product has coarse_label = green or pink"):
         catalogue.only({"coarse_label": ["green", "pink"]})
+
+
+def test_a_recipe_sees_what_it_keeps_without_the_labels_of_that(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {"product_id": "a", "shop": "x", "kind": "mug", "title": "mug for a vase"},
+        {"product_id": "b", "shop": "y", "kind": "vase", "title": "vase"},
+    )
+    data = DataSection(products="products.jsonl", only={"shop": ("x",)}, masked=("kind",))
+    (product,) = recipe_catalogue(data, tmp_path).products
+    assert (product.product_id, product.title) == ("a", "for a vase")
 
 
 def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:

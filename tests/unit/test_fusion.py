@@ -228,3 +228,11 @@ def test_a_modality_s_weight_is_the_sum_of_its_towers() -> None:
     _, of_modalities = network.fuse(vectors, torch.ones(1, 3, dtype=torch.bool))
     facts, shape, words, texture = of_towers.unbind(1)
     torch.testing.assert_close(of_modalities, torch.stack([words, shape + texture, facts], 1))
+
+
+def test_a_modality_s_own_vector_is_the_mean_of_its_towers() -> None:
+    vectors = unit_vectors(ROWS, 4, DIMENSION)
+    facts, shape, words, texture = vectors.unbind(1)
+    for place, expected in enumerate((words, (shape + texture) / 2, facts)):
+        found = network_of("attention").modality_vector(vectors, place)
+        torch.testing.assert_close(found, F.normalize(expected, dim=1))

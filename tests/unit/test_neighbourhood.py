@@ -37,6 +37,19 @@ def test_surroundings_are_the_mean_of_the_nearest(count: int, two_sides: bool) -
         np.testing.assert_allclose(found[:, row], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("known", "sides"),
+    [([*"01", *"23"], ["left", "right", "left", "right", "4"]), ([*"01", *"12"], [""] * 5)],  # two catalogues, and one
+)
+def test_neighbours_stand_on_the_other_side_where_pairs_have_two(known: list[str], sides: list[str]) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    pairs = [NamedPair(left=left, right=right, label=1) for left, right in zip(known[::2], known[1::2], strict=True)]
+    found = among_neighbours("01234", Judged(pairs=[], vectors=vectors), pairs, cosine).local
+    expected = surroundings(np.arange(5), np.array(sides), *by_table(vectors @ vectors.T))  # type: ignore[arg-type]
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_one_product_has_no_surroundings() -> None:
     search, score = by_table(np.ones((1, 1), np.float32))
     assert not surroundings(np.arange(1), np.array([""]), search, score).any()  # type: ignore[arg-type]

@@ -135,6 +135,8 @@ def test_pairs_labelled_1_are_alike_and_those_labelled_0_are_judged_in_both_dire
     assert pairs_in(judgement.judged) == {(0, 1), (2, 3), (1, 2), (0, 3), (4, 5)}
     assert torch.equal(mask, mask.T)
     assert torch.equal(judgement.judged, judgement.judged.T)
+    (mask,) = PairPositives([*PAIRS, (2, 0, 0)], all_of(6), batch_of(2)).judge(np.arange(6)).alike
+    assert pairs_in(mask) == {(0, 1), (2, 3), (1, 2), (1, 3)}  # what somebody has looked at counts more
 
 
 def pairs_in(mask: torch.Tensor) -> set[tuple[int, int]]:
@@ -159,10 +161,10 @@ def test_hard_negatives_of_pairs_are_mined_for_products_with_a_known_match_only(
     angle = np.arange(6) * 0.1
     embeddings = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
     pairs = [(0, 1, 1), (2, 1, 1)]
-    (rows,) = PairPositives(pairs, all_of(6), batch_of(2, hard_negatives=0.25)).batches(
-        np.random.default_rng(0), embeddings
-    )
-    assert rows.tolist() == [0, 1, 2, 3]  # 3 lies nearest to one of 0 and 2
+    positives = PairPositives(pairs, all_of(6), batch_of(2, hard_negatives=0.4))
+    for known, expected in ((embeddings, [0, 1, 2, 3, 4]), (np.zeros_like(embeddings), [0, 1, 2])):
+        (rows,) = positives.batches(np.random.default_rng(0), known)
+        assert rows.tolist() == expected  # two of five: 3 and 4 lie nearest to one of 0 and 2
     unmatched = [*pairs, (4, 5, 0)]
     positives = PairPositives(unmatched, all_of(6), batch_of(2, hard_negatives=0.4))
     drawn = [rows.tolist() for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), embeddings)]

@@ -590,3 +590,11 @@ def test_the_command_needs_the_products_and_asks_for_them_first(
     assert command(monkeypatch, exported, tmp_path / "new", "--precision", "fp16") == 1
     assert "products.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_an_index_that_stays_as_it_is_is_asked_too() -> None:
+    old = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.float32)
+    new = old @ np.array([[0, 1], [-1, 0]], dtype=np.float32)  # all of it turned: among themselves nothing has changed
+    before, after = (Embedded(together=vectors, alone=vectors) for vectors in (old, new))
+    drift = measure(before, after, {"group": np.array(["a", "a", "b", "b"])})
+    assert (drift.recall_loss["group"].points, drift.mixed_recall_loss["group"].points) == (0.0, 50.0)

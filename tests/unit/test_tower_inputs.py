@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.evaluation import OfflineEmbedder
 from likeness_export.feature_cache import cached_features
-from likeness_export.tower_inputs import TowerInputs
+from likeness_export.parts import Part
+from likeness_export.tower_inputs import TowerInputs, present_modalities, unknown_modalities
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -92,10 +95,51 @@ def test_inputs_that_are_encoded_once_come_in_the_same_batches_and_are_not_kept(
     assert torch.equal(passing.batch(rows)[0], kept.batch(rows)[0])  # once more, it is read again
 
 
+def test_what_nothing_is_known_of_is_encoded_as_the_server_does(exported: Exported) -> None:
+    recipe, network = exported.run.read_network()
+    config, encoder = recipe.towers["attributes"], network.tower("attributes").encoder
+    items = [Part.of(b'{"kind":"kind 1"}'), Part.of(b'{"kind":"new"}'), None]
+
+    def features(*, once: bool) -> NDArray[np.float32]:
+        inputs = TowerInputs("a", config, exported.run.towers / "attributes", items, ["p", "q", "r"], once=once)
+        found = inputs.encode(encoder)
+        assert inputs.unknown.tolist() == [False, True, False]
+        return found
+
+    assert np.array_equal(features(once=True), features(once=False))
+    assert features(once=True).any(1).tolist() == [True, True, False]
+
+
 def test_what_is_present_is_known_before_anything_is_encoded(read: Read, encoder: Encoder) -> None:
     inputs = read(once=True)
     assert np.array_equal(inputs.present, read().present)
     assert np.array_equal(inputs.encode(encoder), read().encode(encoder))
+
+
+def test_a_modality_is_there_if_all_its_towers_can_read_it_and_one_of_them_knows_something() -> None:
+    def tower(present: Sequence[int], unknown: Sequence[int]) -> Any:
+        return SimpleNamespace(present=np.array(present, dtype=bool), unknown=np.array(unknown, dtype=bool))
+
+    inputs = {
+        "photo": tower([0, 0, 1, 1, 1], [0, 0, 0, 0, 1]),
+        "words": tower([1, 1, 1, 0, 1], [0, 1, 1, 0, 0]),
+        "terms": tower([1, 1, 1, 1, 0], [0, 0, 1, 0, 0]),
+    }
+    modalities = {"photo": "image", "words": "text", "terms": "text"}  # the contract has text first
+    assert unknown_modalities(modalities, inputs).tolist() == [
+        [False, False],
+        [False, False],
+        [True, False],
+        [False, False],
+        [False, True],
+    ]
+    assert present_modalities(modalities, inputs).tolist() == [
+        [True, False],
+        [True, False],
+        [False, True],
+        [False, True],
+        [False, False],
+    ]
 
 
 def test_features_are_found_under_another_name_without_reading_or_encoding(
@@ -118,6 +162,15 @@ def test_features_are_found_under_another_name_without_reading_or_encoding(
     assert counted.given == 0
     assert [record.message.split(":")[0] for record in caplog.records] == ["image2 of product 1-2 is left out"]
     monkeypatch.undo()
+    fitted, asked = read(once=True), read(once=True)
+    fitted.assets = tmp_path / "assets"  # another vocabulary, say
+    shutil.copytree(first.assets, fitted.assets)
+    (fitted.assets / "more.json").write_text("{}", encoding="utf-8")
+    asked.digests = asked.digests[::-1]
+    for inputs in (fitted, asked):
+        kept = {*tmp_path.glob("*.npz")}
+        cached_features(inputs, encoder, config, tmp_path)
+        assert kept < {*tmp_path.glob("*.npz")}
     next(encoder.parameters()).data += 1  # other weights have other features
     assert not np.array_equal(cached_features(other, encoder, config, tmp_path), computed)
 

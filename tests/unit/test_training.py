@@ -15,11 +15,13 @@ from likeness_client.errors import InputError
 from likeness_export import training
 from likeness_export.evaluation import Task, read_task_catalogue
 from likeness_export.networks.product import build_network
+from likeness_export.positives import Judgement, LabelPositives
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training import train
 from likeness_export.training_data import training_catalogue
+from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def train_interrupted(recipe: Recipe, run: Run, root: Path, *, after: int) -> No
             train(recipe, run, root)
 
 
-@pytest.mark.parametrize("settings", [{}, {"head_epochs": 2, "proxies": 1.0, "epochs": 2}])
+@pytest.mark.parametrize("settings", [{}, {"head_epochs": 2, "proxies": 1.0, "epochs": 2, "hard_negatives": 0.5}])
 def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
     tiny: Tiny, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -92,17 +94,22 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
 
 
 def test_an_interrupted_training_does_not_go_on_with_other_products(tiny: Tiny, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    train_interrupted(tiny.recipe, run, tiny.root, after=1)
+    run, recipe = Run(tmp_path / "run"), changed(tiny.recipe, data={"source": "shop"})
+    edit_catalogue(tiny, "0-0", shop="a")
+    train_interrupted(recipe, run, tiny.root, after=1)
     text = tiny.products.read_text(encoding="utf-8")
     first, *others = text.splitlines()
-    for changed_text in ("\n".join([*others, first]), text.replace('"group": "g0"', '"group": "g1"', 1)):
+    for changed_text in (
+        "\n".join([*others, first]),
+        text.replace('"group": "g0"', '"group": "g1"', 1),
+        text.replace('"shop": "a"', '"shop": "b"'),
+    ):
         assert changed_text != text
         tiny.products.write_text(changed_text, encoding="utf-8")
         with pytest.raises(InputError, match=r"makes them alike, have changed since .*checkpoint\.pt was written"):
-            train(tiny.recipe, run, tiny.root)
+            train(recipe, run, tiny.root)
     run.checkpoint.unlink()
-    train(tiny.recipe, run, tiny.root)
+    train(recipe, run, tiny.root)
 
 
 def test_a_folder_that_is_not_of_a_run_is_not_cleared(tiny: Tiny, tmp_path: Path) -> None:
@@ -131,6 +138,21 @@ def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
     tiny.products.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     recipe = changed(tiny.recipe, data={"text_fields": ["title", "attributes.Ram+Rom"]})
     assert len(training_catalogue(recipe, tiny.root)) == len(lines)
+
+
+def test_every_epoch_draws_batches_and_modalities_of_its_own(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, batches, states = LabelPositives.judge, list[bytes](), list[bytes]()
+
+    def noting(positives: LabelPositives, rows: NDArray[np.intp]) -> Judgement:
+        batches.append(rows.tobytes())
+        states.append(torch.get_rng_state().numpy().tobytes())
+        return judge(positives, rows)
+
+    monkeypatch.setattr(LabelPositives, "judge", noting)
+    train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
+    assert len(batches) == len(set(batches)) == len(set(states))
 
 
 def test_training_learns(tiny: Tiny, tmp_path: Path) -> None:
@@ -245,9 +267,11 @@ def test_a_finished_run_says_that_the_products_are_others_now(
     train(tiny.recipe, run, tiny.root)
     train(tiny.recipe, run, tiny.root)
     assert "not those of then" not in caplog.text
-    edit_catalogue(tiny, "0-1", split="val")
-    train(tiny.recipe, run, tiny.root)
-    assert "the training products of products.jsonl are not those of then: train into another folder" in caplog.text
+    for values in ({"group": "g1"}, {"group": "g0", "split": "val"}):  # another label is another lesson
+        caplog.clear()
+        edit_catalogue(tiny, "0-1", **values)
+        train(tiny.recipe, run, tiny.root)
+        assert "the training products of products.jsonl are not those of then: train into another folder" in caplog.text
     read_task_catalogue(run, tiny.root, Task(labels=("group",)))
     assert "1 of 1 products of split val were trained on: the figures flatter; was the file split anew?" in caplog.text
     caplog.clear()

@@ -151,8 +151,7 @@ class LateFusion(Fusion):
         weights = shares.expand(vectors.shape[0], -1)
         # A missing tower's square root has no finite slope; it is cut off instead of multiplied by zero.
         roots = torch.where(present, shares.clamp(min=1e-12).sqrt(), 0.0).unsqueeze(-1)  # (n or 1, t, 1)
-        parts = torch.where(present.unsqueeze(-1), roots * vectors, 0.0)  # (n, t, d)
-        fused = parts.flatten(1)  # (n, t d)
+        fused = (roots * vectors).flatten(1)  # (n, t d)
         # Of unit length already, unless a tower knows nothing of what it reads, and nothing was learned: zeros.
         return fused if self.training else unit(fused, training=False), weights
 
