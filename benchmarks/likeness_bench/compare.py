@@ -48,7 +48,7 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
         The figures of both with the ratio second / first, and notes on what else differs.
 
     Raises:
-        InputError: one cannot be read, or they are of two kinds.
+        InputError: one cannot be read or lacks something, or they are of two kinds.
     """
     paths = (first, second)
     reports = [read_report(path, tuple(_KINDS)) for path in paths]
@@ -56,7 +56,10 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
     if kinds[0] != kinds[1]:
         names = " and ".join(f"a {name}" for name, _ in kinds)
         raise InputError(f"{first} and {second} are of two kinds, {names}: compare two of one kind")
-    rows, notes = kinds[0][1](reports, paths)
+    try:
+        rows, notes = kinds[0][1](reports, paths)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{first} or {second} is not whole, or of another version ({error!r}): make it anew") from error
     shown = tuple(row for row in rows if row[1:3] != (NOTHING, NOTHING))
     return Table(title=f"{first} and {second}", header=("", "first", "second", "second / first"), rows=shown), notes
 

@@ -289,6 +289,15 @@ def test_comparing_gives_ratios_and_says_what_else_differs(report: LoadReport, t
     assert "3.000" in shown.stdout
 
 
+def test_a_report_that_lacks_something_is_named(report: LoadReport, tmp_path: Path) -> None:
+    data = asdict(report)
+    write_json(tmp_path / "l.json", data)
+    del data["load"]
+    write_json(tmp_path / "cut.json", data)
+    with pytest.raises(InputError, match=r"l\.json or .*cut\.json is not whole, or of another version"):
+        compare_reports(tmp_path / "l.json", tmp_path / "cut.json")
+
+
 def test_comparing_loads_also_compares_recall(report: LoadReport, tmp_path: Path) -> None:
     recall = {"text": Recall(at_1=0.8, queries=40, gallery=50)}
     better = {"text": Recall(at_1=0.9, queries=40, gallery=50), "image": Recall(at_1=0.5, queries=40, gallery=50)}
