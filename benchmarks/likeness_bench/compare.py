@@ -59,7 +59,8 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
     try:
         rows, notes = kinds[0][1](reports, paths)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{first} or {second} is not whole, or of another version ({error!r}): make it anew") from error
+        reason = f"is not whole, or of another version ({error!r}): make it anew"
+        raise InputError(f"{first} or {second} {reason}") from error
     shown = tuple(row for row in rows if row[1:3] != (NOTHING, NOTHING))
     return Table(title=f"{first} and {second}", header=("", "first", "second", "second / first"), rows=shown), notes
 
