@@ -100,7 +100,7 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
     try:
         return _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
-    except (OSError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} does not hold embeddings: {error}") from error
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,16 @@ def test_other_files_are_refused(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match="does not hold embeddings"):
             Embeddings.load(path)
+
+
+def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.npz"
+    embeddings().save(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(bytes([*whole[:place], whole[place] ^ 1, *whole[place + 1 :]]))
+        with suppress(InputError):
+            assert_equal(Embeddings.load(path), embeddings())  # nothing that counts was damaged
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path, suffix: str) -> None:
