@@ -25,8 +25,9 @@ _PAUSE_S = 2.0
 
 
 def steps_folder(out: Path) -> Path:
-    """Return where the steps of an unfinished run are kept: beside the file that it writes."""
-    return out.with_name(f"{out.name}.steps")
+    """Return where the steps of an unfinished run are kept: beside the file that it writes, where a link leads to."""
+    whole = out.resolve()
+    return whole.with_name(f"{whole.name}.steps")
 
 
 def chunks(file: Path, size: int) -> Iterator[list[Product | RecordError]]:
@@ -54,6 +55,7 @@ class EmbedRun:
     modalities: Collection[str] | None
     patience_s: float
     space: str = ""
+    offered: Collection[str] = ()  # sets of modalities: by less of them a product has another embedding
     down: Collection[str] = ()  # ensembles that were not ready when it began: nobody knows that they ever will be
     succeeded: int = 0
     failed: int = 0
@@ -75,6 +77,7 @@ class EmbedRun:
         if not self.space:
             info = self.client.info()
             self.space, self.down = info.space, [embed_model(signature) for signature in info.unready]
+            self.offered = sorted({*info.signatures, *info.unready})
         found = self._step(products)
         for index, failed in found.errors.items():
             self._fail(failed.at(self.writer.rows + index))
@@ -98,7 +101,7 @@ class EmbedRun:
         shutil.rmtree(self.steps, ignore_errors=True)
 
     def _step(self, products: Sequence[Product]) -> Embeddings:
-        path = self.steps / f"{_digest(products, self.modalities, self.space)}.npz"
+        path = self.steps / f"{_digest(products, self.modalities, self.space, self.offered)}.npz"
         try:
             return Embeddings.load(path)
         except InputError:  # there is none, or it was damaged
@@ -132,11 +135,11 @@ class EmbedRun:
             self.named.append(str(error))
 
 
-def _digest(products: Sequence[Product], modalities: Collection[str] | None, space: str) -> str:
-    """Return a name for what these products' embeddings depend on; a file counts by its size and time."""
+def _digest(products: Sequence[Product], *asked: object) -> str:
+    """Return a name for these products and what they are asked for; a file counts by its size and time."""
     files = [source for product in products for source in (*product.images[:1], product.video)]
     times = [_stamp(source) for source in files if isinstance(source, Path)]
-    return hashlib.sha256(repr((space, modalities, products, times)).encode("utf-8", "replace")).hexdigest()[:32]
+    return hashlib.sha256(repr((asked, products, times)).encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

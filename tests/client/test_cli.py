@@ -179,6 +179,34 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(
     assert list(resumed.errors) == list(whole.errors) == [6]
 
 
+def test_steps_of_a_server_that_offered_less_are_embedded_again(
+    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "products.jsonl", tmp_path / "out.npz"
+    file.write_text('{"title": "a vase", "attributes": {"colour": "red"}}\n{"title": "a mug"}\n', encoding="utf-8")
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "1")
+    every, endpoint.servicer.fake.signatures = endpoint.servicer.fake.signatures, ["text"]
+    gone_after(1, endpoint, 10_000, grpc.StatusCode.INTERNAL)
+    assert run(monkeypatch, *arguments, "--patience-s", "0") == 1
+    endpoint.servicer.fake.signatures = every
+    endpoint.servicer.interfere = lambda _: None
+    assert run(monkeypatch, *arguments) == 0
+    assert Embeddings.load(out).signatures == ("text_attributes", "text")
+
+
+def test_steps_that_are_kept_lie_where_the_whole_will(
+    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, file: Path, tmp_path: Path
+) -> None:
+    roomy = tmp_path / "roomy"
+    roomy.mkdir()
+    out = tmp_path / "out.npz"
+    out.symlink_to(roomy / "whole.npz")
+    gone_after(1, endpoint, 10_000, grpc.StatusCode.INTERNAL)
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "4")
+    assert run(monkeypatch, *arguments, "--patience-s", "0") == 1
+    assert [path.name for path in roomy.iterdir()] == ["whole.npz.steps"]
+
+
 def test_kept_steps_of_another_space_or_another_photo_are_embedded_again(tmp_path: Path) -> None:
     photo = tmp_path / "a.jpg"
     photo.write_bytes(b"one")
