@@ -119,7 +119,10 @@ def test_a_server_may_be_given_more_time(
     arguments = {"embed": (str(file), "--out", str(file.with_suffix(".npz"))), "compare": ('{"title": "a"}',) * 2}
     asked = (command, *arguments[command], "--server", endpoint.address, "--timeout-s")
     assert run(monkeypatch, *asked, "0.2") == 1
-    assert "raise timeout_s (--timeout-s of a command), or send less at once (--batch" in capsys.readouterr().err
+    assert (
+        "raise timeout_s (--timeout-s of a command), or send less at once (--batch-size of `likeness embed`)"
+        in capsys.readouterr().err
+    )
     assert run(monkeypatch, *asked, "20") == 0
 
 
