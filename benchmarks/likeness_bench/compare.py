@@ -58,7 +58,7 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
         raise InputError(f"{first} and {second} are of two kinds, {names}: compare two of one kind")
     try:
         rows, notes = kinds[0][1](reports, paths)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, StopIteration, TypeError, AttributeError) as error:
         reason = f"is not whole, or of another version ({error!r}): make it anew"
         raise InputError(f"{first} or {second} {reason}") from error
     shown = tuple(row for row in rows if row[1:3] != (NOTHING, NOTHING))

@@ -296,6 +296,10 @@ def test_a_report_that_lacks_something_is_named(report: LoadReport, tmp_path: Pa
     write_json(tmp_path / "cut.json", data)
     with pytest.raises(InputError, match=r"l\.json or .*cut\.json is not whole, or of another version"):
         compare_reports(tmp_path / "l.json", tmp_path / "cut.json")
+    sweep = SweepReport(made_at="now", target_ms=1.0, best_rate=8.0, ended="found", complete=True, steps=())
+    write_json(tmp_path / "cut.json", asdict(sweep))  # without the step of its best rate
+    with pytest.raises(InputError, match="is not whole"):
+        compare_reports(tmp_path / "cut.json", tmp_path / "cut.json")
 
 
 def test_comparing_loads_also_compares_recall(report: LoadReport, tmp_path: Path) -> None:
