@@ -84,7 +84,7 @@ class Fusion(nn.Module, ABC):
         """Fuse.
 
         Args:
-            vectors: FP32 [n, t, d], the unit vectors of t towers; any values where ``present`` is false.
+            vectors: FP32 [n, t, d], the unit vectors of t towers; any finite values where ``present`` is false.
             present: BOOL [n, t], or [1, t] for all rows; at least one true per row.
 
         Returns:
