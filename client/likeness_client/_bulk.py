@@ -142,9 +142,9 @@ def _digest(products: Sequence[Product], *asked: object) -> str:
     return hashlib.sha256(repr((asked, products, times)).encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def _stamp(file: Path) -> tuple[int, ...] | None:
     try:
         known = file.stat()
     except OSError:  # it fails by itself
         return None
-    return known.st_size, known.st_mtime_ns
+    return known.st_size, known.st_mtime_ns, known.st_ctime_ns  # the last also tells when it was made readable

@@ -365,6 +365,15 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
     assert "towers.image.projection.weight" not in same
 
 
+def test_a_tower_that_cannot_be_built_is_named(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> Any:
+        raise InputError("no such weights")
+
+    monkeypatch.setattr(type(tiny.recipe.towers["image"]), "build", build)
+    with pytest.raises(InputError, match=r"towers\.image: no such weights"):
+        train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
+
+
 def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
     recipe, run = changed(tiny.recipe, training={"head_epochs": 2, "epochs": 1}), Run(tmp_path / "run")
     train_interrupted(recipe, run, tiny.root, after=2)

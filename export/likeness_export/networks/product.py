@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from likeness_client.contract import modalities_of
+from likeness_client.errors import InputError
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
@@ -117,11 +118,14 @@ def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> Pro
         recipe: the recipe.
         towers: the folder with one prepared folder per tower.
         source_root: where to look for pretrained weights; None when a state dict will be loaded.
+
+    Raises:
+        InputError: a tower's encoder cannot be built; names the tower.
     """
-    return ProductNetwork(
-        {
-            name: Tower(config.build(towers / name, source_root), recipe.dimension)
-            for name, config in recipe.towers.items()
-        },
-        recipe,
-    )
+    built = {}
+    for name, config in recipe.towers.items():
+        try:
+            built[name] = Tower(config.build(towers / name, source_root), recipe.dimension)
+        except InputError as error:
+            raise InputError(f"towers.{name}: {error}") from error
+    return ProductNetwork(built, recipe)
