@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, MobileNetV2Config, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
 
 PX = 32
+PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def saved(folder: Path) -> PreTrainedModel:
@@ -19,7 +21,7 @@ def saved(folder: Path) -> PreTrainedModel:
     torch.manual_seed(0)
     network: PreTrainedModel = AutoModel.from_config(MobileNetV2Config(depth_multiplier=0.35, image_size=PX))  # type: ignore[no-untyped-call]
     network.save_pretrained(folder / "network")
-    (folder / "network" / "preprocessor_config.json").write_text("{}")
+    (folder / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     write_architecture("network", folder / "tower", folder)
     return network
 
@@ -72,6 +74,29 @@ def test_a_network_without_the_mean_of_its_pixels_is_refused(tmp_path: Path) -> 
         write_architecture("network", tmp_path / "tower", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("processor", "reason"),
+    [
+        ({}, "lacks image_mean or image_std"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "lacks image_mean or image_std"),
+        (PROCESSOR | {"do_flip_channel_order": True}, "as blue, green, red"),
+    ],
+)
+def test_pixels_are_never_guessed(processor: dict[str, object], reason: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(InputError, match=rf"source 'network'.*{reason}"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+def test_pixels_that_were_only_scaled_stay_so(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"do_normalize": False}))
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    _, mean, std = load_backbone("network", tmp_path / "tower", tmp_path)
+    assert (mean, std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 @pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])
 def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(kind: type, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -84,7 +109,7 @@ def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(ki
         intermediate_size=32,
     )
     kind(config).save_pretrained(tmp_path / "network")
-    (tmp_path / "network" / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     write_architecture("network", tmp_path / "tower", tmp_path)
     features = []
     pixels = torch.randint(0, 255, (2, PX, PX, 3), dtype=torch.uint8)

@@ -456,7 +456,7 @@ def test_all_frames_of_a_clip_are_varied_alike() -> None:
 def test_a_pretrained_network_sees_the_frames_and_stays_as_it_is(tmp_path: Path) -> None:
     tiny = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ResNetModel(tiny).save_pretrained(tmp_path / "resnet")
-    (tmp_path / "resnet/preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}', encoding="utf-8")
+    (tmp_path / "resnet/preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
     config = CnnLstmConfig(encoder="cnn_lstm", source="resnet", frames=3, video_px=32, hidden=8)
     config.prepare([], tmp_path / "tower", tmp_path)
     encoder = config.build(tmp_path / "tower", tmp_path)
