@@ -135,3 +135,14 @@ def test_a_network_that_is_not_there_is_named_with_the_places_looked_in(tmp_path
     (tmp_path / "broken" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"source 'broken': .*broken does not hold a network that can be loaded"):
         write_architecture("broken", tmp_path / "tower", tmp_path)
+    (tmp_path / "weights" / "of" / "nothing").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"source 'weights/of/nothing': .*weights/of/nothing holds no config\.json"):
+        write_architecture("weights/of/nothing", tmp_path / "tower", tmp_path)
+
+
+def test_weights_that_are_cut_short_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = tmp_path / "network" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"source 'network': .*network does not hold a network that can be loaded"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
