@@ -35,7 +35,7 @@ from likeness_export.quality.units import read_finished, units_of, work_on
 from likeness_export.run import Run
 from likeness_export.uses.neighbourhood import Rows
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -370,6 +370,23 @@ def test_a_sheet_bears_titles_of_any_length_and_several_lines(tmp_path: Path) ->
     draw_rows([[card, card]], tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] < 600
+
+
+def test_a_sheet_shows_photos_as_networks_see_them(tmp_path: Path) -> None:
+    """Upright, and what is transparent on white."""
+    sideways, clear = Image.new("RGB", (40, 80), "red"), Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    sideways.paste("blue", (0, 40, 40, 80))
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6  # what is below stands on the left when upright
+    sideways.save(tmp_path / "sideways.jpg", exif=orientation)
+    clear.save(tmp_path / "clear.png")
+    cards = [card_of(Product(images=(tmp_path / name,)), "", right=True) for name in ("sideways.jpg", "clear.png")]
+    draw_rows([cards], tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    (left, top), photo = (14 + (210 - 160) // 2, 14 + 10), 160
+    assert (pixels[top + photo // 2, [left + 20, left + photo - 20]].argmax(1) == [2, 0]).all()
+    assert pixels[top + photo // 2, left + photo // 2 + 210 + 28].min() == 255
 
 
 def test_a_sheet_of_a_run(exported: Exported, tmp_path: Path) -> None:
