@@ -156,6 +156,26 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path, beside
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file", "something else"),
+        ("file/catalogue", "cannot write"),
+        ("/proc", "mount point"),
+        ("", "the folder you are in"),
+    ],
+)
+def test_a_place_that_no_catalogue_can_take_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    if place != "file":
+        monkeypatch.setattr(catalogue, "_may_replace", lambda _: True)
+    with pytest.raises(InputError, match=reason):
+        render_catalogue(tmp_path / place)
+
+
 def test_fewer_designs_than_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least 12"):
         render_catalogue(tmp_path / "catalogue", designs=11)
