@@ -186,6 +186,20 @@ def test_complete_products_are_searched_with_less(exported: Exported) -> None:
     assert both.get("lost", 0.0) == 0.0
 
 
+def test_what_no_query_asks_has_no_line(exported: Exported, tmp_path: Path) -> None:
+    """Figures of nothing are no numbers, which JSON does not hold."""
+    root = exported.run.folder.parent / "data"
+    catalogue = read_catalogue(root / "products.jsonl")
+    embedder = OfflineEmbedder(exported.run, catalogue)
+    sides: dict[str, tuple[str, ...]] = {"labels": ("product_id",), "queries": ("train",), "gallery": ("train",)}
+    for measure in (Ranking(name="T", **sides), Incomplete(name="T", **sides)):
+        assert list(take(measure, exported.run, embedder, catalogue, root)) == []
+    (tmp_path / "products.jsonl").write_text('{"product_id": "a", "split": "train", "title": "red mug"}\n')
+    ranking = Ranking(name="T", **sides)
+    asked = Table(name="t", title="T", products="products.jsonl", variants=(), measures=(ranking,), baselines=("text",))
+    assert measure_baselines(asked, tmp_path, tmp_path) == []
+
+
 def test_only_the_signatures_that_are_there_are_measured(exported: Exported) -> None:
     root = exported.run.folder.parent / "data"
     catalogue = read_catalogue(root / exported.recipe.data.products)
