@@ -9,6 +9,7 @@ import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
+from likeness_export.sources import locate
 from torch import Tensor, nn
 from transformers import AutoModel, MobileNetV2Config, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
 
@@ -146,3 +147,12 @@ def test_weights_that_are_cut_short_are_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"source 'network': .*network does not hold a network that can be loaded"):
         write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+@pytest.mark.parametrize("inside", [".", "model"])
+def test_a_package_may_carry_a_network(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "site" / "some_network" / inside
+    place.mkdir(parents=True)
+    (place / "config.json").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert Path(locate("some-network", tmp_path)) == place
