@@ -302,7 +302,11 @@ def test_a_unit_is_trained_measured_and_kept(
     (unit.folder / "figures.json").unlink()
     monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained again"))
     work_on(unit)
-    assert read_finished(unit) is not None
+    again = read_finished(unit)
+    assert again is not None
+    assert [again.cost[name] for name in ("preparing_s", "peak_mb")] == [
+        found.cost[name] for name in ("preparing_s", "peak_mb")
+    ]
     monkeypatch.undo()
     tiny.products.write_text(tiny.products.read_text(encoding="utf-8").replace("kind 0", "kind 9"), encoding="utf-8")
     assert read_finished(unit) is None
@@ -408,8 +412,8 @@ def test_a_sheet_bears_titles_of_any_length_and_several_lines(tmp_path: Path) ->
 def test_a_sheet_frames_what_is_right_green_and_what_is_wrong_red(tmp_path: Path) -> None:
     draw_rows([[card_of(Product(title="a"), "", right=right) for right in (None, True, False)]], tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        middles = [sheet.getpixel((left + 105, 14)) for left in (14, 252, 476)]
-    assert np.argmax(middles, 1).tolist() == [2, 1, 0]  # blue, green, red
+        middles = np.asarray(sheet)[14, [left + 105 for left in (14, 252, 476)]]
+    assert middles.argmax(1).tolist() == [2, 1, 0]  # blue, green, red
 
 
 def test_a_sheet_shows_photos_as_networks_see_them(tmp_path: Path) -> None:
