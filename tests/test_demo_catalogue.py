@@ -96,6 +96,8 @@ def test_both_splits_hold_all_kinds_and_about_a_third_is_val(lines: list[Line]) 
     products = invent_products(seed=7, designs=60)
     assert 250 <= len(products) <= 300
     assert Counter(product.split for product in products)["val"] / len(products) == pytest.approx(0.35, abs=0.03)
+    seen, asked = ({p.design.design_id for p in products if p.split == split} for split in ("train", "val"))
+    assert len(seen & asked) > len(asked) / 2  # colourways of one design are told apart, not whole designs
 
 
 def test_there_are_gaps_of_every_sort_but_no_empty_listing(lines: list[Line]) -> None:
