@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from av.stream import Disposition
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from likeness_client.contract import MAX_BYTES
@@ -441,6 +443,20 @@ def test_c3d_learns_in_bf16_what_it_learns_in_fp32(frames: int) -> None:
     assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.98
     with pytest.raises(ValueError, match="greater than or equal to 12"):
         C3dConfig(encoder="c3d", frames=11)
+
+
+def test_a_cover_is_not_taken_for_the_clip(videos: video.Preprocessor) -> None:
+    clip: Any
+    codec = SimpleNamespace(name="h264", width=64, height=48)
+    cover, clip = (
+        SimpleNamespace(disposition=kind, codec_context=codec, frames=1)
+        for kind in (Disposition.attached_pic, Disposition(0))
+    )
+    container: Any = SimpleNamespace(streams=SimpleNamespace(video=[cover, clip]), duration=None)
+    assert videos._stream(container) is clip
+    container.streams.video = [cover]
+    with pytest.raises(video.VideoError, match="no video in it"):
+        videos._stream(container)
 
 
 def test_all_frames_of_a_clip_are_varied_alike() -> None:
