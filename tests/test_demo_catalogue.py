@@ -96,6 +96,8 @@ def test_both_splits_hold_all_kinds_and_about_a_third_is_val(lines: list[Line]) 
     products = invent_products(seed=7, designs=60)
     assert 250 <= len(products) <= 300
     assert Counter(product.split for product in products)["val"] / len(products) == pytest.approx(0.35, abs=0.03)
+    seen, asked = ({p.design.design_id for p in products if p.split == split} for split in ("train", "val"))
+    assert len(seen & asked) > len(asked) / 2  # colourways of one design are told apart, not whole designs
 
 
 def test_there_are_gaps_of_every_sort_but_no_empty_listing(lines: list[Line]) -> None:
@@ -154,6 +156,26 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path, beside
     with pytest.raises(InputError, match="something else"):
         render_catalogue(tmp_path)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file", "something else"),
+        ("file/catalogue", "cannot write"),
+        ("/proc", "mount point"),
+        ("", "the folder you are in"),
+    ],
+)
+def test_a_place_that_no_catalogue_can_take_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    if place != "file":
+        monkeypatch.setattr(catalogue, "_may_replace", lambda _: True)
+    with pytest.raises(InputError, match=reason):
+        render_catalogue(tmp_path / place)
 
 
 def test_fewer_designs_than_kinds_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from likeness_client.records import Product
 from likeness_client.writing import written_aside
 from PIL import Image, ImageDraw, ImageFont
 
+from likeness_export.preprocessing.image import FORMATS, to_rgb, upright
+
 log = logging.getLogger(__name__)
 
 _PHOTO, _WIDTH, _HEIGHT, _GAP = 160, 210, 222, 14
@@ -78,12 +80,13 @@ def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
 
 
 def _read_photo(card: Card) -> Image.Image | None:
-    """Return a card's photo; None without one that can be read: a picture of others is not lost for it."""
+    """Return a card's photo as networks see it; None without one that can be read: others are not lost for it."""
     if not card.photo:
         return None
     try:
-        with Image.open(card.photo) as photo:
-            return photo.convert("RGB").resize((_PHOTO, _PHOTO))
+        with Image.open(card.photo, formats=FORMATS) as photo:
+            photo.load()
+            return to_rgb(upright(photo)).resize((_PHOTO, _PHOTO))
     except Exception as error:  # codecs report damage with a dozen unrelated types
         log.warning("%s cannot be drawn: %s", card.photo, error)
         return None

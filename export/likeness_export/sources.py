@@ -48,13 +48,19 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
     place = locate(source, data_root)
     try:
         return kind.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # libraries fail with many types (a file of weights that is cut short with its own)
         if place != source:
             raise InputError(
                 f"source {source!r}: {place} does not hold a network that can be loaded ({error})"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        folder = data_root.absolute() / source
+        below = (
+            f"{folder} holds no config.json"
+            if folder.is_dir()
+            else f"there is no such folder below {data_root.absolute()}"
+        )
         raise InputError(
-            f"source {source!r}: there is no such folder below {data_root.absolute()} (--data-root), no installed "
-            f"package carries a model of that name, and the hub gave none ({reason})"
+            f"source {source!r}: {below} (--data-root), no installed package carries a model of that name, and the hub "
+            f"gave none ({reason})"
         ) from error

@@ -148,9 +148,9 @@ def test_each_request_gets_its_own_rows_and_no_more_padding_than_they_need(monke
     adapter = load("preprocess_model").TritonPythonModel()
     config = {"name": "letters", "input": [{"name": "text"}], "output": [{"name": "ids"}, {"name": "text_error"}]}
     adapter.initialize({"model_config": json.dumps(config), "model_repository": "", "model_version": "1"})
-    given = [Request(text=np.array([[item] for item in items], np.object_)) for items in ([b"\1"], [b"", b"\2\3\4"])]
+    given = [Request(text=np.array([[item] for item in items], np.object_)) for items in ([b"\1\5"], [b"", b"\2\3\4"])]
     found = [[tensor.data.tolist() for tensor in answer.tensors] for answer in adapter.execute(given)]
-    assert found == [[[[1, 0]], [[b""]]], [[[0] * 4, [2, 3, 4, 0]], [[b"is empty"], [b""]]]]
+    assert found == [[[[1, 5]], [[b""]]], [[[0] * 4, [2, 3, 4, 0]], [[b"is empty"], [b""]]]]
 
 
 def test_preprocessing_that_fails_costs_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:

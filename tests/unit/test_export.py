@@ -205,6 +205,15 @@ def test_the_space_is_of_recipe_weights_and_assets(exported: Exported, tmp_path:
     assert fingerprint(exported.recipe, same) == spaces[0]
 
 
+def test_another_preprocessing_makes_another_space(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, changed = fingerprint(exported.recipe, exported.run), tmp_path / "image.py"
+    changed.write_bytes(Path(str(image.__file__)).read_bytes() + b"# otherwise\n")
+    monkeypatch.setattr(image, "__file__", str(changed))
+    assert fingerprint(exported.recipe, exported.run) != before
+
+
 # --- what a bad export leaves
 
 
@@ -348,6 +357,13 @@ def test_a_bad_network_is_named_and_an_earlier_file_stays(tmp_path: Path, module
     with pytest.raises(ExportError, match=said):
         export_network(module, VECTOR, place, 8)
     assert files(tmp_path) == {"model.onnx": b"earlier"}
+
+
+def test_a_single_batch_that_is_no_number_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([0.0, float("nan"), 0.0])
+    monkeypatch.setattr(onnx_export, "_difference", lambda *_: next(found))
+    with pytest.raises(ExportError, match="double: differs from eager torch by nan"):
+        export_network(Double(), VECTOR, tmp_path / "model.onnx", 8)
 
 
 class SeesPadding(Encoder):

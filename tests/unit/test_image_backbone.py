@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
+from likeness_export.sources import locate
 from torch import Tensor, nn
 from transformers import AutoModel, MobileNetV2Config, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
 
 PX = 32
+PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def saved(folder: Path) -> PreTrainedModel:
@@ -19,7 +22,7 @@ def saved(folder: Path) -> PreTrainedModel:
     torch.manual_seed(0)
     network: PreTrainedModel = AutoModel.from_config(MobileNetV2Config(depth_multiplier=0.35, image_size=PX))  # type: ignore[no-untyped-call]
     network.save_pretrained(folder / "network")
-    (folder / "network" / "preprocessor_config.json").write_text("{}")
+    (folder / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     write_architecture("network", folder / "tower", folder)
     return network
 
@@ -72,6 +75,29 @@ def test_a_network_without_the_mean_of_its_pixels_is_refused(tmp_path: Path) -> 
         write_architecture("network", tmp_path / "tower", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("processor", "reason"),
+    [
+        ({}, "lacks image_mean or image_std"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "lacks image_mean or image_std"),
+        (PROCESSOR | {"do_flip_channel_order": True}, "as blue, green, red"),
+    ],
+)
+def test_pixels_are_never_guessed(processor: dict[str, object], reason: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(InputError, match=rf"source 'network'.*{reason}"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+def test_pixels_that_were_only_scaled_stay_so(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"do_normalize": False}))
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    _, mean, std = load_backbone("network", tmp_path / "tower", tmp_path)
+    assert (mean, std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 @pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])
 def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(kind: type, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -84,7 +110,7 @@ def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(ki
         intermediate_size=32,
     )
     kind(config).save_pretrained(tmp_path / "network")
-    (tmp_path / "network" / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     write_architecture("network", tmp_path / "tower", tmp_path)
     features = []
     pixels = torch.randint(0, 255, (2, PX, PX, 3), dtype=torch.uint8)
@@ -110,3 +136,23 @@ def test_a_network_that_is_not_there_is_named_with_the_places_looked_in(tmp_path
     (tmp_path / "broken" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"source 'broken': .*broken does not hold a network that can be loaded"):
         write_architecture("broken", tmp_path / "tower", tmp_path)
+    (tmp_path / "weights" / "of" / "nothing").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"source 'weights/of/nothing': .*weights/of/nothing holds no config\.json"):
+        write_architecture("weights/of/nothing", tmp_path / "tower", tmp_path)
+
+
+def test_weights_that_are_cut_short_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = tmp_path / "network" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"source 'network': .*network does not hold a network that can be loaded"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+@pytest.mark.parametrize("inside", [".", "model"])
+def test_a_package_may_carry_a_network(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "site" / "some_network" / inside
+    place.mkdir(parents=True)
+    (place / "config.json").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert Path(locate("some-network", tmp_path)) == place

@@ -14,7 +14,7 @@ from likeness_client.errors import InputError, MissingExtraError
 from likeness_export.cli import app
 from likeness_export.encoders.image_local import GeneralisedMean, LocalFeatures, LocalFeaturesConfig, as_map
 from likeness_export.encoders.image_timm import TimmConfig, TimmNetwork, import_timm
-from likeness_export.explain import attention_of, explain
+from likeness_export.explain import attention_of, draw, explain
 from likeness_export.exporting import export_run
 from likeness_export.networks.product import Tower
 from likeness_export.onnx_export import TOLERANCE, export_network
@@ -223,6 +223,14 @@ def check_picture(run: Run, photo: Path, folder: Path) -> None:
     shown, heated = drawn[40:200, 20 : panel - 20], drawn[40:200, panel + 20 : 2 * panel - 20]
     assert np.abs(shown.mean((0, 1)) - pixels.mean((0, 1))).max() < 5
     assert np.abs(shown.mean((0, 1)) - heated.mean((0, 1))).max() > 5
+
+
+def test_the_brightest_heat_lies_where_a_part_looks_most() -> None:
+    attention = np.full((1, 7, 7), 0.01, np.float32)
+    attention[0, 0, 0] = 0.04  # shares of one, and small on any large map
+    drawn = np.asarray(draw(np.zeros((PX, PX, 3), np.uint8), attention)).astype(int)
+    top, left = 10 + 22, 10 + 224 + 10
+    assert drawn[top + 8, left + 8].min() > 100 > drawn[top + 112, left + 112].max()
 
 
 def check_reasons(run: Run, folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from likeness_client.contract import encoder_model
 from likeness_client.errors import InputError
+from likeness_export import joining
 from likeness_export.catalogue import read_catalogue
 from likeness_export.cli import app
 from likeness_export.evaluation import OfflineEmbedder
@@ -148,6 +149,22 @@ def test_a_join_is_made_anew_but_nothing_else_is_overwritten(tiny: Tiny, tmp_pat
     with pytest.raises(InputError, match="run-2 is not trained to its end"):
         join_runs([first, other], Run(tmp_path / "more"))
     assert not (tmp_path / "more").exists()
+
+
+def test_a_join_that_is_cut_short_leaves_nothing_that_counts_as_trained(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, out = trained(tiny, [recipe_of(seed=seed, towers=ATTRIBUTES) for seed in (7, 8)]), Run(tmp_path / "joined")
+    join_runs(runs, out)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joining, "build_network", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        join_runs(runs, out)
+    with pytest.raises(InputError, match="not trained to its end"):
+        out.read_network()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from likeness_export.evaluation import Row
+from likeness_export.json_values import without_nan
 from likeness_export.metrics import Retrieval, retrieval
 from likeness_export.reports import retrieval_table, write_rows
 from numpy.typing import NDArray
@@ -87,6 +88,15 @@ def test_queries_without_a_label_or_without_anything_relevant_do_not_count() -> 
     empty = retrieval(query, query, np.array([""]), np.array([""]), np.array([NOWHERE]))
     assert empty.queries == 0
     assert all(map(math.isnan, (*empty.recall_at.values(), empty.mean_average_precision, empty.ndcg_at_10)))
+
+
+def test_no_json_holds_nan_wherever_it_stands() -> None:
+    nan = float("nan")
+    assert without_nan({"a": nan, "b": ({"c": nan}, [nan, 1.0]), "d": "nan"}) == {
+        "a": None,
+        "b": [{"c": None}, [None, 1.0]],
+        "d": "nan",
+    }
 
 
 def test_what_was_not_measured_is_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, 
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import Outcome, Task, reduce_network
 from likeness_export.precision.pipeline_drift import Pipeline
-from likeness_export.precision.products import PAIRS, Products, judged_products, some_of
+from likeness_export.precision.products import PAIRS, Feed, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.precision.speed import speed_ratio
 from likeness_export.serving.session import Sessions
@@ -275,7 +275,12 @@ def test_vectors_of_an_fp16_file_have_unit_length(exported: Exported, tmp_path: 
     Half(source).write(target)
     session = open_session("image", target)
     (given,) = session.get_inputs()
-    assert [node.op_type for node in onnx.load(target).graph.node if given.name in node.input] == ["Cast"]
+    nodes = onnx.load(target).graph.node
+    assert [node.op_type for node in nodes if given.name in node.input] == ["Cast"]
+    maker = {name: node for node in nodes for name in node.output}
+    lengths = [maker[node.input[0]] for node in nodes if node.op_type == "ReduceL2"]
+    # A sum of squares leaves the range of fp16 early, which no CPU shows: it computes in fp32 all the same.
+    assert [(node.op_type, node.attribute[0].i) for node in lengths] == 2 * [("Cast", onnx.TensorProto.FLOAT)]
     pixels = np.random.default_rng(0).integers(0, 256, (8, *given.shape[1:]), dtype=np.uint8)
     (vectors,) = session.run(None, {given.name: pixels})
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
@@ -379,6 +384,15 @@ def test_a_file_that_is_not_faster_is_not_offered(
     # Slow from the start is no fault; slow once enough layers stay in fp32 means that the gate failed.
     assert (outcome.form, outcome.refused) == ("fp32", refused)
     assert "runs 1.01 times as fast here" in outcome.reason
+
+
+def test_the_speed_is_that_of_the_batch_that_gains_less(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ratio(_old: object, _new: object, _turn: int, feed: Feed) -> float:
+        return 0.9 if len(next(iter(feed.values()))) > 1 else 2.0
+
+    monkeypatch.setattr(speed, "_ratio", ratio)
+    served = StepSettings(instances=1, cpu_threads=1, preferred_batch_size=(), queue_delay_us=0)
+    assert speed_ratio(task.source, task.source, "image", task.products, served) == 0.9
 
 
 def test_what_cannot_be_written_stays_fp32(task: Task, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from likeness_client import InputError, Product
 from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.cli import app
 from likeness_export.contact_sheet import card_of, draw_rows
-from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, evaluate
+from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, complete, evaluate
+from likeness_export.metrics import retrieval
 from likeness_export.named_pairs import NamedPair, without_repeats
 from likeness_export.quality.baselines import _Source, measure_baselines, standardised
 from likeness_export.quality.costs import Cost
@@ -35,7 +36,7 @@ from likeness_export.quality.units import read_finished, units_of, work_on
 from likeness_export.run import Run
 from likeness_export.uses.neighbourhood import Rows
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -184,6 +185,38 @@ def test_complete_products_are_searched_with_less(exported: Exported) -> None:
     both = lines["image_attributes"].figures
     assert {name: both[name] for name in plain["image_attributes"].figures} == plain["image_attributes"].figures
     assert both.get("lost", 0.0) == 0.0
+    reduced, whole = embedder.embed(["image"]), embedder.embed(["image", "attributes"])
+    rows = np.flatnonzero(complete(embedder.present, [whole]) & catalogue.in_splits(["train"]))
+    labels, itself = catalogue.labels("group")[rows], np.arange(len(rows))
+    expected = retrieval(reduced[rows], whole[rows], labels, labels, itself).mean_average_precision
+    assert lines["image"].figures["mAP"] == expected != plain["image"].figures["mAP"]
+
+
+def test_a_view_that_cannot_be_read_is_neither_asked_for_nor_with(exported: Exported) -> None:
+    root = exported.run.folder.parent / "data"
+    catalogue = read_catalogue(root / "products.jsonl").of_splits(["train"])
+    some = catalogue.select([row for row, product in enumerate(catalogue.products) if product.images][:4])
+    photos = [product.images[0] for product in some.products]
+    views = [(photos[0], photos[0]), (b"none", photos[1]), (photos[2], b"none"), (photos[3], photos[3])]
+    products = tuple(replace(product, images=two) for product, two in zip(some.products, views, strict=True))
+    shown = replace(some, products=products)
+    measure = Views(name="T", splits=("train",))
+    (line,) = take(measure, exported.run, OfflineEmbedder(exported.run, shown), shown, root)
+    assert (line.what, line.count, line.figures["hit@1"]) == ("image", 2, 1.0)
+
+
+def test_what_no_query_asks_has_no_line(exported: Exported, tmp_path: Path) -> None:
+    """Figures of nothing are no numbers, which JSON does not hold."""
+    root = exported.run.folder.parent / "data"
+    catalogue = read_catalogue(root / "products.jsonl")
+    embedder = OfflineEmbedder(exported.run, catalogue)
+    sides: dict[str, tuple[str, ...]] = {"labels": ("product_id",), "queries": ("train",), "gallery": ("train",)}
+    for measure in (Ranking(name="T", **sides), Incomplete(name="T", **sides)):
+        assert list(take(measure, exported.run, embedder, catalogue, root)) == []
+    (tmp_path / "products.jsonl").write_text('{"product_id": "a", "split": "train", "title": "red mug"}\n')
+    ranking = Ranking(name="T", **sides)
+    asked = Table(name="t", title="T", products="products.jsonl", variants=(), measures=(ranking,), baselines=("text",))
+    assert measure_baselines(asked, tmp_path, tmp_path) == []
 
 
 def test_only_the_signatures_that_are_there_are_measured(exported: Exported) -> None:
@@ -269,7 +302,11 @@ def test_a_unit_is_trained_measured_and_kept(
     (unit.folder / "figures.json").unlink()
     monkeypatch.setattr("likeness_export.training._Trainer", lambda *_: pytest.fail("trained again"))
     work_on(unit)
-    assert read_finished(unit) is not None
+    again = read_finished(unit)
+    assert again is not None
+    assert [again.cost[name] for name in ("preparing_s", "peak_mb")] == [
+        found.cost[name] for name in ("preparing_s", "peak_mb")
+    ]
     monkeypatch.undo()
     tiny.products.write_text(tiny.products.read_text(encoding="utf-8").replace("kind 0", "kind 9"), encoding="utf-8")
     assert read_finished(unit) is None
@@ -372,6 +409,30 @@ def test_a_sheet_bears_titles_of_any_length_and_several_lines(tmp_path: Path) ->
         assert sheet.size[0] < 600
 
 
+def test_a_sheet_frames_what_is_right_green_and_what_is_wrong_red(tmp_path: Path) -> None:
+    draw_rows([[card_of(Product(title="a"), "", right=right) for right in (None, True, False)]], tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        middles = np.asarray(sheet)[14, [left + 105 for left in (14, 252, 476)]]
+    assert middles.argmax(1).tolist() == [2, 1, 0]  # blue, green, red
+
+
+def test_a_sheet_shows_photos_as_networks_see_them(tmp_path: Path) -> None:
+    """Upright, and what is transparent on white."""
+    sideways, clear = Image.new("RGB", (40, 80), "red"), Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    sideways.paste("blue", (0, 40, 40, 80))
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6  # what is below stands on the left when upright
+    sideways.save(tmp_path / "sideways.jpg", exif=orientation)
+    clear.save(tmp_path / "clear.png")
+    cards = [card_of(Product(images=(tmp_path / name,)), "", right=True) for name in ("sideways.jpg", "clear.png")]
+    draw_rows([cards], tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    (left, top), photo = (14 + (210 - 160) // 2, 14 + 10), 160
+    assert (pixels[top + photo // 2, [left + 20, left + photo - 20]].argmax(1) == [2, 0]).all()
+    assert pixels[top + photo // 2, left + photo // 2 + 210 + 28].min() == 255
+
+
 def test_a_sheet_of_a_run(exported: Exported, tmp_path: Path) -> None:
     root = str(exported.run.folder.parent / "data")
     command = ["quality", "sheet", str(exported.run.folder), "--data-root", root, "--split", "train", "--rows", "1"]
@@ -425,6 +486,34 @@ def test_text_baseline_ranks_by_shared_characters(tmp_path: Path) -> None:
         measure_baselines(table, tmp_path, tmp_path)
     (line,) = measure_baselines(Table(**{**vars(table), "baselines": ("text",)}), tmp_path, tmp_path)
     assert (line.what, line.count, line.figures["hit@1"]) == ("text", 4, 1.0)
+
+
+def test_a_baseline_leaves_the_query_out_of_a_gallery_of_several_splits(tmp_path: Path) -> None:
+    lines = [("b", "train", "red shirt"), ("a", "train", "green bag"), ("a", "val", "red shirt")]
+    (tmp_path / "products.jsonl").write_text(
+        "".join(
+            f'{{"product_id": "{place}", "group": "{group}", "split": "{split}", "title": "{title}"}}\n'
+            for place, (group, split, title) in enumerate(lines)
+        )
+    )
+    ranking = Ranking(name="T", labels=("group",), gallery=("train", "val"))
+    table = Table(name="t", title="T", products="products.jsonl", variants=(), measures=(ranking,), baselines=("text",))
+    (line,) = measure_baselines(table, tmp_path, tmp_path)
+    assert (line.count, line.figures["hit@1"]) == (1, 0.0)  # the same text, of another group, comes first
+
+
+def test_similarities_of_one_scale_each_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of photos differ by little, and are heard all the same."""
+    (tmp_path / "products.jsonl").write_text(
+        '{"group": "a", "split": "val"}\n{"group": "a", "split": "train"}\n' + 3 * '{"group": "b", "split": "train"}\n'
+    )
+    known = {"text": [1.0, 0.0, 0.5, 0.0, 0.5], "v2": [1.0, 0.53, 0.5, 0.5, 0.5]}
+    monkeypatch.setattr(_Source, "features", lambda _, part, products: np.array(known[part])[: len(products), None])
+    ranking = Ranking(name="T", labels=("group",), gallery=("train",))
+    names = ("text", "text+v2")
+    table = Table(name="t", title="T", products="products.jsonl", variants=(), measures=(ranking,), baselines=names)
+    found = {line.what: line.figures["hit@1"] for line in measure_baselines(table, tmp_path, tmp_path)}
+    assert found == {"text": 0.0, "text+v2": 1.0}
 
 
 def test_a_photo_that_is_not_there_costs_the_baselines_itself_only(

@@ -394,16 +394,27 @@ def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pyt
         read_finished(unit)
 
 
+def train(unit: Unit) -> None:
+    """Stand in for a training that succeeds."""
+    recipe = unit.recipe()
+    assert recipe is not None
+    raw, digest = recipe.model_dump(mode="json"), recipe.digest()
+    kept = {"key": unit.key(), "digest": digest, "recipe": raw, "cost": finished().cost}
+    write_text(unit.folder / "figures.json", json.dumps({**kept, "lines": [asdict(line(0.5))]}))
+
+
+def test_a_table_keeps_seeds_of_several_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    table = replace(TABLE, variants=(Variant(name="pairs", recipe="matching"),), baselines=())
+    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "one", out=tmp_path / "out", jobs=2)
+    assert run_tables(plan, train) == {}
+    units = units_of(table, [1, 2], (), tmp_path / "other", tmp_path)
+    kept = kept_results(table, units, plan.out / "small.json", tmp_path)
+    assert [kept[unit.name].recipe["data"]["fold"] for unit in units] == [0, 1]
+
+
 def test_a_table_keeps_what_ran_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "side_by_side", one_by_one)
-
-    def train(unit: Unit) -> None:
-        recipe = unit.recipe()
-        assert recipe is not None
-        raw, digest = recipe.model_dump(mode="json"), recipe.digest()
-        kept = {"key": unit.key(), "digest": digest, "recipe": raw, "cost": finished().cost}
-        write_text(unit.folder / "figures.json", json.dumps({**kept, "lines": [asdict(line(0.5))]}))
-
     plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "one", out=tmp_path / "out", jobs=2)
     assert run_tables(plan, train) == {}
     place = plan.out / "small.json"

@@ -311,10 +311,10 @@ def test_a_text_is_the_weighted_mean_of_its_known_words(tmp_path: Path, weightin
             return float(np.log((1 + len(TEXTS)) / (1 + sum(word in text for text in spoken))) + 1)
         return 1e-3 / (1e-3 + sum(text.count(word) for text in spoken) / total)
 
-    known = ["vase", "mug", "vase", "brass"]
+    known = ["vase", "mug", "vase", "a"]  # not all of them equally frequent
     weights = [weight(word) for word in known]
     expected = np.average([table[word] for word in known], axis=0, weights=weights)
-    found = tower.features(["Vase, unheard mug; VASE unheard brass."])
+    found = tower.features(["Vase, unheard mug; VASE unheard a."])
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
 
 

@@ -345,7 +345,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
 ) -> None:
     network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
     network.save_pretrained(tiny.root / "resnet")
-    (tiny.root / "resnet" / "preprocessor_config.json").write_text("{}", encoding="utf-8")
+    (tiny.root / "resnet" / "preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
     frozen = changed(tiny.recipe, towers={"image": {"encoder": "vision", "source": "resnet", "image_px": 32}})
     run, inputs = Run(tmp_path / "run"), list[TowerInputs]()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from av.stream import Disposition
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from likeness_client.contract import MAX_BYTES
@@ -443,6 +445,20 @@ def test_c3d_learns_in_bf16_what_it_learns_in_fp32(frames: int) -> None:
         C3dConfig(encoder="c3d", frames=11)
 
 
+def test_a_cover_is_not_taken_for_the_clip(videos: video.Preprocessor) -> None:
+    clip: Any
+    codec = SimpleNamespace(name="h264", width=64, height=48)
+    cover, clip = (
+        SimpleNamespace(disposition=kind, codec_context=codec, frames=1)
+        for kind in (Disposition.attached_pic, Disposition(0))
+    )
+    container: Any = SimpleNamespace(streams=SimpleNamespace(video=[cover, clip]), duration=None)
+    assert videos._stream(container) is clip
+    container.streams.video = [cover]
+    with pytest.raises(video.VideoError, match="no video in it"):
+        videos._stream(container)
+
+
 def test_all_frames_of_a_clip_are_varied_alike() -> None:
     torch.manual_seed(5)
     still = torch.from_numpy(np.stack([quarters()] * 4)).repeat(3, 1, 1, 1, 1)  # (3, 4, 48, 64, 3)
@@ -456,7 +472,7 @@ def test_all_frames_of_a_clip_are_varied_alike() -> None:
 def test_a_pretrained_network_sees_the_frames_and_stays_as_it_is(tmp_path: Path) -> None:
     tiny = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ResNetModel(tiny).save_pretrained(tmp_path / "resnet")
-    (tmp_path / "resnet/preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}', encoding="utf-8")
+    (tmp_path / "resnet/preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
     config = CnnLstmConfig(encoder="cnn_lstm", source="resnet", frames=3, video_px=32, hidden=8)
     config.prepare([], tmp_path / "tower", tmp_path)
     encoder = config.build(tmp_path / "tower", tmp_path)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
+from likeness_client.writing import told
 from rich.console import Console
 from rich.progress import track
 
@@ -201,6 +202,8 @@ def _is_complete(directory: Path, stamp: str) -> bool:
 
 def _may_replace(directory: Path) -> bool:
     """Whether nothing but an older catalogue would be lost."""
+    if directory.is_file():
+        return False
     names = {entry.name for entry in directory.iterdir()} if directory.exists() else set[str]()
     ours = {"catalogue.json", "products.jsonl", "images", "clips", "products_with_clips.jsonl"}
     ours |= {"interactions.csv", "products_with_interactions.jsonl"}
@@ -236,7 +239,8 @@ def render_catalogue(directory: Path, *, seed: int = 7, designs: int = 60) -> Pa
         The path of `products.jsonl`.
 
     Raises:
-        InputError: with fewer designs than kinds, or if `directory` holds something else than a catalogue.
+        InputError: with fewer designs than kinds, or if `directory` holds something else than a catalogue or cannot be
+            replaced.
     """
     if designs < len(SHAPES):
         raise InputError(f"designs must be at least {len(SHAPES)}, one of each kind, not {designs}")
@@ -245,8 +249,15 @@ def render_catalogue(directory: Path, *, seed: int = 7, designs: int = 60) -> Pa
         return target
     if not _may_replace(directory):
         raise InputError(f"{directory} holds something else than a rendered catalogue: name another folder")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as beside:
+    directory = directory.resolve()
+    if directory.is_mount() or directory == Path.cwd():
+        raise InputError(
+            f"{directory} is a mount point or the folder you are in, which cannot be replaced: name one inside of it"
+        )
+    with told(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent)
+    with scratch as beside:
         fresh = Path(beside) / "fresh"
         fresh.mkdir()
         _render_into(fresh, seed=seed, designs=designs)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from likeness_client.errors import InputError
@@ -26,8 +26,6 @@ from likeness_export.encoders.image_common import (
 from likeness_export.preprocessing import image
 from likeness_export.sources import load_pretrained, locate
 from likeness_export.tensors import TensorSpec
-
-_HALF = (0.5, 0.5, 0.5)
 
 
 class ImageBackboneConfig(EncoderConfig):
@@ -70,7 +68,7 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
     random weights would spoil every feature.
 
     Raises:
-        InputError: the network or the settings of its image processor are not there.
+        InputError: the network or the settings of its image processor are not there, or its pixels are unlike ours.
     """
     config = load_pretrained(AutoConfig, source, data_root)
     _, loading = load_pretrained(AutoModel, source, data_root, output_loading_info=True)
@@ -82,9 +80,27 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
             f"source {source!r} has no preprocessor_config.json, so that the mean and deviation of its pixels are not "
             f"known: save the network's image processor beside it ({error})"
         ) from error
-    config.image_mean = list(processor.get("image_mean") or _HALF)
-    config.image_std = list(processor.get("image_std") or _HALF)
+    config.image_mean, config.image_std = _mean_and_std(source, processor)
     config.save_pretrained(tower / BACKBONE)
+
+
+def _mean_and_std(source: str, processor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Return the mean and deviation, of a 0..1 scale, of the pixels that a network was trained with.
+
+    Raises:
+        InputError: its image processor does not say them, or swaps red and blue, which `Normalise` does not.
+    """
+    if processor.get("do_flip_channel_order"):
+        raise InputError(f"source {source!r} takes pixels as blue, green, red (do_flip_channel_order): name another")
+    if not processor.get("do_normalize", True):
+        return [0.0] * 3, [1.0] * 3
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not (mean and std):
+        raise InputError(
+            f"source {source!r}: its preprocessor_config.json lacks image_mean or image_std: add those that it was "
+            "trained with"
+        )
+    return list(mean), list(std)
 
 
 def load_backbone(

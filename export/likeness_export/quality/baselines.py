@@ -161,7 +161,9 @@ def _ranking(
     itself = places_in(gallery, queries)
     for label in measure.labels:
         labels = some.labels(label)
-        yield _line(measure.name, label, method, np.asarray(similarity), labels[queries], labels[gallery], itself)
+        line = _line(measure.name, label, method, np.asarray(similarity), labels[queries], labels[gallery], itself)
+        if line.count:
+            yield line
 
 
 def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -> Line:

@@ -190,7 +190,10 @@ def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catal
         ) -> Retrieval:
             return retrieval(queries[asking], gallery[ranked], labels[asking], labels[ranked], itself)
 
-        best = rank(whole, whole).recall_at[1]
+        fused = rank(whole, whole)
+        if not fused.queries:
+            continue
+        best = fused.recall_at[1]
         single = max(rank(embedded[name], embedded[name]).recall_at[1] for name in modalities)
         for name, reduced in embedded.items():
             found = rank(reduced, whole)
