@@ -570,6 +570,17 @@ def test_networks_that_fail_together_go_back_to_fp32(
     assert (repository / name).read_bytes() == (exported.repository / name).read_bytes()
 
 
+def test_of_networks_that_fail_together_the_one_that_moved_most_goes_back_alone(tmp_path: Path) -> None:
+    moved = {"text": 0.99, "image": 0.95, "video": 0.98}
+    found = {name: Outcome(name=name, form="int8", drift=good(cosine_mean=mean)) for name, mean in moved.items()}
+    reducer: Any = SimpleNamespace(judged=SimpleNamespace(embed=lambda name, _: name))
+    pipeline: Any = SimpleNamespace(
+        drifts=lambda reduced, **_: set(reduced), faults=lambda names: ["too much"] if "image" in names else []
+    )
+    assert set(Reducer._together(reducer, pipeline, found, tmp_path)) == {"text", "video"}
+    assert [outcome.form for outcome in found.values()] == ["int8", "fp32", "int8"]
+
+
 def command(monkeypatch: pytest.MonkeyPatch, exported: Exported, repository: Path, *options: str) -> int:
     already_traced(monkeypatch, exported)
     words = ["likeness", "export", str(exported.run.folder), "--repository", str(repository), *options]
