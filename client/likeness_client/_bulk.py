@@ -15,9 +15,16 @@ import typer
 from likeness_client._files import Writer
 from likeness_client.client import Client
 from likeness_client.contract import embed_model
-from likeness_client.errors import InputError, LikenessError, ModelNotFoundError, RecordError, ServerError
+from likeness_client.errors import (
+    InputError,
+    LikenessError,
+    ModelNotFoundError,
+    RecordError,
+    ServerError,
+    SpaceMismatchError,
+)
 from likeness_client.records import Product, scan_products
-from likeness_client.results import Embeddings, require_same_space
+from likeness_client.results import Embeddings
 from likeness_client.writing import told
 
 NAMED_FAILURES = 10
@@ -106,7 +113,11 @@ class EmbedRun:
             return Embeddings.load(path)
         except InputError:  # there is none, or it was damaged
             found = self._ask(products)
-        require_same_space(self.space, found.space)  # the server may have been replaced meanwhile
+        if found.space != self.space:
+            raise SpaceMismatchError(
+                f"the server was replaced by one of another space, {found.space} for {self.space}: give the command "
+                "again, which embeds all products anew"
+            )
         if len(found.errors) < len(found):
             with told(self.steps):
                 self.steps.mkdir(exist_ok=True)

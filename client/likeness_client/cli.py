@@ -22,6 +22,7 @@ from likeness_client.errors import (
     LikenessError,
     MissingExtraError,
     RecordError,
+    SpaceMismatchError,
 )
 from likeness_client.records import Product
 from likeness_client.results import Comparison
@@ -163,6 +164,8 @@ def embed(
                     for chunk in chunks(file, batch_size):
                         run.add(chunk)
                         bar.update(len(chunk))
+            except SpaceMismatchError:  # what is kept is of no use to the new server
+                raise
             except BaseException:
                 run.say_what_is_kept()
                 raise

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import signal
 import subprocess
@@ -208,6 +209,27 @@ def test_steps_that_are_kept_lie_where_the_whole_will(
     arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "4")
     assert run(monkeypatch, *arguments, "--patience-s", "0") == 1
     assert [path.name for path in roomy.iterdir()] == ["whole.npz.steps"]
+
+
+def test_a_server_that_is_replaced_under_an_embed_ends_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+) -> None:
+    calls = itertools.count()
+
+    def replace(_name: str) -> None:
+        if next(calls) == 2:
+            endpoint.servicer.fake.space = "space-2"
+
+    endpoint.servicer.interfere = replace
+    out = file.with_suffix(".npz")
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "4")
+    assert run(monkeypatch, *arguments) == 1
+    said = capsys.readouterr().err
+    assert "replaced by one of another space, space-2 for space-1: give the command again" in said
+    assert "what was embedded is kept" not in said
+    assert run(monkeypatch, *arguments) == 0
+    assert Embeddings.load(out).space == "space-2"
+    assert not out.with_name(f"{out.name}.steps").exists()
 
 
 def test_kept_steps_of_another_space_or_another_photo_are_embedded_again(tmp_path: Path) -> None:
