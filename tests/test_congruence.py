@@ -234,6 +234,7 @@ def test_scores_of_pairs_of_vectors(
         assert_same(answer[metric][:, 0], expected[metric])
         assert_same(from_file[metric][:, 0, 0], expected[metric])
         assert_same(client.similarity(*sides, metric=metric).values, expected[metric])
+        assert_same(client.similarity(*map(client.embed, sides), metric=metric).values, expected[metric])
 
 
 def test_scores_of_blocks(eager: Eager, exported: Exported, infer: Infer, client: Client, some: list[Product]) -> None:

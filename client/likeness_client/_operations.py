@@ -16,7 +16,7 @@ import numpy as np
 from likeness_client import _calls
 from likeness_client._calls import Answer, Call, Item, Operation, Vector
 from likeness_client._discovery import ServerInfo
-from likeness_client._scoring import cosine_matrix, euclidean_matrix
+from likeness_client._scoring import cosine_matrix, cosine_pairs, euclidean_matrix, euclidean_pairs
 from likeness_client.contract import BOUNDS, LEFT, RIGHT, Metric, signature_of
 from likeness_client.errors import BatchError, InputError, ProductError
 from likeness_client.records import Product
@@ -27,9 +27,11 @@ R = TypeVar("R")
 OnError: TypeAlias = Literal["raise", "return"]
 """What to do when some products of a batch fail: raise `BatchError`, or return NaN for them and list the errors."""
 ON_ERROR: tuple[OnError, ...] = ("raise", "return")
+Side: TypeAlias = Sequence[Product] | Embeddings
+"""One side of a comparison."""
 QUERY, CANDIDATE = "query", "candidate"
 _BLOCKS_AT_ONCE = 64
-"""Blocks of a learned matrix that are asked for together: many times what is in flight, little beside the matrix."""
+"""Blocks of learned scores that are asked for together: many times what is in flight, little beside the scores."""
 
 
 def embed(
@@ -42,17 +44,45 @@ def embed(
 
 
 def similarity(
-    left: Sequence[Product], right: Sequence[Product], metric: Metric, on_error: OnError, info: ServerInfo
+    left: Side,
+    right: Side,
+    metric: Metric,
+    on_error: OnError,
+    info: ServerInfo | None,
 ) -> Operation[Scores]:
-    """Score pairs. See `Client.similarity`."""
+    """Score pairs. See `Client.similarity`; no ``info`` if not `needs_server`."""
     _check_on_error(on_error)
     metric = _metric(metric)
     if len(left) != len(right):
         raise InputError(f"pairs need two sides of equal length, got {len(left)} and {len(right)}")
+    if isinstance(left, Embeddings) or isinstance(right, Embeddings):
+        return (yield from _similarity_of_embeddings((left, right), metric, on_error, info))
+    assert info
     pairs = yield from _score_pairs(left, right, (metric,), info)
     errors = dict(sorted(pairs.errors.items()))
     result = Scores(values=pairs.scores[metric], metric=metric, space=info.space, errors=errors)
     return _settle(result, errors, on_error)
+
+
+def _similarity_of_embeddings(
+    sides: tuple[Side, Side], metric: Metric, on_error: OnError, info: ServerInfo | None
+) -> Operation[Scores]:
+    left, right = yield from _embed_missing(sides, (LEFT, RIGHT), metric, info)
+    if metric is Metric.COSINE:
+        values = cosine_pairs(left.vectors, right.vectors)
+    elif metric is Metric.EUCLIDEAN:
+        values = euclidean_pairs(left.vectors, right.vectors)
+    else:
+        assert info
+        values = yield from _learned_pairs(left.vectors, right.vectors, info)
+    left_errors, right_errors = (
+        {index: error.at(index, name) for index, error in found.errors.items()}
+        for found, name in ((left, LEFT), (right, RIGHT))
+    )
+    errors = dict(sorted((right_errors | left_errors).items()))
+    result = Scores(values=values, metric=metric, space=left.space, errors=errors)
+    new = ({} if right is sides[1] else right_errors) | ({} if left is sides[0] else left_errors)  # as for a matrix
+    return _settle(result, dict(sorted(new.items())), on_error)
 
 
 def compare(left: Product, right: Product, info: ServerInfo) -> Operation[Comparison]:
@@ -71,8 +101,8 @@ def compare(left: Product, right: Product, info: ServerInfo) -> Operation[Compar
 
 
 def similarity_matrix(
-    queries: Sequence[Product] | Embeddings,
-    candidates: Sequence[Product] | Embeddings,
+    queries: Side,
+    candidates: Side,
     metric: Metric,
     on_error: OnError,
     info: ServerInfo | None,
@@ -80,15 +110,7 @@ def similarity_matrix(
     """Score every query with every candidate. See `Client.similarity_matrix`; no ``info`` if not `needs_server`."""
     _check_on_error(on_error)
     metric = _metric(metric)
-    given = [side for side in (queries, candidates) if isinstance(side, Embeddings)]
-    fresh = [
-        (side, name) for side, name in ((queries, QUERY), (candidates, CANDIDATE)) if not isinstance(side, Embeddings)
-    ]
-    # Before any work is done for vectors that could not be compared. The learned metric belongs to the server's space.
-    own = [info.space] if info and needs_server(queries, candidates, metric) else []
-    require_same_space(*own, *(side.space for side in given))
-    embedded = iter((yield from _embed(fresh, info)) if info else ())
-    left, right = (side if isinstance(side, Embeddings) else next(embedded) for side in (queries, candidates))
+    left, right = yield from _embed_missing((queries, candidates), (QUERY, CANDIDATE), metric, info)
     if metric is Metric.COSINE:
         values = cosine_matrix(left.vectors, right.vectors)
     elif metric is Metric.EUCLIDEAN:
@@ -110,16 +132,31 @@ def similarity_matrix(
     return _settle(result, new, on_error)
 
 
-def needs_server(
-    queries: Sequence[Product] | Embeddings, candidates: Sequence[Product] | Embeddings, metric: Metric
-) -> bool:
-    """Say whether a matrix can only be had from a server: something is to be embedded, or the learned metric asked."""
-    return not (isinstance(queries, Embeddings) and isinstance(candidates, Embeddings)) or metric == Metric.LEARNED
+def needs_server(left: Side, right: Side, metric: Metric) -> bool:
+    """Say whether scores can only be had from a server: something is to be embedded, or the learned metric asked."""
+    return not (isinstance(left, Embeddings) and isinstance(right, Embeddings)) or metric == Metric.LEARNED
 
 
-def held(side: Iterable[Product] | Embeddings) -> Sequence[Product] | Embeddings:
-    """Return one side of a matrix in a form that can be read twice."""
+def held(side: Iterable[Product] | Embeddings) -> Side:
+    """Return one side of a comparison in a form that can be read twice."""
     return side if isinstance(side, Embeddings) else tuple(side)
+
+
+def _embed_missing(
+    sides: tuple[Side, Side],
+    names: tuple[str, str],
+    metric: Metric,
+    info: ServerInfo | None,
+) -> Operation[tuple[Embeddings, Embeddings]]:
+    """Return both sides as embeddings: those that are given, and what is still to be embedded as one batch."""
+    given = [side for side in sides if isinstance(side, Embeddings)]
+    fresh = [(side, name) for side, name in zip(sides, names, strict=True) if not isinstance(side, Embeddings)]
+    # Before any work is done for vectors that could not be compared. The learned metric belongs to the server's space.
+    own = [info.space] if info and needs_server(*sides, metric) else []
+    require_same_space(*own, *(side.space for side in given))
+    embedded = iter((yield from _embed(fresh, info)) if info else ())
+    left, right = (side if isinstance(side, Embeddings) else next(embedded) for side in sides)
+    return left, right
 
 
 def _embed(sides: Sequence[tuple[Sequence[Product], str]], info: ServerInfo) -> Operation[list[Embeddings]]:
@@ -293,6 +330,20 @@ def _learned_matrix(left: FloatArray, right: FloatArray, info: ServerInfo) -> Op
         for (call, of_rows, of_columns), answer in zip(some, answers, strict=True):
             q, c = rows[of_rows], columns[of_columns]
             values[np.ix_(q, c)] = _calls.tensor(call, answer, Metric.LEARNED, (1, len(q), len(c)))[0]
+    return values
+
+
+def _learned_pairs(left: FloatArray, right: FloatArray, info: ServerInfo) -> Operation[FloatArray]:
+    """Score each row with its counterpart by the trained network; rows of NaN stay at home."""
+    values = np.full(len(left), np.nan, dtype=np.float32)
+    rows = np.flatnonzero(~np.isnan(left).any(axis=1) & ~np.isnan(right).any(axis=1)).tolist()
+    together = _BLOCKS_AT_ONCE * info.max_batch_size
+    for start in range(0, len(rows), together):
+        some = [(row, left[row], right[row]) for row in rows[start : start + together]]
+        planned = _calls.vector_pair_calls(some, (Metric.LEARNED,), info)
+        answers = yield from _ask([call for call, _ in planned])
+        for (call, of_rows), answer in zip(planned, answers, strict=True):
+            values[of_rows] = _calls.tensor(call, answer, Metric.LEARNED, (len(of_rows), 1))[:, 0]
     return values
 
 

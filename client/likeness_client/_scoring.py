@@ -32,6 +32,12 @@ def cosine_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
     return values
 
 
+def cosine_pairs(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return what `cosine_matrix` has on its diagonal: float32 [n] of two float32 [n, d]."""
+    values: FloatArray = np.einsum("nd,nd->n", _unit(left), _unit(right)).clip(-1.0, 1.0)
+    return values
+
+
 def euclidean_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
     r"""Return :math:`\sqrt{\|l\|^2 + \|r\|^2 - 2\, l \cdot r}` for all pairs of rows.
 
@@ -52,13 +58,20 @@ def euclidean_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
         values: FloatArray = rows @ columns.T
         longest_left, longest_right = _largest(left_squares), _largest(right_squares)
         near = _NEAR * (longest_left + longest_right)
-        farthest = 4.0 if max(longest_left, longest_right) < _UNIT else np.inf  # squared; rounding may go beyond
+        farthest = _farthest(left_squares, right_squares)
         for part in _blocks(values):
             block = values[part]
             _settle(block, left[part], right, near)
             np.minimum(block, farthest, out=block)
             np.sqrt(block, out=block)
     return values
+
+
+def euclidean_pairs(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return what `euclidean_matrix` has on its diagonal: float32 [n] of two float32 [n, d]."""
+    squares = np.minimum(_squares(left - right)[:, 0], _farthest(_squares(left), _squares(right)))
+    distances: FloatArray = np.sqrt(squares)
+    return distances
 
 
 def _settle(squares: FloatArray, left: FloatArray, right: FloatArray, near: float) -> None:
@@ -90,6 +103,11 @@ def _squares(vectors: NDArray[Any]) -> NDArray[Any]:
 
 def _largest(squares: NDArray[Any]) -> float:
     return float(np.nan_to_num(squares).max(initial=0.0))
+
+
+def _farthest(*squares: NDArray[Any]) -> float:
+    """Return the largest squared distance of vectors with these squares; of unit vectors rounding may go beyond it."""
+    return 4.0 if max(map(_largest, squares)) < _UNIT else np.inf
 
 
 def _unit(vectors: FloatArray) -> FloatArray:

@@ -56,14 +56,16 @@ class AsyncClient(_channel.BaseClient):
 
     async def similarity(
         self,
-        left: Iterable[Product],
-        right: Iterable[Product],
+        left: Iterable[Product] | Embeddings,
+        right: Iterable[Product] | Embeddings,
         *,
         metric: Metric = Metric.COSINE,
         on_error: OnError = "raise",
     ) -> Scores:
         """Score pairs; see `Client.similarity`."""
-        sides = tuple(left), tuple(right)
+        sides = _operations.held(left), _operations.held(right)
+        if not _operations.needs_server(*sides, metric):
+            return await self._drive(_operations.similarity(*sides, metric, on_error, None), brief=False)
         brief = _brief(*sides)
         return await self._run(lambda info: _operations.similarity(*sides, metric, on_error, info), brief=brief)
 
@@ -234,9 +236,10 @@ def _has_failed(task: asyncio.Task[Any]) -> bool:
     return task.cancelled() or task.exception() is not None
 
 
-def _brief(*sides: Sequence[Product]) -> bool:
-    """Say whether preparing these products is over sooner than a thread is woken for it."""
-    return sum(map(len, sides)) <= _FEW and all(isinstance(item, Product) and _at_hand(item) for item in chain(*sides))
+def _brief(*sides: Sequence[Product] | Embeddings) -> bool:
+    """Say whether preparing these sides is over sooner than a thread is woken for it."""
+    products = chain(*(side for side in sides if not isinstance(side, Embeddings)))
+    return sum(map(len, sides)) <= _FEW and all(isinstance(item, Product) and _at_hand(item) for item in products)
 
 
 def _at_hand(product: Product) -> bool:

@@ -67,29 +67,34 @@ class Client(_channel.BaseClient):
 
     def similarity(
         self,
-        left: Iterable[Product],
-        right: Iterable[Product],
+        left: Iterable[Product] | Embeddings,
+        right: Iterable[Product] | Embeddings,
         *,
         metric: Metric = Metric.COSINE,
         on_error: OnError = "raise",
     ) -> Scores:
         """Score pairs: the first of ``left`` with the first of ``right``, and so on.
 
+        Given embeddings are scored as in `similarity_matrix`: here, or by the server for the learned metric.
+
         Args:
-            left: one side of each pair.
+            left: one side of each pair: products, or embeddings that are already there.
             right: the other side.
             metric: the measure.
-            on_error: what to do when some pairs fail.
+            on_error: what to do when some pairs fail; gaps of given embeddings are not raised.
 
         Returns:
             One score per pair.
 
         Raises:
             InputError: the sides differ in length.
+            SpaceMismatchError: given embeddings are of another space.
             BatchError: some pairs failed, and ``on_error`` is ``raise``.
             ServerError: the server failed as a whole.
         """
-        sides = tuple(left), tuple(right)
+        sides = _operations.held(left), _operations.held(right)
+        if not _operations.needs_server(*sides, metric):
+            return self._drive(_operations.similarity(*sides, metric, on_error, None))
         return self._run(lambda info: _operations.similarity(*sides, metric, on_error, info))
 
     def similarity_matrix(

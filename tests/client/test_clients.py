@@ -576,8 +576,10 @@ def test_given_embeddings_are_scored_without_a_server(kind: Any, client: Any) ->
     with kind("127.0.0.1:1", timeout_s=1, max_attempts=1) as away:
         values = away.similarity_matrix(found, found).values
         np.testing.assert_allclose(values, found.vectors @ found.vectors.T, atol=1e-6)
-        with pytest.raises(ServerUnavailableError):
-            away.similarity_matrix(found, found, metric=Metric.LEARNED)
+        np.testing.assert_allclose(away.similarity(found, found).values, np.diag(values), atol=1e-6)
+        for score in (away.similarity, away.similarity_matrix):
+            with pytest.raises(ServerUnavailableError):
+                score(found, found, metric=Metric.LEARNED)
 
 
 def test_headers_go_with_every_call(kind: Any, endpoint: Endpoint) -> None:

@@ -314,6 +314,54 @@ def test_failed_sides_are_named_and_neighbours_keep_their_scores(fake: FakeServe
     assert np.isnan(found.values[[1, 2, 3, 5]]).all()
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_pairs_of_products_and_of_embeddings(fake: FakeServer, metric: Metric) -> None:
+    left, right = [text("a"), full("b"), text("BAD"), text("c")], [text("c"), Product(), text("a"), full("d")]
+    by_products, a, b = pairs(fake, left, right, metric)
+    mixed: list[tuple[_operations.Side, _operations.Side]] = [(a, b), (left, b), (a, right)]
+    for one, other in mixed:
+        found = fake.drive(_operations.similarity(one, other, metric, "return", fake.info))
+        np.testing.assert_allclose(found.values, by_products.values, atol=1e-6)
+        assert [str(error) for error in found.errors.values()] == [str(error) for error in by_products.errors.values()]
+        assert (found.metric, found.space) == (metric, "space-1")
+    gaps = {(0, 0): [], (1, 0): [2], (0, 1): [1]}  # which sides are products -> the failures that are new
+    for (fresh_left, fresh_right), new in gaps.items():
+        sides = left if fresh_left else a, right if fresh_right else b
+        operation = _operations.similarity(*sides, metric, "raise", fake.info)
+        if new:
+            with pytest.raises(BatchError) as caught:
+                fake.drive(operation)
+            assert list(caught.value.errors) == new
+        else:
+            fake.drive(operation)
+
+
+def test_pairs_of_embeddings_that_need_no_server_ask_none(fake: FakeServer) -> None:
+    found = embed(fake, text("a"), text("b"))
+    fake.rounds.clear()
+    for metric in (Metric.COSINE, Metric.EUCLIDEAN):
+        fake.drive(_operations.similarity(found, found, metric, "raise", None))
+    assert fake.rounds == []
+    other = replace(found, space="space-2")
+    for metric, sides in ((Metric.COSINE, (found, other)), (Metric.LEARNED, (other, other))):
+        with pytest.raises(SpaceMismatchError, match="space-1, space-2"):
+            fake.drive(_operations.similarity(*sides, metric, "raise", fake.info))
+    with pytest.raises(InputError, match="equal length"):
+        fake.drive(_operations.similarity(found, [text("a")], Metric.COSINE, "raise", fake.info))
+
+
+def test_learned_pairs_of_embeddings_are_asked_in_bounded_rounds(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_operations, "_BLOCKS_AT_ONCE", 2)
+    left = embed(type(fake)(), *(text(f"l{i}") for i in range(30)))
+    right = embed(type(fake)(), *(text(f"r{i}") for i in range(29)), Product())
+    found = fake.drive(_operations.similarity(left, right, Metric.LEARNED, "raise", fake.info))
+    np.testing.assert_allclose(found.values, np.diag(reference(Metric.LEARNED, left, right)), atol=1e-6)
+    assert {call.model for calls in fake.rounds for call in calls} == {"similarity"}
+    assert max(map(len, fake.rounds)) == 2 < len(fake.rounds)
+
+
 def test_comparison_has_every_metric_and_both_weights(fake: FakeServer) -> None:
     for left, right in ((text("a"), text("b")), (text("a"), full("b"))):
         found = fake.drive(_operations.compare(left, right, fake.info))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from likeness_client import _scoring
-from likeness_client._scoring import cosine_matrix, euclidean_matrix
+from likeness_client._scoring import cosine_matrix, cosine_pairs, euclidean_matrix, euclidean_pairs
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
@@ -69,6 +69,20 @@ def test_cosines_keep_their_range() -> None:
     assert found.min() >= -1.0
     assert found.max() <= 1.0
     assert max(euclidean_matrix(units(50, seed=seed), -units(50, seed=seed)).max() for seed in range(20)) == 2.0
+
+
+def test_pairs_are_the_diagonal_of_their_matrix() -> None:
+    left = np.concatenate([units(30), units(30) * np.float32(50)])
+    right = np.concatenate([units(10), -units(10), units(40, seed=1)])
+    left[3], right[4], right[5] = np.nan, np.nan, 0.0
+    for some in (slice(0, 30), slice(30, 60)):  # of length one, and of any
+        for pairs, matrix in ((cosine_pairs, cosine_matrix), (euclidean_pairs, euclidean_matrix)):
+            found = pairs(left[some], right[some])
+            np.testing.assert_allclose(found, np.diag(matrix(left[some], right[some])), rtol=1e-5, atol=1e-6)
+            assert found.dtype == np.float32
+            assert pairs(left[:0], right[:0]).shape == (0,)
+    assert max(euclidean_pairs(units(50, seed=seed), -units(50, seed=seed)).max() for seed in range(20)) == 2.0
+    assert cosine_pairs(units(500), units(500)).max() <= 1.0
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0, 3), (3, 0)])

@@ -358,8 +358,8 @@ def test_a_servers_learned_metric_is_judged_as_the_networks_own_logit(files: tup
         return found
 
     class Server:
-        def similarity_matrix(self, left: Embeddings, right: Embeddings, **_: object) -> SimpleNamespace:
-            scores = logit(left.vectors[:, None], right.vectors[None])
+        def similarity(self, left: Embeddings, right: Embeddings, **_: object) -> SimpleNamespace:
+            scores = logit(left.vectors, right.vectors)
             return SimpleNamespace(values=(1 / (1 + np.exp(-scores))).astype(np.float32))
 
     held = read_embedded(Path(files[0]), Path(files[1]))

@@ -23,7 +23,6 @@ Scores = NDArray[np.float32]
 Score = Callable[[Vectors, Vectors], Scores]
 """Scores pairs: unit vectors [p, d] and [p, d] -> FP32 [p], higher is more alike."""
 _STEP = 4096  # pairs
-_LEARNED_BLOCK = 32
 _SURE = 2**-24  # a float next to 1 says no more
 
 
@@ -191,13 +190,8 @@ def learned(client: Client, space: str) -> Score:
     """
 
     def score(left: Vectors, right: Vectors) -> Scores:
-        found = np.empty(len(left), dtype=np.float32)
-        for start in range(0, len(left), _LEARNED_BLOCK):
-            block = slice(start, start + _LEARNED_BLOCK)
-            sides = (Embeddings.from_vectors(side[block], space) for side in (left, right))
-            # The server scores all with all; of few that costs less than one call per pair.
-            found[block] = client.similarity_matrix(*sides, metric=Metric.LEARNED).values.diagonal()
-        return found
+        sides = (Embeddings.from_vectors(side, space) for side in (left, right))
+        return client.similarity(*sides, metric=Metric.LEARNED).values
 
     return score
 
