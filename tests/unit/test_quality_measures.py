@@ -149,6 +149,12 @@ def test_sets_are_measured_one_by_one(tmp_path: Path) -> None:
     ]
     assert [line.what for line in lines[:3]] == ["twins", "twins, among neighbours", "twins"]
     assert all(line.figures.get("F1", line.figures.get("R@1")) == 1.0 for line in lines)
+    with (tmp_path / "pairs.csv").open("a", encoding="utf-8") as pairs:
+        pairs.write("d,c,1,test\nb,c,0,test\n")
+    of_test = measure_pair_sets(measure.on("test"), {"twins": scorer}, catalogue, tmp_path)
+    assert [(line.task, line.label, line.count) for line in of_test][::2] == [("T11", "one", 2), ("T12", "one", 1)]
+    with pytest.raises(InputError, match=r"pairs\.csv: no pair of known products has split later"):
+        list(measure_pair_sets(measure.on("later"), {"twins": scorer}, catalogue, tmp_path))
 
 
 def test_the_learned_metric_scores_pairs(exported: Exported) -> None:
@@ -380,6 +386,15 @@ def test_figures_of_what_changed_meanwhile_are_not_kept(
     for text in (edited, before):
         place.write_text(text, encoding="utf-8")
         assert read_finished(unit) is None
+
+
+def test_a_split_that_is_not_there_is_refused_before_training(table: Table, tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="no product has split later; there are: train"):
+        train_and_measure(
+            replace(table, measures=(RANKING, Views(name="V").on("later"))), tiny.recipe, folder, tiny.root
+        )
+    assert not folder.exists()
 
 
 def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_path: Path) -> None:

@@ -65,6 +65,32 @@ def test_every_declared_recipe_and_override_can_be_read() -> None:
                 assert variant.joins
 
 
+def test_tables_are_declared_of_one_split_and_can_be_made_of_another() -> None:
+    for table in TABLES:
+        assert table.on(table.split) == table
+        other = table.on("test")
+        assert (other.split, other.file_stem) == ("test", f"{table.name}-test")
+        asked = {side for one in other.measures if isinstance(one, Ranking) for side in one.queries}
+        assert asked <= {"test"}
+        assert "test" in other.splits
+        assert ("val" in other.splits) == (table.name == "matching")  # whose products may stand in pairs of both
+    (measure,) = tables_named(["matching"])[0].on("test").measures
+    assert measure.splits == ("train", "val", "test")
+
+
+def test_figures_of_another_split_lie_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    plan = Plan(tables=[TABLE], seeds=[1], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    assert run_tables(plan, train) == {}
+    before = (plan.out / "small.json").read_text(encoding="utf-8")
+    assert run_tables(replace(plan, tables=[TABLE.on("test")]), train) == {}
+    assert sorted(place.name for place in plan.out.iterdir()) == [
+        f"small{split}.{kind}" for split in ("-test", "") for kind in ("json", "md", "png")
+    ]
+    assert (plan.out / "small.json").read_text(encoding="utf-8") == before
+    assert "of the split `test`." in (plan.out / "small-test.md").read_text(encoding="utf-8")
+
+
 def test_what_joins_others_has_their_joined_recipe(tmp_path: Path) -> None:
     found = {
         (table.name, variant.name): unit.recipe()

@@ -32,12 +32,13 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="How many: 7, 8, 9, ...")] = 3,
     jobs: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one per core.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="Only this variant. Repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="Split that is measured; recipes were chosen by looking at val.")] = "val",
 ) -> None:
     """Make quality tables. Interrupted, it goes on when it is called again. Exits with 1 if a training fails."""
     from likeness_export.quality.tables import tables_named, tables_with
 
     start()
-    chosen = tables_with(only or (), tables_named(tables))
+    chosen = [table.on(split) for table in tables_with(only or (), tables_named(tables))]
     from joblib import cpu_count
 
     from likeness_export.quality.running import Plan, run_tables

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from likeness_client.errors import InputError
+
+MEASURED = "val"
+"""The split that is measured unless another one is asked for; recipes were chosen by looking at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,10 @@ class Ranking:
         """The splits that are needed."""
         return tuple(dict.fromkeys((*self.queries, *self.gallery)))
 
+    def on(self, split: str) -> Self:
+        """Return the same measure of another split than `MEASURED`."""
+        return replace(self, queries=_instead(self.queries, split), gallery=_instead(self.gallery, split))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Incomplete(Ranking):
@@ -73,6 +80,10 @@ class Views:
     name: str
     splits: tuple[str, ...] = ("train", "val")
 
+    def on(self, split: str) -> Self:
+        """Return the same measure of another split than `MEASURED`."""
+        return replace(self, splits=_instead(self.splits, split))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairSets:
@@ -84,7 +95,8 @@ class PairSets:
         pairs: CSV of left_id, right_id, label, split, relative to the data root.
         set_field: the field that names a product's set.
         side_field: the field that says on which side of the pairs a product stands; empty where there are no sides.
-        splits: the splits of the products that are needed.
+        splits: the splits of the products that are needed: those of all pairs. Decisions are learned from the pairs of
+            the first split and measured on those of the last.
         version: raised when pairs are decided in another way, so that kept figures are not taken for the new ones.
     """
 
@@ -95,6 +107,10 @@ class PairSets:
     side_field: str = "extra.side"
     splits: tuple[str, ...] = ("train", "val")
     version: int = 2
+
+    def on(self, split: str) -> Self:
+        """Return the same measure of another split; its pairs may be of products that those of `MEASURED` know, too."""
+        return replace(self, splits=(*(name for name in self.splits if name != split), split))
 
 
 Measure: TypeAlias = Ranking | Views | PairSets
@@ -116,6 +132,7 @@ class Table:
         masked: the fields whose words ``masked text`` does without.
         sheet: the measure that a run's contact sheet is drawn for; by its first label.
         notes: what a reader has to know, published figures among it.
+        split: the split that is measured.
     """
 
     name: str
@@ -128,6 +145,17 @@ class Table:
     sheet: Ranking | None = None
     notes: tuple[str, ...] = ()
     rendered: bool = False
+    split: str = MEASURED
+
+    def on(self, split: str) -> Table:
+        """Return the same table of another split."""
+        measures = tuple(measure.on(split) for measure in self.measures)
+        return replace(self, split=split, measures=measures, sheet=self.sheet and self.sheet.on(split))
+
+    @property
+    def file_stem(self) -> str:
+        """The name of its files without their suffixes; figures of several splits can lie side by side."""
+        return self.name if self.split == MEASURED else f"{self.name}-{self.split}"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -145,3 +173,7 @@ class Table:
                 return variant
         known = ", ".join(variant.name for variant in self.variants)
         raise InputError(f"table {self.name} has no variant {name!r}; there are: {known}")
+
+
+def _instead(splits: tuple[str, ...], split: str) -> tuple[str, ...]:
+    return tuple(split if name == MEASURED else name for name in splits)

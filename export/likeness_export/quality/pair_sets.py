@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from likeness_client.errors import InputError
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue
@@ -107,15 +108,22 @@ def measure_pair_sets(
 
     Returns:
         Lines of both tasks.
+
+    Raises:
+        InputError: the file of pairs cannot be read, or there is none to measure on.
     """
     path = data_root / measure.pairs
     sets = catalogue.labels(measure.set_field)
     sides = catalogue.labels(measure.side_field)
     row_of = {name: row for row, name in enumerate(catalogue.ids)}
     lessons = lessons or (Lesson(scorers=scorers),)
-    train, val = (_known(read_named_pairs(path, [split]), row_of) for split in ("train", "val"))
+    train, asked = (
+        _known(read_named_pairs(path, [split]), row_of) for split in (measure.splits[0], measure.splits[-1])
+    )
+    if not asked:
+        raise InputError(f"{path}: no pair of known products has split {measure.splits[-1]}")
     for name in dict.fromkeys(sets.tolist()):
-        known, measured = ([pair for pair in pairs if sets[row_of[pair.left]] == name] for pairs in (train, val))
+        known, measured = ([pair for pair in pairs if sets[row_of[pair.left]] == name] for pairs in (train, asked))
         taught = [(lesson, lesson.pairs(known)) for lesson in lessons]
         if not any(pairs for _, pairs in taught) or not measured:
             continue

@@ -72,8 +72,8 @@ class TableResult:
 
 def write_result(result: TableResult, out: Path) -> None:
     """Write ``<table>.json`` and ``<table>.md`` into a folder."""
-    write_text(out / f"{result.table.name}.json", json.dumps(plain(result), ensure_ascii=False, indent=1) + "\n")
-    write_text(out / f"{result.table.name}.md", markdown(result))
+    write_text(out / f"{result.table.file_stem}.json", json.dumps(plain(result), ensure_ascii=False, indent=1) + "\n")
+    write_text(out / f"{result.table.file_stem}.md", markdown(result))
 
 
 def plain(result: TableResult) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _seeds_line(result: TableResult) -> str:
     wanted = sum(found.wanted for found in result.variants)
     every = "one seed" if len(result.seeds) == 1 else f"all of {len(result.seeds)} seeds"
     state = every if done == wanted else f"{done} of {wanted} runs finished"
-    return f"Mean ± standard deviation over seeds ({state}); queries and pairs of the split `val`."
+    return f"Mean ± standard deviation over seeds ({state}); queries and pairs of the split `{result.table.split}`."
 
 
 def _figures_table(rows: Sequence[tuple[str, SpreadLine]], wanted: Mapping[str, int]) -> str:

@@ -104,7 +104,7 @@ def _longest_first(units: Sequence[Unit], plan: Plan) -> Sequence[Unit]:
     """
     if plan.jobs == 1:
         return units
-    seconds = {table.name: known_seconds(plan.out / f"{table.name}.json") for table in plan.tables}
+    seconds = {table.name: known_seconds(plan.out / f"{table.file_stem}.json") for table in plan.tables}
 
     def key(unit: Unit) -> tuple[int, float]:
         known = seconds[unit.table.name].get(unit.variant.name if unit.variant else "", math.inf)
@@ -116,10 +116,10 @@ def _longest_first(units: Sequence[Unit], plan: Plan) -> Sequence[Unit]:
 def _write(plan: Plan, table: Table, failed: dict[str, str]) -> None:
     result = collect(plan, table, failed)
     measured = result.baselines or any(variant.seeds for variant in result.variants)
-    if not measured and (plan.out / f"{table.name}.json").is_file():
+    if not measured and (plan.out / f"{table.file_stem}.json").is_file():
         return  # other figures are there; a data root without the data must not wipe them out
     write_result(result, plan.out)
-    draw_bars(result, plan.out / f"{table.name}.png")
+    draw_bars(result, plan.out / f"{table.file_stem}.png")
 
 
 def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
@@ -130,7 +130,7 @@ def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
         table: the table.
         failed: unit -> why it failed.
     """
-    place = plan.out / f"{table.name}.json"
+    place = plan.out / f"{table.file_stem}.json"
     seeds = sorted({*plan.seeds, *kept_seeds(table, place, plan.data_root)})
     units = replace(plan, seeds=seeds, only=()).units(table)
     here = {unit.name: found for unit in units if (found := read_finished(unit))}

@@ -41,6 +41,7 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
         InputError: the folder holds a run of another recipe, or the data cannot be used.
     """
     run = Run(folder)
+    recipe_catalogue(recipe.data, data_root).of_splits(table.splits)  # before hours of training end in a missing split
     _share_features(run)
     train_measured(recipe, run, data_root)
     return _measure(table, run, [run], [run], data_root)
