@@ -30,6 +30,7 @@ from likeness_export.quality.pair_sets import (
     measure_pair_sets,
     trained_scores,
 )
+from likeness_export.quality.running import Plan
 from likeness_export.quality.tables import BACKBONES, TABLES
 from likeness_export.quality.trained import take, train_and_measure, views_of
 from likeness_export.quality.units import read_finished, units_of, work_on
@@ -414,6 +415,22 @@ def test_an_unknown_table_names_the_known_ones() -> None:
         "there is no table shoes; there are: grocery, fashion, flipkart, luma, matching, clips, shoppers, all"
         in str(answer.exception)
     )
+
+
+def test_the_command_makes_tables_of_the_split_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Plan] = []
+
+    def ask(plan: Plan) -> dict[str, str]:
+        asked.append(plan)
+        return {}
+
+    monkeypatch.setattr("likeness_export.quality.running.run_tables", ask)
+    for more, name in ((["--split", "test"], "luma-test"), ([], "luma")):
+        answer = CliRunner().invoke(app, ["quality", "run", "luma", "--out", str(tmp_path), *more])
+        assert answer.output.endswith(f"written: {tmp_path / name}.md\n")
+    assert [table.split for plan in asked for table in plan.tables] == ["test", "val"]
 
 
 def test_a_sheet_bears_titles_of_any_length_and_several_lines(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def run(
     )
     failed = run_tables(plan)
     for table in chosen:
-        typer.echo(f"written: {out / table.name}.md")
+        typer.echo(f"written: {out / table.file_stem}.md")
     for name, message in failed.items():
         typer.echo(f"failed: {name}: {message} (more in {work / name / 'unit.log'})", err=True)
     if failed:
