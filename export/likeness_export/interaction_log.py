@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def join_log(products: Path, log: Path, out: Path) -> JoinedLog:
     strange = Counter[str]()
     for user, item, count in _read_log(log):
         if item in counts:
-            counts[item][user] += count
+            counts[item][user] = min(counts[item][user] + count, sys.float_info.max)  # JSON has no infinity
         else:
             strange[item] += 1
     if not any(counts.values()):

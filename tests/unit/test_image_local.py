@@ -98,6 +98,11 @@ def test_tokens_become_a_map_without_the_extra_ones(extra: int) -> None:
     assert torch.equal(found[0, 0].flatten(), torch.arange(extra, extra + 16).float())
 
 
+def test_registers_are_no_patches_of_a_tiny_map() -> None:
+    tokens = torch.arange(1 + 4 + 4).float().expand(2, 3, -1).transpose(1, 2)  # nine, but the map is 2 x 2
+    assert as_map(tokens, registers=4)[0, 0].tolist() == [[5, 6], [7, 8]]
+
+
 # --- the encoder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def test_a_log_becomes_the_interactions_of_its_products(products: Path) -> None:
     assert (a.title, record["group"]) == ("Vasen für Ömer", "g")
     assert b.interactions == {}, "what it had was of an earlier log"
     assert sorted(path.name for path in out.parent.iterdir()) == ["log.csv", "products.jsonl", "with.jsonl"]
+
+
+def test_a_sum_of_counts_stays_a_number(products: Path) -> None:
+    join_log(products, log_of(products, "user,item,count\nu1,a,1e308\nu1,a,1e308\n"), products)
+    (a, _), *_ = read_products(products)
+    assert a.interactions == {"u1": sys.float_info.max}
 
 
 def test_without_counts_each_line_is_one_and_the_products_may_be_replaced(products: Path) -> None:

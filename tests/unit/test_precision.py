@@ -360,6 +360,13 @@ def test_a_file_whose_layers_all_stay_in_fp32_is_no_reduced_one(task: Task, tmp_
     assert writer.written[-1] == 1
 
 
+def test_a_network_without_a_layer_to_reduce_stays_fp32(task: Task, tmp_path: Path) -> None:
+    writer = Spoilt(task.source, "none of them")
+    writer.layers = []
+    outcome = reduce_network(task, writer, tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused, outcome.layers) == ("fp32", True, 0)
+
+
 def test_a_network_that_no_try_saves_stays_fp32_after_few_tries(task: Task, tmp_path: Path) -> None:
     writer = Spoilt(task.source, "none of them")
     outcome = reduce_network(task, writer, tmp_path / "model.onnx")

@@ -392,6 +392,13 @@ def test_vectors_are_read_from_a_file(tmp_path: Path, form: str) -> None:
     np.testing.assert_allclose(tower.features(["VASE, unheard"])[0], VECTORS["vase"])
 
 
+@pytest.mark.parametrize("header", ["", "2 1\n"])
+def test_a_mark_of_byte_order_hides_neither_the_first_word_nor_the_header(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "v.txt"
+    path.write_text(f"{header}vase 1\nmug 2\n", encoding="utf-8-sig")
+    assert list(read_word_vectors(path, 10)) == ["vase", "mug"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -180,6 +180,15 @@ def test_a_large_catalogue_is_linked_in_parts(monkeypatch: pytest.MonkeyPatch) -
     assert same.sizes.max() <= 40
 
 
+def test_equal_products_in_several_clusters_are_neither_near_nor_far() -> None:
+    vectors = np.concatenate([np.repeat(blobs(1, 1, noise=0.3), 6, 0), blobs(4, 5, noise=0.3)])
+    labels = np.array([0, 0, 0, 1, 1, 1, *np.repeat([2, 3, 4, 5], 5)])
+    distances = np.maximum(1 - vectors.astype(np.float64) @ vectors.T.astype(np.float64), 0)
+    distances[distances < 1e-6] = 0
+    expected = silhouette_score(distances, labels, metric="precomputed")
+    assert silhouette(vectors, labels) == pytest.approx(expected, abs=1e-5)
+
+
 def test_pairs_at_the_very_threshold_belong_together() -> None:
     for x, y, threshold in ((4, 3, 0.8), (24, 7, 0.96)):  # rounded up, and down
         assert cluster(unit([[1, 0], [x, y], [-1, 0]]), threshold).labels.tolist() == [0, 0, 1]

@@ -167,6 +167,19 @@ def test_a_long_clip_is_thinned_out_while_it_comes(videos: video.Preprocessor, c
     assert levels(videos.decode(encoded(grey(count)))) == pytest.approx(expected, abs=255 / T / video._SPARE + 4)
 
 
+@pytest.mark.parametrize("slides_first", [True, False])
+def test_thinning_spares_what_is_shown_for_long(videos: video.Preprocessor, slides_first: bool) -> None:
+    slides, film = [130, 170, 210, 250], [100] * (2 * video._SPARE * T)
+    shown = [len(film) // len(slides)] * len(slides), [1] * len(film)  # half of the time each
+    parts = [(slides, shown[0]), (film, shown[1])]
+    found, lasting = (np.concatenate(side).tolist() for side in zip(*parts[:: 1 if slides_first else -1], strict=True))
+    times = np.cumsum([0, *lasting]).tolist()  # one more frame says how long the last one is shown
+    pictures = [np.full((48, 64, 3), level, np.uint8) for level in (*found, found[-1])]
+    clip = encoded(pictures, "matroska", rate=4, times=times)
+    expected = [130, 170, 210, 250, 100, 100, 100, 100] if slides_first else [100, 100, 100, 100, 130, 170, 210, 250]
+    assert levels(videos.decode(clip)) == pytest.approx(expected, abs=4)
+
+
 def test_frames_count_by_how_long_they_are_shown(videos: video.Preprocessor) -> None:
     still_first = encoded(grey(4), "webm", "libvpx", times=[0, 21, 22, 23])
     assert levels(videos.decode(still_first)) == pytest.approx([0] * 7 + [170], abs=4)

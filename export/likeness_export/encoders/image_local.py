@@ -128,7 +128,9 @@ class LocalFeatures(PhotoEncoder):
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
         answer = self.backbone(self.normalise(pixels), output_hidden_states=True)
-        of_size = {found.shape[2:]: found for found in map(as_map, (*answer.hidden_states, answer.last_hidden_state))}
+        registers = getattr(self.backbone.config, "num_register_tokens", 0)
+        found = [as_map(hidden, registers) for hidden in (*answer.hidden_states, answer.last_hidden_state)]
+        of_size = {hidden.shape[2:]: hidden for hidden in found}
         return list(of_size.values())[-self.scales :]
 
     def join(self, maps: list[Tensor]) -> Tensor:
@@ -172,10 +174,10 @@ class GeneralisedMean(nn.Module):
         return pooled
 
 
-def as_map(hidden: Tensor) -> Tensor:
+def as_map(hidden: Tensor, registers: int = 0) -> Tensor:
     """Turn a transformer's tokens [n, t, c] into a map [n, c, h, h] without its class and register tokens."""
     if hidden.dim() == 4:
         return hidden
-    side = int(hidden.shape[1] ** 0.5)  # few extra tokens stand in front of a square of patches
+    side = int((hidden.shape[1] - registers) ** 0.5)  # few other tokens stand in front of a square of patches
     # Not `len(hidden)`: tracing would take that for a constant.
     return hidden[:, -side * side :].transpose(1, 2).reshape(hidden.shape[0], -1, side, side)

@@ -58,7 +58,7 @@ class _MalformedError(Exception):
 def _text(file: BinaryIO) -> Iterator[tuple[str, NDArray[np.float32]]]:
     size = promised = found = number = 0
     for number, raw in enumerate(file, start=1):
-        line = raw.decode("utf-8", "replace").rstrip()
+        line = raw.decode("utf-8-sig", "replace").rstrip()
         if number == 1 and (header := _header(line)):
             promised, size = header
         elif line:

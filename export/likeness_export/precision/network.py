@@ -152,7 +152,7 @@ def _try(task: Task, writer: Writer, target: Path, kept: tuple[str, ...]) -> Out
 
 def _most_sensitive_first(task: Task, writer: Writer, work: Path) -> list[list[str]]:
     """Group neighbouring layers and sort the groups by the harm that reducing nothing but them does."""
-    groups = [group.tolist() for group in np.array_split(writer.layers, min(_GROUPS, len(writer.layers)))]
+    groups = [group.tolist() for group in np.array_split(writer.layers, min(_GROUPS, max(1, len(writer.layers))))]
     return sorted(groups, key=lambda group: _mean_cosine(task, writer, work, group))
 
 

@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from typing import TypeAlias
 
 import av
 import av._core
@@ -35,13 +36,18 @@ DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "gif")
 _MAX_BLOCK = 64 << 20
 _MAX_STREAMS = 8  # pictures, sound, and what phones note beside them; each has an index of its own
 _THREADS = 4  # clips at a time; each holds a few decoded frames, 12 MB each in 4K
-_SPARE = 8  # frames kept per frame wanted, so that thinning moves a sample by an eighth of the gap between two at most
+# Frames kept per frame wanted: the last one of each cell of time. So a sample was shown at its time, or before it by an
+# eighth of the gap between two at most. Of time, not of number: slides may last as long as the film behind them.
+_SPARE = 8
 # Exact rounding and no shortcuts: the same pixels on every processor.
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 
 _ffmpeg = ctypes.CDLL(av._core.__file__)  # PyAV has no name for this limit, but finds the library that has
 _ffmpeg.av_max_alloc.argtypes = [ctypes.c_size_t]
 _ffmpeg.av_max_alloc(_MAX_BLOCK)
+
+_Kept: TypeAlias = tuple[tuple[int, int], NDArray[np.uint8]]
+"""A frame's number, and the time when it appears, in ticks since the first one; and its pixels."""
 
 
 class VideoError(ValueError):
@@ -175,22 +181,26 @@ class Preprocessor:
 
     def _sample(self, decoded: Iterator[VideoFrame]) -> NDArray[np.uint8]:
         """Return what is shown in the middle of each of ``frames`` equal parts of the clip."""
-        kept: list[tuple[int, NDArray[np.uint8]]] = []  # when a frame appears, and its pixels
-        clock, count, step = _Clock(), 0, 1
+        kept: list[_Kept] = []
+        last: VideoFrame | None = None  # of its cell, as far as is known
+        clock, count, cells, place = _Clock(), 0, [1, 1], (0, 0)  # cells of frames, of ticks
         for count, frame in enumerate(self._checked(decoded), start=1):
             clock.show(frame, count)
             self._check_length(count, clock.seconds)
-            if (count - 1) % step == 0:
-                kept.append((clock.now, self._small(frame)))
-            if len(kept) == 2 * _SPARE * self.frames:
-                kept, step = kept[::2], 2 * step
-        if not kept:
+            here, by = (count - 1, clock.now - clock.start), clock.usable
+            if last and place[by] // cells[by] < here[by] // cells[by]:
+                kept.append((place, self._small(last)))
+                while len(kept) == 2 * _SPARE * self.frames:
+                    cells[by] *= 2
+                    kept = _last_of_each(kept, cells[by], by=by)
+            last, place = frame, here
+        if not last:
             raise VideoError("the video is damaged or cut short: not one frame of it can be decoded; send another copy")
-        times, start, end = np.array([now for now, _ in kept]), clock.start, clock.end
-        if not clock.usable:
-            times, start, end = step * np.arange(len(kept)), 0, count
-        middles = start + (2 * np.arange(self.frames) + 1) * (end - start) // (2 * self.frames)
-        return np.stack([kept[place][1] for place in np.searchsorted(times, middles, side="right") - 1])
+        kept.append((place, self._small(last)))
+        end = clock.end - clock.start if clock.usable else count
+        middles = (2 * np.arange(self.frames) + 1) * end // (2 * self.frames)
+        shown = np.searchsorted([when[clock.usable] for when, _ in kept], middles, side="right").clip(1) - 1
+        return np.stack([kept[which][1] for which in shown])
 
     def _small(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos."""
@@ -250,6 +260,11 @@ class _Clock:
             mean = (now - self.start) // max(1, count - 1)
             self.end = now + (frame.duration or mean or 1)
             self.seconds = float((self.end - self.start) * tick)
+
+
+def _last_of_each(kept: list[_Kept], cell: int, *, by: bool) -> list[_Kept]:
+    """Return the last frame of each cell of so many frames or, ``by`` time, ticks."""
+    return [[*frames][-1] for _, frames in groupby(kept, lambda one: one[0][by] // cell)]
 
 
 class _Pipe:

@@ -22,6 +22,7 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))
 PART = 4_000
 """The largest part that is linked as a whole; takes memory for its pairs, 130 MB."""
 _SAMPLE = 5_000
+_SAME = 1e-6  # the distance of equal vectors is up to this, on either side of zero: their length is 1 in FP32 only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
     r"""Return the mean silhouette by cosine distance (Rousseeuw, 1987), over at most 5,000 products drawn at random.
 
     The mean distance of x to a cluster of unit vectors is :math:`1 - x \cdot c` with c their mean, so that no pair of
-    products is ever compared. A product alone in its cluster counts 0.
+    products is ever compared. A product alone in its cluster counts 0,
+    and so does one that is equal to all of its own and of another cluster.
 
     Args:
         vectors: FP32 [n, d], unit length.
@@ -116,8 +118,8 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
         inner = 1.0 - (dots[here, own] - 1.0) / (sizes[own] - 1.0)
         outer = 1.0 - dots / sizes
         outer[here, own] = np.inf
-        nearest = outer.min(1)
-        total += float(((nearest - inner) / np.maximum(np.maximum(nearest, inner), 1e-12)).sum())
+        inner, nearest = (np.where(found < _SAME, 0.0, found) for found in (inner, outer.min(1)))
+        total += float(((nearest - inner) / np.maximum(np.maximum(nearest, inner), _SAME)).sum())
     return share * total / len(rows) if len(rows) else 0.0
 
 
