@@ -519,6 +519,21 @@ def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> No
     assert first.shown.p99_with_failures_ms == 50.0
 
 
+def test_a_rate_that_missed_by_chance_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stalls = [900.0, 50.0, 900.0, 50.0]  # every other run: of four, the slower middle one misses
+
+    def p99_ms(rate: float, _: int) -> float | None:
+        return stalls.pop(0) if rate == 20 and stalls else 50.0 if rate <= 57 else None
+
+    found = swept(monkeypatch, p99_ms)
+    assert found.complete, found.ended
+    assert found.best_rate is not None
+    assert 57 / 1.05 <= found.best_rate <= 57
+    (unlucky,) = (step for step in found.steps if step.rate == 20)
+    assert [run.p99_with_failures_ms for run in unlucky.repeats] == [900, 50, 900, 50, 50, 50]
+    assert (unlucky.kept, unlucky.settled, unlucky.p99_ms) == (True, True, 50.0)
+
+
 @pytest.mark.parametrize("reason", ["it is gone", ""])
 def test_a_server_that_answers_not_even_one_request_says_nothing_of_its_rates(
     reason: str, monkeypatch: pytest.MonkeyPatch
