@@ -14,6 +14,7 @@ from likeness_client import (
     DeadlineExceededError,
     InputError,
     LikenessError,
+    OverloadedError,
     ServerUnavailableError,
 )
 
@@ -21,7 +22,8 @@ from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.workload import OperationKind, Request, WorkloadConfig
 
 REFUSED_PAUSE_S = 0.1
-"""A closed loop waits so long after a refused call; a dead server would be asked as fast as it can refuse."""
+"""A closed loop waits so long after a refused call; who refuses at once would be asked as fast as it can refuse."""
+_REFUSALS = (ServerUnavailableError.__name__, OverloadedError.__name__)
 NOT_SENT = "NotSent"
 """Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
 _GRACE_S = 2.0  # for calls in flight when a run is stopped
@@ -198,7 +200,7 @@ class Drive:
             while self.now_s() < self.config.length_s:
                 task = self._start(self._send(next(self.requests), self.now_s()))
                 await asyncio.wait([task])  # unlike `await task`, this leaves the task alone when it is cancelled
-                if task.result().error == ServerUnavailableError.__name__:
+                if task.result().error in _REFUSALS:
                     await asyncio.sleep(REFUSED_PAUSE_S)
 
         await asyncio.gather(*(caller() for _ in range(self.config.concurrency or 0)))

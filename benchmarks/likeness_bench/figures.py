@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from statistics import fmean
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from likeness_bench.drive import Record
+from likeness_bench.drive import NOT_SENT, Record
 from likeness_bench.in_process import Threads
 from likeness_bench.processes import GpuFigures, ProcessFigures
 from likeness_bench.recall import Recall
@@ -279,6 +279,15 @@ def answered_share(records: Sequence[Record]) -> float:
     early_s, late_s = (fmean(map(latency_s, end)) for end in ends)
     due_s, longer_s = last_s - first_s, max(0.0, late_s - early_s)
     return share * due_s / (due_s + longer_s) if longer_s else share
+
+
+def sent_share(records: Sequence[Record]) -> float:
+    """Return how much of the rate that was due the harness itself could send, as `answered_share` has it."""
+    sendings = [
+        replace(record, finished_s=record.started_s, error=record.error if record.error == NOT_SENT else "")
+        for record in records
+    ]
+    return answered_share(sendings)
 
 
 def _percentiles(values: Sequence[float] | NDArray[np.float64], percent: Sequence[float]) -> list[float]:

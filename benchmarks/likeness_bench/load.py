@@ -229,7 +229,7 @@ def _report(drive: Drive, watch: _Watch, space: str, made_at: str) -> LoadReport
         distribution_ms=figures.distribution_ms(latencies_s),
         notes=(),
     )
-    return replace(report, notes=tuple(_notes(report, watch)))
+    return replace(report, notes=tuple(_notes(report, watch, figures.sent_share(measured) if open_loop else 1.0)))
 
 
 def _outside_server_ms(drive: Drive, watch: _Watch) -> float | None:
@@ -255,8 +255,8 @@ def _outside_server_ms(drive: Drive, watch: _Watch) -> float | None:
     return outside_ms if outside_ms >= 0 else None  # below 0 it says only that it is too little to be told
 
 
-def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:
-    """Say what stands in the way of believing a report."""
+def _notes(report: LoadReport, watch: _Watch, sent_share: float) -> Iterator[str]:
+    """Say what stands in the way of believing a report; ``sent_share`` of the rate that was due could be sent."""
     seconds, lag = report.measured_s, report.harness_lag
     if report.ended == "interrupted":
         missing = f": {report.unfinished} requests were on their way and count nowhere, the slowest maybe among them"
@@ -269,9 +269,12 @@ def _notes(report: LoadReport, watch: _Watch) -> Iterator[str]:
     if seconds and report.harness_cpu_s > 0.9 * seconds:
         yield "the harness used a whole core: it may be the limit, not the server"
     if not report.keeps_up:
+        who = "the server does not keep up, or failed"
+        if sent_share < figures.KEEPS_UP:  # then nothing is known of the server
+            who = f"the harness itself could send only {100 * sent_share:.0f} % of them in time"
         yield (
-            f"answered {100 * report.answered_share:.0f} % of {report.offered_per_s:.1f} requests/s: the server does "
-            "not keep up, or failed; at such a rate latency only says how long the run was"
+            f"answered {100 * report.answered_share:.0f} % of {report.offered_per_s:.1f} requests/s: {who}; at such a "
+            "rate latency only says how long the run was"
         )
     if not report.requests and report.ended == "duration":
         yield f"no request was due in the {seconds:g} s that were measured; use longer runs"

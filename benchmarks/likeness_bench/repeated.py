@@ -18,6 +18,7 @@ from likeness_bench.workload import Workload
 
 PAUSE_S = 1.0
 """Between two runs."""
+_UNREST = "the server did not come to rest after failures: keep other loads away"
 
 
 async def run_repeated(
@@ -51,7 +52,7 @@ async def run_repeated(
         view.step(load, number + 1)
         return await run_once(workload, load, stop=stop, view=view)
 
-    runs = [await run(0)]
+    runs, unrest = [await run(0)], ""
     while not (stop.is_set() or _settled(runs) or runs[-1].latency is None):
         passed_s = time.perf_counter() - begins_s
         left_s = budget_s - passed_s - max(config.length_s, passed_s / len(runs))
@@ -60,6 +61,7 @@ async def run_repeated(
         if not runs[-1].failed:
             await asyncio.sleep(PAUSE_S)
         elif not await come_to_rest(config, still_s=PAUSE_S, patience_s=left_s, stop=stop):
+            unrest = _UNREST
             break
         report = await run(len(runs))
         if not stop.is_set():
@@ -70,7 +72,7 @@ async def run_repeated(
     shown = answered[decisive([_settling_ms(run) for run in answered], settled=settled)]
     notes = (*shown.notes, *_elsewhere([run for run in runs if run is not shown], shown))
     if not settled:
-        notes += (*_doubts(runs, budget_s, stopped=stop.is_set()),)
+        notes += (*_doubts(runs, budget_s, unrest, stopped=stop.is_set()),)
     ended = "interrupted" if stop.is_set() else shown.ended
     return replace(shown, ended=ended, settled=settled, runs=tuple(map(RunFigures.of, runs)), notes=notes)
 
@@ -100,8 +102,8 @@ def _elsewhere(others: Sequence[LoadReport], shown: LoadReport) -> Iterator[str]
         yield f"in the other runs {failed.total()} requests failed ({kinds})"
 
 
-def _doubts(runs: Sequence[LoadReport], budget_s: float, *, stopped: bool) -> Iterator[str]:
-    """Say why the figures did not settle, where a run does not say so by itself."""
+def _doubts(runs: Sequence[LoadReport], budget_s: float, unrest: str, *, stopped: bool) -> Iterator[str]:
+    """Say why the figures did not settle, where a run does not say so by itself; ``unrest`` if that was the reason."""
     if runs[0].ended == "interrupted":
         return
     if len(runs) > 1:
@@ -109,9 +111,10 @@ def _doubts(runs: Sequence[LoadReport], budget_s: float, *, stopped: bool) -> It
         time_is_up = f"the time is up ({budget_s:g} s)"
         silent = "the last one answered nothing" if not runs[-1].latency else ""
         failing = "more than 1 % of the requests of the last one failed" if _settling_ms(runs[-1]) is None else ""
-        why = "interrupted" if stopped else silent or failing or time_is_up
+        why = "interrupted" if stopped else silent or unrest or failing or time_is_up
         yield f"{what} did not settle in {len(runs)} runs: {why}"
     elif stopped:
         yield "interrupted in its second run: whether the figures settle is not known"
     elif runs[0].latency:
-        yield f"run once: --budget-s {budget_s:g} holds no second run, so whether the figures settle is not known"
+        why = unrest or f"--budget-s {budget_s:g} holds no second run"
+        yield f"run once ({why}): whether the figures settle is not known"

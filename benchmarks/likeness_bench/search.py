@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from likeness_client import InputError
 
@@ -11,11 +11,16 @@ SETTLED = 0.10
 """Two repeats in a row that differ by less than this, relative to the smaller, have settled."""
 CLEARLY = 3.0
 """A first repeat this many times over the target, and over it by its p50, is not repeated: none would bring it back."""
+_DOUBTFUL = 3
+"""A miss is doubtful once so many rates in a row have kept the target, the last of them right below it: three of three
+tries on one side of the answer are rare, and a server that had stalled by chance when it missed looks just so."""
 
 
 @dataclass
 class RateSearch:
     """The state of a search. Ask `next_rate`, try it, `tell` what became of it, until there is none.
+
+    A doubtful miss is tried once more in the end. If it keeps the target then, the search goes on above it.
 
     Attributes:
         rate: where to begin, in requests/s.
@@ -32,6 +37,9 @@ class RateSearch:
     precision: float = 0.05
     kept: float | None = None
     missed: float | None = None
+    _misses: set[float] = field(default_factory=set, init=False)
+    _kept_in_a_row: int = field(default=0, init=False)
+    _sure: bool = field(default=False, init=False)  # it missed again
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.rate <= self.highest < float("inf"):
@@ -51,14 +59,20 @@ class RateSearch:
         if self.kept is None:
             return None if self.missed <= self.lowest else max(self.missed / 2, self.lowest)
         gap = self.missed - self.kept
-        return None if gap <= self.precision * self.kept else self.kept + gap / 2
+        if gap > self.precision * self.kept:
+            return self.kept + gap / 2
+        return self.missed if self._kept_in_a_row >= _DOUBTFUL and not self._sure else None
 
     def tell(self, rate: float, *, kept: bool) -> None:
-        """Take in what became of a rate."""
+        """Take in what became of a rate; of one that was tried again, what counts now."""
         if kept:
             self.kept = rate if self.kept is None else max(rate, self.kept)
+            self._kept_in_a_row = 0 if rate in self._misses else self._kept_in_a_row + 1  # they say nothing of the next
+            self._misses.discard(rate)
         else:
-            self.missed = rate if self.missed is None else min(rate, self.missed)
+            self._sure, self._kept_in_a_row = rate in self._misses, 0
+            self._misses.add(rate)
+        self.missed = min(self._misses, default=None)
 
 
 def settled(p99_ms: Sequence[float | None], p50_ms: float | None, target_ms: float) -> bool:

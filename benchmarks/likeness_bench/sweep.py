@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from likeness_client import InputError
@@ -34,7 +34,7 @@ class SweepConfig:
         load: how each rate is tried, see `load_at`; its rate is where the search begins.
         target_ms: the 99th percentile that must be kept, failures counting as infinitely late.
         budget_s: when to stop searching; no run is begun that would end later.
-        max_repeats: of one rate, while its figures do not settle.
+        max_repeats: of one rate, while its figures do not settle; a miss in doubt is tried again, with as many.
         precision: the search ends when the gap between kept and missed is this share of the rate.
     """
 
@@ -149,18 +149,19 @@ async def run_sweep(
     assert config.load.rate is not None
     search = RateSearch(rate=config.load.rate, precision=config.precision, lowest=min(0.1, config.load.rate))
     attempt = _Attempts(workload=workload, config=config, stop=stop, view=view, run_once=run_once)
-    steps: list[RateStep] = []
+    tried: dict[float, RateStep] = {}
     while not attempt.over and (rate := search.next_rate()) is not None:
-        if step := await attempt.at(rate):
-            steps.append(step)
+        if step := await attempt.at(rate, tried.get(rate)):
+            tried[rate] = step
             search.tell(rate, kept=step.kept)
+    steps = tuple(tried.values())
     return SweepReport(
         made_at=made_at,
         target_ms=config.target_ms,
         best_rate=search.kept,
         ended=f"{attempt.over}: {_known(search)}" if attempt.over else _conclusion(search, steps),
         complete=not attempt.over,
-        steps=tuple(steps),
+        steps=steps,
     )
 
 
@@ -181,17 +182,23 @@ class _Attempts:
         self.extra_s = 0.0  # what the runs took beyond their length
         self.busy = False  # maybe, with requests of the last run that nobody waits for any more
 
-    async def at(self, rate: float) -> RateStep | None:
-        """Repeat one rate until its figures settle; None if not even one repeat was finished."""
-        repeats: list[LoadReport] = []
+    async def at(self, rate: float, before: RateStep | None) -> RateStep | None:
+        """Repeat one rate until its figures settle; None if not even one repeat was finished.
+
+        Args:
+            rate: in requests/s.
+            before: what came of it when it was tried before; its repeats count, too, where the new ones do not settle.
+        """
+        earlier, repeats = before.repeats if before else (), list[LoadReport]()
         while len(repeats) < self.config.max_repeats and not self._settled(repeats):
-            report = await self._run(rate, len(repeats) + 1)
+            report = await self._run(rate, len(earlier) + len(repeats) + 1)
             if report is None:
                 break
             repeats.append(report)
         if not repeats:
             return None
-        step = RateStep(rate=rate, kept=False, settled=self._settled(repeats), p99_ms=None, repeats=tuple(repeats))
+        settled_ = self._settled(repeats)
+        step = RateStep(rate=rate, kept=False, settled=settled_, p99_ms=None, repeats=(*earlier, *repeats))
         p99_ms = step.shown.p99_with_failures_ms
         in_time = p99_ms is not None and p99_ms <= self.config.target_ms
         return replace(step, kept=in_time and step.shown.keeps_up, p99_ms=p99_ms)
@@ -257,7 +264,7 @@ def _known(search: RateSearch) -> str:
     )
 
 
-def _conclusion(search: RateSearch, steps: list[RateStep]) -> str:
+def _conclusion(search: RateSearch, steps: Sequence[RateStep]) -> str:
     if search.kept is None:
         return f"not even {search.missed:g} requests/s kept the target"
     if search.missed is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -203,6 +204,27 @@ def test_the_search_closes_in_on_the_capacity(capacity: float, start: float) -> 
     assert search.kept is not None
     assert search.missed is not None
     assert search.kept <= capacity < search.missed <= 1.05 * search.kept + 1e-9
+
+
+@pytest.mark.parametrize("unlucky", [8.0, 16.0, 32.0, 64.0, 96.0])
+def test_a_rate_that_missed_by_chance_does_not_end_the_search(unlucky: float) -> None:
+    search, tried = RateSearch(rate=8.0), Counter[float]()
+    while (rate := search.next_rate()) is not None:
+        tried[rate] += 1
+        search.tell(rate, kept=rate <= 100 and (rate, tried[rate]) != (unlucky, 1))
+    assert search.kept is not None
+    assert search.missed is not None
+    assert search.kept <= 100 < search.missed <= 1.05 * search.kept
+    assert tried[unlucky] == 2
+    assert tried.total() - len(tried) <= 2  # the last miss may be tried again, too
+
+
+def test_a_miss_with_others_right_below_it_is_not_tried_again() -> None:
+    search, tried = RateSearch(rate=8.0), list[float]()
+    while (rate := search.next_rate()) is not None:
+        tried.append(rate)
+        search.tell(rate, kept=rate <= 20)
+    assert tried == [8, 16, 32, 24, 20, 22, 21]
 
 
 @pytest.mark.parametrize(("kept", "end"), [(True, (64.0, None)), (False, (None, 0.5))])

@@ -22,7 +22,16 @@ from likeness_bench.load import _report, _Watch, run_load
 from likeness_bench.load_tables import load_tables
 from likeness_bench.steps import ModelCounters
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
-from likeness_client import InputError, InputSchema, Product, ServerInfo, ServerUnavailableError, Tls
+from likeness_client import (
+    InputError,
+    InputSchema,
+    OverloadedError,
+    Product,
+    ServerError,
+    ServerInfo,
+    ServerUnavailableError,
+    Tls,
+)
 from likeness_client.payloads import payloads
 
 INFO = ServerInfo(
@@ -42,8 +51,14 @@ PRODUCTS = [
 class Fake:
     """Takes the place of the client: waits, and fails from some call on."""
 
-    def __init__(self, wait_s: float = 0.0, fails_from: int = 1_000_000, block_s: float = 0.0) -> None:
-        self.wait_s, self.fails_from, self.block_s = wait_s, fails_from, block_s
+    def __init__(
+        self,
+        wait_s: float = 0.0,
+        fails_from: int = 1_000_000,
+        block_s: float = 0.0,
+        refusal: type[ServerError] = ServerUnavailableError,
+    ) -> None:
+        self.wait_s, self.fails_from, self.block_s, self.refusal = wait_s, fails_from, block_s, refusal
         self.asked: list[OperationKind] = []
         self.answered = 0
 
@@ -61,7 +76,7 @@ class Fake:
     async def _answer(self, operation: OperationKind) -> None:
         self.asked.append(operation)
         if len(self.asked) > self.fails_from:
-            raise ServerUnavailableError("gone", "here", code="UNAVAILABLE")
+            raise self.refusal("no", "here")
         time.sleep(self.block_s)  # the harness itself is held up
         await asyncio.sleep(self.wait_s)
         self.answered += 1
@@ -298,10 +313,12 @@ def test_a_server_that_hangs_makes_error_rows_and_the_run_ends() -> None:
     assert drive.unfinished == 0
 
 
-def test_a_server_that_dies_makes_error_rows_and_is_not_hammered() -> None:
-    drive = driven(Fake(wait_s=0.01, fails_from=5), concurrency=2, duration_s=0.5, warm_up_s=0.0)
+@pytest.mark.parametrize("refusal", [ServerUnavailableError, OverloadedError])  # it has died; a limit of its gateway
+def test_a_server_that_refuses_makes_error_rows_and_is_not_hammered(refusal: type[ServerError]) -> None:
+    client = Fake(wait_s=0.01, fails_from=5, refusal=refusal)
+    drive = driven(client, concurrency=2, duration_s=0.5, warm_up_s=0.0)
     assert len(drive.records) - drive.failed == 5
-    assert {record.error for record in drive.records if record.error} == {"ServerUnavailableError"}
+    assert {record.error for record in drive.records if record.error} == {refusal.__name__}
     assert 0 < drive.failed <= 2 * (0.5 / 0.1 + 1)
     assert reported(drive).answered_share == 1.0  # no rate was due
 

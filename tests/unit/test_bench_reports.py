@@ -18,7 +18,7 @@ from likeness_bench import cli, options, processes
 from likeness_bench import repeated as repeated_module
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
-from likeness_bench.drive import Drive, LoadConfig, Record
+from likeness_bench.drive import NOT_SENT, Drive, LoadConfig, Record
 from likeness_bench.figures import CeilingTurn, ErrorRow, LoadReport, RunFigures
 from likeness_bench.files import check_out, write_json
 from likeness_bench.in_process import Threads
@@ -142,6 +142,16 @@ def test_a_server_that_falls_behind_is_noted() -> None:
     slow = [record(2 + number / 20, 5.0) for number in range(200)]  # half of it is under way at the end
     assert not any("does not keep up" in note for note in report_of(slow, rate=20.0).notes)
     assert not any("does not keep up" in note for note in report_of(growing, rate=None, concurrency=2).notes)
+
+
+def test_a_harness_that_falls_behind_does_not_put_it_on_the_server() -> None:
+    growing = [record(2 + number / 20, number / 100) for number in range(200)]
+    late = [replace(one, started_s=one.finished_s - 0.001) for one in growing]
+    unsent = [replace(one, error=NOT_SENT) if place % 2 else one for place, one in enumerate(growing)]
+    for records, percent in ((late, "83"), (unsent, "50")):
+        (said,) = (note for note in report_of(records, rate=20.0).notes if note.startswith("answered"))
+        assert f"the harness itself could send only {percent} % of them in time" in said
+        assert "the server" not in said
 
 
 def test_notes_say_what_stands_in_the_way() -> None:
@@ -519,6 +529,21 @@ def test_a_single_outlier_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> No
     assert first.shown.p99_with_failures_ms == 50.0
 
 
+def test_a_rate_that_missed_by_chance_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stalls = [900.0, 50.0, 900.0, 50.0]  # every other run: of four, the slower middle one misses
+
+    def p99_ms(rate: float, _: int) -> float | None:
+        return stalls.pop(0) if rate == 20 and stalls else 50.0 if rate <= 57 else None
+
+    found = swept(monkeypatch, p99_ms)
+    assert found.complete, found.ended
+    assert found.best_rate is not None
+    assert 57 / 1.05 <= found.best_rate <= 57
+    (unlucky,) = (step for step in found.steps if step.rate == 20)
+    assert [run.p99_with_failures_ms for run in unlucky.repeats] == [900, 50, 900, 50, 50, 50]
+    assert (unlucky.kept, unlucky.settled, unlucky.p99_ms) == (True, True, 50.0)
+
+
 @pytest.mark.parametrize("reason", ["it is gone", ""])
 def test_a_server_that_answers_not_even_one_request_says_nothing_of_its_rates(
     reason: str, monkeypatch: pytest.MonkeyPatch
@@ -620,7 +645,7 @@ def test_a_load_is_repeated_until_its_figures_settle(load: dict[str, Any], monke
     assert rows["1"] == ("4.0", "500.0", "500.0", "0")
 
 
-@pytest.mark.parametrize(("budget_s", "reason"), [(0.0, "run once: --budget-s 0 holds no second run"), (1.0, "once")])
+@pytest.mark.parametrize(("budget_s", "reason"), [(0.0, "run once (--budget-s 0 holds no second run)"), (1.0, "once")])
 def test_a_load_without_time_for_a_second_run_says_so(
     budget_s: float, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -641,6 +666,27 @@ def test_a_load_that_does_not_settle_says_that_the_time_is_up(monkeypatch: pytes
     found = repeated(monkeypatch, [0.1, 0.3, 0.9], budget_s=3.5)
     assert (len(found.runs), found.settled) == (3, False)
     assert "p99 did not settle in 3 runs: the time is up (3.5 s)" in found.notes
+
+
+@pytest.mark.parametrize(("rests", "said"), [([], "run once ({})"), ([True], "p99 did not settle in 2 runs: {}")])
+def test_a_load_whose_server_does_not_come_to_rest_says_so(
+    rests: list[bool], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others use it, too: more time would not help."""
+
+    async def come_to_rest(*_: Any, **__: Any) -> bool:
+        return bool(rests) and rests.pop()
+
+    async def run_load(*_: Any, **__: Any) -> LoadReport:
+        records = [record(0.0, 0.01)] * 20 + [record(0.0, 0.01, "ServerError")]
+        return report_of(records, duration_s=1.0, warm_up_s=0.0)
+
+    monkeypatch.setattr(repeated_module, "come_to_rest", come_to_rest)
+    config = LoadConfig(address="here:1", rate=10.0, duration_s=1.0, warm_up_s=0.0)
+    nothing: Any = None
+    found = asyncio.run(run_repeated(nothing, config, budget_s=60.0, stop=asyncio.Event(), run_once=run_load))
+    reason = said.format("the server did not come to rest after failures: keep other loads away")
+    assert any(note.startswith(reason) for note in found.notes)
 
 
 def test_an_interrupted_repetition_keeps_its_finished_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,14 @@ def test_a_repository_that_is_already_best(pretended: Pretended, target: Target)
     assert all(trial.verdict and trial.verdict.rounds == 2 for trial in report.trials)  # of five: they cannot win
 
 
+@pytest.mark.usefixtures("pretended")
+def test_plans_that_share_the_settings_and_were_not_measured_are_a_note(target: Target) -> None:
+    assert not any("TensorRT" in note for note in tuned(target)[0].notes)
+    (weights,) = target.folder.glob("text_encoder/*/model.onnx")
+    weights.with_name("model.plan").touch()
+    assert any("measured with the profile cpu; the TensorRT plans" in note for note in tuned(target)[0].notes)
+
+
 def test_what_does_not_last_is_not_kept(pretended: Pretended, target: Target) -> None:
     """The machine flatters every first candidate; beside the untuned settings it shows."""
     best = target.settings

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product
-from likeness_export.server import find_tritonserver
+from likeness_export.server import NETWORK_FILES, find_tritonserver
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import RunFigures
@@ -205,5 +205,14 @@ class _Tuning:
             better=final is not None and final.kept,
             ended="interrupted" if stopped else search.ended or "nothing was left to try",
             complete=not stopped and not search.ended,
-            notes=tuple(measuring.doubts()),
+            notes=(*measuring.doubts(), *self._unmeasured()),
         )
+
+    def _unmeasured(self) -> Iterator[str]:
+        """Say what the settings hold for, too, and was not served."""
+        (plan,) = NETWORK_FILES["tensorrt"]
+        if self.profile != "tensorrt" and any(self.target.folder.glob(f"*/[0-9]*/{plan}")):
+            yield (
+                f"measured with the profile {self.profile}; the TensorRT plans of this repository share its settings, "
+                "and were not measured: compare them with `likeness bench load` before you keep them"
+            )
