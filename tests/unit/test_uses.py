@@ -171,6 +171,16 @@ def test_auto_takes_the_threshold_with_the_best_silhouette() -> None:
     assert (len(found.sizes), agreed.rand, agreed.mutual_information, agreed.homogeneity) == (12, 1, 1, 1)
 
 
+def test_auto_divides_more_than_an_outlier_from_all_others() -> None:
+    alike = unit(blobs(10, 20, noise=0.6) + 0.25)  # as in a trained space: even unlike products have much in common
+    vectors = np.concatenate([alike, unit(-np.ones((1, 16)))])
+    found = cluster(vectors, None)
+    assert silhouette(vectors, np.repeat([0, 1], [200, 1])) > found.silhouette
+    assert agreement(found.labels[:200], np.repeat(np.arange(10), 20).astype(np.str_)).rand > 0.7
+    copies = np.concatenate([np.repeat(unit([[1, 0]]), 20, 0), unit([[0, 1]])])  # there is nothing else to divide
+    assert cluster(copies, None).sizes.tolist() == [20, 1]
+
+
 def test_a_large_catalogue_is_linked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "PART", 40)
     vectors = blobs(20, 10, noise=0.05)
