@@ -338,7 +338,9 @@ def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:
         match(["a"], [taught], Judged(pairs=[], vectors=vectors), cosine)
 
 
-def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_not_seen() -> None:
+def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_not_seen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     names = [f"p{i}" for i in range(40)]
     train = [pair(names[i], names[i + 1], i % 2) for i in range(39)]
     parts = [unit(np.random.default_rng(place).normal(size=(40, 8))) for place in range(5)]
@@ -351,6 +353,9 @@ def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_n
         assert list(judged.pairs) == hold_out(train, 0.2, fold)[1]
     (whole,) = folds_of(joined, train, HeldOut())
     assert list(whole.pairs) == train
+    assert caplog.text == ""
+    folds_of(joined, train, HeldOut(share=0.2, folds=(0, 1, 2, 4)))
+    assert "do not look like embeddings of 4 joined runs, whose parts are equally long" in caplog.text
     with pytest.raises(InputError, match="not joined of 3 equal parts"):
         folds_of(joined, train, HeldOut(share=0.2, folds=(0, 1, 2)))
 
