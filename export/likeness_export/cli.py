@@ -27,7 +27,9 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a built-in recipe, e.g. demo.")],
-    out: Annotated[Path, typer.Option(help="The folder of the run. One that was interrupted goes on.")],
+    out: Annotated[
+        Path, typer.Option(help="The folder of the run. One that was interrupted goes on.", file_okay=False)
+    ],
     data_root: DataRoot = Path(),
     override: Annotated[
         list[str] | None,
@@ -50,7 +52,7 @@ def train(
 @app.command()
 def join(
     runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs, e.g. of one recipe with three seeds.")],
-    out: Annotated[Path, typer.Option(help="The folder of the joined run.")],
+    out: Annotated[Path, typer.Option(help="The folder of the joined run.", file_okay=False)],
 ) -> None:
     """Join trained runs into one whose similarity is the mean of theirs.
 
@@ -238,9 +240,9 @@ def explain(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes; what is already there is used again.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where everything goes; what is already there is used again.", file_okay=False)
+    ] = Path("runs/demo"),
 ) -> None:
     """Render a catalogue, train, export, serve, query: the whole path, nothing downloaded."""
     start()
@@ -251,7 +253,9 @@ def demo(
 
 @app.command()
 def render(
-    folder: Annotated[Path, typer.Argument(help="Where the catalogue is to be; an earlier one is replaced.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Where the catalogue is to be; an earlier one is replaced.", file_okay=False)
+    ],
     clips: Annotated[
         bool, typer.Option("--clips", help="Also film products, and name the clips in products_with_clips.jsonl.")
     ] = False,

@@ -163,9 +163,15 @@ class Task:
 
 
 def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
-    """Read the products that a task needs; warns of queries that the run was trained on."""
+    """Read the products that a task needs; warns of queries that the run was trained on.
+
+    Raises:
+        InputError: the products cannot be read, or no query has one of the labels.
+    """
     data = run.read_recipe().data
     catalogue = recipe_catalogue(data, data_root).of_splits([*task.queries, *task.gallery])
+    for label in task.labels:
+        catalogue.needed_labels(label, task.queries)
     _, known = run.trained_on()
     if not data.pairs:  # products of pairs are known; what is new is who matches whom
         asked = catalogue.of_splits(task.queries).ids

@@ -8,6 +8,7 @@ run is evaluated, exported and served like one that was trained.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,8 +34,12 @@ def join_runs(runs: Sequence[Run], out: Run) -> None:
         out: the folder to fill; an earlier join of the same recipes is made anew.
 
     Raises:
-        InputError: a run is not trained to its end, they do not fit together, or ``out`` holds something else.
+        InputError: a run is not trained to its end or named twice, they do not fit together, or ``out`` holds something
+            else.
     """
+    named = Counter(run.folder.resolve() for run in runs)
+    if twice := [folder for folder, times in named.items() if times > 1]:
+        raise InputError(f"{twice[0]} is named twice: joined with itself, a run answers as it does alone; name another")
     parts = [run.read_network() for run in runs]
     recipe = joined_recipe([recipe for recipe, _ in parts])
     if out.holds_recipe and out.read_recipe().digest() != recipe.digest():

@@ -84,17 +84,25 @@ def read_named_pairs(path: Path, splits: Sequence[str]) -> list[NamedPair]:
         splits: the splits to read.
 
     Raises:
-        InputError: the file is missing, lacks a column, or a label is not 0 or 1.
+        InputError: the file is missing, lacks a column, or a line has values too few or too many, or a label that is
+            not 0 or 1.
     """
     pairs = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
-            if missing := [name for name in _PAIR_COLUMNS if name not in (reader.fieldnames or ())]:
+            columns = reader.fieldnames or ()
+            if missing := [name for name in _PAIR_COLUMNS if name not in columns]:
                 raise InputError(
-                    f"{path} lacks the columns {', '.join(missing)}; needed are {', '.join(_PAIR_COLUMNS)}"
+                    f"{path} lacks the columns {', '.join(missing)}: its first line has to name "
+                    f"{', '.join(_PAIR_COLUMNS)}, with commas between, and is {','.join(columns)!r:.80}"
                 )
             for line in reader:
+                if None in line or None in line.values():
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: not as many values as the first line has columns "
+                        f"({len(columns)})"
+                    )
                 if line["split"] not in splits:
                     continue
                 if line["label"] not in ("0", "1"):

@@ -155,7 +155,9 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
     for name, tower in recipe.towers.items():
         items = Read([found[tower.modality] for found in parts if tower.modality in found])
         if not items:
-            raise InputError(f"towers.{name}: no training product has {tower.modality}: leave the tower out")
+            keys = ", ".join(tower.attribute_keys())
+            missing = f"any of the attributes {keys}" if keys else tower.modality
+            raise InputError(f"towers.{name}: no training product has {missing}: leave the tower out")
         tower.prepare(items, run.towers / name, data_root)
 
 

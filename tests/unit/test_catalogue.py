@@ -232,7 +232,10 @@ def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
     [
         (HEADER + "a,b,1,train\na,b,yes,train\n", "line 3: label 'yes', 0 or 1 is needed"),
         (HEADER + "a,b,,train\n", "line 2: label '', 0 or 1 is needed"),
-        ("left_id,right_id,split\na,b,train\n", "lacks the columns label; needed are left_id, right_id, label, split"),
+        ("left_id,right_id,split\na,b,train\n", "columns label: its first line has to name left_id, right_id, label"),
+        ("left_id;right_id\na;b\n", "with commas between, and is 'left_id;right_id'"),
+        (HEADER + "a,b,1,train\na,b,1\n", r"line 3: not as many values as the first line has columns \(4\)"),
+        (HEADER + "a,b,c,1,train\n", "line 2: not as many values"),
         ("a,b\n", "lacks the columns left_id, right_id, label, split"),
         ("", "lacks the columns"),
         (b"left_id,right_id,label,split\n\xff,b,1,train\n", "cannot be read as a file of pairs"),

@@ -145,6 +145,8 @@ def test_a_join_is_made_anew_but_nothing_else_is_overwritten(tiny: Tiny, tmp_pat
     assert joined.weights.read_bytes() == before
     with pytest.raises(InputError, match="holds a run of another recipe: choose another folder or remove it"):
         join_runs([first, other], joined)
+    with pytest.raises(InputError, match="run-0 is named twice: joined with itself, a run answers as it does alone"):
+        join_runs([first, second, Run(first.folder / ".." / first.folder.name)], Run(tmp_path / "more"))
     other.weights.unlink()
     with pytest.raises(InputError, match="run-2 is not trained to its end"):
         join_runs([first, other], Run(tmp_path / "more"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export import training
+from likeness_export.cli import app
 from likeness_export.evaluation import Task, read_task_catalogue
 from likeness_export.networks.product import build_network
 from likeness_export.positives import Judgement, LabelPositives
@@ -23,6 +24,7 @@ from likeness_export.training import train
 from likeness_export.training_data import training_catalogue
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
+from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,6 +114,15 @@ def test_an_interrupted_training_does_not_go_on_with_other_products(tiny: Tiny, 
     train(recipe, run, tiny.root)
 
 
+def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:
+    place = tmp_path / "taken"
+    place.touch()
+    for command in (["train", "demo"], ["join", "a", "b"], ["demo"]):
+        answer = CliRunner().invoke(app, [*command, "--out", str(place)])
+        assert answer.exit_code == 2
+        assert "Invalid value for '--out'" in answer.output
+
+
 def test_a_folder_that_is_not_of_a_run_is_not_cleared(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "towers").mkdir()
     (tmp_path / "towers" / "mine.txt").touch()
@@ -130,6 +141,7 @@ def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path
     ):
         with pytest.raises(InputError, match=message):
             train(changed(tiny.recipe, data=section), Run(tmp_path / "run"), tiny.root)
+        assert not (tmp_path / "run" / "towers").exists()  # nothing was read or fitted for it
 
 
 def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
@@ -272,6 +284,8 @@ def test_a_finished_run_says_that_the_products_are_others_now(
         edit_catalogue(tiny, "0-1", **values)
         train(tiny.recipe, run, tiny.root)
         assert "the training products of products.jsonl are not those of then: train into another folder" in caplog.text
+    with pytest.raises(InputError, match="no product of split val has the label 'gruop'"):
+        read_task_catalogue(run, tiny.root, Task(labels=("group", "gruop")))
     read_task_catalogue(run, tiny.root, Task(labels=("group",)))
     assert "1 of 1 products of split val were trained on: the figures flatter; was the file split anew?" in caplog.text
     caplog.clear()
@@ -313,6 +327,9 @@ def test_a_product_without_anything_that_a_tower_reads_is_left_out(
 def test_a_tower_whose_modality_nobody_has_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     recipe = changed(tiny.recipe, towers={"words": {"encoder": "transformer", "source": "none"}})
     with pytest.raises(InputError, match=r"towers\.words: no training product has text: leave the tower out"):
+        train(recipe, Run(tmp_path / "run"), tiny.root)
+    recipe = changed(tiny.recipe, towers={"attributes": {"encoder": "one_hot", "keys": ["farbe", "form"]}})
+    with pytest.raises(InputError, match=r"towers\.attributes: no training product has any of the attributes farbe"):
         train(recipe, Run(tmp_path / "run"), tiny.root)
 
 

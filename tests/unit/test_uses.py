@@ -171,6 +171,16 @@ def test_auto_takes_the_threshold_with_the_best_silhouette() -> None:
     assert (len(found.sizes), agreed.rand, agreed.mutual_information, agreed.homogeneity) == (12, 1, 1, 1)
 
 
+def test_auto_divides_more_than_an_outlier_from_all_others() -> None:
+    alike = unit(blobs(10, 20, noise=0.6) + 0.25)  # as in a trained space: even unlike products have much in common
+    vectors = np.concatenate([alike, unit(-np.ones((1, 16)))])
+    found = cluster(vectors, None)
+    assert silhouette(vectors, np.repeat([0, 1], [200, 1])) > found.silhouette
+    assert agreement(found.labels[:200], np.repeat(np.arange(10), 20).astype(np.str_)).rand > 0.7
+    copies = np.concatenate([np.repeat(unit([[1, 0]]), 20, 0), unit([[0, 1]])])  # there is nothing else to divide
+    assert cluster(copies, None).sizes.tolist() == [20, 1]
+
+
 def test_a_large_catalogue_is_linked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "PART", 40)
     vectors = blobs(20, 10, noise=0.05)
@@ -337,7 +347,9 @@ def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:
         match(["a"], [taught], Judged(pairs=[], vectors=vectors), cosine)
 
 
-def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_not_seen() -> None:
+def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_not_seen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     names = [f"p{i}" for i in range(40)]
     train = [pair(names[i], names[i + 1], i % 2) for i in range(39)]
     parts = [unit(np.random.default_rng(place).normal(size=(40, 8))) for place in range(5)]
@@ -350,6 +362,9 @@ def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_n
         assert list(judged.pairs) == hold_out(train, 0.2, fold)[1]
     (whole,) = folds_of(joined, train, HeldOut())
     assert list(whole.pairs) == train
+    assert caplog.text == ""
+    folds_of(joined, train, HeldOut(share=0.2, folds=(0, 1, 2, 4)))
+    assert "do not look like embeddings of 4 joined runs, whose parts are equally long" in caplog.text
     with pytest.raises(InputError, match="not joined of 3 equal parts"):
         folds_of(joined, train, HeldOut(share=0.2, folds=(0, 1, 2)))
 

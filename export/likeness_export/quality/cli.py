@@ -92,7 +92,6 @@ def sheet(
         raise InputError(f"{folder} has no signature {signature}; there are: {', '.join(known)}")
     task = Task(labels=(label or recipe.data.labels[-1],), queries=(split,), gallery=tuple(gallery or [split]))
     catalogue = read_task_catalogue(Run(folder), data_root, task)
-    catalogue.needed_labels(task.labels[0], task.queries)
     chosen = modalities_of(signature) if signature else recipe.modalities()
     if not draw_sheet(OfflineEmbedder(Run(folder), catalogue).embed(chosen), catalogue, task, out, rows):
         raise InputError(f"no query has another product with the same {task.labels[0]!r} in the gallery: nothing drawn")

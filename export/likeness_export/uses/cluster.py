@@ -23,6 +23,7 @@ PART = 4_000
 """The largest part that is linked as a whole; takes memory for its pairs, 130 MB."""
 _SAMPLE = 5_000
 _SAME = 1e-6  # the distance of equal vectors is up to this, on either side of zero: their length is 1 in FP32 only
+_NEARLY_ALL = 0.9  # of the products: whoever holds more of them has not divided the catalogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
 
     Args:
         vectors: FP32 [n, d], unit length.
-        threshold: in [-1, 1]; None: the one of `THRESHOLDS` with the best silhouette, the highest among equals.
+        threshold: in [-1, 1]; None: the one of `THRESHOLDS` with the best silhouette, the highest among equals. Those
+            that leave nearly all products together come last: seen from a few outliers, all others look alike.
 
     Raises:
         InputError: the threshold is not in [-1, 1].
@@ -83,10 +85,16 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
     for candidate in THRESHOLDS if threshold is None else (threshold,):
         labels = _cut(trees, len(vectors), candidate)
         found = Clustering(labels=labels, threshold=candidate, silhouette=silhouette(vectors, labels))
-        if best is None or np.nan_to_num(found.silhouette, nan=-1.0) > np.nan_to_num(best.silhouette, nan=-1.0):
+        if best is None or _rank(found) > _rank(best):
             best = found
     assert best is not None
     return best
+
+
+def _rank(found: Clustering) -> tuple[bool, float]:
+    """Order clusterings by silhouette; those that leave nearly all products together, or have none, come last."""
+    together = found.sizes.max(initial=0) > _NEARLY_ALL * len(found.labels)
+    return not (together or np.isnan(found.silhouette)), float(np.nan_to_num(found.silhouette, nan=-1.0))
 
 
 def silhouette(vectors: Vectors, labels: Labels) -> float:

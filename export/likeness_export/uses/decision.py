@@ -93,7 +93,8 @@ def fit_decision(features: Features, labels: Labels) -> Decision:
         if not (labels[usable] == wanted).any():
             raise InputError(
                 f"a threshold cannot be chosen: none of the {len(labels)} train pairs is {kind} and has embeddings on "
-                "both sides; name their split with --train-split"
+                "both sides; name their split with --train-split, or look whether left_id and right_id are ids of the "
+                "product file"
             )
     scaling, regression = StandardScaler(), LogisticRegression(C=_TRUST)
     model = make_pipeline(scaling, regression).fit(features[usable].astype(np.float64), labels[usable])

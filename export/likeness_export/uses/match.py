@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,11 +20,13 @@ from likeness_export.uses.decision import Decision, Features, Figures, Probabili
 from likeness_export.uses.inputs import Embedded, Vectors
 from likeness_export.uses.neighbourhood import Rows, in_context, surroundings
 
+log = logging.getLogger(__name__)
 Scores = NDArray[np.float32]
 Score = Callable[[Vectors, Vectors], Scores]
 """Scores pairs: unit vectors [p, d] and [p, d] -> FP32 [p], higher is more alike."""
 _STEP = 4096  # pairs
 _SURE = 2**-24  # a float next to 1 says no more
+_EQUAL, _OFTEN = 5e-4, 0.1  # by chance as many are so equally long in a thousand dimensions, and fewer in less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +212,8 @@ def as_logit(score: Score) -> Score:
 def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: HeldOut) -> list[Judged]:
     """Return the pairs that training has not seen; with several folds, each in the space of its part of a joined run.
 
+    Warns where the vectors cannot be those of so many runs: whoever has all modalities has all parts equally long.
+
     Args:
         vectors: FP32 [n, d], the products' embeddings.
         train: all train pairs.
@@ -223,7 +228,15 @@ def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: HeldOut) ->
             f"embeddings of {vectors.shape[1]} dimensions are not joined of {len(folds)} equal parts: give --fold once "
             "for each run that was joined"
         )
-    parts = [vectors] if len(folds) == 1 else [_unit(part) for part in np.split(vectors, len(folds), 1)]
+    found = np.split(vectors, len(folds), 1)
+    lengths = np.stack([np.linalg.norm(part, axis=1) for part in found])
+    if len(vectors) and (np.ptp(lengths, 0) < _EQUAL).mean() < _OFTEN:
+        log.warning(
+            "these do not look like embeddings of %d joined runs, whose parts are equally long: give --fold once for "
+            "each run that was joined",
+            len(folds),
+        )
+    parts = [vectors] if len(folds) == 1 else [_unit(part) for part in found]
     return [
         Judged(pairs=hold_out(train, held_out.share, fold)[1] if held_out.share else train, vectors=part)
         for fold, part in zip(folds, parts, strict=True)
