@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from likeness_client import Client, Product, ServerUnavailableError
 from likeness_client.contract import embed_model, encoder_model, preprocess_model
+from likeness_export import server
 from likeness_export.server import NETWORK_FILES, ServeConfig, find_tritonserver, serving
 
 pytestmark = pytest.mark.server
@@ -222,12 +224,15 @@ def test_a_server_that_dies_is_reported(small: Path, ports: list[int], tmp_path:
     with serve(small, ports, tmp_path) as serving:
         serving.wait_until_ready()
         members = family(serving.process.pid)
+        memory = shared_memory(members)
+        assert memory
         (server,) = (member for member in members if member.parent == serving.process.pid)
         os.kill(server.pid, signal.SIGKILL)
         serving.process.communicate(timeout=_TIMEOUT_S)
         assert serving.process.returncode == 1
         assert "tritonserver ended by itself with code -9" in (tmp_path / "stderr").read_text().splitlines()[-1]
         assert not still_there(members)
+        assert not [place for place in memory if place.exists()], "each restart would leave less of /dev/shm"
 
 
 def test_a_model_whose_process_dies_ends_the_server(small: Path, ports: list[int], tmp_path: Path) -> None:
@@ -236,6 +241,7 @@ def test_a_model_whose_process_dies_ends_the_server(small: Path, ports: list[int
         serving.wait_until_ready()
         time.sleep(2)  # the command has begun to watch
         members = family(serving.process.pid)
+        memory = shared_memory(members)
         stub = next(m for m in members if encoder_model("attributes") in Path(f"/proc/{m.pid}/cmdline").read_text())
         os.kill(stub.pid, signal.SIGKILL)
         serving.process.communicate(timeout=_TIMEOUT_S)
@@ -243,6 +249,31 @@ def test_a_model_whose_process_dies_ends_the_server(small: Path, ports: list[int
         said = (tmp_path / "stderr").read_text().splitlines()[-1]
         assert f"the process of model '{encoder_model('attributes')}' ended by itself" in said
         assert not still_there(members)
+        assert not [place for place in memory if place.exists()]
+
+
+def test_a_server_that_hangs_is_reported(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_UNANSWERED", 3)
+    monkeypatch.setattr(server, "_STOP_S", 1.0)
+    config = ServeConfig.on_unused_ports(small, tmp_path / "log")
+    with serving(config) as process:
+        members = family(process.pid)
+        threading.Timer(2.0, process.send_signal, [signal.SIGSTOP]).start()  # it has answered before
+        with pytest.raises(server.ServeError, match="tritonserver hangs: it answered none of 3 questions"):
+            server.watch(process, config.address)
+    assert not still_there(members)
+
+
+def test_a_server_that_answers_again_does_not_hang(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_UNANSWERED", 4)
+    config = ServeConfig.on_unused_ports(small, tmp_path / "log")
+    with serving(config) as process:
+        for at_s, number in enumerate([signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL]):
+            threading.Timer(4.0 * at_s, process.send_signal, [number]).start()
+        with pytest.raises(server.ServeError, match="ended by itself with code -9"):
+            server.watch(process, config.address)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported(small: Path, ports: list[int], tmp_path: Path) -> None:

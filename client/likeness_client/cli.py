@@ -56,7 +56,7 @@ EXTRA_OF = {
 """Optional package -> the extra that brings it."""
 BULK_TIMEOUT_S = 300.0
 """Deadline where nobody waits for a single answer, and a call queues behind seven others of the same command."""
-_NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="likeness",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from likeness_client.errors import InputError
 
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's, the user's, the largest file's
 
 
 @contextmanager
@@ -31,12 +32,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         if path.exists():  # or that the one before has; but it must be possible to write it
             aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
     try:
-        try:
+        with told_if_full(path):
             yield aside
-        except OSError as error:
-            if error.errno not in _DISK_IS_FULL:
-                raise
-            raise _unwritable(path, error) from error
         with told(path):
             aside.replace(path)
     finally:
@@ -63,6 +60,23 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+@contextmanager
+def told_if_full(path: Path) -> Iterator[None]:
+    """Say where there was no room, of an `OSError` that says so; others stay as they are.
+
+    Raises:
+        InputError: in its place.
+    """
+    try:
+        yield
+    except shutil.Error as error:  # copytree's, which lists what became of each file: (from, to, why)
+        raise _unwritable(path, OSError(error.args[0][0][-1])) from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
         raise _unwritable(path, error) from error
 
 

@@ -218,7 +218,7 @@ def serve(
             typer.echo(
                 f"ready: gRPC {config.address}  HTTP {config.at(http_port)}  metrics {config.at(metrics_port)}/metrics"
             )
-            watch(process)
+            watch(process, config.address)
     except KeyboardInterrupt:
         typer.echo("stopped")
 

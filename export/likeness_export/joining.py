@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from likeness_client.errors import InputError
+from likeness_client.writing import told_if_full
 
 from likeness_export.networks.fusion import LateConfig, LateFusion
 from likeness_export.networks.product import ProductNetwork, build_network
@@ -49,7 +50,8 @@ def join_runs(runs: Sequence[Run], out: Run) -> None:
     names = _tower_names([recipe for recipe, _ in parts])
     for run, renamed in zip(runs, names, strict=True):
         for name, new in renamed.items():
-            shutil.copytree(run.towers / name, out.towers / new, dirs_exist_ok=True)
+            with told_if_full(out.towers):
+                shutil.copytree(run.towers / name, out.towers / new, dirs_exist_ok=True)
     network = build_network(recipe, out.towers, None)
     _fill(network, [part for _, part in parts], names)
     out.write_trained_on("", sorted(frozenset().union(*(run.trained_on()[1] for run in runs))))

@@ -137,6 +137,8 @@ def _trace(module: nn.Module, spec: StepSpec, path: Path, length: int) -> None:
                 external_data=False,
                 verbose=False,
             )
+    except OSError:  # no fault of the network
+        raise
     except Exception as error:  # the tracer fails with many types; whichever it is, this network is not exported
         raise ExportError(f"{spec.name}: cannot be traced: {error}") from error
 

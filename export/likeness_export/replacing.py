@@ -11,6 +11,7 @@ from pathlib import Path
 
 from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import InputError
+from likeness_client.writing import told_if_full
 
 from likeness_export.repository import MANIFEST
 
@@ -34,7 +35,8 @@ def replaced_repository(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror} ({error.filename})") from error
     try:
-        yield aside
+        with told_if_full(folder):
+            yield aside
         try:
             if folder.exists():
                 folder.rename(old)

@@ -111,6 +111,20 @@ class Run:
 
     def write_weights(self, network: ProductNetwork) -> None:
         """Store all parameters."""
-        # Through a file: a path would stand inside of it, and the space would depend on the process that wrote it.
-        with written_aside(self.weights) as aside, aside.open("wb") as out:
-            torch.save(network.state_dict(), out)
+        save(network.state_dict(), self.weights)
+
+
+def save(state: object, path: Path) -> None:
+    """Store what `torch.load` reads.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    # Through a file: a path would stand inside of it, and the space would depend on the process that wrote it.
+    with written_aside(path) as aside, aside.open("wb") as out:
+        try:
+            torch.save(state, out)
+        except RuntimeError as error:  # torch's own, about where the file ends, hides what the disk has said
+            if isinstance(said := error.__context__, OSError):
+                raise OSError(said.errno, said.strerror) from error
+            raise

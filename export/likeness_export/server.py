@@ -16,11 +16,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
+if TYPE_CHECKING:
+    from tritonclient.grpc import InferenceServerClient
+
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+_SHARED_MEMORY = Path("/dev/shm")
 NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
 """Profile -> the files that it needs of every network."""
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
@@ -32,6 +36,8 @@ _PROBE_CHANNEL = [
     ("grpc.enable_http_proxy", 0),  # the server is on this machine
 ]
 _WATCH_S = 1.0  # how often it is looked whether a server is whole
+_ANSWERS_S = 1.0  # what a server that is whole needs at most to say that it lives: such questions have no queue
+_UNANSWERED = 30  # in a row, and it hangs; the first may have met a machine that was suspended, or a moment of overload
 _ENDS_TOO_S = 5.0  # how long a server may take to end after one of its models
 _STOP_S = 20.0  # how long a process may take to end, a server to unload its models, before its group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
@@ -137,8 +143,8 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
         )
     config = replace(config, host=_address_of(config.host))
     _check_ports(config)
-    with tempfile.TemporaryDirectory(prefix="likeness-serve-") as runtime, _log(config.log_file) as log:
-        command, environment = _command(server, config, profile, Path(runtime))
+    with _runtime() as runtime, _log(config.log_file) as log:
+        command, environment = _command(server, config, profile, runtime)
         # A process group of its own: Ctrl-C reaches this process only, which then stops the group in order.
         tied = [sys.executable, "-ISc", _TIE, str(os.getpid()), *command]
         process = subprocess.Popen(tied, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -149,7 +155,7 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
             stop_group(process)
 
 
-def watch(process: subprocess.Popen[bytes]) -> NoReturn:
+def watch(process: subprocess.Popen[bytes], address: str) -> NoReturn:
     """Wait for as long as a server is whole. Whoever started it should then start it again.
 
     Triton does not start a model process again that was killed, by a lack of memory for instance; it goes on to call
@@ -157,20 +163,37 @@ def watch(process: subprocess.Popen[bytes]) -> NoReturn:
 
     Args:
         process: a server that is ready.
+        address: where it is asked whether it lives.
 
     Raises:
-        ServeError: it ended by itself, or one of its model processes did.
+        ServeError: it ended by itself, or one of its model processes did, or it answers nothing any more.
     """
+    from tritonclient.grpc import InferenceServerClient
+
     models = {child: _model_of(child) for child in _children(process.pid)}
-    while process.poll() is None:
-        if gone := [model for child, model in models.items() if not _runs(child)]:
-            # Where the whole server ends, its models may end first.
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_ENDS_TOO_S)
-                break
-            raise ServeError(f"the process of {', '.join(sorted(gone))} ended by itself: see the log above")
-        time.sleep(_WATCH_S)
+    unanswered = 0
+    with InferenceServerClient(address, channel_args=_PROBE_CHANNEL) as client:
+        while process.poll() is None:
+            if gone := [model for child, model in models.items() if not _runs(child)]:
+                # Where the whole server ends, its models may end first.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_ENDS_TOO_S)
+                    break
+                raise ServeError(f"the process of {', '.join(sorted(gone))} ended by itself: see the log above")
+            unanswered = 0 if _lives(client) else unanswered + 1
+            if unanswered == _UNANSWERED:
+                raise ServeError(f"tritonserver hangs: it answered none of {unanswered} questions: see the log above")
+            time.sleep(_WATCH_S)
     raise ServeError(f"tritonserver ended by itself with code {process.returncode}: see the log above")
+
+
+def _lives(client: InferenceServerClient) -> bool:
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        return bool(client.is_server_live(client_timeout=_ANSWERS_S))
+    except InferenceServerException:
+        return False
 
 
 def _children(pid: int) -> set[int]:
@@ -289,6 +312,7 @@ def _command(
         f"--metrics-address={http_host}",
         f"--metrics-port={config.metrics_port}",
         "--exit-timeout-secs=10",
+        f"--backend-config=python,shm-region-prefix-name={runtime.name}",
         # Every configuration is written whole: to complete one, Triton would start each Python model a first time.
         "--disable-auto-complete-config",
         # Most of a start is waiting for processes to come up, so let all of them come up at once.
@@ -317,6 +341,21 @@ def _link_python_backend(package: Path, backend: Path) -> None:
     backend.mkdir(parents=True)
     for path in [*(package / "backends" / "python").glob("*.*"), stub]:
         (backend / path.name).symlink_to(path)
+
+
+@contextmanager
+def _runtime() -> Iterator[Path]:
+    """Give a folder for a server; its name begins those of the server's shared memory, and both go with the block.
+
+    A server or model process that is killed, by a lack of memory for instance, frees none of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="likeness-serve-") as folder:
+        runtime = Path(folder)
+        try:
+            yield runtime
+        finally:
+            for left in _SHARED_MEMORY.glob(f"{runtime.name}*"):
+                left.unlink(missing_ok=True)
 
 
 @contextmanager

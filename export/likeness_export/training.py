@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from likeness_client.errors import InputError
-from likeness_client.writing import write_text, written_aside
+from likeness_client.writing import told, told_if_full, write_text
 from torch import Tensor, nn
 
 from likeness_export.catalogue import Catalogue
@@ -28,7 +28,7 @@ from likeness_export.parts import Part, Read
 from likeness_export.positives import Positives, Rows, positives_of
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
-from likeness_export.run import Run
+from likeness_export.run import Run, save
 from likeness_export.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.training_data import alike_key, data_key, records_key, training_catalogue
 
@@ -158,7 +158,8 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
             keys = ", ".join(tower.attribute_keys())
             missing = f"any of the attributes {keys}" if keys else tower.modality
             raise InputError(f"towers.{name}: no training product has {missing}: leave the tower out")
-        tower.prepare(items, run.towers / name, data_root)
+        with told_if_full(run.towers / name):
+            tower.prepare(items, run.towers / name, data_root)
 
 
 class _Trainer:
@@ -290,8 +291,7 @@ class _Trainer:
             "schedule": schedule.state_dict(),
             "latest": self.latest,
         }
-        with written_aside(self.run.checkpoint) as aside:
-            torch.save(state, aside)
+        save(state, self.run.checkpoint)
 
     def _restore(self, schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
         """Load the checkpoint if there is one; return the next epoch.
@@ -317,7 +317,7 @@ class _Trainer:
         return int(state["epoch"]) + 1
 
     def _log(self, epoch: int, loss: float, seconds: float) -> None:
-        with self.run.log.open("a", encoding="utf-8") as out:
+        with told(self.run.log), self.run.log.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from likeness_client import InputError
-from likeness_client.writing import write_text, written_aside
+from likeness_client.writing import told_if_full, write_text, written_aside
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -57,7 +58,14 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_full_disk_is_told_from_the_faults_of_others(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot write .*a\.txt"), written_aside(tmp_path / "a.txt"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for full in (errno.ENOSPC, errno.EFBIG):  # EFBIG: of `ulimit -f`, and of file systems with small files only
+        with pytest.raises(InputError, match=r"cannot write .*a\.txt"), written_aside(tmp_path / "a.txt"):
+            raise OSError(full, os.strerror(full))
     with pytest.raises(ConnectionResetError), written_aside(tmp_path / "a.txt"):
         raise ConnectionResetError(errno.ECONNRESET, "another one's")
+
+
+def test_a_folder_that_is_copied_to_a_full_disk_is_named(tmp_path: Path) -> None:
+    expected = r"^cannot write .*copy \(\[Errno 28\] No space left on device: 'to'\): make room"
+    with pytest.raises(InputError, match=expected), told_if_full(tmp_path / "copy"):
+        raise shutil.Error([("from", "to", "[Errno 28] No space left on device: 'to'")])

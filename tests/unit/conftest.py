@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from likeness_export.run import Run
 from likeness_export.training import train
 from PIL import Image
 
+LittleRoom: TypeAlias = Callable[[int], AbstractContextManager[None]]
 GROUPS, LISTINGS, IMAGE_PX = 12, 3, 32
 RECIPE: dict[str, Any] = {
     "name": "tiny",
@@ -58,6 +61,22 @@ class Exported:
     recipe: Recipe
     repository: Path
     reports: list[ExportReport]
+
+
+@pytest.fixture
+def little_room() -> LittleRoom:
+    """Inside the block no file can become larger, as on a full disk; unlike there, it concerns this process only."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 def write_catalogue(root: Path) -> None:

@@ -30,7 +30,7 @@ from likeness_export.tensors import TensorSpec
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from tests.unit.conftest import Exported
+    from tests.unit.conftest import Exported, LittleRoom
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -332,6 +332,12 @@ class WithItself(nn.Module):
 class Untraceable(nn.Module):
     def forward(self, vector: Tensor) -> Tensor:
         return 2 * vector if vector.sum().item() > 0 else vector
+
+
+def test_a_full_disk_is_no_fault_of_the_network(tmp_path: Path, little_room: LittleRoom) -> None:
+    with little_room(10), pytest.raises(InputError, match=r"^cannot write .*model\.onnx \(.*\): make room there"):
+        export_network(Double(), VECTOR, tmp_path / "model.onnx", 8)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_good_network_is_exported_and_reported(tmp_path: Path) -> None:

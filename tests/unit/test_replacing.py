@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -63,6 +64,12 @@ def test_the_old_one_is_there_again_when_the_new_one_cannot_take_its_place(
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(type(failure)), replaced_repository(repository) as aside:
         write_model(aside, "new")
+    assert spaces(repository.parent) == {"repository/model/config.pbtxt": "old"}
+
+
+def test_a_full_disk_is_named(repository: Path) -> None:
+    with pytest.raises(InputError, match=rf"^cannot write {repository} \(No space"), replaced_repository(repository):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert spaces(repository.parent) == {"repository/model/config.pbtxt": "old"}
 
 

@@ -20,7 +20,7 @@ from likeness_export.positives import Judgement, LabelPositives
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
-from likeness_export.training import train
+from likeness_export.training import prepare_towers, train
 from likeness_export.training_data import training_catalogue
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tests.unit.conftest import Exported, Tiny
+    from tests.unit.conftest import Exported, LittleRoom, Tiny
 
 
 class MachineStopsError(Exception):
@@ -355,6 +355,25 @@ def test_a_half_written_file_is_never_seen(
     assert not list(run.folder.glob("*.partial")) + list(run.folder.glob(".*.partial"))
     train(tiny.recipe, run, tiny.root)
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+@pytest.mark.parametrize(("size", "unwritten"), [(100, "recipe.json"), (20_000, "checkpoint.pt")])
+def test_a_full_disk_is_named_and_the_training_goes_on_when_there_is_room(
+    tiny: Tiny, tmp_path: Path, little_room: LittleRoom, size: int, unwritten: str
+) -> None:
+    run, undisturbed = Run(tmp_path / "run"), Run(tmp_path / "undisturbed")
+    with little_room(size), pytest.raises(InputError, match=f"^cannot write {run.folder / unwritten} .*: make room"):
+        train(tiny.recipe, run, tiny.root)
+    for other in (run, undisturbed):
+        train(tiny.recipe, other, tiny.root)
+    assert run.weights.read_bytes() == undisturbed.weights.read_bytes()
+
+
+def test_a_tower_for_which_there_is_no_room_is_named(tiny: Tiny, tmp_path: Path, little_room: LittleRoom) -> None:
+    run = Run(tmp_path / "run")
+    parts = training_catalogue(tiny.recipe, tiny.root).parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
+    with little_room(10), pytest.raises(InputError, match=f"^cannot write {run.towers / 'image'} .*: make room there"):
+        prepare_towers(tiny.recipe, run, parts, tiny.root)
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(

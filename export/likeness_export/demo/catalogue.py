@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
-from likeness_client.writing import told
+from likeness_client.writing import told, told_if_full
 from rich.console import Console
 from rich.progress import track
 
@@ -260,7 +260,8 @@ def render_catalogue(directory: Path, *, seed: int = 7, designs: int = 60) -> Pa
     with scratch as beside:
         fresh = Path(beside) / "fresh"
         fresh.mkdir()
-        _render_into(fresh, seed=seed, designs=designs)
+        with told_if_full(directory):
+            _render_into(fresh, seed=seed, designs=designs)
         if directory.exists():
             directory.rename(Path(beside) / "replaced")
         fresh.rename(directory)

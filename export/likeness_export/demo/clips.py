@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import av
 import numpy as np
 from likeness_client.records import read_jsonl
-from likeness_client.writing import write_text
+from likeness_client.writing import told_if_full, write_text
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -151,7 +151,8 @@ def add_clips(products: Path, out: Path, *, seed: int = 7) -> Path:
             if drawn[0] != name.split("-")[0]:  # the listings of one product follow one another
                 drawn = (name.split("-")[0], draw_product(look))
             videos[name] = f"clips/{name}.{clip.container}"
-            write_clip(film(drawn[1], clip), products.parent / videos[name])
+            with told_if_full(folder):
+                write_clip(film(drawn[1], clip), products.parent / videos[name])
     lines = [
         {**record, "video": videos[name]} if (name := record["product_id"]) in videos else record
         for record in read_jsonl(products)
