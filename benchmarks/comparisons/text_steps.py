@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from likeness_bench.configs import read_config
-from likeness_client import InputError, InputSchema, Product, ProductError
+from likeness_client import InputError, InputSchema, Product
 from likeness_client.contract import SCHEMA_PARAMETER, embed_model
-from likeness_client.payloads import payloads
+from likeness_client.payloads import sendable
 from likeness_export.preprocessing.text import SETTINGS_FILE, TOKENIZER_FILE, Preprocessor
 from likeness_export.serving.lengths import by_length, used_lengths
 from likeness_export.serving.session import open_session
@@ -109,10 +108,7 @@ def texts_of(products: Sequence[Product], repository: Path) -> list[bytes]:
     """
     config = read_config(repository, embed_model("text"))
     schema = InputSchema.from_json(config.parameters[SCHEMA_PARAMETER].string_value)
-    found: dict[bytes, None] = {}
-    for product in products:
-        with suppress(ProductError):  # it has no text
-            found[payloads(product, schema, ["text"])["text"]] = None
+    found = dict.fromkeys(text for product in products for text in sendable(product, schema, ["text"]).values())
     if not found:
         raise InputError(f"none of {len(products)} products has text: give other products")
     return list(found)

@@ -39,6 +39,14 @@ def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -
     return found
 
 
+def sendable(product: Product, schema: InputSchema, modalities: Iterable[str]) -> dict[str, bytes]:
+    """Encode what a product has, as `payloads` does; nothing of one that it refuses."""
+    try:
+        return payloads(product, schema, modalities)
+    except ProductError:
+        return {}
+
+
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "title": (str, bytes),
     "description": (str, bytes),
