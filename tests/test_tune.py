@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,10 +50,10 @@ def test_a_tuning(mine: Path, complete: list[Product], monkeypatch: pytest.Monke
     """Few tiny rounds, and the second server does not start: its row says what Triton said."""
     real, started = servers.trial_server, list[Settings]()
 
-    def serve(target: Target, settings: Settings) -> Iterator[TrialServer]:
+    def serve(target: Target, settings: Settings) -> AbstractContextManager[TrialServer]:
         started.append(settings)
         copy = target if len(started) != 2 else replace(target, folder=broken(target.folder))
-        yield from real(copy, settings)
+        return real(copy, settings)
 
     monkeypatch.setattr(servers, "trial_server", serve)
     load = LoadConfig(address="", concurrency=3, duration_s=0.4, warm_up_s=0.1, timeout_s=60.0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from likeness_bench.files import check_out
-from likeness_client import LikenessError
+from likeness_client import InputError, LikenessError
 
 from comparisons.environments import ENVIRONMENTS
 from comparisons.measured import parse_numbers
@@ -72,7 +73,7 @@ def infinity(
     config = InfinityConfig(
         products=file,
         count=products,
-        repositories=tuple(repository or [SPEED / "repository"]),
+        repositories=distinct(repository or [SPEED / "repository"]),
         environments=environments,
         rounds=RoundsConfig(rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
     )
@@ -245,7 +246,7 @@ def start(
     from comparisons.start import StartConfig, compare_starts
 
     check_out(out)
-    repositories = tuple(repository or [SPEED / "repository"])
+    repositories = distinct(repository or [SPEED / "repository"])
     config = StartConfig(repositories=repositories, rounds=rounds, environments=environments)
     deliver(compare_starts(config), out)
 
@@ -282,6 +283,17 @@ def steps(
         seed=seed,
     )
     deliver(compare_steps(config), out)
+
+
+def distinct(repositories: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the repositories that are given.
+
+    Raises:
+        InputError: one is given twice.
+    """
+    if len(set(repositories)) < len(repositories):
+        raise InputError("--repository: give one or more different model repositories")
+    return tuple(repositories)
 
 
 def main() -> None:

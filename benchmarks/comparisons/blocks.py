@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from likeness_client import Client, Embeddings, InputError, Metric
+from likeness_client import Client, Embeddings, Metric
 from numpy.typing import NDArray
 
 from comparisons.learned_blocks import Learned, measure_learned
@@ -52,10 +52,6 @@ class BlocksConfig:
     repository: Path | None
     chunk: int
     environments: Path
-
-    def __post_init__(self) -> None:
-        if min(self.queries, self.candidates, self.dimension, self.rounds, self.chunk) < 1:
-            raise InputError("queries, candidates, dimension, rounds and chunk must be at least 1")
 
 
 def compare_blocks(config: BlocksConfig) -> Comparison:

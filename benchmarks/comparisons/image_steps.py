@@ -14,6 +14,7 @@ import numpy as np
 from joblib import cpu_count
 from likeness_bench.sources import rendered
 from likeness_client import InputError
+from likeness_client.contract import preprocess_model
 from likeness_export.preprocessing.image import SETTINGS_FILE, Preprocessor
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
@@ -47,10 +48,11 @@ class ImageModel:
 
 def image_model(repository: Path) -> ImageModel | None:
     """Open the image preprocessing of a repository; None where it has none."""
-    found = next(iter(sorted(repository.glob(f"*_preprocess/*/assets/{SETTINGS_FILE}"))), None)
+    found = next(iter(sorted(repository.glob(f"{preprocess_model('*')}/*/assets/{SETTINGS_FILE}"))), None)
     if found is None:
         return None
-    return ImageModel(tower=found.parents[2].name.removesuffix("_preprocess"), preprocessor=Preprocessor(found.parent))
+    tower = found.parents[2].name.removesuffix(preprocess_model(""))
+    return ImageModel(tower=tower, preprocessor=Preprocessor(found.parent))
 
 
 def rendered_views(seed: int) -> list[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from likeness_bench.workload import Workload, WorkloadConfig
-from likeness_client import InputError, Product
+from likeness_client import Product
 from likeness_export.server import unused_ports
 from likeness_export.sources import locate
 
@@ -87,13 +87,7 @@ def compare_infinity(config: InfinityConfig) -> Comparison:
 
 
 def named(repositories: Sequence[Path]) -> dict[str, Path]:
-    """Name the contenders of ours: ``likeness``, or by their folders where there are several.
-
-    Raises:
-        InputError: no repository, or one is given twice.
-    """
-    if not repositories or len(set(repositories)) < len(repositories):
-        raise InputError("--repository: give one or more different model repositories")
+    """Name the contenders of ours: ``likeness``, or by their folders where there are several."""
     if len(repositories) == 1:
         return {"likeness": repositories[0]}
     return {f"likeness {path}": path for path in repositories}

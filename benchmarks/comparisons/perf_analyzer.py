@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from likeness_client import Client, InputError, Product, ProductError
+from likeness_client import Client, InputError, Product
 from likeness_client.contract import embed_model, modalities_of
-from likeness_client.payloads import payloads
+from likeness_client.payloads import sendable
 
 from comparisons.contenders import read_some
 from comparisons.measured import of_loads
@@ -108,10 +108,7 @@ def input_data(products: Sequence[Product], signature: str, address: str) -> dic
         raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
     entries = []
     for product in products:
-        try:
-            found = payloads(product, info.schema, info.modalities)
-        except ProductError:  # the other side leaves it out, too
-            continue
+        found = sendable(product, info.schema, info.modalities)  # the other side leaves out the same products
         if set(modalities_of(signature)) <= set(found):
             entries.append(entry({name: found[name] for name in modalities_of(signature)}))
     if not entries:

@@ -42,7 +42,7 @@ class SizeConfig:
     """What to embed.
 
     Attributes:
-        sizes: products of each file.
+        sizes: products of each file, ascending.
         repository: the model repository.
         photos: how many products are rendered; larger files reuse their photos.
         rounds: turns of each size.
@@ -56,12 +56,6 @@ class SizeConfig:
     rounds: int
     seed: int
     environments: Path
-
-    def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
-            raise InputError(f"--sizes {','.join(map(str, self.sizes))}: give different numbers of products, from 1")
-        if self.photos < 1 or self.rounds < 1:
-            raise InputError("photos and rounds must be at least 1")
 
 
 def compare_sizes(config: SizeConfig) -> Comparison:

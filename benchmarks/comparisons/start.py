@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 from likeness_bench.processes import look
-from likeness_client import InputError
 from likeness_export.server import check_repository, stop_group, unused_ports
 
 from comparisons.measured import Measurement, Quantity, Take, measure, measure_all
@@ -44,8 +43,6 @@ class StartConfig:
     environments: Path
 
     def __post_init__(self) -> None:
-        if not self.repositories or len(set(self.repositories)) < len(self.repositories):
-            raise InputError("--repository: give one or more different model repositories")
         for repository in self.repositories:
             check_repository(repository, "cpu")
 
@@ -100,7 +97,7 @@ def count_models(repository: Path) -> int:
     return len(list(repository.glob("*/config.pbtxt")))
 
 
-def by_command(repository: Path, log: Path, _round: int = 1) -> Mapping[str, float]:
+def by_command(repository: Path, log: Path, _round: int) -> Mapping[str, float]:
     """Start ``likeness serve``, wait until it says that it is ready, and stop it.
 
     Raises:
@@ -127,7 +124,7 @@ def by_command(repository: Path, log: Path, _round: int = 1) -> Mapping[str, flo
                 process.stdout.close()
 
 
-def by_itself(repository: Path, log: Path, _round: int = 1) -> Mapping[str, float]:
+def by_itself(repository: Path, log: Path, _round: int) -> Mapping[str, float]:
     """Start the server without the command, and stop it.
 
     Raises:

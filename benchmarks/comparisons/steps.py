@@ -45,11 +45,6 @@ class StepsConfig:
     turn_s: float
     seed: int
 
-    def __post_init__(self) -> None:
-        numbers = (*self.batch_sizes, *self.photo_px, self.batches, self.photos, self.rounds)
-        if not numbers or min(numbers) < 1:
-            raise InputError("batch sizes, batches, pixels, photos and rounds must be at least 1")
-
 
 def compare_steps(config: StepsConfig) -> Comparison:
     """Measure; see the module.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from likeness_bench.configs import read_config
-from likeness_client import InputError, InputSchema, Product, ProductError
-from likeness_client.contract import SCHEMA_PARAMETER, embed_model
-from likeness_client.payloads import payloads
+from likeness_bench.configs import cpu_parameters, read_config
+from likeness_client import InputError, InputSchema, Product
+from likeness_client.contract import SCHEMA_PARAMETER, embed_model, encoder_model, preprocess_model
+from likeness_client.payloads import sendable
 from likeness_export.preprocessing.text import SETTINGS_FILE, TOKENIZER_FILE, Preprocessor
 from likeness_export.serving.lengths import by_length, used_lengths
 from likeness_export.serving.session import open_session
@@ -78,16 +77,16 @@ def text_model(repository: Path) -> TextModel | None:
     Raises:
         InputError: its network is not there.
     """
-    found = sorted(repository.glob(f"*_preprocess/*/assets/{TOKENIZER_FILE}"))
+    found = sorted(repository.glob(f"{preprocess_model('*')}/*/assets/{TOKENIZER_FILE}"))
     assets = next((path.parent for path in found if (path.parent / SETTINGS_FILE).is_file()), None)
     if assets is None:
         return None
-    tower = assets.parents[1].name.removesuffix("_preprocess")
-    encoder = f"{tower}_encoder"
-    parameters = read_config(repository, encoder, "cpu").parameters
+    tower = assets.parents[1].name.removesuffix(preprocess_model(""))
+    encoder = encoder_model(tower)
+    parameters = cpu_parameters(repository, encoder)
     if "run_tokens" not in parameters:
         raise InputError(f"{repository / encoder} does not group its texts by length: export the repository again")
-    threads = int(parameters["cpu_threads"].string_value)
+    threads = int(parameters["cpu_threads"])
     preprocessor = Preprocessor(assets)
     inputs = tuple(tensor.name for tensor in read_config(repository, encoder).input)
     return TextModel(
@@ -96,7 +95,7 @@ def text_model(repository: Path) -> TextModel | None:
         inputs=inputs,
         compute=_network(repository / encoder / assets.parent.name / "model.onnx", inputs, threads),
         max_tokens=max(preprocessor.buckets),
-        run_tokens=int(parameters["run_tokens"].string_value),
+        run_tokens=int(parameters["run_tokens"]),
         threads=threads,
     )
 
@@ -109,10 +108,7 @@ def texts_of(products: Sequence[Product], repository: Path) -> list[bytes]:
     """
     config = read_config(repository, embed_model("text"))
     schema = InputSchema.from_json(config.parameters[SCHEMA_PARAMETER].string_value)
-    found: dict[bytes, None] = {}
-    for product in products:
-        with suppress(ProductError):  # it has no text
-            found[payloads(product, schema, ["text"])["text"]] = None
+    found = dict.fromkeys(text for product in products for text in sendable(product, schema, ["text"]).values())
     if not found:
         raise InputError(f"none of {len(products)} products has text: give other products")
     return list(found)

@@ -75,7 +75,8 @@ class Ceiling:
     @property
     def alone(self) -> Trial:
         """The way to compute a single product that is fastest."""
-        return min((trial for trial in self.tried if _is_alone(trial)), key=lambda trial: trial.p50_ms)
+        alone = (trial for trial in self.tried if trial.batch_size == 1 and trial.threads.workers == 1)
+        return min(alone, key=lambda trial: trial.p50_ms)
 
     async def turn(self, trial: Trial, warm_up_s: float, duration_s: float) -> Measured | None:
         """Run the networks in one way for some time; None when that was stopped before.
@@ -149,7 +150,3 @@ def item_of(product: Product, info: ServerInfo) -> Item:
 def p50_ms(measured: Measured) -> float:
     """Return the median time of a batch."""
     return 1000 * float(np.median(measured.batch_s))
-
-
-def _is_alone(trial: Trial) -> bool:
-    return trial.batch_size == 1 and trial.threads.workers == 1

@@ -12,7 +12,7 @@ from likeness_client import InputError
 from likeness_bench import ceiling_report, figures, sweep
 from likeness_bench.files import read_report
 from likeness_bench.load_tables import load_name, source_name, work_name
-from likeness_bench.search import decisive
+from likeness_bench.search import decisive, late
 from likeness_bench.tables import NOTHING, Table, number
 
 Report: TypeAlias = Mapping[str, Any]
@@ -203,9 +203,7 @@ def _find(report: Report, path: tuple[str, ...]) -> float | None:
 
 def _median(spread: Mapping[str, Any] | None) -> float | None:
     """Return the median of rounds; None there is infinite."""
-    if spread is None:
-        return None
-    return inf if spread["median"] is None else float(spread["median"])
+    return None if spread is None else late(spread["median"])
 
 
 def _p99_with_failures(report: Report) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, TypeAlias
@@ -27,6 +28,7 @@ _REFUSALS = (ServerUnavailableError.__name__, OverloadedError.__name__)
 NOT_SENT = "NotSent"
 """Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
 _GRACE_S = 2.0  # for calls in flight when a run is stopped
+_TICK_S = 0.01  # between two looks at the harness's own lateness
 _UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
 _MOST = 10_000_000  # requests of a run: its schedule and what became of each are held in memory
 
@@ -280,14 +282,20 @@ def open_client(config: LoadConfig) -> AsyncClient:
     )
 
 
-async def ticking(lags_s: list[float], every_s: float = 0.01) -> None:
+async def ticking(lags_s: list[float]) -> None:
     """Note how late the event loop wakes from a timer, until cancelled: the harness's own share of any delay.
 
     Args:
         lags_s: takes the delays, in seconds.
-        every_s: the timer.
     """
     while True:
-        due = time.perf_counter() + every_s
-        await asyncio.sleep(every_s)
+        due = time.perf_counter() + _TICK_S
+        await asyncio.sleep(_TICK_S)
         lags_s.append(time.perf_counter() - due)
+
+
+async def stopped_within(stop: asyncio.Event, wait_s: float) -> bool:
+    """Wait so long; return at once, and true, when ``stop`` is set."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), max(0.0, wait_s))
+    return stop.is_set()

@@ -13,7 +13,7 @@ from typing import Protocol
 from likeness_client import LikenessError, Product
 
 from likeness_bench import figures
-from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticking
+from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, stopped_within, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.report import now
@@ -118,7 +118,7 @@ class _Watch:
     async def run(self, drive: Drive) -> None:
         """Wait for the warm-up, then look until the measured time ends."""
         server = await asyncio.to_thread(find_server, self.config.address)
-        if await _stopped(drive, self.config.warm_up_s - drive.now_s()):
+        if await stopped_within(drive.stop, self.config.warm_up_s - drive.now_s()):
             return
         self.before, self.before_s = await counters_of(self.config), drive.now_s()
         self.processes = ProcessWatch(server=server) if server else None
@@ -127,7 +127,7 @@ class _Watch:
         ticks = asyncio.create_task(ticking(self.ticks_s))
         while (left_s := self.config.length_s - drive.now_s()) > 0:
             await self._look(drive)
-            if await _stopped(drive, min(_SAMPLE_S, left_s)):
+            if await stopped_within(drive.stop, min(_SAMPLE_S, left_s)):
                 break
         ticks.cancel()
         self.cpu_s = time.process_time() - cpu_before_s
@@ -171,13 +171,6 @@ async def _space_of(config: LoadConfig) -> str:
 def _patience_s(config: LoadConfig) -> float:
     """Return how long looking may take: a server that hangs must not make a run longer than its requests do."""
     return min(TIMEOUT_S, config.timeout_s)
-
-
-async def _stopped(drive: Drive, wait_s: float) -> bool:
-    """Wait so long; return at once, and true, when the run is stopped."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(drive.stop.wait(), max(0.0, wait_s))
-    return drive.stop.is_set()
 
 
 async def _show(drive: Drive, view: View) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from likeness_client import Client, InputError, Product, ProductError, ServerInfo
+from likeness_client import Client, InputError, Product
 from likeness_client.contract import modalities_of
-from likeness_client.payloads import payloads
+from likeness_client.payloads import sendable
 from likeness_client.records import Record, field_value
 from likeness_client.results import require_same_space
 from numpy.typing import NDArray
@@ -98,8 +98,11 @@ def served_recall(
     """
     with Client(load.address, timeout_s=_TIMEOUT_S, **load.gateway) as client:
         info = client.info()
-        whole = [signature == AS_THEY_ARE or _is_complete(product, info) for product, _ in products]
-        usable = [pair for pair, wanted in zip(products, whole, strict=True) if wanted]
+        usable = [
+            (product, label)
+            for product, label in products
+            if signature == AS_THEY_ARE or len(sendable(product, info.schema, info.modalities)) == len(info.modalities)
+        ]
         if not usable:
             return Recall(at_1=0.0, queries=0, gallery=0)
         modalities = None if signature == AS_THEY_ARE else modalities_of(signature)
@@ -159,10 +162,3 @@ def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recal
         scores[np.arange(len(rows)), rows] = -np.inf  # not itself
         hits += int((number[scores.argmax(axis=1)] == number[rows]).sum())
     return Recall(at_1=hits / max(1, len(queries)), queries=len(queries), gallery=len(vectors))
-
-
-def _is_complete(product: Product, info: ServerInfo) -> bool:
-    try:
-        return len(payloads(product, info.schema, info.modalities)) == len(info.modalities)
-    except ProductError:
-        return False

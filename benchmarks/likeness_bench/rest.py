@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 
 from likeness_client import DeadlineExceededError, LikenessError
 
-from likeness_bench.drive import LoadConfig, ask, open_client
+from likeness_bench.drive import LoadConfig, ask, open_client, stopped_within
 from likeness_bench.load import counters_of
 from likeness_bench.steps import ModelCounters, is_ensemble
 from likeness_bench.workload import Workload
@@ -42,8 +41,7 @@ async def come_to_rest(load: LoadConfig, *, still_s: float, patience_s: float, s
     while (now_s := time.perf_counter()) - since_s < max(still_s, _EXECUTIONS * _longest_s(last or {})):
         if stop.is_set() or now_s - began_s > patience_s:
             return False
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _LOOK_S)
+        await stopped_within(stop, _LOOK_S)
         if (found := await counters_of(load)) != last:
             last, since_s = found, time.perf_counter()
     return True

@@ -84,7 +84,7 @@ def settled(p99_ms: Sequence[float | None], p50_ms: float | None, target_ms: flo
         target_ms: the target.
     """
     if len(p99_ms) == 1:
-        return _late(p99_ms[0]) > CLEARLY * target_ms and _late(p50_ms) > target_ms
+        return late(p99_ms[0]) > CLEARLY * target_ms and late(p50_ms) > target_ms
     return agree(p99_ms)
 
 
@@ -111,8 +111,9 @@ def decisive(durations_ms: Sequence[float | None], *, settled: bool) -> int:
 
 def middle(durations_ms: Sequence[float | None]) -> int:
     """Return which repeat is nearest to the median: the place of the middle one, of two the slower. None: infinite."""
-    return sorted(range(len(durations_ms)), key=lambda place: _late(durations_ms[place]))[len(durations_ms) // 2]
+    return sorted(range(len(durations_ms)), key=lambda place: late(durations_ms[place]))[len(durations_ms) // 2]
 
 
-def _late(value_ms: float | None) -> float:
-    return float("inf") if value_ms is None else value_ms
+def late(duration_ms: float | None) -> float:
+    """Return a duration that failures can make infinite, which reports hold as None, as a number."""
+    return float("inf") if duration_ms is None else duration_ms

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from likeness_client import AsyncClient, InputError, LikenessError, Product, ProductError, ServerInfo
-from likeness_client.payloads import payloads
+from likeness_client import AsyncClient, InputError, LikenessError, Product, ServerInfo
+from likeness_client.payloads import sendable
 from numpy.typing import NDArray
 
 from likeness_bench.drive import LoadConfig, open_client
@@ -126,9 +126,6 @@ def _workload(products: Sequence[Product], info: ServerInfo, seed: int) -> Workl
 def _mixed(products: Sequence[Product], info: ServerInfo, draw: random.Random) -> Iterator[Product]:
     """Keep each modality of a product by the toss of a coin, and one of them for certain."""
     for product in products:
-        try:
-            there = list(payloads(product, info.schema, info.modalities))
-        except ProductError:
-            continue
-        certain = draw.choice(there)
-        yield reduce_to(product, [name for name in there if name == certain or draw.random() < 0.5], info)
+        if there := list(sendable(product, info.schema, info.modalities)):
+            certain = draw.choice(there)
+            yield reduce_to(product, [name for name in there if name == certain or draw.random() < 0.5], info)

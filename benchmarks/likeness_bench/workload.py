@@ -9,9 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from likeness_client import InputError, Metric, Product, ProductError, ServerInfo
+from likeness_client import InputError, Metric, Product, ServerInfo
 from likeness_client.contract import modalities_of, signature_of
-from likeness_client.payloads import payloads
+from likeness_client.payloads import sendable
 from likeness_client.records import MODALITY_FIELDS, compose_text
 
 AS_THEY_ARE = "as they are"
@@ -207,10 +207,7 @@ def _pool(products: Sequence[Product], signature: str, info: ServerInfo) -> list
     found: dict[tuple[str | bytes, ...], Product] = {}
     for product in products:
         reduced = product if signature == AS_THEY_ARE else reduce_to(product, modalities_of(signature), info)
-        try:
-            parts = payloads(reduced, info.schema, info.modalities)
-        except ProductError:
-            continue
+        parts = sendable(reduced, info.schema, info.modalities)
         travels = signature_of(parts)
         if travels == signature or (signature == AS_THEY_ARE and travels in info.signatures):
             found.setdefault((travels, *parts.values()), reduced)

@@ -33,14 +33,18 @@ def check_path(path: Path) -> None:
         InputError: not one of `SUFFIXES`, a folder, or its folder does not exist.
         LikenessError: parquet, but pyarrow does not load; `MissingExtraError` when it is not installed.
     """
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
+    _check_suffix(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the path of a file")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
     if path.suffix == ".parquet":
         _pyarrow()
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
 
 
 def save(embeddings: Embeddings, path: Path) -> None:
@@ -96,8 +100,7 @@ class _ToldWriter:
 
 def load(path: Path) -> dict[str, Any]:
     """Read the fields of embeddings; see `Embeddings.load`."""
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
+    _check_suffix(path)
     try:
         return _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
     except (OSError, TypeError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:

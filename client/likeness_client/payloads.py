@@ -39,6 +39,14 @@ def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -
     return found
 
 
+def sendable(product: Product, schema: InputSchema, modalities: Iterable[str]) -> dict[str, bytes]:
+    """Encode what a product has, as `payloads` does; nothing of one that it refuses."""
+    try:
+        return payloads(product, schema, modalities)
+    except ProductError:
+        return {}
+
+
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "title": (str, bytes),
     "description": (str, bytes),
@@ -73,30 +81,17 @@ def _image(product: Product, schema: InputSchema) -> bytes | None:
     if not product.images:
         return None
     source = product.images[0]
-    if isinstance(source, bytes):
-        data = bytes(source)  # of a subclass, such as NumPy's, tritonclient would send the text of its repr
-    elif isinstance(source, Path):
-        data = _read(product, "image", source, schema)
-    elif isinstance(source, np.ndarray):
-        data = _pnm(product, source)
-    else:
+    if isinstance(source, np.ndarray):
+        return _pnm(product, source)
+    if not isinstance(source, Path | bytes):
         raise _bad(product, "image", f"expected a Path, bytes or a uint8 array, found {type(source).__name__}")
-    if not data:
-        raise _bad(product, "image", "is empty; leave it out if there is none")
-    return data
+    return _encoded(product, "image", source, schema)
 
 
 def _attributes(product: Product, schema: InputSchema) -> bytes | None:
-    """Return the attributes that the server reads as canonical JSON; None when none is left.
-
-    Canonical: sorted keys, no spaces, whole numbers without a fraction, so that equal attributes are equal bytes.
-    """
+    """Return the attributes that the server reads as canonical JSON; None when none is left."""
     values = {key: product.attributes[key] for key in schema.attribute_keys if key in product.attributes}
-    kept = {key: plain for key, value in values.items() if (plain := _plain(product, key, value)) != ""}
-    if not kept:
-        return None
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "replace")
+    return _json({key: plain for key, value in values.items() if (plain := _plain(product, key, value)) != ""})
 
 
 def _video(product: Product, schema: InputSchema) -> bytes | None:
@@ -106,14 +101,11 @@ def _video(product: Product, schema: InputSchema) -> bytes | None:
         return None
     if not isinstance(source, Path | bytes):
         raise _bad(product, "video", f"expected a Path or bytes, found {type(source).__name__}")
-    data = bytes(source) if isinstance(source, bytes) else _read(product, "video", source, schema)
-    if not data:
-        raise _bad(product, "video", "is empty; leave it out if there is none")
-    return data
+    return _encoded(product, "video", source, schema)
 
 
 def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noqa: ARG001 (every user is sent)
-    """Return the counts per user as canonical JSON, as of attributes; None when nobody has interacted."""
+    """Return the counts per user as canonical JSON; None when nobody has interacted."""
     counts: dict[str, int | float] = {}
     for user, value in product.interactions.items():
         if not is_number(value) or value < 0:
@@ -121,10 +113,7 @@ def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noq
             raise _bad(product, "interactions", reason)
         if value > 0:
             counts[characters(user)] = plain_number(value)
-    if not counts:
-        return None
-    text = json.dumps(counts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "replace")
+    return _json(counts)
 
 
 ENCODERS: Mapping[str, Callable[[Product, InputSchema], bytes | None]] = {
@@ -152,6 +141,23 @@ def _plain(product: Product, key: str, value: object) -> str | int | float:
     if not is_number(value):
         raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {_shown(value)}")
     return plain_number(value)
+
+
+def _json(values: Mapping[str, str | int | float]) -> bytes | None:
+    """Return values as canonical JSON, so that equal ones are equal bytes: sorted keys, no spaces; None without any."""
+    if not values:
+        return None
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace")
+
+
+def _encoded(product: Product, modality: str, source: Path | bytes, schema: InputSchema) -> bytes:
+    """Return an encoded image or clip."""
+    # Of a subclass of bytes, such as NumPy's, tritonclient would send the text of its repr.
+    data = bytes(source) if isinstance(source, bytes) else _read(product, modality, source, schema)
+    if not data:
+        raise _bad(product, modality, "is empty; leave it out if there is none")
+    return data
 
 
 def _read(product: Product, modality: str, path: Path, schema: InputSchema) -> bytes:

@@ -246,12 +246,15 @@ def _text(record: Mapping[str, Any], key: str, product_id: str) -> str:
     return value or ""
 
 
+def _object(record: Mapping[str, Any], key: str, product_id: str) -> Mapping[str, Any]:
+    value = record.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise RecordError(f"'{key}' must be an object, found {_kind(value)}", product_id)
+    return value or {}
+
+
 def _attributes(record: Mapping[str, Any], product_id: str) -> dict[str, str | float]:
-    raw = record.get("attributes")
-    if raw is None:
-        return {}
-    if not isinstance(raw, Mapping):
-        raise RecordError(f"'attributes' must be an object, found {_kind(raw)}", product_id)
+    raw = _object(record, "attributes", product_id)
     for key, value in raw.items():
         if not (value is None or isinstance(value, str) or is_number(value)):
             raise RecordError(f"'attributes.{key}' must be a string or a number, found {_kind(value)}", product_id)
@@ -272,11 +275,7 @@ def _video(record: Mapping[str, Any], base: Path, product_id: str) -> Path | Non
 
 
 def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float]:
-    raw = record.get("interactions")
-    if raw is None:
-        return {}
-    if not isinstance(raw, Mapping):
-        raise RecordError(f"'interactions' must be an object, found {_kind(raw)}", product_id)
+    raw = _object(record, "interactions", product_id)
     for user, count in raw.items():
         if not (count is None or (is_number(count) and count >= 0)):
             found = count if is_number(count) else _kind(count)

@@ -87,19 +87,22 @@ def evaluate(
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
     start()
-    from likeness_client import InputError
-
-    from likeness_export.evaluation import OfflineEmbedder, ServedEmbedder, Task, evaluate, read_task_catalogue
+    from likeness_export.evaluation import (
+        OfflineEmbedder,
+        ServedEmbedder,
+        Task,
+        evaluate,
+        labels_to_judge_by,
+        read_task_catalogue,
+    )
     from likeness_export.exporting import fingerprint
     from likeness_export.reports import retrieval_table, write_rows
     from likeness_export.run import Run
 
     source = Run(run)
     recipe = source.read_recipe()
-    if not (label or recipe.data.labels):
-        raise InputError(f"{run} was not trained on labels: name what makes two products alike with --label")
     queries = tuple(split or ["val"])
-    task = Task(labels=tuple(label or recipe.data.labels), queries=queries, gallery=tuple(gallery or queries))
+    task = Task(labels=labels_to_judge_by(source, label or ()), queries=queries, gallery=tuple(gallery or queries))
     catalogue = read_task_catalogue(source, data_root, task)
     if server:
         with open_client(context, server, timeout_s) as client:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isnan
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 _WIDTH = 160  # of a file or a pipe, which has none of its own: a narrow guess would cut figures off
@@ -14,6 +16,15 @@ def console() -> Console:
     """Return the standard output; what is no terminal is wide enough for every table."""
     found = Console()
     return found if found.is_terminal else Console(width=_WIDTH)
+
+
+def figures_table(title: str, named: str, figures: Iterable[str]) -> Table:
+    """Return a table without rows yet: a column of what is measured, and one to its right for every figure of it."""
+    table = Table(title=title)
+    table.add_column(named, no_wrap=True)
+    for column in figures:
+        table.add_column(column, justify="right")
+    return table
 
 
 def figure(value: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from likeness_client.client import Client
 from likeness_client.contract import all_signatures, modalities_of, signature_of
-from likeness_client.errors import SpaceMismatchError
+from likeness_client.errors import InputError, SpaceMismatchError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -160,6 +160,18 @@ class Task:
     labels: tuple[str, ...]
     queries: tuple[str, ...] = ("val",)
     gallery: tuple[str, ...] = ("val",)
+
+
+def labels_to_judge_by(run: Run, named: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels that are named, or else those that the run was trained on.
+
+    Raises:
+        InputError: none is named, and it was trained on none.
+    """
+    labels = tuple(named) or run.read_recipe().data.labels
+    if not labels:
+        raise InputError(f"{run.folder} was not trained on labels: name what makes two products alike with --label")
+    return labels
 
 
 def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:

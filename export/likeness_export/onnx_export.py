@@ -197,7 +197,7 @@ def check_signature(spec: StepSpec, path: Path) -> None:
 
 
 def _cases(module: nn.Module, spec: StepSpec, max_batch_size: int, longest: int) -> Iterator[tuple[Tensor, ...]]:
-    varies = any(-1 in tensor.dims for tensor in spec.inputs)
+    varies = any(tensor.varies for tensor in spec.inputs)
     lengths = [length for length in _LENGTHS if length <= longest] if varies else _LENGTHS[:1]
     for batch in sorted({1, 2, max_batch_size}):
         for length in lengths:
@@ -212,8 +212,7 @@ def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple
         return module.encoder.sample(spec.inputs, batch, length)
     if isinstance(module, Encoder):
         return module.sample(spec.inputs, batch, length)
-    shapes = [(batch, *(length if size == -1 else size for size in tensor.dims)) for tensor in spec.inputs]
-    return tuple(F.normalize(torch.randn(shape), dim=-1) for shape in shapes)
+    return tuple(F.normalize(torch.randn(tensor.shape(batch, length)), dim=-1) for tensor in spec.inputs)
 
 
 def open_session(name: str, path: Path) -> ort.InferenceSession:

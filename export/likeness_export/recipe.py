@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -165,9 +165,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _nothing_reads_what_is_masked(self) -> Recipe:
-        read = {*self.data.text_fields, *(f"attributes.{key}" for key in self.input_schema().attribute_keys)}
-        masked = {part.strip() for field in self.data.masked for part in field.split("+")}
-        if both := sorted(read & masked):
+        if both := self.read_of(self.data.masked):
             raise ValueError(f"data.masked: {', '.join(both)} is also read, in data.text_fields or by a tower's keys")
         return self
 
@@ -237,6 +235,12 @@ class Recipe(_Section):
         """Return how a product's record becomes the input of this recipe's towers."""
         keys = [key for tower in self.towers.values() for key in tower.attribute_keys()]
         return InputSchema(text_fields=self.data.text_fields, attribute_keys=tuple(dict.fromkeys(keys)))
+
+    def read_of(self, fields: Iterable[str]) -> list[str]:
+        """Return which of some fields, of which ``a + b`` means both, are also read, as text or as attributes."""
+        schema = self.input_schema()
+        read = {*schema.text_fields, *(f"attributes.{key}" for key in schema.attribute_keys)}
+        return sorted(read & {part.strip() for field in fields for part in field.split("+")})
 
     def digest(self) -> str:
         """Return a SHA-256 of everything that shapes the trained weights (serving choices do not)."""

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from likeness_client.writing import write_text
-from rich.table import Table
 
-from likeness_export.console import console, figure
+from likeness_export.console import console, figure, figures_table
 from likeness_export.evaluation import Row
 from likeness_export.json_values import without_nan
 from likeness_export.onnx_export import ExportReport
@@ -21,10 +20,8 @@ from likeness_export.precision.reducing import PrecisionReport
 def retrieval_table(rows: Sequence[Row], title: str) -> None:
     """Print one table per label, one line per signature."""
     for label in dict.fromkeys(row.label for row in rows):
-        table = Table(title=f"{title}, alike by {label}")
-        table.add_column("signature", no_wrap=True)
-        for column in ("queries", "recall@1", "@5", "@10", "mAP", "nDCG@10"):
-            table.add_column(column, justify="right")
+        columns = ("queries", "recall@1", "@5", "@10", "mAP", "nDCG@10")
+        table = figures_table(f"{title}, alike by {label}", "signature", columns)
         for row in rows:
             if row.label == label:
                 figures = row.figures
@@ -40,10 +37,8 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 def export_table(reports: Sequence[ExportReport]) -> None:
     """Print what was verified of every exported network."""
-    table = Table(title="largest difference to eager torch, and of a row alone to itself in a batch")
-    table.add_column("network", no_wrap=True)
-    for column in ("MB", "seconds", "cases", "max diff", "in batch"):
-        table.add_column(column, justify="right")
+    title = "largest difference to eager torch, and of a row alone to itself in a batch"
+    table = figures_table(title, "network", ("MB", "seconds", "cases", "max diff", "in batch"))
     for report in reports:
         table.add_row(
             report.name,
@@ -61,10 +56,8 @@ _DRIFT = ("cos min", "cos mean", "same top 10", "in batch", "recall@1")
 
 def precision_tables(report: PrecisionReport) -> None:
     """Print what became of every network, why some stay fp32, and what all of it costs every signature."""
-    table = Table(title=f"{report.precision}, per network, against fp32 on split {report.split}")
-    table.add_column("network", no_wrap=True)
-    for column in ("file", "MB", "faster", "layers", *_DRIFT):
-        table.add_column(column, justify="right")
+    columns = ("file", "MB", "faster", "layers", *_DRIFT)
+    table = figures_table(f"{report.precision}, per network, against fp32 on split {report.split}", "network", columns)
     for found in report.networks:
         before, after = found.megabytes
         table.add_row(
@@ -79,10 +72,8 @@ def precision_tables(report: PrecisionReport) -> None:
     for found in report.networks:
         if found.reason:
             console().print(f"{found.name} stays fp32: {found.reason}", markup=False, highlight=False)
-    table = Table(title="the embeddings of every signature, all of these networks together")
-    table.add_column("signature", no_wrap=True)
-    for column in ("products", *_DRIFT):
-        table.add_column(column, justify="right")
+    title = "the embeddings of every signature, all of these networks together"
+    table = figures_table(title, "signature", ("products", *_DRIFT))
     for signature, drift in report.signatures.items():
         table.add_row(signature, str(drift.products), *_drift_cells(drift))
     console().print(table)

@@ -127,18 +127,11 @@ def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
 
 
 def _shapes(spec: StepSpec, batches: tuple[int, ...], lengths: tuple[int, ...]) -> dict[str, Range]:
-    def shape(dims: Shape, batch: int, length: int) -> Shape:
-        return (batch, *(length if size == -1 else size for size in dims))
-
-    return {
-        tensor.name: Range(
-            **{
-                name: shape(tensor.dims, batch, length)
-                for name, batch, length in zip(("smallest", "usual", "largest"), batches, lengths, strict=True)
-            }
-        )
-        for tensor in spec.inputs
-    }
+    found = {}
+    for tensor in spec.inputs:
+        smallest, usual, largest = map(tensor.shape, batches, lengths)
+        found[tensor.name] = Range(smallest=smallest, usual=usual, largest=largest)
+    return found
 
 
 class TensorRTBuilder:

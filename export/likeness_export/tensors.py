@@ -29,6 +29,15 @@ class TensorSpec:
     dims: tuple[int, ...]
 
     @property
+    def varies(self) -> bool:
+        """Whether a size varies."""
+        return -1 in self.dims
+
+    def shape(self, batch: int, length: int) -> tuple[int, ...]:
+        """Return its shape in a batch of so many, where sizes that vary are ``length``."""
+        return (batch, *(length if size == -1 else size for size in self.dims))
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """The type in torch."""
         return _TORCH[self.datatype]

@@ -71,7 +71,7 @@ class TowerInputs:
         self.preprocessor = config.preprocessing.Preprocessor(self.assets)
         self._errors: dict[int, str] | None = None
         # Photos and categories are of one size; texts differ in length and are cheap to tokenise again.
-        self._of_one_size = all(size > 0 for spec in self.specs for size in spec.dims)
+        self._of_one_size = not any(spec.varies for spec in self.specs)
         self._fixed: dict[str, NDArray[np.generic]] = {}
         if not once:
             if self._of_one_size:

@@ -53,9 +53,7 @@ def _refuse_misspelled(data: DataSection, catalogue: Catalogue) -> None:
 
 
 def _warn_of_labels_that_are_read(recipe: Recipe) -> None:
-    read = {*recipe.data.text_fields, *(f"attributes.{key}" for key in recipe.input_schema().attribute_keys)}
-    labels = {part.strip() for label in recipe.data.labels for part in label.split("+")}
-    if both := sorted(read & labels):
+    if both := recipe.read_of(recipe.data.labels):
         log.warning("data.labels: %s is also what a tower reads: figures by it will flatter", ", ".join(both))
 
 

@@ -33,18 +33,8 @@ from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes, sweep_tables
 from likeness_bench.tables import Table, html, markdown, print_tables
 from likeness_bench.workload import OperationKind
-from likeness_client import InputError, InputSchema, ServerInfo
+from likeness_client import InputError
 from typer.testing import CliRunner
-
-INFO = ServerInfo(
-    space="s",
-    modalities=("text",),
-    signatures=("text",),
-    dimension=4,
-    max_batch_size=8,
-    schema=InputSchema(),
-    error_outputs={},
-)
 
 
 def report_of(records: list[Record], stopped: bool = False, **load: Any) -> LoadReport:
@@ -56,7 +46,7 @@ def report_of(records: list[Record], stopped: bool = False, **load: Any) -> Load
         stop.set()
     drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
     drive.records, drive.elapsed_s = records, config.length_s
-    return _report(drive, _Watch(config=config), INFO.space, "2026-01-01T00:00:00+00:00")
+    return _report(drive, _Watch(config=config), "s", "2026-01-01T00:00:00+00:00")
 
 
 def record(due_s: float, took_s: float, error: str = "") -> Record:
@@ -115,7 +105,7 @@ def outside_ms(total_ms: float, calls: int = 120) -> float | None:
     ns = dict.fromkeys(parts, round(calls * total_ms * 1e6))
     busy = replace(idle, inferences=calls, executions=calls, count=dict.fromkeys(parts, calls), ns=ns)
     watch = _Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
-    return _report(drive, watch, INFO.space, "now").outside_server_ms
+    return _report(drive, watch, "s", "now").outside_server_ms
 
 
 def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_count() -> None:

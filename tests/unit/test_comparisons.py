@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparisons.__main__ import distinct
 from comparisons.contenders import json_body
 from comparisons.infinity import named
 from comparisons.measured import PRODUCTS_PER_S, Compared, of_loads
@@ -155,8 +156,9 @@ def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
 def test_contenders_of_ours_are_told_apart() -> None:
     assert named([Path("a")]) == {"likeness": Path("a")}
     assert set(named([Path("a"), Path("b")])) == {"likeness a", "likeness b"}
+    assert distinct([Path("a"), Path("b")]) == (Path("a"), Path("b"))
     with pytest.raises(InputError, match="--repository"):
-        named([Path("a"), Path("a")])
+        distinct([Path("a"), Path("a")])
 
 
 def test_json_carries_pictures_as_base64() -> None:

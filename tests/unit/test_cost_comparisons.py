@@ -29,7 +29,7 @@ from comparisons.measured import Measurement, Quantity, Turn, measure, measure_a
 from comparisons.memory import high_water_mb, parse_high_water_mb, watching
 from comparisons.report import Comparison, deliver, notes
 from comparisons.rounds import ComparisonError
-from comparisons.size import CLIENT_MB, SPEED, SizeConfig, flatness, name_of, unique_records, write_photos
+from comparisons.size import CLIENT_MB, SPEED, flatness, name_of, unique_records, write_photos
 from comparisons.size import SECONDS as SIZE_S
 from comparisons.start import COMMAND, SECONDS, StartConfig, count_models
 from comparisons.start import verdict as verdict_of_start
@@ -227,8 +227,6 @@ def test_parts_are_all_of_it() -> None:
     assert [len(part) for part in parts] == [7, 7, 6]
     np.testing.assert_array_equal(np.concatenate([part.vectors for part in parts]), whole.vectors)
     assert {part.space for part in parts} == {"s"}
-    with pytest.raises(InputError, match="at least 1"):
-        blocks(chunk=0)
 
 
 def test_a_block_that_fails_says_why() -> None:
@@ -276,9 +274,6 @@ def test_flat_is_said_with_rate_and_memory() -> None:
         "each product beyond 100 products": "44.6 products/s, 50.00 kB",
     }
     assert flatness(found, (100,)) == {}
-    for sizes in ((), (0,), (5, 5)):
-        with pytest.raises(InputError, match="--sizes"):
-            SizeConfig(sizes=sizes, repository=Path(), photos=1, rounds=1, seed=1, environments=Path())
 
 
 def test_starts_are_held_against_the_target(tmp_path: Path) -> None:
@@ -293,8 +288,6 @@ def test_starts_are_held_against_the_target(tmp_path: Path) -> None:
     found = Measurement(title="T", quantities=(SECONDS,), turns=turns)
     assert verdict_of_start(tmp_path, found) == {f"{tmp_path}, below 5 s": "yes, 4.50 s in the median"}
     StartConfig(repositories=(tmp_path,), rounds=1, environments=tmp_path)
-    with pytest.raises(InputError, match="different model repositories"):
-        StartConfig(repositories=(tmp_path, tmp_path), rounds=1, environments=tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         StartConfig(repositories=(tmp_path / "nowhere",), rounds=1, environments=tmp_path)
 

@@ -19,7 +19,7 @@ from likeness_client.errors import InputError
 from likeness_export.encoders.hashed import HashedConfig
 from likeness_export.encoders.image_common import write_image_assets
 from likeness_export.encoders.one_hot import OneHotConfig
-from likeness_export.encoders.text_transformer import TextTransformerConfig
+from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import attributes, hashing, image, text
 from numpy.typing import NDArray
 from PIL import Image
@@ -77,8 +77,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> text.Preprocessor:
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     tokenizer.save(str(assets / "tokenizer.json"))
-    config = TextTransformerConfig(encoder="transformer", source="none", max_tokens=48)
-    values = {"max_tokens": 48, "length_buckets": config.length_buckets(), "max_bytes": 2000}
+    values = {"max_tokens": 48, "length_buckets": length_buckets(48), "max_bytes": 2000}
     (assets / "text.json").write_text(json.dumps(values), encoding="utf-8")
     return text.Preprocessor(assets)
 
@@ -351,12 +350,6 @@ def test_the_longest_text_chooses_the_bucket_and_is_cut_at_the_limit(
         assert tensors["attention_mask"].sum(1).tolist() == [3, min(words + 2, 48)]
         # A text that is cut still ends as the encoder expects it.
         assert tensors["input_ids"][1][min(words + 1, 47)] == 3
-
-
-@pytest.mark.parametrize(("max_tokens", "buckets"), [(8, [8]), (16, [16]), (48, [16, 32, 48]), (64, [16, 32, 64])])
-def test_the_last_bucket_is_the_limit(max_tokens: int, buckets: list[int]) -> None:
-    config = TextTransformerConfig(encoder="transformer", source="none", max_tokens=max_tokens)
-    assert config.length_buckets() == buckets
 
 
 def test_invalid_utf_8_costs_the_invalid_bytes_only(texts: text.Preprocessor) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Pretended:
     started: int = 0
     now_s: float = 0.0
 
+    @contextmanager
     def serve(self, target: Target, settings: Settings) -> Iterator[TrialServer]:
         assert target.folder.is_dir()
         if self.fails(settings):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from likeness_bench.figures import RunFigures
+from likeness_bench.search import late
 
 CLEARLY = 1.03
 """Better means: by more than this factor in the median of the rounds, and better at all in `MOSTLY` of them."""
@@ -31,7 +32,7 @@ class Round:
     @property
     def latency_ratio(self) -> float:
         """The incumbent's p99 for each millisecond of the candidate's; higher is better."""
-        return _ratio(_finite(self.incumbent.p99_with_failures_ms), _finite(self.candidate.p99_with_failures_ms))
+        return _ratio(late(self.incumbent.p99_with_failures_ms), late(self.candidate.p99_with_failures_ms))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,8 @@ def judge(rounds: Sequence[Round], target_ms: float) -> Verdict:
         rounds: the alternations.
         target_ms: the 99th percentile that has to be kept, by the median of the rounds.
     """
-    incumbent = median(_finite(found.incumbent.p99_with_failures_ms) for found in rounds)
-    candidate = median(_finite(found.candidate.p99_with_failures_ms) for found in rounds)
+    incumbent = median(late(found.incumbent.p99_with_failures_ms) for found in rounds)
+    candidate = median(late(found.candidate.p99_with_failures_ms) for found in rounds)
     keeps = candidate <= target_ms
     if keeps and incumbent <= target_ms:
         counts, ratios = "products/s", [found.speed_ratio for found in rounds]
@@ -116,10 +117,6 @@ def _ratio(above: float, below: float) -> float:
     if above == below:
         return 1.0  # also where both are nothing, or both infinite
     return above / below if below and above != float("inf") else float("inf")
-
-
-def _finite(value: float | None) -> float:
-    return float("inf") if value is None else value
 
 
 def _or_none(value: float) -> float | None:

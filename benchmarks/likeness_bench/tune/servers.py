@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -56,13 +56,10 @@ class TrialServers:
 
     Args:
         target: what is served.
-        serve: runs a server with these settings for the length of a block.
     """
 
-    def __init__(
-        self, target: Target, serve: Callable[[Target, Settings], Iterator[TrialServer]] | None = None
-    ) -> None:
-        self._target, self._serve = target, contextmanager(serve or trial_server)
+    def __init__(self, target: Target) -> None:
+        self._target = target
         self._running: dict[Settings, tuple[TrialServer, AsyncExitStack]] = {}
 
     async def __aenter__(self) -> TrialServers:
@@ -99,13 +96,14 @@ class TrialServers:
     async def _started(self, settings: Settings) -> AsyncIterator[TrialServer]:
         # A server ends with the thread that started it, so each has one that waits for its end.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial") as thread:
-            loop, context = asyncio.get_running_loop(), self._serve(self._target, settings)
+            loop, context = asyncio.get_running_loop(), trial_server(self._target, settings)
             try:
                 yield await loop.run_in_executor(thread, context.__enter__)
             finally:
                 await loop.run_in_executor(thread, context.__exit__, None, None, None)
 
 
+@contextmanager
 def trial_server(target: Target, settings: Settings) -> Iterator[TrialServer]:
     """Serve a copy of a repository with these settings on free ports of the loopback interface.
 

@@ -103,8 +103,9 @@ def _steps(report: TuneReport) -> Table:
 
 
 def _trials(trials: Sequence[Trial]) -> Table:
-    header = (
-        *(
+    return Table(
+        title="What was tried, each beside the best so far",
+        header=(
             "changed in the best so far",
             "products/s, ratio",
             "p99 ms",
@@ -112,10 +113,6 @@ def _trials(trials: Sequence[Trial]) -> Table:
             "rounds won",
             "kept",
         ),
-    )
-    return Table(
-        title="What was tried, each beside the best so far",
-        header=header,
         rows=tuple(_trial(trial) for trial in trials),
     )
 

@@ -60,7 +60,7 @@ class Encoder(nn.Module, ABC):
             batch: how many products.
             length: the size of dimensions that vary.
         """
-        shapes = [(batch, *(length if size == -1 else size for size in spec.dims)) for spec in specs]
+        shapes = [spec.shape(batch, length) for spec in specs]
         return tuple(
             torch.randn(shape) if spec.datatype == "FP32" else torch.randint(0, 256, shape).to(spec.torch_dtype)
             for spec, shape in zip(specs, shapes, strict=True)
@@ -106,7 +106,7 @@ class EncoderConfig(BaseModel, ABC):
         Raises:
             InputError: lengths vary, and the preprocessing has no `buckets`.
         """
-        if not any(-1 in tensor.dims for tensor in self.tensors()):
+        if not any(tensor.varies for tensor in self.tensors()):
             return []
         buckets: list[int] = getattr(self.preprocessing.Preprocessor(tower / ASSETS), "buckets", [])
         if not buckets:

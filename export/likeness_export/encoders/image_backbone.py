@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from likeness_client.errors import InputError
@@ -14,26 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from likeness_export.encoders.base import BACKBONE, Encoder, EncoderConfig
-from likeness_export.encoders.image_common import (
-    PHOTOS_PER_THREAD,
-    Normalise,
-    PhotoEncoder,
-    StridedDepthwise,
-    seen_at,
-    write_image_assets,
-)
-from likeness_export.preprocessing import image
+from likeness_export.encoders.base import BACKBONE, Encoder
+from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, StridedDepthwise, seen_at
 from likeness_export.sources import load_pretrained, locate
-from likeness_export.tensors import TensorSpec
 
 
-class ImageBackboneConfig(EncoderConfig):
+class ImageBackboneConfig(PhotoConfig):
     """``encoder = "vision"``."""
-
-    modality: ClassVar[str] = "image"
-    preprocessing: ClassVar[ModuleType] = image
-    run_rows: ClassVar[int] = PHOTOS_PER_THREAD
 
     encoder: Literal["vision"]
     source: str = Field(description="directory, package or hub name of a Hugging Face vision network")
@@ -45,13 +31,9 @@ class ImageBackboneConfig(EncoderConfig):
         description="side of the photos while the network is fine-tuned; default: image_px",
     )
 
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """RGB bytes of one square photo."""
-        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
-
-    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
         """Store the decoder's settings and the architecture, the network's own mean and deviation in it."""
-        write_image_assets(tower, self.image_px)
+        super().prepare(items, tower, data_root)
         write_architecture(self.source, tower, data_root)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +18,8 @@ from likeness_client.errors import InputError, MissingExtraError
 from pydantic import Field
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import Encoder, EncoderConfig
-from likeness_export.encoders.image_common import (
-    PHOTOS_PER_THREAD,
-    Normalise,
-    PhotoEncoder,
-    StridedDepthwise,
-    write_image_assets,
-)
-from likeness_export.preprocessing import image
-from likeness_export.tensors import TensorSpec
+from likeness_export.encoders.base import Encoder
+from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, StridedDepthwise
 
 # Expansion, kernel, stride, repeats and width of each stage of size 0, which is EfficientNet-B0's.
 _STAGES = (
@@ -46,12 +37,8 @@ _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _EPSILON = 1e-3  # of batch normalisation, as the weights were trained with
 
 
-class EfficientNetLiteConfig(EncoderConfig):
+class EfficientNetLiteConfig(PhotoConfig):
     """``encoder = "efficientnet_lite"``."""
-
-    modality: ClassVar[str] = "image"
-    preprocessing: ClassVar[ModuleType] = image
-    run_rows: ClassVar[int] = PHOTOS_PER_THREAD
 
     encoder: Literal["efficientnet_lite"]
     size: Literal[0, 1, 2] = Field(default=0, description="0 (3.4 M parameters), 1 (4.1 M) or 2 (4.8 M)")
@@ -65,14 +52,6 @@ class EfficientNetLiteConfig(EncoderConfig):
         multiple_of=32,
         description="side of the photos while the network is fine-tuned; default: image_px",
     )
-
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """RGB bytes of one square photo."""
-        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
-
-    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
-        """Store the decoder's settings; the size is all that building needs."""
-        write_image_assets(tower, self.image_px)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (the size is all it takes)
         """Build the network, with its pretrained weights unless ``source_root`` is None."""

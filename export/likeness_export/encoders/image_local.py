@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar, Literal
 
 import torch
@@ -17,29 +16,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import Encoder, EncoderConfig
+from likeness_export.encoders.base import Encoder
 from likeness_export.encoders.image_backbone import load_backbone, write_architecture
-from likeness_export.encoders.image_common import (
-    PHOTOS_PER_THREAD,
-    Normalise,
-    PhotoEncoder,
-    seen_at,
-    write_image_assets,
-)
-from likeness_export.preprocessing import image
-from likeness_export.tensors import TensorSpec
+from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, seen_at
 
 _WIDTH = 256  # channels of the map that the parts are read from
 _PHOTOS_AT_ONCE = 4  # of a frozen network, while the rest learns
 _FLOOR, _SHARPEST = 1e-3, 8.0  # of the generalised mean: 1e-3 ** 8 is still a number in FP32, and so is its slope
 
 
-class LocalFeaturesConfig(EncoderConfig):
+class LocalFeaturesConfig(PhotoConfig):
     """``encoder = "local_features"``."""
 
-    modality: ClassVar[str] = "image"
-    preprocessing: ClassVar[ModuleType] = image
-    run_rows: ClassVar[int] = PHOTOS_PER_THREAD
     never_frozen: ClassVar[str] = "the parts have to learn; freeze_backbone keeps the pretrained network"
 
     encoder: Literal["local_features"]
@@ -54,13 +42,9 @@ class LocalFeaturesConfig(EncoderConfig):
     freeze_backbone: bool = Field(default=True, description="keep the pretrained network; only parts and pooling learn")
     learning_rate: float = Field(default=1e-3, gt=0, description="of parts, pooling and a backbone that learns")
 
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """RGB bytes of one square photo."""
-        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
-
-    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
         """Store the decoder's settings and the architecture."""
-        write_image_assets(tower, self.image_px)
+        super().prepare(items, tower, data_root)
         write_architecture(self.source, tower, data_root)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import Encoder, EncoderConfig
-from likeness_export.encoders.image_common import Normalise, augment_pixels, write_image_assets
-from likeness_export.preprocessing import image
-from likeness_export.tensors import TensorSpec
+from likeness_export.encoders.base import Encoder
+from likeness_export.encoders.image_common import Normalise, PhotoConfig, augment_pixels
 
 _HALF = (0.5, 0.5, 0.5)
 
 
-class SmallConvNetConfig(EncoderConfig):
+class SmallConvNetConfig(PhotoConfig):
     """``encoder = "small_cnn"``."""
 
-    modality: ClassVar[str] = "image"
-    preprocessing: ClassVar[ModuleType] = image
+    run_rows: ClassVar[int | None] = None
     never_frozen: ClassVar[str] = "it starts at random and has to learn"
 
     encoder: Literal["small_cnn"]
@@ -34,14 +29,6 @@ class SmallConvNetConfig(EncoderConfig):
     )
     freeze: bool = False
     learning_rate: float = Field(default=2e-3, gt=0)
-
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """RGB bytes of one square photo."""
-        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
-
-    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
-        """Store the decoder's settings."""
-        write_image_assets(tower, self.image_px)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
         """Build it with random weights."""

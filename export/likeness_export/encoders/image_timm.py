@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from likeness_client.errors import InputError, MissingExtraError
 from pydantic import Field
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import Encoder, EncoderConfig
-from likeness_export.encoders.image_common import (
-    PHOTOS_PER_THREAD,
-    Normalise,
-    PhotoEncoder,
-    seen_at,
-    write_image_assets,
-)
-from likeness_export.preprocessing import image
-from likeness_export.tensors import TensorSpec
+from likeness_export.encoders.base import Encoder
+from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, seen_at
 
 
-class TimmConfig(EncoderConfig):
+class TimmConfig(PhotoConfig):
     """``encoder = "timm"``."""
-
-    modality: ClassVar[str] = "image"
-    preprocessing: ClassVar[ModuleType] = image
-    run_rows: ClassVar[int] = PHOTOS_PER_THREAD
 
     encoder: Literal["timm"]
     model: str = Field(description="name in timm, e.g. inception_v3 or resnet50.a1_in1k")
@@ -37,15 +25,11 @@ class TimmConfig(EncoderConfig):
     )
     image_px: int = Field(default=224, ge=32, le=1024, description="side of the square that photos are squashed to")
 
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """RGB bytes of one square photo."""
-        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
-
-    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
+    def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
         """Store the decoder's settings; the name is all that building needs."""
         if not import_timm().is_model(self.model):
             raise InputError(f"timm has no model '{self.model}': timm.list_models() names all")
-        write_image_assets(tower, self.image_px)
+        super().prepare(items, tower, data_root)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (timm knows the architecture)
         """Load the pretrained network, or its bare architecture."""

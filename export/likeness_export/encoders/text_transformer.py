@@ -38,10 +38,6 @@ class TextTransformerConfig(EncoderConfig):
         default=0.0, ge=0, lt=1, description="share of the tokens that fine-tuning hides, drawn anew each time"
     )
 
-    def length_buckets(self) -> list[int]:
-        """Return the padded lengths: powers of two from 16, up to ``max_tokens``."""
-        return length_buckets(self.max_tokens)
-
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Token ids and their mask, of varying length."""
         return (TensorSpec("input_ids", "INT64", (-1,)), TensorSpec("attention_mask", "INT64", (-1,)))
@@ -57,7 +53,7 @@ class TextTransformerConfig(EncoderConfig):
         tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
         settings = {
             "max_tokens": self.max_tokens,
-            "length_buckets": self.length_buckets(),
+            "length_buckets": length_buckets(self.max_tokens),
             "max_bytes": MAX_BYTES["text"],
         }
         write_asset(tower, text.SETTINGS_FILE, settings)

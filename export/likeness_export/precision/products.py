@@ -10,10 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import onnxruntime as ort
-from likeness_client.contract import InputSchema
-from likeness_client.errors import ProductError
-from likeness_client.payloads import payloads
-from likeness_client.records import Product
+from likeness_client.payloads import sendable
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, recipe_catalogue
@@ -154,16 +151,9 @@ def some_of(recipe: Recipe, catalogue: Catalogue, most: int, of_each: int) -> Ca
     order = np.random.default_rng(0).permutation(len(catalogue))
     schema, chosen = recipe.input_schema(), set(order[:most].tolist())
     for modality in recipe.modalities():
-        having = (row for row in order.tolist() if _has(catalogue.products[row], schema, modality))
+        having = (row for row in order.tolist() if sendable(catalogue.products[row], schema, (modality,)))
         chosen.update(islice(having, of_each))
     return catalogue.select([row for row in order.tolist() if row in chosen])
-
-
-def _has(product: Product, schema: InputSchema, modality: str) -> bool:
-    try:
-        return bool(payloads(product, schema, (modality,)))
-    except ProductError:
-        return False  # it has none, or none that can be read
 
 
 def _read(run: Run, recipe: Recipe, catalogue: Catalogue, split: str, pairs: Sequence[NamedPair] = ()) -> Products:

@@ -26,7 +26,7 @@ from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, 
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Scorer, measure_pair_sets
 from likeness_export.quality.tables import BACKBONES
-from likeness_export.quality.trained import IMAGE, figures_of, views_of
+from likeness_export.quality.trained import IMAGE, line_of, views_of
 from likeness_export.tower_inputs import TowerInputs
 from likeness_export.uses.neighbourhood import Rows
 
@@ -161,9 +161,9 @@ def _ranking(
     itself = places_in(gallery, queries)
     for label in measure.labels:
         labels = some.labels(label)
-        line = _line(measure.name, label, method, np.asarray(similarity), labels[queries], labels[gallery], itself)
-        if line.count:
-            yield line
+        found = ranking(np.asarray(similarity, np.float32), labels[queries], labels[gallery], itself)
+        if found.queries:
+            yield line_of(measure.name, label, method, found)
 
 
 def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -> Line:
@@ -171,20 +171,8 @@ def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -
     similarity = _similarity(*(source.features(method, side.products) for side in (last, first)))
     names = last.labels("product_id")
     nowhere = np.full(len(names), -1, dtype=np.intp)
-    return _line(measure.name, "product_id", f"{method} ({IMAGE})", similarity, names, names, nowhere)
-
-
-def _line(
-    task: str,
-    label: str,
-    method: str,
-    similarity: NDArray[Any],
-    query_labels: NDArray[np.str_],
-    gallery_labels: NDArray[np.str_],
-    itself: NDArray[np.intp],
-) -> Line:
-    found = ranking(similarity.astype(np.float32), query_labels, gallery_labels, itself)
-    return Line(task=task, label=label, what=method, count=found.queries, figures=figures_of(found))
+    found = ranking(similarity.astype(np.float32), names, names, nowhere)
+    return line_of(measure.name, "product_id", f"{method} ({IMAGE})", found)
 
 
 def _pair_sets(measure: PairSets, catalogue: Catalogue, data_root: Path) -> Iterator[Line]:

@@ -80,19 +80,18 @@ def sheet(
     from likeness_client.contract import all_signatures, modalities_of
 
     start()
-    from likeness_export.evaluation import OfflineEmbedder, Task, read_task_catalogue
+    from likeness_export.evaluation import OfflineEmbedder, Task, labels_to_judge_by, read_task_catalogue
     from likeness_export.quality.sheet import draw_sheet
     from likeness_export.run import Run
 
-    recipe = Run(folder).read_recipe()
-    if not (label or recipe.data.labels):
-        raise InputError(f"{folder} was not trained on labels: name what makes two products alike with --label")
+    run, recipe = Run(folder), Run(folder).read_recipe()
+    labels = labels_to_judge_by(run, [label] if label else ())
     known = all_signatures(recipe.modalities())
     if signature and signature not in known:
         raise InputError(f"{folder} has no signature {signature}; there are: {', '.join(known)}")
-    task = Task(labels=(label or recipe.data.labels[-1],), queries=(split,), gallery=tuple(gallery or [split]))
-    catalogue = read_task_catalogue(Run(folder), data_root, task)
+    task = Task(labels=labels[-1:], queries=(split,), gallery=tuple(gallery or [split]))
+    catalogue = read_task_catalogue(run, data_root, task)
     chosen = modalities_of(signature) if signature else recipe.modalities()
-    if not draw_sheet(OfflineEmbedder(Run(folder), catalogue).embed(chosen), catalogue, task, out, rows):
+    if not draw_sheet(OfflineEmbedder(run, catalogue).embed(chosen), catalogue, task, out, rows):
         raise InputError(f"no query has another product with the same {task.labels[0]!r} in the gallery: nothing drawn")
     typer.echo(f"drawn: {out}")

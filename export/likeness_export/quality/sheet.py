@@ -15,9 +15,7 @@ _NEIGHBOURS = 5
 _ROWS = 5
 
 
-def draw_sheet(
-    vectors: NDArray[np.float32], catalogue: Catalogue, task: Task, path: Path, rows: int = _ROWS, seed: int = 0
-) -> bool:
+def draw_sheet(vectors: NDArray[np.float32], catalogue: Catalogue, task: Task, path: Path, rows: int = _ROWS) -> bool:
     """Draw queries with their first neighbours: first those whose nearest is right, then those where it is wrong.
 
     Args:
@@ -26,7 +24,6 @@ def draw_sheet(
         task: what is ranked against what; its first label says what is right.
         path: the picture to write, PNG.
         rows: how many of each kind at most.
-        seed: of the choice of queries.
 
     Returns:
         Whether there was a query to draw: one with another product of its label in the gallery.
@@ -37,7 +34,7 @@ def draw_sheet(
     good: list[list[Card]] = []
     bad: list[list[Card]] = []
     queries = np.flatnonzero(usable & catalogue.in_splits(task.queries))
-    for query in np.random.default_rng(seed).permutation(queries):
+    for query in np.random.default_rng(0).permutation(queries):
         others = gallery[gallery != query]
         if not labels[query] or not (labels[others] == labels[query]).any():
             continue

@@ -11,7 +11,7 @@ from likeness_client.contract import all_signatures, modalities_of, signature_of
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import Catalogue, recipe_catalogue
-from likeness_export.evaluation import OfflineEmbedder, Row, Task, complete, evaluate
+from likeness_export.evaluation import OfflineEmbedder, Task, complete, evaluate
 from likeness_export.joining import join_runs
 from likeness_export.metrics import Retrieval, places_in, retrieval
 from likeness_export.quality.costs import Cost, cost_of, train_measured
@@ -142,10 +142,11 @@ def _lessons(
     ]
 
 
-def figures_of(found: Retrieval) -> dict[str, float]:
-    """Return the figures of a ranking under the names of the tables."""
+def line_of(task: str, label: str, what: str, found: Retrieval) -> Line:
+    """Return a ranking as a line, its figures under the names of the tables."""
     hits = {f"hit@{k}": value for k, value in found.recall_at.items()}
-    return {**hits, "mAP": found.mean_average_precision, "nDCG@10": found.ndcg_at_10}
+    figures = {**hits, "mAP": found.mean_average_precision, "nDCG@10": found.ndcg_at_10}
+    return Line(task=task, label=label, what=what, count=found.queries, figures=figures)
 
 
 def views_of(catalogue: Catalogue) -> tuple[Catalogue, Catalogue]:
@@ -163,12 +164,7 @@ def _ranking(measure: Ranking, embedder: OfflineEmbedder, catalogue: Catalogue) 
     task = Task(labels=measure.labels, queries=measure.queries, gallery=measure.gallery)
     for row in evaluate(embedder, catalogue, embedder.recipe.modalities(), task):
         if row.figures.queries:
-            yield _line(measure.name, row)
-
-
-def _line(task: str, row: Row) -> Line:
-    figures = row.figures
-    return Line(task=task, label=row.label, what=row.signature, count=figures.queries, figures=figures_of(figures))
+            yield line_of(measure.name, row.label, row.signature, row.figures)
 
 
 def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catalogue) -> Iterator[Line]:
@@ -198,10 +194,9 @@ def _incomplete(measure: Incomplete, embedder: OfflineEmbedder, catalogue: Catal
         single = max(rank(embedded[name], embedded[name]).recall_at[1] for name in modalities)
         for name, reduced in embedded.items():
             found = rank(reduced, whole)
+            line = line_of(measure.name, label, name, found)
             lost = {"lost": (best - found.recall_at[1]) / (best - single)} if best > single else {}
-            yield Line(
-                task=measure.name, label=label, what=name, count=found.queries, figures={**figures_of(found), **lost}
-            )
+            yield replace(line, figures={**line.figures, **lost})
 
 
 def _views(measure: Views, run: Run, catalogue: Catalogue) -> Line:
@@ -211,4 +206,4 @@ def _views(measure: Views, run: Run, catalogue: Catalogue) -> Line:
     names = last.labels("product_id")[usable]
     nowhere = np.full(len(names), -1, dtype=np.intp)  # the answer is the product itself
     found = retrieval(queries[usable], gallery[usable], names, names, nowhere)
-    return Line(task=measure.name, label="product_id", what=IMAGE, count=found.queries, figures=figures_of(found))
+    return line_of(measure.name, "product_id", IMAGE, found)

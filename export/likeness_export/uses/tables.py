@@ -13,7 +13,7 @@ import numpy as np
 from likeness_client.writing import write_text, written_aside
 from rich.table import Table
 
-from likeness_export.console import console, cut, figure
+from likeness_export.console import console, cut, figure, figures_table
 from likeness_export.json_values import without_nan
 from likeness_export.named_pairs import NamedPair
 from likeness_export.uses.cluster import Agreement, Clustering
@@ -93,10 +93,8 @@ def matching_table(metric: str, matching: Matching, split: str, train_split: str
     """Print the figures of one metric."""
     decision = matching.decision
     score = "" if math.isnan(decision.score_threshold) else f" (a score of {decision.score_threshold:.4f})"
-    table = Table(title=f"{metric}: matched from a probability of {decision.threshold:.3f}{score}")
-    table.add_column("pairs", no_wrap=True)
-    for column in ("number", "positive", "precision", "recall", "F1"):
-        table.add_column(column, justify="right")
+    columns = ("number", "positive", "precision", "recall", "F1")
+    table = figures_table(f"{metric}: matched from a probability of {decision.threshold:.3f}{score}", "pairs", columns)
     rows = {
         train_split: matching.train,
         split: matching.every,
@@ -114,10 +112,8 @@ def matching_table(metric: str, matching: Matching, split: str, train_split: str
 
 def mining_table(reports: Sequence[KeyReport], min_share: float) -> None:
     """Print one line per key."""
-    table = Table(title=f"attributes by their neighbours' votes, from a share of {min_share:g}")
-    table.add_column("key", no_wrap=True)
-    for column in ("known", "precision", "coverage", "missing", "proposed"):
-        table.add_column(column, justify="right")
+    columns = ("known", "precision", "coverage", "missing", "proposed")
+    table = figures_table(f"attributes by their neighbours' votes, from a share of {min_share:g}", "key", columns)
     for report in reports:
         measured = (figure(report.precision), figure(report.coverage))
         table.add_row(cut(report.key), str(report.known), *measured, str(report.missing), str(report.proposed))
