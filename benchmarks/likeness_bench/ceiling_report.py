@@ -11,7 +11,7 @@ from typing import Any
 
 from likeness_bench.figures import ENOUGH, LoadReport, too_few
 from likeness_bench.in_process import Threads
-from likeness_bench.load import LAG_LIMIT_MS, OTHER_SPACE
+from likeness_bench.load_report import LAG_LIMIT_MS, OTHER_SPACE
 from likeness_bench.recall import Recall
 from likeness_bench.report import Report
 

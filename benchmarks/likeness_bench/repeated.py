@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
-from likeness_bench.load import OTHER_SPACE, RunLoad, run_load
+from likeness_bench.load import RunLoad, run_load
+from likeness_bench.load_report import OTHER_SPACE
 from likeness_bench.rest import come_to_rest
 from likeness_bench.search import agree, decisive
 from likeness_bench.view import UNSEEN, View

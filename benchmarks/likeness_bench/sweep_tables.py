@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from likeness_bench.figures import ENOUGH, too_few
-from likeness_bench.load import OTHER_SPACE
+from likeness_bench.load_report import OTHER_SPACE
 from likeness_bench.load_tables import work_name
 from likeness_bench.plots import sweep_plot
 from likeness_bench.sweep import RateStep, SweepReport

@@ -32,11 +32,12 @@ from likeness_bench.drive import Drive, LoadConfig, Record
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, uses_of
-from likeness_bench.load import OTHER_SPACE, _report, _Watch
+from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recall, served_recalls
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
 from likeness_bench.view import View
+from likeness_bench.watching import Watch
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig
 from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo, SpaceMismatchError
 from likeness_client.records import ImageSource
@@ -215,7 +216,7 @@ def test_a_tail_that_failures_made_infinite_counts_and_one_of_few_requests_does_
 def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
     config = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
     drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
-    nothing = _report(drive, _Watch(config=config), INFO.space, "now")
+    nothing = load_report(drive, Watch(config=config), INFO.space, "now")
     assert nothing.latency is None
     found = Round.of(100.0, 10.0, nothing, nothing, None)
     assert (found.throughput_ratio, found.latency_ratio, found.half_rate, found.half_tail) == (0.0, None, None, None)
@@ -311,7 +312,7 @@ def compared(
             )
             for at_s in times
         ]
-        return _report(drive, _Watch(config=config), INFO.space, "now")
+        return load_report(drive, Watch(config=config), INFO.space, "now")
 
     fake_ceiling(monkeypatch)
     for name, fake in (
@@ -378,7 +379,7 @@ def run_beside(
         turns.append("load")
         config: LoadConfig = given[1]
         drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
-        return replace(_report(drive, _Watch(config=config), INFO.space, "now"), products_per_s=80.0)
+        return replace(load_report(drive, Watch(config=config), INFO.space, "now"), products_per_s=80.0)
 
     class Told(FakeProcess):
         async def measure(self, *given: Any) -> Measured:

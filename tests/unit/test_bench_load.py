@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import pytest
-from likeness_bench import load
+from likeness_bench import load, watching
 from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.drive import Drive, LoadConfig, open_client
 from likeness_bench.figures import LoadReport, Percentiles
-from likeness_bench.load import _report, _Watch, run_load
+from likeness_bench.load import run_load
+from likeness_bench.load_report import load_report
 from likeness_bench.load_tables import load_tables
 from likeness_bench.steps import ModelCounters
+from likeness_bench.watching import Watch
 from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig, reduce_to
 from likeness_client import (
     InputError,
@@ -97,7 +99,7 @@ def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Driv
 
 
 def reported(drive: Drive) -> LoadReport:
-    return _report(drive, _Watch(config=drive.config), INFO.space, "now")
+    return load_report(drive, Watch(config=drive.config), INFO.space, "now")
 
 
 def test_constant_arrivals_have_equal_gaps() -> None:
@@ -401,9 +403,10 @@ def watched(
         parts = dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), times)
         return {"encoder": ModelCounters(inferences=times, executions=times, failures=0, count=parts, ns=parts)}
 
-    monkeypatch.setattr(load, "open_client", lambda _: Served(wait_s=0.01))
-    monkeypatch.setattr(load, "counters_of", counters_of)
-    monkeypatch.setattr(load, "find_server", lambda _: servers.pop(0))
+    for module in (load, watching):
+        monkeypatch.setattr(module, "open_client", lambda _: Served(wait_s=0.01))
+    monkeypatch.setattr(watching, "counters_of", counters_of)
+    monkeypatch.setattr(watching, "find_server", lambda _: servers.pop(0))
     config = LoadConfig(address="here:1", concurrency=1, duration_s=0.2, warm_up_s=0.0)
     run = run_load(Workload(PRODUCTS, INFO, config.workload), config, stop=asyncio.Event())
     return asyncio.run(run)

@@ -22,7 +22,7 @@ from likeness_bench.drive import NOT_SENT, Drive, LoadConfig, Record
 from likeness_bench.figures import CeilingTurn, ErrorRow, LoadReport, RunFigures
 from likeness_bench.files import check_out, write_json
 from likeness_bench.in_process import Threads
-from likeness_bench.load import OTHER_SPACE, _report, _Watch
+from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
@@ -32,6 +32,7 @@ from likeness_bench.steps import ModelCounters
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes, sweep_tables
 from likeness_bench.tables import Table, html, markdown, print_tables
+from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
 from typer.testing import CliRunner
@@ -46,7 +47,7 @@ def report_of(records: list[Record], stopped: bool = False, **load: Any) -> Load
         stop.set()
     drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
     drive.records, drive.elapsed_s = records, config.length_s
-    return _report(drive, _Watch(config=config), "s", "2026-01-01T00:00:00+00:00")
+    return load_report(drive, Watch(config=config), "s", "2026-01-01T00:00:00+00:00")
 
 
 def record(due_s: float, took_s: float, error: str = "") -> Record:
@@ -104,8 +105,8 @@ def outside_ms(total_ms: float, calls: int = 120) -> float | None:
     )
     ns = dict.fromkeys(parts, round(calls * total_ms * 1e6))
     busy = replace(idle, inferences=calls, executions=calls, count=dict.fromkeys(parts, calls), ns=ns)
-    watch = _Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
-    return _report(drive, watch, "s", "now").outside_server_ms
+    watch = Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
+    return load_report(drive, watch, "s", "now").outside_server_ms
 
 
 def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_count() -> None:

@@ -12,10 +12,11 @@ from likeness_bench import repeated, rest
 from likeness_bench import sweep as sweep_module
 from likeness_bench.drive import LoadConfig, Record
 from likeness_bench.figures import LoadReport
-from likeness_bench.load import _report, _Watch
+from likeness_bench.load_report import load_report
 from likeness_bench.rest import come_to_rest, silence
 from likeness_bench.steps import ModelCounters
 from likeness_bench.sweep import SweepConfig, SweepReport, run_sweep
+from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind
 from likeness_client import DeadlineExceededError, LikenessError, ServerUnavailableError
 
@@ -83,7 +84,7 @@ class Overloaded:
         )
         records = [one] * (0 if lost else 100) + [replace(one, error="DeadlineExceededError")] * (50 if late else 0)
         drive: Any = SimpleNamespace(config=load, records=records, stop=stop, elapsed_s=load.length_s, unfinished=0)
-        return _report(drive, _Watch(config=load), "s", "now")
+        return load_report(drive, Watch(config=load), "s", "now")
 
 
 class Client:

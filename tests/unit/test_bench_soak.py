@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from likeness_bench import load, soak
+from likeness_bench import load, soak, watching
 from likeness_bench.drive import LoadConfig
 from likeness_bench.soak import SoakReport, SoakStoppedError, run_soak
 from likeness_client import InputError, InputSchema, OverloadedError, Product, ServerInfo
@@ -60,7 +60,7 @@ def soaked(
     products: Sequence[Product] = PRODUCTS,
 ) -> SoakReport:
     fake = Fake(off, refuses)
-    for module in (soak, load):
+    for module in (soak, load, watching):
         monkeypatch.setattr(module, "open_client", lambda _: fake)
 
     async def run() -> SoakReport:

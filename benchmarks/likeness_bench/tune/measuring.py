@@ -11,7 +11,8 @@ from likeness_client import LikenessError, Product, ServerError
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures, too_few
-from likeness_bench.load import LAG_LIMIT_MS, prepare, run_load
+from likeness_bench.load import prepare, run_load
+from likeness_bench.load_report import LAG_LIMIT_MS
 from likeness_bench.steps import read_counters
 from likeness_bench.tune.judge import Round, hopeless
 from likeness_bench.tune.search import Comparison
