@@ -1,14 +1,11 @@
-"""What a comparison with the ceiling is made of, without a server; and the sizes and sources of what is sent."""
+"""What a comparison with the ceiling is made of, without a server."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import signal
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,8 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from likeness_bench import beside, ceiling, ceiling_search, options
-from likeness_bench import recall as recall_module
+from likeness_bench import beside, ceiling, ceiling_search
 from likeness_bench.ceiling import CeilingConfig, run_ceiling
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured, batches
 from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, doubts, medians
@@ -34,16 +30,12 @@ from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, uses_of
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.output import deliver_ceiling
-from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recall, served_recalls
-from likeness_bench.sources import SourceConfig, Span, read_sources, varied
+from likeness_bench.recall import Recall
 from likeness_bench.view import View
 from likeness_bench.watching import Watch
-from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, WorkloadConfig
-from likeness_client import InputError, InputSchema, MissingExtraError, Product, ServerInfo, SpaceMismatchError
-from likeness_client.records import ImageSource
-from likeness_client.results import Embeddings
+from likeness_bench.workload import OperationKind, Workload, WorkloadConfig
+from likeness_client import InputError, InputSchema, Product, ServerInfo
 from likeness_export.serving import lengths
-from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
 INFO = ServerInfo(
@@ -55,7 +47,6 @@ INFO = ServerInfo(
     schema=InputSchema(),
     error_outputs={},
 )
-LOAD = LoadConfig(address="here:1", concurrency=1)
 ROUND = Round(
     ceiling_products_per_s=100.0,
     served_products_per_s=80.0,
@@ -433,34 +424,6 @@ def test_there_is_no_ceiling_of_comparing(monkeypatch: pytest.MonkeyPatch) -> No
         run_beside(monkeypatch, operation={OperationKind.EMBED: 0.5, OperationKind.SIMILARITY: 0.5})
 
 
-def test_recall_stops_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded: list[int] = []
-    spaces = iter("aaaaab")
-
-    class Server:
-        def __enter__(self) -> Server:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def info(self) -> ServerInfo:
-            return INFO
-
-        def embed(self, products: Sequence[Product], **_: Any) -> Any:
-            embedded.append(len(products))
-            return SimpleNamespace(vectors=np.eye(len(products), 4, dtype=np.float32), space=next(spaces))
-
-    monkeypatch.setattr(recall_module, "Client", lambda *_, **__: Server())
-    products = [(Product(title=str(number)), "a") for number in range(600)]
-    assert served_recalls(LOAD, products, {})[AS_THEY_ARE].gallery == 600
-    assert embedded == [256, 256, 88]
-    assert served_recalls(LOAD, products, {}, stopped=lambda: len(embedded) > 3) == {}
-    assert embedded == [256, 256, 88, 256]
-    with pytest.raises(SpaceMismatchError):  # another run is served in the middle of it
-        served_recalls(LOAD, products[:512], {}, stopped=lambda: False)
-
-
 MOVED: Any = SimpleNamespace(notes=(OTHER_SPACE,), gpus=(), server="seen")
 
 
@@ -482,11 +445,10 @@ def test_notes_of_a_comparison(case: Case, said: str) -> None:
     assert "interrupted" in next(doubts([case], {}, stopped=True))
 
 
-@pytest.mark.parametrize("cases", [(CASE,), (CASE, replace(CASE, name="image", recall=None)), ()])
-def test_a_comparison_in_all_forms(cases: tuple[Case, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = CeilingReport(
+def report_of(cases: tuple[Case, ...]) -> CeilingReport:
+    return CeilingReport(
         made_at="now",
-        load={"concurrency": 16, "duration_s": 5.0, "workload": {"batch_size": 1}},
+        load=asdict(LoadConfig(address="here:1", concurrency=16)),
         repository="r",
         space="s",
         cores=2,
@@ -497,7 +459,11 @@ def test_a_comparison_in_all_forms(cases: tuple[Case, ...], tmp_path: Path, caps
         medians=medians(cases),
         notes=("a note",),
     )
-    deliver_ceiling(report, tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("cases", [(CASE,), (CASE, replace(CASE, name="image", recall=None)), ()])
+def test_a_comparison_in_all_forms(cases: tuple[Case, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deliver_ceiling(report_of(cases), tmp_path / "c.json")
     data = json.loads((tmp_path / "c.json").read_text())
     assert data["format"] == "likeness-ceiling-1"
     text = (tmp_path / "c.md").read_text()
@@ -512,20 +478,7 @@ def test_a_comparison_in_all_forms(cases: tuple[Case, ...], tmp_path: Path, caps
 
 
 def written(path: Path, *cases: Case, **changes: Any) -> Path:
-    report = CeilingReport(
-        made_at="now",
-        load=asdict(LoadConfig(address="here:1", concurrency=16)),
-        repository="r",
-        space="s",
-        cores=2,
-        cpu_threads=2,
-        label="group, split val",
-        ended="complete",
-        cases=cases,
-        medians=medians(cases),
-        notes=("a note",),
-    )
-    write_json(path, asdict(replace(report, **changes)))
+    write_json(path, asdict(replace(report_of(cases), **changes)))
     return path
 
 
@@ -571,60 +524,6 @@ def test_ceilings_without_a_case_in_common_are_refused(tmp_path: Path) -> None:
         compare_reports(first, tmp_path / "load.json")
 
 
-def test_every_part_of_a_mix_has_a_recall_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def served(load: LoadConfig, products: Sequence[tuple[Product, str]], signature: str, _: object) -> Recall:
-        asked.append((load, len(products), signature))
-        return Recall(at_1=0.5, queries=1, gallery=2)
-
-    monkeypatch.setattr(recall_module, "served_recall", served)
-    assert list(served_recalls(LOAD, [(Product(), "a")], {"text": 0.5, "image": 0.5})) == ["text", "image"]
-    assert list(served_recalls(LOAD, [(Product(), "a")], {})) == [AS_THEY_ARE]
-    assert asked == [(LOAD, 1, name) for name in ("text", "image", AS_THEY_ARE)]
-    assert LabelConfig(field="group", split="").name == "group, split any"
-
-
-class Served:
-    """Takes the place of the client: embeds whole products, knows no shape called new, and may be replaced."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.spaces = iter("sstt")
-
-    def __enter__(self) -> Served:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def info(self) -> ServerInfo:
-        return replace(INFO, modalities=("text", "attributes"), schema=InputSchema(attribute_keys=("shape",)))
-
-    def embed(self, products: Sequence[Product], modalities: Sequence[str] | None, on_error: str) -> Embeddings:
-        assert on_error == "return"
-        known = [product.attributes.get("shape") != "new" for product in products]
-        whole = "_".join(modalities or ("text", "attributes"))
-        return Embeddings(
-            vectors=np.tile(np.array([1, 0], dtype=np.float32), (len(products), 1)),
-            modality_weights=({},) * len(products),
-            signatures=tuple(whole if found else "text" for found in known),
-            product_ids=("",) * len(products),
-            space=next(self.spaces),
-        )
-
-
-def test_the_recall_of_a_signature_is_that_of_what_the_server_knows_all_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall_module, "Client", Served)
-    shapes: list[dict[str, str]] = [{"shape": "old"}, {"shape": "old"}, {"shape": "new"}, {}]
-    given = [(Product(title="vase", attributes={**shape}), "group") for shape in shapes]
-    found = {name: served_recall(LOAD, given, name) for name in ("text_attributes", AS_THEY_ARE)}
-    assert {name: recall and recall.gallery for name, recall in found.items()} == {"text_attributes": 2, AS_THEY_ARE: 4}
-    assert served_recall(LOAD, given, AS_THEY_ARE, lambda: True) is None
-    monkeypatch.setattr(recall_module, "_STEP", 1)
-    with pytest.raises(SpaceMismatchError):
-        served_recall(LOAD, given, AS_THEY_ARE)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -644,134 +543,3 @@ def test_a_ceiling_of_anything_but_embedding_is_refused() -> None:
     work = WorkloadConfig(operation={OperationKind.EMBED: 0.9, OperationKind.SIMILARITY: 0.1})
     with pytest.raises(InputError, match="one of embedding, not of similarity: ask for embed only"):
         CeilingConfig(load=LoadConfig(address="a:1", concurrency=1, workload=work), repository=Path())
-
-
-def test_recall_at_1_by_hand() -> None:
-    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], [-1, 0], [np.nan, 0]], dtype=np.float32)
-    labels = np.array(["a", "a", "b", "a", "b", "b"])
-    # Nearest: 0 -> 1 (a, a); 1 -> 3 (a, a); 2 -> 3 (b, a); 3 -> 1 (a, a); 4 -> 2 (b, b); the last was not embedded.
-    assert recall_at_1(vectors, labels) == Recall(at_1=4 / 5, queries=5, gallery=5)
-    # A product without a label, or alone with it, is ranked but asks nothing.
-    assert recall_at_1(vectors, np.array(["a", "", "b", "a", "", ""])) == Recall(at_1=0.0, queries=2, gallery=5)
-    assert recall_at_1(vectors[:0], labels[:0]) == Recall(at_1=0.0, queries=0, gallery=0)
-
-
-def test_labelled_products_are_those_of_the_split() -> None:
-    rows = [(Product(product_id=str(row)), {"split": split, "group": f"g{row}"}) for row, split in enumerate("abab")]
-    assert [label for _, label in labelled(rows, LabelConfig(field="group", split="a"))] == ["g0", "g2"]
-    assert len(labelled(rows, LabelConfig(field="group", split=""))) == 4
-    with pytest.raises(InputError, match="none of 4 products has the label 'kind' in split 'a'"):
-        labelled(rows, LabelConfig(field="kind", split="a"))
-
-
-@pytest.mark.parametrize(("given", "sizes"), [(None, 1), (["8"], 8), (["1=0.5", "8"], {1: 0.5, 8: 1.0})])
-def test_batch_sizes_are_read(given: list[str] | None, sizes: int | dict[int, float]) -> None:
-    assert options.parse_sizes(given) == sizes
-
-
-@pytest.mark.parametrize("given", [["many"], ["1", "1"], ["8=x"], ["1.5"]])
-def test_batch_sizes_that_cannot_be_read(given: list[str]) -> None:
-    with pytest.raises(InputError, match="--batch-size"):
-        options.parse_sizes(given)
-
-
-def test_operations_are_read() -> None:
-    assert options.parse_operations(None) is OperationKind.EMBED
-    assert options.parse_operations(["similarity"]) is OperationKind.SIMILARITY
-    mix = {OperationKind.EMBED: 0.8, OperationKind.SIMILARITY_MATRIX: 1.0}
-    assert options.parse_operations(["embed=0.8", "similarity_matrix"]) == mix
-
-
-@pytest.mark.parametrize("given", [["dance"], ["embed", "embed"], ["embed=x"]])
-def test_operations_that_cannot_be_read(given: list[str]) -> None:
-    with pytest.raises(InputError, match="--operation"):
-        options.parse_operations(given)
-
-
-def test_cases_are_read() -> None:
-    assert options.parse_cases(["text", "text=0.5,image=2"]) == {
-        "text": {"text": 1.0},
-        "text=0.5,image=2": {"text": 0.5, "image": 2.0},
-    }
-
-
-@pytest.mark.parametrize("text", ["5", "9:5", "0:5", "a:b", ":"])
-def test_ranges_that_are_none(text: str) -> None:
-    with pytest.raises(InputError, match=f"--text-words {text}: give MIN:MAX"):
-        options.parse_span(text, "--text-words")
-
-
-def test_ranges_are_read() -> None:
-    assert options.parse_span("5:60", "--text-words") == Span(low=5, high=60)
-    assert options.parse_span("", "--text-words") is None
-
-
-def photo(width: int, height: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(out, "PNG")
-    return out.getvalue()
-
-
-def test_texts_get_the_lengths_that_were_asked_for() -> None:
-    given = [Product(title="a b", description="c d e f g h"), Product(title="a"), Product(images=(b"x",))] * 100
-    found = varied(given, SourceConfig(rendered=1, text_words=Span(low=4, high=12)))
-    lengths = [len(f"{product.title!s} {product.description!s}".split()) for product in found]
-    assert set(lengths[0::3]) == set(lengths[1::3]) == set(range(4, 13))
-    assert set(lengths[2::3]) == {0}
-    assert all(len(str(product.title).split()) in (1, 2, 3) for product in found[0::3])  # a quarter of the words
-    assert found == varied(given, SourceConfig(rendered=1, text_words=Span(low=4, high=12)))
-
-
-def test_photos_get_the_sizes_that_were_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "tall.png").write_bytes(photo(30, 90))
-    sources: list[ImageSource] = [photo(100, 50), tmp_path / "tall.png", np.zeros((10, 20, 3), dtype=np.uint8)]
-    given = [Product(images=(source, b"a second view")) for source in sources] + [Product(title="no photo")]
-    found = varied(given, SourceConfig(rendered=1, image_px=Span(low=60, high=60)))
-    assert found[3] == given[3]
-    sizes = []
-    for product in found[:3]:
-        (view,) = product.images
-        assert isinstance(view, bytes)
-        sizes.append(Image.open(io.BytesIO(view)).size)
-    assert sizes == [(60, 30), (20, 60), (60, 30)]
-
-
-def bomb() -> bytes:
-    """Return a photo whose head promises more pixels than Pillow opens."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    out = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(out, "PNG")
-    return out.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + out.getvalue()[33:]
-
-
-@pytest.mark.parametrize("source", [b"no photo", Path("nowhere.jpg"), bomb()], ids=["no photo", "nowhere", "bomb"])
-def test_photos_that_cannot_be_scaled_are_named(source: bytes | Path) -> None:
-    config = SourceConfig(rendered=1, image_px=Span(low=60, high=60))
-    with pytest.raises(InputError, match="product 'p': its photo cannot be scaled"):
-        varied([Product(product_id="p", images=(source,))], config)
-
-
-def test_products_come_from_one_source(tmp_path: Path) -> None:
-    file = tmp_path / "products.jsonl"
-    for wrong in ({}, {"file": file, "rendered": 3}):
-        with pytest.raises(InputError, match="one of the two"):
-            SourceConfig(**wrong)  # type: ignore[arg-type]
-    file.write_text("")
-    with pytest.raises(InputError, match="holds no products"):
-        read_sources(SourceConfig(file=file))
-    file.write_text("".join(json.dumps({"product_id": str(row), "title": "t"}) + "\n" for row in range(5)))
-    assert len(read_sources(SourceConfig(file=file, count=3))) == 3
-    assert len(read_sources(SourceConfig(file=file, count=3), everything=True)) == 5
-
-
-def test_rendered_products_are_as_many_as_asked_for_and_hold_their_photos() -> None:
-    found = read_sources(SourceConfig(rendered=140, seed=3))
-    assert len(found) == 140
-    assert all(isinstance(view, bytes) for product, _ in found for view in product.images)
-    assert {record["split"] for _, record in found} == {"train", "val"}
-
-
-def test_what_renders_products_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likeness_bench.sources._RENDERER", "likeness_nowhere.catalogue")
-    with pytest.raises(MissingExtraError, match=r"likeness\[demo\]"):
-        read_sources(SourceConfig(rendered=3))

@@ -1,4 +1,4 @@
-"""Options of the commands that mean nothing without another one are refused, and not passed over."""
+"""Options of the commands: how they are read, and that those without any effect are refused, not passed over."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from likeness_bench import cli
+from likeness_bench import cli, options
 from likeness_bench.option_groups import Asked, Ranked, Sent
 from likeness_bench.recall import LabelConfig
 from likeness_bench.sources import Span
@@ -70,3 +70,45 @@ def test_options_have_their_effect_where_there_is_one(file: Path) -> None:
         LabelConfig(field="kind", split=""),
     ]
     assert Ranked().config() is None
+
+
+@pytest.mark.parametrize(("given", "sizes"), [(None, 1), (["8"], 8), (["1=0.5", "8"], {1: 0.5, 8: 1.0})])
+def test_batch_sizes_are_read(given: list[str] | None, sizes: int | dict[int, float]) -> None:
+    assert options.parse_sizes(given) == sizes
+
+
+@pytest.mark.parametrize("given", [["many"], ["1", "1"], ["8=x"], ["1.5"]])
+def test_batch_sizes_that_cannot_be_read(given: list[str]) -> None:
+    with pytest.raises(InputError, match="--batch-size"):
+        options.parse_sizes(given)
+
+
+def test_operations_are_read() -> None:
+    assert options.parse_operations(None) is OperationKind.EMBED
+    assert options.parse_operations(["similarity"]) is OperationKind.SIMILARITY
+    mix = {OperationKind.EMBED: 0.8, OperationKind.SIMILARITY_MATRIX: 1.0}
+    assert options.parse_operations(["embed=0.8", "similarity_matrix"]) == mix
+
+
+@pytest.mark.parametrize("given", [["dance"], ["embed", "embed"], ["embed=x"]])
+def test_operations_that_cannot_be_read(given: list[str]) -> None:
+    with pytest.raises(InputError, match="--operation"):
+        options.parse_operations(given)
+
+
+def test_cases_are_read() -> None:
+    assert options.parse_cases(["text", "text=0.5,image=2"]) == {
+        "text": {"text": 1.0},
+        "text=0.5,image=2": {"text": 0.5, "image": 2.0},
+    }
+
+
+@pytest.mark.parametrize("text", ["5", "9:5", "0:5", "a:b", ":"])
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match=f"--text-words {text}: give MIN:MAX"):
+        options.parse_span(text, "--text-words")
+
+
+def test_ranges_are_read() -> None:
+    assert options.parse_span("5:60", "--text-words") == Span(low=5, high=60)
+    assert options.parse_span("", "--text-words") is None
