@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from tests.unit.conftest import Exported
 
 ANYTHING = Limits(recall_loss=100, cosine_mean=-1, cosine_min=-1, overlap_at_10=0, batch_distance=2)
-NOTHING = Limits(cosine_mean=1.1)
 
 
 def unit(vectors: list[list[float]]) -> NDArray[np.float32]:
