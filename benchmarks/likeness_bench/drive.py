@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, TypeAlias
@@ -26,6 +28,7 @@ REFUSED_PAUSE_S = 0.1
 _REFUSALS = (ServerUnavailableError.__name__, OverloadedError.__name__)
 NOT_SENT = "NotSent"
 """Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
+_SELDOM = 100  # times as many collections of young objects between two of all
 _GRACE_S = 2.0  # for calls in flight when a run is stopped
 _UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
 _MOST = 10_000_000  # requests of a run: its schedule and what became of each are held in memory
@@ -278,6 +281,22 @@ def open_client(config: LoadConfig) -> AsyncClient:
     return AsyncClient(
         config.address, timeout_s=config.timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1, **config.gateway
     )
+
+
+@contextmanager
+def seldom_paused() -> Iterator[None]:
+    """Let Python search all objects for cyclic garbage before a block, and seldom while it lasts.
+
+    Such a search takes some 0.1 s, in which nothing is sent or taken in. In a closed loop there is one every other
+    second, and what it holds up would be taken for the slowest answers of the server.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(*before[:2], _SELDOM * before[2])  # not never: failed calls leave such garbage behind
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 async def ticking(lags_s: list[float], every_s: float = 0.01) -> None:

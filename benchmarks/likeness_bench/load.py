@@ -13,7 +13,7 @@ from typing import Protocol
 from likeness_client import LikenessError, Product
 
 from likeness_bench import figures
-from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, ticking
+from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, seldom_paused, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.report import now
@@ -84,7 +84,8 @@ async def run_load(
         watch = _Watch(config=config)
         watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, view))
         try:
-            await drive.run()
+            with seldom_paused():
+                await drive.run()
             await watching
         finally:
             watching.cancel()
