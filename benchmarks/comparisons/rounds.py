@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 import numpy as np
-from likeness_bench.drive import REFUSED_PAUSE_S
+from likeness_bench.drive import REFUSED_PAUSE_S, seldom_paused
 from likeness_bench.figures import Percentiles
 from likeness_client import InputError, LikenessError, Product
 from numpy.typing import NDArray
@@ -148,11 +148,12 @@ class _Load:
         Raises:
             ComparisonError: nothing was answered, or nothing any more in the second half, while requests failed.
         """
-        begins = time.perf_counter() + self.config.warm_up_s
-        ends = begins + self.config.turn_s
-        cpu_before_s, began = time.process_time(), time.perf_counter()
-        await asyncio.gather(*(self._caller(ends) for _ in range(self.config.concurrency)))
-        cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
+        with seldom_paused():
+            begins = time.perf_counter() + self.config.warm_up_s
+            ends = begins + self.config.turn_s
+            cpu_before_s, began = time.process_time(), time.perf_counter()
+            await asyncio.gather(*(self._caller(ends) for _ in range(self.config.concurrency)))
+            cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
         latency = Percentiles.of([received - sent for sent, received, _ in self.answered if sent >= begins])
         in_time = [products for _, received, products in self.answered if begins <= received <= ends]
         if not in_time:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from likeness_client import LikenessError, Product
 
-from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client
+from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, seldom_paused
 from likeness_bench.figures import LoadReport
 from likeness_bench.load_report import load_report
 from likeness_bench.report import now
@@ -67,7 +67,8 @@ async def run_load(
         watch = Watch(config=config)
         watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, view))
         try:
-            await drive.run()
+            with seldom_paused():
+                await drive.run()
             await watching
         finally:
             watching.cancel()

@@ -17,6 +17,7 @@ OTHER_SPACE = "the server serves another space than when it was first asked: a p
 """The note of runs at whose end it does."""
 LAG_LIMIT_MS = 5.0
 """From this 99th percentile of its own lateness on, the harness warns that it is part of what it measures."""
+_MANY = 1000  # requests, for one of them to lie beyond p99.9
 
 
 def load_report(drive: Drive, watch: Watch, space: str, made_at: str) -> LoadReport:
@@ -111,6 +112,8 @@ def _notes(report: LoadReport, watch: Watch, sent_share: float) -> Iterator[str]
         yield "the harness used a whole core: it may be the limit, not the server"
     if not report.keeps_up:
         who = "the server does not keep up, or failed"
+        if not report.failed and report.requests < _MANY:  # a stable queue may grow for as long as a short run
+            who += " (of so few requests it may have become slower by chance: a longer run tells)"
         if sent_share < figures.KEEPS_UP:  # then nothing is known of the server
             who = f"the harness itself could send only {100 * sent_share:.0f} % of them in time"
         yield (
@@ -126,7 +129,7 @@ def _notes(report: LoadReport, watch: Watch, sent_share: float) -> Iterator[str]
         )
     if report.requests and (doubt := figures.too_few(report.requests)):
         yield doubt
-    elif 0 < report.requests < 1000:
+    elif 0 < report.requests < _MANY:
         yield f"{report.requests} requests: p99.9 is little more than the maximum"
     if watch.space not in ("", report.space):
         yield OTHER_SPACE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections import Counter
@@ -424,6 +425,45 @@ def test_a_server_that_is_replaced_while_it_is_loaded_is_noticed(monkeypatch: py
     far_away = watched(monkeypatch, [5, 2, 9])  # not to be seen but by its counters
     assert said(far_away) == [False, True]
     assert [step.requests for step in far_away.steps] == [9]  # of the process that it has now
+
+
+def test_python_seldom_searches_all_objects_while_a_run_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold the harness up, and the server's slowest answers would be those that came meanwhile."""
+    kept, searched, limits = list[Any](), list[bool](), gc.get_threshold()
+
+    class Hoarding(Fake):
+        async def embed(self, products: Sequence[Product]) -> None:
+            kept.append([[] for _ in range(100_000 if len(kept) < 10 else 0)])
+            await super().embed(products)
+
+        async def __aenter__(self) -> Hoarding:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def info(self) -> ServerInfo:
+            return INFO
+
+    async def counters_of(_: LoadConfig) -> None:
+        return None
+
+    def collecting(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and info["generation"] == 2 and kept:
+            searched.append(True)
+
+    monkeypatch.setattr(load, "open_client", lambda _: Hoarding(wait_s=0.001))
+    monkeypatch.setattr(load, "counters_of", counters_of)
+    monkeypatch.setattr(load, "find_server", lambda _: None)
+    config = LoadConfig(address="here:1", concurrency=1, duration_s=0.3, warm_up_s=0.0)
+    gc.callbacks.append(collecting)
+    try:
+        asyncio.run(run_load(Workload(PRODUCTS, INFO, config.workload), config, stop=asyncio.Event()))
+    finally:
+        gc.callbacks.remove(collecting)
+    assert kept
+    assert not searched
+    assert gc.get_threshold() == limits
 
 
 def test_nothing_is_tried_again_or_held_back_without_a_trace() -> None:

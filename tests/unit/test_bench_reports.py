@@ -130,6 +130,12 @@ def test_a_load_in_which_nothing_was_due_says_so() -> None:
 def test_a_server_that_falls_behind_is_noted() -> None:
     growing = [record(2 + number / 20, number / 100) for number in range(200)]
     assert any("does not keep up" in note for note in report_of(growing, rate=20.0).notes)
+    assert sum("by chance" in note for note in report_of(growing, rate=20.0).notes) == 1
+    many = [record(2 + number / 200, number / 1000) for number in range(2000)]
+    failing = [*growing, record(11.9, 0.1, "ServerError")]
+    for others in (many, failing):  # a queue that does not grow would not look so
+        (said,) = (note for note in report_of(others, rate=200.0).notes if "does not keep up" in note)
+        assert "by chance" not in said
     slow = [record(2 + number / 20, 5.0) for number in range(200)]  # half of it is under way at the end
     assert not any("does not keep up" in note for note in report_of(slow, rate=20.0).notes)
     assert not any("does not keep up" in note for note in report_of(growing, rate=None, concurrency=2).notes)
