@@ -571,6 +571,25 @@ def test_closing_a_client_under_a_call_is_an_error_of_the_call(endpoint: Endpoin
             call.result()
 
 
+def test_a_client_closes_after_a_signal_in_the_midst_of_grpc(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("likeness_client.client._CLOSES_S", 0.1)
+    client = Client(endpoint.address)
+    client.info()
+    # Its call is on its way then, and nothing waits for the answer.
+    monkeypatch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.embed(BATCH)
+    closing = threading.Thread(target=client.close, daemon=True)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
+
+
 def test_given_embeddings_are_scored_without_a_server(kind: Any, client: Any) -> None:
     found = client.embed(BATCH[:4])
     with kind("127.0.0.1:1", timeout_s=1, max_attempts=1) as away:
