@@ -57,7 +57,8 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         if run.read_recipe().serving != recipe.serving:
             log.info("its [serving] section stays; `likeness export --serving RECIPE` takes another one")
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with told(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with _alone(run):
         for left in run.folder.glob(".*.partial"):  # of a training that was killed while it wrote

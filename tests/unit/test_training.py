@@ -120,6 +120,13 @@ def test_a_folder_that_is_not_of_a_run_is_not_cleared(tiny: Tiny, tmp_path: Path
     assert (tmp_path / "towers" / "mine.txt").is_file()
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=f"^cannot write {folder} "):
+            train(tiny.recipe, Run(folder), tiny.root)
+
+
 def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path) -> None:
     for section, message in (
         ({"labels": ["group", "gruop"]}, "no product has the label 'gruop'"),
