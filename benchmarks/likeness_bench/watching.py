@@ -53,6 +53,8 @@ class Watch:
                 break
         ticks.cancel()
         self.cpu_s = time.process_time() - cpu_before_s
+        if drive.stop.is_set() and self.cut_short:
+            return  # who has interrupted a run on a server that hangs need not wait for it once more
         _, self.space = await asyncio.gather(self._look(drive), _space_of(self.config))
         last = await asyncio.to_thread(find_server, self.config.address)
         self.started_again |= None not in (server, last) and server != last

@@ -135,7 +135,8 @@ def encode(
             items.append(None)
             errors[index] = error.at(index, side)
         except ServerUnavailableError as error:
-            needed_by = ProductError("", product.product_id, None, index, side).which
+            # Its id is enough: the products of a file come here in parts, and positions in a part would mislead.
+            needed_by = ProductError("", product.product_id, None, None if product.product_id else index, side).which
             raise ServerUnavailableError(
                 f"{error.message}; {needed_by} needs it", "", error.model, error.code
             ) from None

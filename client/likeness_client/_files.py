@@ -34,10 +34,11 @@ def check_path(path: Path) -> None:
         LikenessError: parquet, but pyarrow does not load; `MissingExtraError` when it is not installed.
     """
     _check_suffix(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the path of a file")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path}: its folder does not exist")
+    with told(path):  # a name may be too long to be looked up
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the path of a file")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
     if path.suffix == ".parquet":
         _pyarrow()
 

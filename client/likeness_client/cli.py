@@ -71,9 +71,10 @@ Timeout = Annotated[float, typer.Option(min=0.01, help="Deadline of each call to
 
 def main() -> None:
     """Run the command; every error of this project becomes one line on stderr and exit code 1."""
-    hints = _load_commands()
     signal.signal(signal.SIGTERM, _terminated)  # what is half-written has to go, as after Ctrl-C
+    hints: list[str] = []
     try:
+        hints += _load_commands()
         app()
     except SystemExit as stop:
         known = {command.name or "" for command in typer.main.get_group(app).commands.values()}

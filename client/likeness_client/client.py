@@ -30,6 +30,9 @@ from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
 T = TypeVar("T")
 
+_CLOSES_S = 2.0
+"""So long may a channel take to close; usually it is a matter of a millisecond."""
+
 
 class Client(_channel.BaseClient):
     """Embeds and compares products on a Triton server; see `BaseClient` for the arguments.
@@ -158,7 +161,11 @@ class Client(_channel.BaseClient):
         with self._lock:
             stub, self._opened = self._opened, None
         if stub is not None:
-            stub.close()
+            # A signal that raises in the midst of gRPC's code, as Ctrl-C does, may leave a call there that nobody ends;
+            # gRPC would wait for it for ever.
+            closing = threading.Thread(target=stub.close, daemon=True)
+            closing.start()
+            closing.join(_CLOSES_S)
 
     def __enter__(self) -> Client:
         return self

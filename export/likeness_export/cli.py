@@ -83,7 +83,7 @@ def evaluate(
     ] = None,
     server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
     timeout_s: Timeout = BULK_TIMEOUT_S,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.", dir_okay=False)] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
     start()
@@ -230,7 +230,7 @@ def serve(
 def explain(
     run: RunFolder,
     image: Annotated[Path, typer.Argument(help="A photo.")],
-    out: Annotated[Path, typer.Option(help="The picture to write, PNG.")] = Path("explained.png"),
+    out: Annotated[Path, typer.Option(help="The picture to write, PNG.", dir_okay=False)] = Path("explained.png"),
 ) -> None:
     """Show where the attended parts of a run's image tower look in a photo."""
     start()

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from likeness_client.errors import InputError
@@ -45,10 +46,13 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
         key.update(digest)
     place = cache / f"{key.hexdigest()[:32]}.npz"
     if place.is_file():
-        with np.load(place) as held:
-            inputs.note(dict(zip(held["rows"].tolist(), held["errors"].tolist(), strict=True)))
-            cached: NDArray[np.float32] = held["features"]
-            return cached
+        try:
+            with np.load(place) as held:
+                cached: NDArray[np.float32] = held["features"]
+                inputs.note(dict(zip(held["rows"].tolist(), held["errors"].tolist(), strict=True)))
+                return cached
+        except (ValueError, EOFError, BadZipFile) as error:  # a disk was switched off while it was written, say
+            log.warning("%s is damaged (%s): its features are computed again", place, error)
     features, errors = inputs.encode(encoder), inputs.errors
     try:
         with written_aside(place) as aside, aside.open("wb") as out:

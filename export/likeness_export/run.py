@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from likeness_client.errors import InputError
@@ -71,7 +73,7 @@ class Run:
         place = self.folder / "trained_on.json"
         if not place.is_file():
             return "", frozenset()
-        held = json.loads(place.read_text(encoding="utf-8"))
+        held = _json(place)
         return held["records"], frozenset(held["product_ids"])
 
     @property
@@ -87,26 +89,26 @@ class Run:
         """Return the recipe that the run was trained with, and is to be served with.
 
         Raises:
-            InputError: the folder is not a run.
+            InputError: the folder is not a run, or the file is damaged.
             RecipeError: `serving` names steps or signatures that the run does not have.
         """
         place = self.folder / "recipe.json"
         if not self.holds_recipe:
             raise InputError(f"{self.folder} is not a run: it has no recipe.json; train one with `likeness train`")
-        recipe = parse_recipe(json.loads(place.read_text(encoding="utf-8")), str(place))
+        recipe = parse_recipe(_json(place), str(place))
         return with_serving(recipe, self.serving) if self.serving else recipe
 
     def read_network(self) -> tuple[Recipe, ProductNetwork]:
         """Return the recipe and the trained network, in evaluation mode.
 
         Raises:
-            InputError: the run is not trained to its end.
+            InputError: the run is not trained to its end, or a file is damaged.
         """
         recipe = self.read_recipe()
         if not self.weights.is_file():
             raise InputError(f"{self.folder} is not trained to its end: run `likeness train` with its recipe again")
         network = build_network(recipe, self.towers, None)
-        network.load_state_dict(torch.load(self.weights, weights_only=True))
+        network.load_state_dict(load(self.weights))
         return recipe, network.eval()
 
     def write_weights(self, network: ProductNetwork) -> None:
@@ -115,7 +117,7 @@ class Run:
 
 
 def save(state: object, path: Path) -> None:
-    """Store what `torch.load` reads.
+    """Store what `load` reads.
 
     Raises:
         InputError: it cannot be written.
@@ -128,3 +130,27 @@ def save(state: object, path: Path) -> None:
             if isinstance(said := error.__context__, OSError):
                 raise OSError(said.errno, said.strerror) from error
             raise
+
+
+def load(path: Path, device: torch.device | None = None) -> Any:
+    """Return what `save` has stored, on a device; None: where it was.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise _damaged(path, error) from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return InputError(f"{path} is damaged ({reason}): copy its folder again, or remove it and train anew")

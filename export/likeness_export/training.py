@@ -28,7 +28,7 @@ from likeness_export.parts import Part, Read
 from likeness_export.positives import Positives, Rows, positives_of
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
-from likeness_export.run import Run, save
+from likeness_export.run import Run, load, save
 from likeness_export.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.training_data import alike_key, data_key, records_key, training_catalogue
 
@@ -57,7 +57,8 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         if run.read_recipe().serving != recipe.serving:
             log.info("its [serving] section stays; `likeness export --serving RECIPE` takes another one")
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with told(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with _alone(run):
         for left in run.folder.glob(".*.partial"):  # of a training that was killed while it wrote
@@ -297,12 +298,12 @@ class _Trainer:
         """Load the checkpoint if there is one; return the next epoch.
 
         Raises:
-            InputError: it was made with other products, labels or pairs.
+            InputError: it was made with other products, labels or pairs, or is damaged.
         """
         if not self.run.checkpoint.is_file():
             write_text(self.run.log, "")
             return 0
-        state = torch.load(self.run.checkpoint, weights_only=True, map_location=self.device)
+        state = load(self.run.checkpoint, self.device)
         if state.get("data") != self.data_key or state.get("alike", self.alike_key) != self.alike_key:
             raise InputError(
                 f"the training products, or what makes them alike, have changed since {self.run.checkpoint} was "

@@ -256,7 +256,7 @@ def test_embed_does_not_wait_for_a_network_that_was_down_from_the_start(
         run(monkeypatch, "embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "1") == 1
     )
     said = capsys.readouterr().err
-    assert "not ready: out of memory; product 0 ('p-7') needs it" in said
+    assert "not ready: out of memory; product ('p-7') needs it" in said
     assert "waiting" not in said
     assert not out.exists()
 

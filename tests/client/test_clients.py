@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,9 +307,11 @@ def test_a_modality_whose_network_is_down_is_not_left_out_without_a_word(client:
     text, both = Product(title="a vase"), Product(product_id="p-7", title="a vase", images=(b"photo",))
     assert len(client.embed([text])) == 1
     down = r"model 'embed_text_image' at .*: not ready: out of memory; {} needs it"
-    with pytest.raises(ServerUnavailableError, match=down.format(r"product 1 \('p-7'\)")):
+    with pytest.raises(ServerUnavailableError, match=down.format(r"product \('p-7'\)")):
         client.embed([text, both], on_error="return")
-    with pytest.raises(ServerUnavailableError, match=down.format(r"left product 0 \('p-7'\)")):
+    with pytest.raises(ServerUnavailableError, match=down.format("product 1")):
+        client.embed([text, replace(both, product_id="")])
+    with pytest.raises(ServerUnavailableError, match=down.format(r"left product \('p-7'\)")):
         client.compare(both, both)
     assert client.embed([both], modalities=["text"]).signatures == ("text",)
     endpoint.servicer.down = set()
@@ -569,6 +572,25 @@ def test_closing_a_client_under_a_call_is_an_error_of_the_call(endpoint: Endpoin
         client.close()
         with pytest.raises(LikenessError, match="is closed"):
             call.result()
+
+
+def test_a_client_closes_after_a_signal_in_the_midst_of_grpc(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("likeness_client.client._CLOSES_S", 0.1)
+    client = Client(endpoint.address)
+    client.info()
+    # Its call is on its way then, and nothing waits for the answer.
+    monkeypatch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.embed(BATCH)
+    closing = threading.Thread(target=client.close, daemon=True)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
 
 
 def test_given_embeddings_are_scored_without_a_server(kind: Any, client: Any) -> None:

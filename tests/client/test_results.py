@@ -147,3 +147,8 @@ def test_concatenation_counts_positions_on() -> None:
         Embeddings.concatenate([embeddings(), embeddings("space-2")])
     with pytest.raises(InputError, match="nothing"):
         Embeddings.concatenate([])
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^cannot write .*\.npz \(File name too long\)"):
+        _files.check_path(tmp_path / f"{'x' * 300}.npz")

@@ -382,6 +382,33 @@ def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> N
     assert asyncio.run(run()) < 4
 
 
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_who_interrupts_a_run_on_a_server_that_hangs_waits_for_no_last_look(
+    monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    looks: list[str] = []
+
+    async def in_vain(_: LoadConfig) -> None:
+        looks.append("counters")
+
+    async def space_of(_: LoadConfig) -> str:
+        looks.append("space")
+        return ""
+
+    async def run() -> LoadReport:
+        config = LoadConfig(address="here:1", concurrency=1, duration_s=0.4, warm_up_s=0.0, timeout_s=0.1)
+        stop = asyncio.Event()
+        if interrupted:
+            asyncio.get_running_loop().call_later(0.2, stop.set)
+        return await run_load(Workload(PRODUCTS, INFO, config.workload), config, stop=stop)
+
+    monkeypatch.setattr(load, "counters_of", in_vain)
+    monkeypatch.setattr(load, "_space_of", space_of)
+    report = asyncio.run(run())
+    assert looks == ["counters"] * 2 + ([] if interrupted else ["counters", "space"])
+    assert any("Triton did not answer at the end" in note for note in report.notes)
+
+
 def watched(
     monkeypatch: pytest.MonkeyPatch, counted: list[int], spaces: Sequence[str] = ("s", "s"), started: bool = False
 ) -> LoadReport:

@@ -131,6 +131,13 @@ def test_a_folder_that_is_not_of_a_run_is_not_cleared(tiny: Tiny, tmp_path: Path
     assert (tmp_path / "towers" / "mine.txt").is_file()
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=f"^cannot write {folder} "):
+            train(tiny.recipe, Run(folder), tiny.root)
+
+
 def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path) -> None:
     for section, message in (
         ({"labels": ["group", "gruop"]}, "no product has the label 'gruop'"),
@@ -235,6 +242,41 @@ def test_a_trained_network_is_read_as_it_was_written(tiny: Tiny, tmp_path: Path)
     assert recipe == tiny.recipe
     assert not network.training
     assert_same(dict(network.state_dict()), weights(run))
+
+
+@pytest.mark.parametrize("left", [0, 1000], ids=["empty", "cut off"])  # after a power failure; after a copy
+def test_damaged_files_are_named(tiny: Tiny, tmp_path: Path, left: int) -> None:
+    run = Run(tmp_path / "run")
+
+    def use() -> None:
+        train(tiny.recipe, run, tiny.root)
+        run.read_network()
+
+    def refused(place: Path) -> None:
+        place.write_bytes(place.read_bytes()[: min(left, place.stat().st_size - 1)])
+        with pytest.raises(InputError, match=f"^{place} is damaged .*: copy its folder again, or remove it and train"):
+            use()
+
+    train_interrupted(tiny.recipe, run, tiny.root, after=1)
+    refused(run.checkpoint)
+    run.checkpoint.unlink()
+    train(tiny.recipe, run, tiny.root)
+    for name in ("weights.pt", "trained_on.json", "recipe.json"):
+        refused(run.folder / name)
+
+
+def test_damaged_features_are_computed_again(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frozen = changed(tiny.recipe, towers={"attributes": {"encoder": "one_hot", "keys": ["kind"], "freeze": True}})
+    first, again = Run(tmp_path / "first"), Run(tmp_path / "again")
+    train(frozen, first, tiny.root)
+    again.features.mkdir(parents=True)
+    for place in first.features.iterdir():
+        (again.features / place.name).write_bytes(place.read_bytes()[:-30])
+    train(frozen, again, tiny.root)
+    assert "is damaged" in caplog.text
+    assert_same(weights(first), weights(again))
+    for place in first.features.iterdir():
+        assert place.read_bytes() == (again.features / place.name).read_bytes()
 
 
 def edit_catalogue(tiny: Tiny, product_id: str, **values: Any) -> None:
