@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
+from likeness_export.encoders.image_common import Normalise
 from likeness_export.sources import locate
+from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, MobileNetV2Config, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import (
+    AutoModel,
+    BaseImageProcessor,
+    EfficientNetImageProcessorPil,
+    MobileNetV2Config,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 PX = 32
 PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -96,6 +110,29 @@ def test_pixels_that_were_only_scaled_stay_so(tmp_path: Path) -> None:
     write_architecture("network", tmp_path / "tower", tmp_path)
     _, mean, std = load_backbone("network", tmp_path / "tower", tmp_path)
     assert (mean, std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (EfficientNetImageProcessorPil, {"include_top": True}),
+        (EfficientNetImageProcessorPil, {"include_top": False, "rescale_factor": 1 / 127.5, "rescale_offset": True}),
+        (ViTImageProcessorPil, {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0]}),
+        (ViTImageProcessorPil, {"do_rescale": False, "image_mean": [120, 110, 100], "image_std": [60, 50, 55]}),
+        (ViTImageProcessorPil, {"do_rescale": False, "do_normalize": False}),
+    ],
+)
+def test_pixels_are_those_of_the_networks_own_processor(
+    kind: type[BaseImageProcessor], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    processor = kind(**PROCESSOR | settings)
+    processor.save_pretrained(tmp_path / "network")
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    _, mean, std = load_backbone("network", tmp_path / "tower", tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (PX, PX, 3), np.uint8)
+    expected = processor(Image.fromarray(pixels), do_resize=False, return_tensors="pt")["pixel_values"].float()
+    torch.testing.assert_close(Normalise(mean, std)(torch.from_numpy(pixels)[None]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])

@@ -92,15 +92,19 @@ def _mean_and_std(source: str, processor: Mapping[str, Any]) -> tuple[list[float
     """
     if processor.get("do_flip_channel_order"):
         raise InputError(f"source {source!r} takes pixels as blue, green, red (do_flip_channel_order): name another")
-    if not processor.get("do_normalize", True):
-        return [0.0] * 3, [1.0] * 3
     mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not processor.get("do_normalize", True):
+        mean, std = [0.0] * 3, [1.0] * 3
     if not (mean and std):
         raise InputError(
             f"source {source!r}: its preprocessor_config.json lacks image_mean or image_std: add those that it was "
             "trained with"
         )
-    return list(mean), list(std)
+    # Both are of pixels as the processor scales them, not always to 0..1; EfficientNet's divides by its std twice.
+    scale = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255
+    shift = 1.0 if processor.get("rescale_offset") else 0.0
+    again = std if processor.get("include_top") else [1.0] * 3
+    return [(m + shift) / scale for m in mean], [s * t / scale for s, t in zip(std, again, strict=True)]
 
 
 def load_backbone(
