@@ -19,6 +19,8 @@ from transformers import (
     AutoModel,
     BaseImageProcessor,
     EfficientNetImageProcessorPil,
+    IJepaConfig,
+    IJepaModel,
     MobileNetV2Config,
     PreTrainedModel,
     ViTConfig,
@@ -163,6 +165,27 @@ def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(ki
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=48)
     with pytest.raises(InputError, match="pictures of 48 px do not fit the network"):
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX, train_px=48)
+
+
+def test_a_transformer_without_a_class_token_gives_the_mean_of_its_patches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = IJepaConfig(
+        image_size=PX,
+        patch_size=16,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    network = IJepaModel(config)
+    network.save_pretrained(tmp_path / "network")
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX).eval()
+    pixels = torch.randint(0, 255, (2, PX, PX, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        patches = nn.Module.eval(network)(encoder.normalise(pixels)).last_hidden_state
+        torch.testing.assert_close(encoder(pixels), patches.mean(1))
 
 
 def test_a_network_that_is_not_there_is_named_with_the_places_looked_in(tmp_path: Path) -> None:

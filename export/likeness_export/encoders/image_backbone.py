@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -131,7 +132,7 @@ def load_backbone(
 
 
 class ImageBackbone(PhotoEncoder):
-    """The network's pooled output; of a transformer without a trained pooling the vector of its class token.
+    """The network's pooled output; of a transformer without a trained pooling its class token's vector, or the mean.
 
     Raises:
         InputError: the network does not take photos of ``image_px`` or ``train_px``.
@@ -161,5 +162,8 @@ class ImageBackbone(PhotoEncoder):
         pooled: Tensor | None = getattr(answer, "pooler_output", None)
         if pooled is None or self.backbone.random_pooler:
             hidden: Tensor = answer.last_hidden_state  # (n, tokens, f), or a map (n, f, h, w)
-            return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
+            if hidden.dim() == 4:
+                return hidden.mean((2, 3))
+            # Of a square of patches and nothing else (I-JEPA), the first is no class token, but a corner of the photo.
+            return hidden.mean(1) if isqrt(hidden.shape[1]) ** 2 == hidden.shape[1] else hidden[:, 0]
         return pooled.flatten(1)  # (n, f); ResNets pool to (n, f, 1, 1)
