@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
+from likeness_export.encoders.image_common import Normalise
 from likeness_export.sources import locate
+from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, MobileNetV2Config, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import (
+    AutoModel,
+    BaseImageProcessor,
+    EfficientNetImageProcessorPil,
+    IJepaConfig,
+    IJepaModel,
+    MobileNetV2Config,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 PX = 32
 PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -98,6 +114,29 @@ def test_pixels_that_were_only_scaled_stay_so(tmp_path: Path) -> None:
     assert (mean, std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (EfficientNetImageProcessorPil, {"include_top": True}),
+        (EfficientNetImageProcessorPil, {"include_top": False, "rescale_factor": 1 / 127.5, "rescale_offset": True}),
+        (ViTImageProcessorPil, {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0]}),
+        (ViTImageProcessorPil, {"do_rescale": False, "image_mean": [120, 110, 100], "image_std": [60, 50, 55]}),
+        (ViTImageProcessorPil, {"do_rescale": False, "do_normalize": False}),
+    ],
+)
+def test_pixels_are_those_of_the_networks_own_processor(
+    kind: type[BaseImageProcessor], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    processor = kind(**PROCESSOR | settings)
+    processor.save_pretrained(tmp_path / "network")
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    _, mean, std = load_backbone("network", tmp_path / "tower", tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (PX, PX, 3), np.uint8)
+    expected = processor(Image.fromarray(pixels), do_resize=False, return_tensors="pt")["pixel_values"].float()
+    torch.testing.assert_close(Normalise(mean, std)(torch.from_numpy(pixels)[None]), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])
 def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(kind: type, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -126,6 +165,27 @@ def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(ki
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=48)
     with pytest.raises(InputError, match="pictures of 48 px do not fit the network"):
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX, train_px=48)
+
+
+def test_a_transformer_without_a_class_token_gives_the_mean_of_its_patches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = IJepaConfig(
+        image_size=PX,
+        patch_size=16,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    network = IJepaModel(config)
+    network.save_pretrained(tmp_path / "network")
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX).eval()
+    pixels = torch.randint(0, 255, (2, PX, PX, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        patches = nn.Module.eval(network)(encoder.normalise(pixels)).last_hidden_state
+        torch.testing.assert_close(encoder(pixels), patches.mean(1))
 
 
 def test_a_network_that_is_not_there_is_named_with_the_places_looked_in(tmp_path: Path) -> None:

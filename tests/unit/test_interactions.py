@@ -164,6 +164,13 @@ def test_a_fit_needs_a_user_of_two_products(tmp_path: Path) -> None:
         fit(tmp_path, [encode({"a": 1}), encode({"b": 1})])
 
 
+def test_factors_that_cannot_be_computed_are_named_with_the_way_out(tmp_path: Path) -> None:
+    config = AlsConfig(encoder="als", factors=64, regularization=1e-12)
+    items = [encode({f"u{user}": 1 + user for user in range(10)}) for _ in range(4)]
+    with pytest.raises(InputError, match=r"towers\.\w+: the factors of 10 users cannot .*: raise regularization, or"):
+        fit(tmp_path, items, config)
+
+
 def test_unknown_users_are_skipped_and_a_bad_item_fails_alone(fitted: Preprocessor) -> None:
     known, strange = encode({"u1": 2}), encode({"u1": 2, "stranger": 50})
     items = [known, encode({"stranger": 1}), strange, b"{}", b"[1]", b"\xff{", encode({"u1": -1}), known]

@@ -246,6 +246,11 @@ def test_a_candidate_that_cannot_win_enough_rounds_is_left() -> None:
     # A hair above the target p99 counts, but later rounds may bring both below it, and then this one is far ahead.
     assert not hopeless(rounds((10, 30), (10, 30), p99_ms=(101, 103)), 5, TARGET_MS)
     assert hopeless(rounds((10, 30), (10, 30), p99_ms=(200, 300)), 5, TARGET_MS)
+    # Failures of one round make its p99 infinite, and are not of the next ones.
+    failed = rounds((10, 30), p99_ms=(20, None))
+    assert judge([*failed, *rounds(*[(10, 30)] * 4)], TARGET_MS).better
+    assert not hopeless([*failed, *rounds((10, 30))], 5, TARGET_MS)
+    assert hopeless(rounds((10, 3), (10, 3), p99_ms=(20, None)), 5, TARGET_MS)
 
 
 # --- the search

@@ -54,7 +54,13 @@ class AlsConfig(EncoderConfig):
                 f"towers.{tower.name}: no user has interacted with {self.min_interactions} of the {len(items)} "
                 "training products: lower min_interactions or give more interactions"
             )
-        factors = self.factorise(users, products)
+        try:
+            factors = self.factorise(users, products)
+        except ValueError as error:  # of a matrix that is singular in FP32, which implicit computes in
+            raise InputError(
+                f"towers.{tower.name}: the factors of {len(users)} users cannot be computed ({error}): raise "
+                "regularization, or lower alpha or factors"
+            ) from error
         settings = {"alpha": self.alpha, "regularization": self.regularization, "max_bytes": limit}
         write_asset(tower, interactions.SETTINGS_FILE, settings)
         write_asset(tower, interactions.USERS_FILE, users)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,15 +75,19 @@ def _mean_and_std(source: str, processor: Mapping[str, Any]) -> tuple[list[float
     """
     if processor.get("do_flip_channel_order"):
         raise InputError(f"source {source!r} takes pixels as blue, green, red (do_flip_channel_order): name another")
-    if not processor.get("do_normalize", True):
-        return [0.0] * 3, [1.0] * 3
     mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not processor.get("do_normalize", True):
+        mean, std = [0.0] * 3, [1.0] * 3
     if not (mean and std):
         raise InputError(
             f"source {source!r}: its preprocessor_config.json lacks image_mean or image_std: add those that it was "
             "trained with"
         )
-    return list(mean), list(std)
+    # Both are of pixels as the processor scales them, not always to 0..1; EfficientNet's divides by its std twice.
+    scale = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255
+    shift = 1.0 if processor.get("rescale_offset") else 0.0
+    again = std if processor.get("include_top") else [1.0] * 3
+    return [(m + shift) / scale for m in mean], [s * t / scale for s, t in zip(std, again, strict=True)]
 
 
 def load_backbone(
@@ -109,7 +114,7 @@ def load_backbone(
 
 
 class ImageBackbone(PhotoEncoder):
-    """The network's pooled output; of a transformer without a trained pooling the vector of its class token.
+    """The network's pooled output; of a transformer without a trained pooling its class token's vector, or the mean.
 
     Raises:
         InputError: the network does not take photos of ``image_px`` or ``train_px``.
@@ -139,5 +144,8 @@ class ImageBackbone(PhotoEncoder):
         pooled: Tensor | None = getattr(answer, "pooler_output", None)
         if pooled is None or self.backbone.random_pooler:
             hidden: Tensor = answer.last_hidden_state  # (n, tokens, f), or a map (n, f, h, w)
-            return hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
+            if hidden.dim() == 4:
+                return hidden.mean((2, 3))
+            # Of a square of patches and nothing else (I-JEPA), the first is no class token, but a corner of the photo.
+            return hidden.mean(1) if isqrt(hidden.shape[1]) ** 2 == hidden.shape[1] else hidden[:, 0]
         return pooled.flatten(1)  # (n, f); ResNets pool to (n, f, 1, 1)
