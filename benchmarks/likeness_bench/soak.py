@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from likeness_client import AsyncClient, InputError, LikenessError, Product, ServerInfo
+from likeness_client import AsyncClient, BatchError, InputError, LikenessError, Product, ServerInfo
 from likeness_client.payloads import sendable
 from numpy.typing import NDArray
 
@@ -99,26 +99,44 @@ async def run_soak(
 
     Raises:
         SoakStoppedError: it was stopped before the load: there is nothing to report.
-        LikenessError: no product can be sent, or one of them cannot be embedded even alone.
+        LikenessError: no product can be sent, or none is embedded alone.
     """
+    alone: list[tuple[Product, NDArray[np.float32]]] = []
+    refused: list[str] = []
     async with open_client(load) as client:
         info = await client.info()
-        workload = await asyncio.to_thread(_workload, products, info, load.workload.seed)
-        pool = workload.pools[AS_THEY_ARE]
-        alone = {id(product): (await client.embed([product])).vectors[0] for product in pool if not stop.is_set()}
-    if stop.is_set():  # what was not embedded alone could not be checked
-        raise SoakStoppedError("interrupted before the load: nothing was checked")
-    checked = Checked(tolerance=tolerance, expected=alone)
+        for product in await asyncio.to_thread(_different, products, info, load.workload.seed):
+            if stop.is_set():  # what was not embedded alone could not be checked
+                raise SoakStoppedError("interrupted before the load: nothing was checked")
+            try:
+                alone.append((product, (await client.embed([product])).vectors[0]))
+            except BatchError as error:  # a broken photo, for instance
+                refused += [f"{product.product_id!r}: {found.reason}" for found in error.errors.values()]
+    if not alone:
+        raise InputError(f"none of {len(refused)} products is embedded, the first for this: {refused[0]}")
+    workload = _workload([product for product, _ in alone], info, load.workload.seed)
+    vectors = (vector for _, vector in alone)
+    expected = {id(held): vector for held, vector in zip(workload.pools[AS_THEY_ARE], vectors, strict=True)}
+    checked = Checked(tolerance=tolerance, expected=expected)
     load = replace(load, workload=workload.config)
-    return SoakReport(load=await run_load(workload, load, stop=stop, view=view, ask=checked.ask), checked=checked)
+    report = await run_load(workload, load, stop=stop, view=view, ask=checked.ask)
+    if refused:
+        note = f"{len(refused)} products are not embedded even alone, and were left out; the first: {refused[0]}"
+        report = replace(report, notes=(*report.notes, note))
+    return SoakReport(load=report, checked=checked)
 
 
-def _workload(products: Sequence[Product], info: ServerInfo, seed: int) -> Workload:
-    """Return requests of mixed signatures and sizes."""
+def _different(products: Sequence[Product], info: ServerInfo, seed: int) -> list[Product]:
+    """Return products of mixed signatures, one of those that travel alike."""
     mixed = list(_mixed(products, info, random.Random(seed)))
     if not mixed:
         raise InputError(f"none of {len(products)} products has {', '.join(info.modalities)}: give other products")
-    (pool,) = Workload(mixed, info, WorkloadConfig()).pools.values()  # without those that travel alike
+    (pool,) = Workload(mixed, info, WorkloadConfig()).pools.values()
+    return pool
+
+
+def _workload(pool: Sequence[Product], info: ServerInfo, seed: int) -> Workload:
+    """Return requests of mixed sizes."""
     sizes = range(1, min(_LARGEST_BATCH, len(pool)) + 1)
     return Workload(pool, info, WorkloadConfig(batch_size=dict.fromkeys(sizes, 1.0), seed=seed))
 

@@ -172,7 +172,8 @@ def _read(product: Product, modality: str, path: Path, schema: InputSchema) -> b
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         reason = getattr(error, "strerror", None) or str(error)
-        raise _bad(product, modality, f"cannot read {path}: {reason}") from error
+        fetched = "; nothing is fetched from the web: give a file" if {"http:", "https:"} & {*path.parts} else ""
+        raise _bad(product, modality, f"cannot read {path}: {reason}{fetched}") from error
 
 
 def _pnm(product: Product, pixels: NDArray[np.uint8]) -> bytes:

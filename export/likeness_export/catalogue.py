@@ -142,7 +142,7 @@ class Catalogue:
                 found.append(parts_of(product, schema, modalities))
             except ProductError as error:
                 parts = _readable(product, schema, modalities) if in_part else {}
-                log.warning("left out: %s%s", error, f"; {', '.join(parts)} is used" if parts else "")
+                log.warning("left out: %s%s", error, f"; used: {', '.join(parts)}" if parts else "")
                 found.append(parts)
         return found
 

@@ -290,24 +290,27 @@ def positives_of(
         recipe: the recipe.
         catalogue: the training products.
         data_root: what the recipe's relative paths start from.
-        usable: BOOL [n], the products that something can be read of; the others are never drawn. None: all of them.
+        usable: BOOL [n], the products that something can be read of; the others are never drawn. None: all of them, as
+            far as is known yet; nothing is told then.
 
     Raises:
         InputError: too few products are alike to learn from, or no product has one of the labels or a source.
     """
     training = recipe.training
+    level = logging.INFO
     if usable is None:
-        usable = np.ones(len(catalogue), dtype=bool)
+        usable, level = np.ones(len(catalogue), dtype=bool), logging.DEBUG
     if recipe.data.pairs:
         row_of = {name: row for row, name in enumerate(catalogue.ids) if usable[row]}
         named = training_pairs(recipe.data, data_root)
         pairs = [(row_of[p.left], row_of[p.right], p.label) for p in named if p.left in row_of and p.right in row_of]
-        log.info("%d of %d training pairs are between usable products of the catalogue", len(pairs), len(named))
+        log.log(level, "%d of %d training pairs are between usable products of the catalogue", len(pairs), len(named))
         return PairPositives(pairs, usable, training)
     labels = [np.where(usable, catalogue.needed_labels(field), "") for field in recipe.data.labels]
     source = catalogue.needed_labels(recipe.data.source) if recipe.data.source else None
     found = LabelPositives(labels, training, source)
-    log.info(
+    log.log(
+        level,
         "%d of %d usable training products share a label with another one; the others are not learned from",
         len(np.unique(np.concatenate(found.groups))),
         usable.sum(),

@@ -168,6 +168,7 @@ class _Trainer:
 
     def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path, device: torch.device) -> None:
         self.recipe, self.run, self.device = recipe, run, device
+        positives_of(recipe, catalogue, data_root)  # to refuse what is wrong before photos are read and encoded
         parts = catalogue.parts(recipe.input_schema(), recipe.modalities(), in_part=True)
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
             prepare_towers(recipe, run, parts, data_root)

@@ -30,10 +30,7 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     _warn_of_labels_that_are_read(recipe)
     catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
-        chosen = catalogue.of_splits(data.train_splits)
-        for field in filter(None, (*data.labels, data.source)):
-            chosen.needed_labels(field)  # now, not when all photos have been read and encoded
-        return chosen
+        return catalogue.of_splits(data.train_splits)
     wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}
     rows = [row for row, name in enumerate(catalogue.ids) if name in wanted]
     if not rows:

@@ -402,8 +402,8 @@ def test_who_interrupts_a_run_on_a_server_that_hangs_waits_for_no_last_look(
             asyncio.get_running_loop().call_later(0.2, stop.set)
         return await run_load(Workload(PRODUCTS, INFO, config.workload), config, stop=stop)
 
-    monkeypatch.setattr(load, "counters_of", in_vain)
-    monkeypatch.setattr(load, "_space_of", space_of)
+    monkeypatch.setattr(watching, "counters_of", in_vain)
+    monkeypatch.setattr(watching, "_space_of", space_of)
     report = asyncio.run(run())
     assert looks == ["counters"] * 2 + ([] if interrupted else ["counters", "space"])
     assert any("Triton did not answer at the end" in note for note in report.notes)
@@ -480,8 +480,8 @@ def test_python_seldom_searches_all_objects_while_a_run_lasts(monkeypatch: pytes
             searched.append(True)
 
     monkeypatch.setattr(load, "open_client", lambda _: Hoarding(wait_s=0.001))
-    monkeypatch.setattr(load, "counters_of", counters_of)
-    monkeypatch.setattr(load, "find_server", lambda _: None)
+    monkeypatch.setattr(watching, "counters_of", counters_of)
+    monkeypatch.setattr(watching, "find_server", lambda _: None)
     config = LoadConfig(address="here:1", concurrency=1, duration_s=0.3, warm_up_s=0.0)
     gc.callbacks.append(collecting)
     try:

@@ -12,7 +12,15 @@ import pytest
 from likeness_bench import load, soak, watching
 from likeness_bench.drive import LoadConfig
 from likeness_bench.soak import SoakReport, SoakStoppedError, run_soak
-from likeness_client import InputError, InputSchema, OverloadedError, Product, ServerInfo
+from likeness_client import (
+    BatchError,
+    InputError,
+    InputSchema,
+    OverloadedError,
+    Product,
+    ProductError,
+    ServerInfo,
+)
 
 INFO = ServerInfo(
     space="s",
@@ -23,6 +31,7 @@ INFO = ServerInfo(
     schema=InputSchema(),
     error_outputs={},
 )
+BROKEN = Product(product_id="broken", images=(b"broken",))
 PRODUCTS = [Product(title=str(number), images=(b"%d" % number,)) for number in range(1, 30)]
 
 
@@ -44,6 +53,8 @@ class Fake:
     async def embed(self, products: Sequence[Product]) -> Any:
         self.asked += 1
         await asyncio.sleep(0.001)
+        if BROKEN in products:
+            raise BatchError({products.index(BROKEN): ProductError("no photo")}, None)
         under_load = self.asked > 29
         if under_load and self.refuses and self.asked % 2:
             raise OverloadedError("too much", "here", code="RESOURCE_EXHAUSTED")
@@ -108,6 +119,16 @@ def test_stopping_gives_the_report_so_far(monkeypatch: pytest.MonkeyPatch) -> No
 def test_stopping_before_the_load_says_that_nothing_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SoakStoppedError, match="interrupted before the load: nothing was checked"):
         soaked(monkeypatch, stop_after_s=0.0)
+
+
+def test_what_is_not_embedded_even_alone_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = soaked(monkeypatch, products=[*PRODUCTS[:28], BROKEN])
+    assert report.passed
+    assert "1 products are not embedded even alone, and were left out; the first: 'broken'" in "".join(
+        report.load.notes
+    )
+    with pytest.raises(InputError, match="none of 1 products is embedded, the first for this: 'broken': no photo"):
+        soaked(monkeypatch, products=[BROKEN])
 
 
 def test_products_without_any_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

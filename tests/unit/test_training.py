@@ -142,6 +142,7 @@ def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path
     for section, message in (
         ({"labels": ["group", "gruop"]}, "no product has the label 'gruop'"),
         ({"source": "knid"}, "no product has the label 'knid'"),
+        ({"labels": ["product_id"]}, "0 values are shared by several training products"),
         ({"train_splits": ["train", "trian"]}, "no product has split trian"),
         ({"text_fields": ["title", "attributes.brnd"]}, r"data\.text_fields: no product .* has attributes\.brnd"),
         ({"only": {"split": ["train", "trian"]}}, r"data\.only\.split: no product .* has 'trian'"),
@@ -308,7 +309,7 @@ def test_a_product_whose_photo_is_not_there_is_learned_from_without_it(
     (tiny.root / "images" / "1-2.png").unlink()  # it has nothing else
     caplog.set_level(logging.INFO)
     train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
-    assert re.search(r"left out: product \('0-1'\), image: .*No such file.*; attributes is used", caplog.text)
+    assert re.search(r"left out: product \('0-1'\), image: .*No such file.*; used: attributes", caplog.text)
     assert re.search(r"left out: product \('1-2'\), image: .*No such file[^;]*\n", caplog.text)
     products = len(tiny.products.read_text(encoding="utf-8").splitlines())
     assert f"{products - 1} of {products - 1} usable training products share a label" in caplog.text

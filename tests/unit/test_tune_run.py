@@ -309,6 +309,21 @@ def test_an_incumbent_that_has_lost_a_model_loses_nothing_else(pretended: Preten
     assert len(report.trials) > 5
 
 
+def test_what_failed_in_a_turn_is_told(pretended: Pretended, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photo that the server refuses makes a p99 infinite, whatever the settings: nobody would guess why."""
+    refused = ErrorRow(kind="BatchError", count=3, first_s=0.0, example="1 failed: product 0, image: damaged")
+
+    async def load(*given: Any, **named: Any) -> LoadReport:
+        return replace(await pretended.load(*given, **named), errors=(refused,))
+
+    monkeypatch.setattr("likeness_bench.tune.measuring.run_load", load)
+    report, _ = tuned(target)
+    (note,) = (note for note in report.notes if "failed" in note)
+    assert note.endswith(
+        " requests failed, and counted as infinitely late; the first: 1 failed: product 0, image: damaged"
+    )
+
+
 def test_a_repository_that_cannot_be_served_is_an_error(pretended: Pretended, target: Target) -> None:
     pretended.fails = lambda _: True
     with pytest.raises(TrialError, match="out of memory"):

@@ -36,6 +36,8 @@ class Measuring:
         longest_start_s: how long a server took to be ready, at most.
         harness_late_ms: the harness's own lateness (p99) in the worst turn.
         fewest_requests: of a turn.
+        failed: requests that failed in all turns.
+        failure: what the first of them said.
     """
 
     servers: TrialServers
@@ -46,6 +48,8 @@ class Measuring:
     longest_start_s: float = 0.0
     harness_late_ms: float = 0.0
     fewest_requests: int | None = None
+    failed: int = 0
+    failure: str = ""
 
     def __post_init__(self) -> None:
         self._workload: Workload | None = None
@@ -149,11 +153,16 @@ class Measuring:
             self.harness_late_ms = max(self.harness_late_ms, late_ms)
             known = report.requests if self.fewest_requests is None else self.fewest_requests
             self.fewest_requests = min(report.requests, known)
+            for row in report.errors:
+                self.failed += row.count
+                self.failure = self.failure or row.example
         return report
 
     def doubts(self) -> list[str]:
         """Say what stands in the way of believing the figures."""
         found = []
+        if self.failed:
+            found.append(f"{self.failed} requests failed, and counted as infinitely late; the first: {self.failure}")
         if self.harness_late_ms > LAG_LIMIT_MS:
             found.append(
                 f"the harness itself was late (p99 {self.harness_late_ms:.1f} ms in its worst turn): it shares the "
