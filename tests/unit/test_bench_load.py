@@ -386,10 +386,12 @@ def test_looking_at_a_server_that_hangs_takes_no_longer_than_its_requests() -> N
 def test_who_interrupts_a_run_on_a_server_that_hangs_waits_for_no_last_look(
     monkeypatch: pytest.MonkeyPatch, interrupted: bool
 ) -> None:
-    looks: list[str] = []
+    looks, stop = list[str](), asyncio.Event()
 
     async def in_vain(_: LoadConfig) -> None:
         looks.append("counters")
+        if interrupted and len(looks) == 2:
+            stop.set()
 
     async def space_of(_: LoadConfig) -> str:
         looks.append("space")
@@ -397,9 +399,6 @@ def test_who_interrupts_a_run_on_a_server_that_hangs_waits_for_no_last_look(
 
     async def run() -> LoadReport:
         config = LoadConfig(address="here:1", concurrency=1, duration_s=0.4, warm_up_s=0.0, timeout_s=0.1)
-        stop = asyncio.Event()
-        if interrupted:
-            asyncio.get_running_loop().call_later(0.2, stop.set)
         return await run_load(Workload(PRODUCTS, INFO, config.workload), config, stop=stop)
 
     monkeypatch.setattr(watching, "counters_of", in_vain)

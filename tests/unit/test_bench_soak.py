@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -38,8 +39,8 @@ PRODUCTS = [Product(title=str(number), images=(b"%d" % number,)) for number in r
 class Fake:
     """Answers with what a product is; under load with something else, or every other time not at all."""
 
-    def __init__(self, off: float, refuses: bool) -> None:
-        self.off, self.refuses, self.asked = off, refuses, 0
+    def __init__(self, off: float, refuses: bool, stop: asyncio.Event, stop_after: float) -> None:
+        self.off, self.refuses, self.asked, self.stop, self.stop_after = off, refuses, 0, stop, stop_after
 
     async def __aenter__(self) -> Fake:
         return self
@@ -52,6 +53,8 @@ class Fake:
 
     async def embed(self, products: Sequence[Product]) -> Any:
         self.asked += 1
+        if self.asked > self.stop_after:
+            self.stop.set()
         await asyncio.sleep(0.001)
         if BROKEN in products:
             raise BatchError({products.index(BROKEN): ProductError("no photo")}, None)
@@ -67,19 +70,16 @@ def soaked(
     off: float = 0.0,
     *,
     refuses: bool = False,
-    stop_after_s: float = 10.0,
+    stop_after: float = math.inf,
     products: Sequence[Product] = PRODUCTS,
 ) -> SoakReport:
-    fake = Fake(off, refuses)
-    for module in (soak, load, watching):
-        monkeypatch.setattr(module, "open_client", lambda _: fake)
-
     async def run() -> SoakReport:
         stop = asyncio.Event()
-        asyncio.get_running_loop().call_later(stop_after_s, stop.set)
-        config = LoadConfig(
-            address="here:1", concurrency=3, duration_s=0.3 if stop_after_s > 1 else 60.0, warm_up_s=0.0
-        )
+        fake = Fake(off, refuses, stop, stop_after)
+        for module in (soak, load, watching):
+            monkeypatch.setattr(module, "open_client", lambda _: fake)
+        duration_s = 0.3 if math.isinf(stop_after) else 60.0
+        config = LoadConfig(address="here:1", concurrency=3, duration_s=duration_s, warm_up_s=0.0)
         return await asyncio.wait_for(run_soak(products, config, tolerance=1e-4, stop=stop), 20)
 
     return asyncio.run(run())
@@ -111,14 +111,14 @@ def test_refusals_are_errors_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stopping_gives_the_report_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = soaked(monkeypatch, stop_after_s=0.5)
+    report = soaked(monkeypatch, stop_after=len(PRODUCTS) + 20)
     assert report.load.ended == "interrupted"
     assert report.load.latency is not None
 
 
 def test_stopping_before_the_load_says_that_nothing_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SoakStoppedError, match="interrupted before the load: nothing was checked"):
-        soaked(monkeypatch, stop_after_s=0.0)
+        soaked(monkeypatch, stop_after=0)
 
 
 def test_what_is_not_embedded_even_alone_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
