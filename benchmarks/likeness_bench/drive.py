@@ -28,7 +28,7 @@ REFUSED_PAUSE_S = 0.1
 _REFUSALS = (ServerUnavailableError.__name__, OverloadedError.__name__)
 NOT_SENT = "NotSent"
 """Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
-_SELDOM = 100  # times as many collections of young objects between two of all
+_SELDOM = 100  # times as many collections of the younger generations between two of all
 _GRACE_S = 2.0  # for calls in flight when a run is stopped
 _TICK_S = 0.01  # between two looks at the harness's own lateness
 _UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
@@ -286,9 +286,9 @@ def open_client(config: LoadConfig) -> AsyncClient:
 
 @contextmanager
 def seldom_paused() -> Iterator[None]:
-    """Let Python search all objects for cyclic garbage before a block, and seldom while it lasts.
+    """Collect garbage before a block, and have Python collect that of all generations seldom while it lasts.
 
-    Such a search takes some 0.1 s, in which nothing is sent or taken in. In a closed loop there is one every other
+    Such a collection takes some 0.1 s, in which nothing is sent or taken in. In a closed loop there is one every other
     second, and what it holds up would be taken for the slowest answers of the server.
     """
     before = gc.get_threshold()
