@@ -164,8 +164,12 @@ class Client(_channel.BaseClient):
             # A signal that raises in the midst of gRPC's code, as Ctrl-C does, may leave a call there that nobody ends;
             # gRPC would wait for it for ever.
             closing = threading.Thread(target=stub.close, daemon=True)
-            closing.start()
-            closing.join(_CLOSES_S)
+            try:
+                closing.start()
+            except RuntimeError:  # a Python that ends starts no threads any more (atexit)
+                stub.close()
+            else:
+                closing.join(_CLOSES_S)
 
     def __enter__(self) -> Client:
         return self

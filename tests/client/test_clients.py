@@ -574,6 +574,21 @@ def test_closing_a_client_under_a_call_is_an_error_of_the_call(endpoint: Endpoin
             call.result()
 
 
+def test_a_client_closes_where_python_ends_and_starts_no_threads(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(endpoint.address)
+    client.info()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    client.close()
+    with pytest.raises(LikenessError, match="is closed"):
+        client.embed(BATCH)
+
+
 def test_a_client_closes_after_a_signal_in_the_midst_of_grpc(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,8 +101,8 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
     r"""Return the mean silhouette by cosine distance (Rousseeuw, 1987), over at most 5,000 products drawn at random.
 
     The mean distance of x to a cluster of unit vectors is :math:`1 - x \cdot c` with c their mean, so that no pair of
-    products is ever compared. A product alone in its cluster counts 0,
-    and so does one that is equal to all of its own and of another cluster.
+    products is ever compared. A product alone in its cluster counts 0, and so does one that is equal to all of its own
+    and of another cluster.
 
     Args:
         vectors: FP32 [n, d], unit length.
