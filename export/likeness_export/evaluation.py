@@ -107,6 +107,10 @@ class ServedEmbedder:
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder`."""
         answer = self.client.embed(self.catalogue.products, modalities=modalities, on_error="return")
+        if {*self._modalities} <= {*modalities}:  # with fewer, most of what fails just lacks them
+            for place, error in answer.errors.items():
+                if self.present[place].any():  # what could not even be sent was named before
+                    log.warning("left out: %s", error)
         for column, name in enumerate(self._modalities):
             if name in modalities:  # what is held is embedded, all but what is wholly unknown
                 self.present[:, column] &= [not found or name in modalities_of(found) for found in answer.signatures]

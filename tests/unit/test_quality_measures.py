@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from likeness_client import InputError, Product
+from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError
 from likeness_export.catalogue import Catalogue, read_catalogue
-from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, Task, complete, evaluate
+from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
 from likeness_export.metrics import retrieval
 from likeness_export.named_pairs import NamedPair, without_repeats
 from likeness_export.quality.baselines import measure_baselines
@@ -244,3 +245,23 @@ def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported
             counts.append({line.count for line in lines if line.what != AS_THEY_ARE})
         assert [len(found) for found in counts] == [1, 1]
         assert max(counts[1]) < max(counts[0])
+
+
+def test_what_a_server_refuses_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    products = (Product(product_id="a", title="a"), Product(product_id="b", images=(b"no photo",)), Product())
+    answer = Embeddings(
+        vectors=np.array([[1, 0], [np.nan, np.nan], [np.nan, np.nan]], np.float32),
+        modality_weights=({},) * 3,
+        signatures=("text", "", ""),
+        product_ids=("a", "b", ""),
+        space="s",
+        errors={1: ProductError("damaged", "b", "image", 1), 2: ProductError("has none of text, image", index=2)},
+    )
+    info = SimpleNamespace(space="s", signatures=("text",), schema=InputSchema(), modalities=("text", "image"))
+    client: Any = SimpleNamespace(info=lambda: info, embed=lambda *_, **__: answer)
+    embedder = ServedEmbedder(client, Catalogue(products=products, records=({},) * 3), "s")
+    caplog.clear()
+    embedder.embed(["text"])
+    assert caplog.text == ""
+    embedder.embed(["text", "image"])
+    assert [record.getMessage() for record in caplog.records] == ["left out: product 1 ('b'), image: damaged"]

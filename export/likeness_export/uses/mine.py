@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,6 +12,7 @@ from likeness_client.errors import InputError
 from likeness_client.records import Product
 from numpy.typing import NDArray
 
+from likeness_export.catalogue import some_of
 from likeness_export.uses.related import Neighbours
 
 Value: TypeAlias = str | float
@@ -152,10 +154,11 @@ def check_keys(products: Sequence[Product], keys: Sequence[str]) -> list[str]:
     Raises:
         InputError: no product has one of the keys.
     """
-    known = sorted({key for product in products for key in product.attributes})
-    if unknown := [key for key in keys if key not in known]:
-        raise InputError(f"no product has the attribute {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
-    return list(dict.fromkeys(keys)) or known
+    counts = Counter(key for product in products for key in product.attributes)
+    if unknown := [key for key in keys if key not in counts]:
+        frequent = [key for key, _ in counts.most_common()]
+        raise InputError(f"no product has the attribute {', '.join(unknown)}; there are: {some_of(frequent)}")
+    return list(dict.fromkeys(keys)) or sorted(counts)
 
 
 def _codes(products: Sequence[Product], key: str) -> tuple[list[Value], NDArray[np.intp]]:
