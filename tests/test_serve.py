@@ -186,6 +186,12 @@ def test_it_listens_on_a_host_that_is_given_by_name(small: Path, tmp_path: Path)
         assert client.info().signatures == ("attributes",)
 
 
+def test_a_repository_may_lie_where_a_shell_would_read_the_path_otherwise(small: Path, tmp_path: Path) -> None:
+    config = ServeConfig.on_unused_ports(shutil.copytree(small, tmp_path / "my 'shop' & more"), tmp_path / "log")
+    with serving(config), Client(config.address) as client:
+        assert client.info().signatures == ("attributes",)
+
+
 def test_impatience_leaves_nothing_behind_either(small: Path, ports: list[int], tmp_path: Path) -> None:
     with serve(small, ports, tmp_path) as serving:
         serving.wait_until_ready()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -303,7 +304,7 @@ def _command(
     grpc_host, http_host = (f"[{config.host}]", f"ipv6:{config.host}") if is_ipv6 else (config.host, config.host)
     command = [
         str(server.binary),
-        f"--model-repository={config.repository.resolve()}",
+        f"--model-repository={_for_shells(config.repository.resolve(), runtime)}",
         f"--model-config-name={profile}",
         f"--grpc-address={grpc_host}",
         f"--grpc-port={config.grpc_port}",
@@ -332,6 +333,22 @@ def _command(
     return command, environment
 
 
+def _for_shells(repository: Path, runtime: Path) -> Path:
+    """Return a repository's path, or a link to it where a shell would not take the path as it is.
+
+    Triton's python backend starts each model by a shell, in whose command paths stand without quotes.
+    """
+    if _is_plain(repository):
+        return repository
+    link = runtime / "repository"
+    link.symlink_to(repository)
+    return link
+
+
+def _is_plain(path: Path) -> bool:
+    return shlex.quote(str(path)) == str(path)
+
+
 def _link_python_backend(package: Path, backend: Path) -> None:
     """Make a folder of links: this Python's stub must lie beside the backend; site-packages is not ours to write."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -349,8 +366,16 @@ def _runtime() -> Iterator[Path]:
 
     A server or model process that is killed, by a lack of memory for instance, frees none of it.
     """
-    with tempfile.TemporaryDirectory(prefix="likeness-serve-") as folder:
-        runtime = Path(folder)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="likeness-serve-")
+    except OSError as error:  # a container may be read-only
+        raise InputError(
+            f"no temporary folder can be made ({error.strerror}): name a place for it by TMPDIR"
+        ) from error
+    with folder:
+        runtime = Path(folder.name)
+        if not _is_plain(runtime):
+            raise InputError(f"TMPDIR is {runtime.parent}, which a shell reads otherwise: name a folder without spaces")
         try:
             yield runtime
         finally:

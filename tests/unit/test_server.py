@@ -23,6 +23,7 @@ from likeness_export.server import (
     _address_of,
     _check_ports,
     _command,
+    _runtime,
     _wait_until_ready,
     check_repository,
     unused_ports,
@@ -59,6 +60,23 @@ def test_names_become_addresses_and_ipv6_is_written_as_each_endpoint_reads_it(tm
     assert config.address == "[::1]:8001"
     command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path)
     assert {"--grpc-address=[::1]", "--http-address=ipv6:::1", "--metrics-address=ipv6:::1"} <= {*command}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my files", "^TMPDIR is .*my files, which a shell"),
+        ("not there", "^no temporary folder can be made .* TMPDIR$"),
+    ],
+)
+def test_a_temporary_folder_that_is_of_no_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    (tmp_path / "my files").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
+    with pytest.raises(InputError, match=said), _runtime():
+        pass
+    assert not list((tmp_path / "my files").iterdir())
 
 
 def test_a_port_may_be_used_once_only() -> None:
