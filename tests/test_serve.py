@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 from likeness_client import Client, Product, ServerUnavailableError
 from likeness_client.contract import embed_model, encoder_model, preprocess_model
-from likeness_export import server
-from likeness_export.server import NETWORK_FILES, ServeConfig, find_tritonserver, serving
+from likeness_export import server_watch
+from likeness_export.servable import NETWORK_FILES
+from likeness_export.server import ServeConfig, ServeError, find_tritonserver, serving
 
 pytestmark = pytest.mark.server
 
@@ -259,27 +260,27 @@ def test_a_model_whose_process_dies_ends_the_server(small: Path, ports: list[int
 
 
 def test_a_server_that_hangs_is_reported(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_UNANSWERED", 3)
-    monkeypatch.setattr(server, "_STOP_S", 1.0)
+    monkeypatch.setattr(server_watch, "_UNANSWERED", 3)
+    monkeypatch.setattr("likeness_export.server._STOP_S", 1.0)
     config = ServeConfig.on_unused_ports(small, tmp_path / "log")
     with serving(config) as process:
         members = family(process.pid)
         threading.Timer(2.0, process.send_signal, [signal.SIGSTOP]).start()  # it has answered before
-        with pytest.raises(server.ServeError, match="tritonserver hangs: it answered none of 3 questions"):
-            server.watch(process, config.address)
+        with pytest.raises(ServeError, match="tritonserver hangs: it answered none of 3 questions"):
+            server_watch.watch(process, config.address)
     assert not still_there(members)
 
 
 def test_a_server_that_answers_again_does_not_hang(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_UNANSWERED", 4)
+    monkeypatch.setattr(server_watch, "_UNANSWERED", 4)
     config = ServeConfig.on_unused_ports(small, tmp_path / "log")
     with serving(config) as process:
         for at_s, number in enumerate([signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL]):
             threading.Timer(4.0 * at_s, process.send_signal, [number]).start()
-        with pytest.raises(server.ServeError, match="ended by itself with code -9"):
-            server.watch(process, config.address)
+        with pytest.raises(ServeError, match="ended by itself with code -9"):
+            server_watch.watch(process, config.address)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported(small: Path, ports: list[int], tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from likeness_bench.processes import look
-from likeness_export.server import check_repository, stop_group, unused_ports
+from likeness_export.servable import check_repository
+from likeness_export.server import stop_group, unused_ports
 
 from comparisons.measured import Measurement, Quantity, Take, measure, measure_all
 from comparisons.report import Comparison, machine

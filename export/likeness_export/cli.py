@@ -201,7 +201,8 @@ def serve(
     ready_timeout_s: Annotated[float, typer.Option(min=1, help="How long the models may take to load.")] = 120.0,
 ) -> None:
     """Serve a model repository with a real tritonserver until Ctrl-C, SIGTERM or the end of the terminal."""
-    from likeness_export.server import ServeConfig, serving, watch
+    from likeness_export.server import ServeConfig, serving
+    from likeness_export.server_watch import watch
 
     # SIGTERM ends the block below just as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

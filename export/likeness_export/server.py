@@ -17,29 +17,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
-if TYPE_CHECKING:
-    from tritonclient.grpc import InferenceServerClient
+from likeness_export.servable import check_repository
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _SHARED_MEMORY = Path("/dev/shm")
-NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
-"""Profile -> the files that it needs of every network."""
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
-_PROBE_CHANNEL = [
+PROBE_CHANNEL = [
     # gRPC's own pauses grow to seconds, in which a server that is ready goes unnoticed.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 250),
     ("grpc.min_reconnect_backoff_ms", 1_000),  # no pause, but how long a connection may take
     ("grpc.enable_http_proxy", 0),  # the server is on this machine
 ]
-_WATCH_S = 1.0  # how often it is looked whether a server is whole
-_ANSWERS_S = 1.0  # what a server that is whole needs at most to say that it lives: such questions have no queue
-_UNANSWERED = 30  # in a row, and it hangs; the first may have met a machine that was suspended, or a moment of overload
-_ENDS_TOO_S = 5.0  # how long a server may take to end after one of its models
+"""How the channel to a server of one's own is set up that is only to find out how it is."""
 _STOP_S = 20.0  # how long a process may take to end, a server to unload its models, before its group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
 # that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
@@ -154,99 +148,6 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             stop_group(process)
-
-
-def watch(process: subprocess.Popen[bytes], address: str) -> NoReturn:
-    """Wait for as long as a server is whole. Whoever started it should then start it again.
-
-    Triton does not start a model process again that was killed, by a lack of memory for instance; it goes on to call
-    itself ready, and fails every request that needs the model.
-
-    Args:
-        process: a server that is ready.
-        address: where it is asked whether it lives.
-
-    Raises:
-        ServeError: it ended by itself, or one of its model processes did, or it answers nothing any more.
-    """
-    from tritonclient.grpc import InferenceServerClient
-
-    models = {child: _model_of(child) for child in _children(process.pid)}
-    unanswered = 0
-    with InferenceServerClient(address, channel_args=_PROBE_CHANNEL) as client:
-        while process.poll() is None:
-            if gone := [model for child, model in models.items() if not _runs(child)]:
-                # Where the whole server ends, its models may end first.
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_ENDS_TOO_S)
-                    break
-                raise ServeError(f"the process of {', '.join(sorted(gone))} ended by itself: see the log above")
-            unanswered = 0 if _lives(client) else unanswered + 1
-            if unanswered == _UNANSWERED:
-                raise ServeError(f"tritonserver hangs: it answered none of {unanswered} questions: see the log above")
-            time.sleep(_WATCH_S)
-    raise ServeError(f"tritonserver ended by itself with code {process.returncode}: see the log above")
-
-
-def _lives(client: InferenceServerClient) -> bool:
-    from tritonclient.utils import InferenceServerException
-
-    try:
-        return bool(client.is_server_live(client_timeout=_ANSWERS_S))
-    except InferenceServerException:
-        return False
-
-
-def _children(pid: int) -> set[int]:
-    found: set[int] = set()
-    with suppress(OSError):  # it ends at this moment
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            found.update(map(int, task.read_text().split()))
-    return found
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def _model_of(pid: int) -> str:
-    """Name the model that a process of the python backend computes: the folder above ``1/model.py``."""
-    with suppress(OSError):
-        for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
-            if word.endswith("/model.py"):
-                return f"model '{Path(word).parent.parent.name}'"
-    return "a model"
-
-
-def check_repository(repository: Path, profile: str) -> None:
-    """Check that every model has the file that the profile executes.
-
-    Raises:
-        InputError: no such profile; or names the first model that cannot be served, and what to do.
-    """
-    if profile not in NETWORK_FILES:
-        raise InputError(f"there is no profile '{profile}', only {', '.join(NETWORK_FILES)}")
-    if not repository.is_dir():
-        raise InputError(
-            f"{repository} is not a folder; make a repository with `likeness export RUN --repository {repository}`"
-        )
-    models = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
-    if not models:
-        raise InputError(f"{repository} holds no models; make a repository with `likeness export RUN --repository DIR`")
-    for model in models:
-        if not (model / "configs").is_dir():
-            continue  # an ensemble, or a preprocessing step: the same in every profile
-        for name in NETWORK_FILES[profile]:
-            if not list(model.glob(f"[0-9]*/{name}")):
-                command, where = f"likeness export RUN --repository {repository}", ""
-                if profile == "tensorrt":
-                    command, where = f"{command} --tensorrt", ", on the GPU that will serve"
-                raise InputError(
-                    f"{model} has no {name}, which profile {profile} needs: export into it with `{command}`{where}"
-                )
 
 
 def unused_ports(count: int) -> list[int]:
@@ -399,7 +300,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
 
     where = f"see {config.log_file}" if config.log_file else "see the log above"
     deadline = time.monotonic() + config.ready_timeout_s
-    with InferenceServerClient(config.address, channel_args=_PROBE_CHANNEL) as client:
+    with InferenceServerClient(config.address, channel_args=PROBE_CHANNEL) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServeError(

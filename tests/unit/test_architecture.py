@@ -23,7 +23,7 @@ FORBIDDEN = {
     "likeness_bench": {"likeness_export", "torch"},
 }
 TUNER = PACKAGES["likeness_bench"] / "tune"
-LIGHT_EXPORT = {f"likeness_export.{name}" for name in ("recipe", "repository", "server", "serving_section")}
+LIGHT_EXPORT = {f"likeness_export.{name}" for name in ("recipe", "repository", "servable", "server", "serving_section")}
 """What the tuner needs of the export: the settings, what renders them into configurations, and what serves these.
 
 It may, and no other part of the harness: it does not only load a server, it makes and serves repositories with other

@@ -12,7 +12,7 @@ from likeness_export.recipe import RecipeError, load_recipe
 from likeness_export.repository import UNTRAINED, VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import RepositoryError, check
 from likeness_export.repository_reference import write_reference
-from likeness_export.server import NETWORK_FILES
+from likeness_export.servable import NETWORK_FILES
 from tritonclient.grpc import model_config_pb2
 
 RECIPE = load_recipe(Path("demo"))

@@ -16,6 +16,7 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.cli import app
+from likeness_export.servable import check_repository
 from likeness_export.server import (
     ServeConfig,
     ServeError,
@@ -25,7 +26,6 @@ from likeness_export.server import (
     _command,
     _runtime,
     _wait_until_ready,
-    check_repository,
     unused_ports,
 )
 from tritonclient.grpc import service_pb2, service_pb2_grpc
