@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,12 +13,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from likeness_bench import watching
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport
 from likeness_bench.load import prepare, run_load
 from likeness_bench.output import deliver_load
-from likeness_bench.steps import read_counters
+from likeness_bench.steps import ModelCounters, read_counters
 from likeness_bench.sweep import SweepConfig, SweepReport, run_sweep
+from likeness_bench.watching import counters_of
 from likeness_bench.workload import OperationKind, WorkloadConfig
 from likeness_client import Metric, Product
 from likeness_export.server import ServeConfig, serving
@@ -29,11 +30,9 @@ pytestmark = pytest.mark.server
 PROGRAM = Path(sys.executable).parent / "likeness"
 
 
-def loaded(config: LoadConfig, products: list[Product], kill_after: tuple[float, int] | None = None) -> LoadReport:
+def loaded(config: LoadConfig, products: list[Product]) -> LoadReport:
     async def run() -> LoadReport:
         workload = await prepare(products, config)
-        if kill_after:
-            asyncio.get_running_loop().call_later(kill_after[0], os.kill, kill_after[1], signal.SIGKILL)
         return await asyncio.wait_for(run_load(workload, config, stop=asyncio.Event()), 60)
 
     return asyncio.run(run())
@@ -102,11 +101,22 @@ def test_broken_products_are_error_rows(address: str, complete: list[Product]) -
     assert report.requests == row.count + report.latency.count
 
 
-def test_a_server_that_dies(repository: Path, complete: list[Product], tmp_path: Path) -> None:
+def test_a_server_that_dies(
+    repository: Path, complete: list[Product], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = []
+
+    async def read_and_kill(config: LoadConfig) -> dict[str, ModelCounters] | None:
+        readings.append(await counters_of(config))
+        if len(readings) == 3:  # two as the run begins, one a second later
+            process.kill()
+        return readings[-1]
+
+    monkeypatch.setattr(watching, "counters_of", read_and_kill)
     serve = ServeConfig.on_unused_ports(repository, tmp_path / "log")
     with serving(serve) as process:
         config = LoadConfig(address=serve.address, rate=20.0, duration_s=3.0, warm_up_s=0.0, timeout_s=2.0)
-        report = loaded(config, complete, kill_after=(1.5, process.pid))
+        report = loaded(config, complete)
     assert report.ended == "duration"
     assert report.errors
     assert {row.kind for row in report.errors} <= {"ServerUnavailableError", "DeadlineExceededError", "ServerError"}
