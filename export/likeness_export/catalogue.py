@@ -64,7 +64,9 @@ class Catalogue:
         among = self.of_splits(splits) if splits else self
         if not (among.labels(field) != "").any():
             where = f" of split {' or '.join(dict.fromkeys(splits))}" if splits else ""
-            raise InputError(f"no product{where} has the label {field!r}; products have: {some_of(among.label_keys())}")
+            raise InputError(
+                f"no product{where} has the label {field!r}; products have: {named_keys(among.label_keys())}"
+            )
         return self.labels(field)
 
     def label_keys(self) -> list[str]:
@@ -190,7 +192,7 @@ def _label_keys(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
             yield before + key
 
 
-def some_of(keys: Sequence[str]) -> str:
+def named_keys(keys: Sequence[str]) -> str:
     """Return the first keys in words, and how many more there are."""
     more = f", and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
     return ", ".join(keys[:_SHOWN_KEYS]) + more if keys else "none"

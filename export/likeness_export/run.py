@@ -108,16 +108,16 @@ class Run:
         if not self.weights.is_file():
             raise InputError(f"{self.folder} is not trained to its end: run `likeness train` with its recipe again")
         network = build_network(recipe, self.towers, None)
-        network.load_state_dict(load(self.weights))
+        network.load_state_dict(load_state(self.weights))
         return recipe, network.eval()
 
     def write_weights(self, network: ProductNetwork) -> None:
         """Store all parameters."""
-        save(network.state_dict(), self.weights)
+        save_state(network.state_dict(), self.weights)
 
 
-def save(state: object, path: Path) -> None:
-    """Store what `load` reads.
+def save_state(state: object, path: Path) -> None:
+    """Store what `load_state` reads.
 
     Raises:
         InputError: it cannot be written.
@@ -132,8 +132,8 @@ def save(state: object, path: Path) -> None:
             raise
 
 
-def load(path: Path, device: torch.device | None = None) -> Any:
-    """Return what `save` has stored, on a device; None: where it was.
+def load_state(path: Path, device: torch.device | None = None) -> Any:
+    """Return what `save_state` has stored, on a device; None: where it was.
 
     Raises:
         InputError: the file is damaged.

@@ -28,7 +28,7 @@ from likeness_export.parts import Part, Read
 from likeness_export.positives import Positives, Rows, positives_of
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
-from likeness_export.run import Run, load, save
+from likeness_export.run import Run, load_state, save_state
 from likeness_export.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.training_data import alike_key, data_key, records_key, training_catalogue
 
@@ -293,7 +293,7 @@ class _Trainer:
             "schedule": schedule.state_dict(),
             "latest": self.latest,
         }
-        save(state, self.run.checkpoint)
+        save_state(state, self.run.checkpoint)
 
     def _restore(self, schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
         """Load the checkpoint if there is one; return the next epoch.
@@ -304,7 +304,7 @@ class _Trainer:
         if not self.run.checkpoint.is_file():
             write_text(self.run.log, "")
             return 0
-        state = load(self.run.checkpoint, self.device)
+        state = load_state(self.run.checkpoint, self.device)
         if state.get("data") != self.data_key or state.get("alike", self.alike_key) != self.alike_key:
             raise InputError(
                 f"the training products, or what makes them alike, have changed since {self.run.checkpoint} was "

@@ -30,6 +30,15 @@ from transformers import (
 )
 
 PX = 32
+SMALL: dict[str, Any] = {
+    "image_size": PX,
+    "patch_size": 16,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+"""Sizes of a transformer."""
 PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
@@ -140,15 +149,7 @@ def test_pixels_are_those_of_the_networks_own_processor(
 @pytest.mark.parametrize("kind", [ViTModel, ViTForImageClassification])
 def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(kind: type, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=PX,
-        patch_size=16,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    kind(config).save_pretrained(tmp_path / "network")
+    kind(ViTConfig(**SMALL)).save_pretrained(tmp_path / "network")
     (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     write_architecture("network", tmp_path / "tower", tmp_path)
     features = []
@@ -169,15 +170,7 @@ def test_a_vision_transformer_without_a_trained_pooling_gives_its_class_token(ki
 
 def test_a_transformer_without_a_class_token_gives_the_mean_of_its_patches(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = IJepaConfig(
-        image_size=PX,
-        patch_size=16,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    network = IJepaModel(config)
+    network = IJepaModel(IJepaConfig(**SMALL))
     network.save_pretrained(tmp_path / "network")
     (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     write_architecture("network", tmp_path / "tower", tmp_path)

@@ -109,7 +109,7 @@ class PairSets:
     version: int = 2
 
     def on(self, split: str) -> Self:
-        """Return the same measure of another split; its pairs may be of products that those of `MEASURED` know, too."""
+        """Return the same measure of another split. Products of `MEASURED` stay: its pairs may name them, too."""
         return replace(self, splits=(*(name for name in self.splits if name != split), split))
 
 

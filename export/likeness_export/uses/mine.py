@@ -12,7 +12,7 @@ from likeness_client.errors import InputError
 from likeness_client.records import Product
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import some_of
+from likeness_export.catalogue import named_keys
 from likeness_export.uses.related import Neighbours
 
 Value: TypeAlias = str | float
@@ -157,7 +157,7 @@ def check_keys(products: Sequence[Product], keys: Sequence[str]) -> list[str]:
     counts = Counter(key for product in products for key in product.attributes)
     if unknown := [key for key in keys if key not in counts]:
         frequent = [key for key, _ in counts.most_common()]
-        raise InputError(f"no product has the attribute {', '.join(unknown)}; there are: {some_of(frequent)}")
+        raise InputError(f"no product has the attribute {', '.join(unknown)}; there are: {named_keys(frequent)}")
     return list(dict.fromkeys(keys)) or sorted(counts)
 
 
