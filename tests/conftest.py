@@ -35,7 +35,6 @@ OVERRIDES = (
     "training.epochs=12",  # a second; with fewer, all images would be embedded alike
     "training.groups_per_batch=12",
     "serving.max_batch_size=8",  # small, so that a few products are already more than one batch
-    "serving.steps={}",  # one process per step: the sooner is the server up
 )
 
 

@@ -45,10 +45,9 @@ class TextModel:
         tower: its name.
         preprocessor: texts to the tensors of the network.
         inputs: their names, in the order of the network.
-        compute: runs the network with the server's threads.
+        compute: runs the network with one thread, as the server runs each part of a batch.
         max_tokens: of the longest text.
         run_tokens: what one more run costs, in tokens of padding.
-        threads: of the network.
     """
 
     tower: str
@@ -57,7 +56,6 @@ class TextModel:
     compute: Compute
     max_tokens: int
     run_tokens: int
-    threads: int
 
     def columns(self, texts: Sequence[bytes]) -> Columns:
         """Return the tensors of some texts, as long as the longest of them needs.
@@ -86,17 +84,15 @@ def text_model(repository: Path) -> TextModel | None:
     parameters = cpu_parameters(repository, encoder)
     if "run_tokens" not in parameters:
         raise InputError(f"{repository / encoder} does not group its texts by length: export the repository again")
-    threads = int(parameters["cpu_threads"])
     preprocessor = Preprocessor(assets)
     inputs = tuple(tensor.name for tensor in read_config(repository, encoder).input)
     return TextModel(
         tower=tower,
         preprocessor=preprocessor,
         inputs=inputs,
-        compute=_network(repository / encoder / assets.parent.name / "model.onnx", inputs, threads),
+        compute=_network(repository / encoder / assets.parent.name / "model.onnx", inputs),
         max_tokens=max(preprocessor.buckets),
         run_tokens=int(parameters["run_tokens"]),
-        threads=threads,
     )
 
 
@@ -133,7 +129,7 @@ def measure_texts(model: TextModel, texts: Sequence[bytes], batch_size: int, bat
     contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
     quantities = (TEXTS_PER_S, TOKENS, PADDING, RUNS)
     return measure(
-        title=f"{model.tower} network, batches of {batch_size} texts, {model.threads} threads",
+        title=f"{model.tower} network, batches of {batch_size} texts, one thread",
         contenders=contenders,
         rounds=rounds,
         quantities=quantities,
@@ -206,10 +202,10 @@ def lengths_name(model: TextModel, texts: Sequence[bytes]) -> str:
     return f"{len(texts)} different ones; 5, 50, 95 % have up to {low:.0f}, {middle:.0f}, {high:.0f} tokens, {limit}"
 
 
-def _network(path: Path, inputs: Sequence[str], threads: int) -> Compute:
+def _network(path: Path, inputs: Sequence[str]) -> Compute:
     if not path.is_file():
         raise InputError(f"{path} is not there: export the repository again")
-    session = open_session(path, threads)
+    session = open_session(path, threads=1)
 
     def compute(columns: Columns) -> Columns:
         found: Columns = session.run(None, dict(zip(inputs, columns, strict=True)))

@@ -26,6 +26,7 @@ from likeness_client.contract import (
 )
 from tritonclient.grpc import model_config_pb2
 
+from likeness_export.encoders.base import EncoderConfig
 from likeness_export.networks.similarity import SCORES
 from likeness_export.pipeline import (
     StepSpec,
@@ -38,6 +39,7 @@ from likeness_export.pipeline import (
     towers_of,
 )
 from likeness_export.recipe import Recipe
+from likeness_export.serving_section import StepSettings
 from likeness_export.tensors import TensorSpec
 
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
@@ -68,6 +70,21 @@ class RenderedModel:
         yield "config.pbtxt", text_format.MessageToString(self.default)
         for profile, config in self.profiles.items():
             yield f"configs/{profile}.pbtxt", text_format.MessageToString(config)
+
+
+def cpu_parameters(encoder: EncoderConfig | None, settings: StepSettings) -> dict[str, str]:
+    """Return what the ``cpu`` profile tells a network's adapter.
+
+    Args:
+        encoder: of the tower; None: the network is none's.
+        settings: of the step.
+    """
+    found = {"cpu_threads": str(settings.cpu_threads)}
+    if encoder and encoder.run_tokens:
+        found["run_tokens"] = str(encoder.run_tokens)
+    elif encoder and encoder.run_rows:
+        found["run_rows"] = str(encoder.run_rows)
+    return found
 
 
 def render(recipe: Recipe, space: str = UNTRAINED) -> dict[str, RenderedModel]:
@@ -135,17 +152,16 @@ class _Renderer:
             other.platform = platform
             # On each GPU, where there are some. One is said, too: on a CPU Triton's default is two of onnxruntime.
             other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
-        cpu.parameters["cpu_threads"].string_value = str(chosen.cpu_threads)
-        if (chosen.cpu_threads_alone or 0) > chosen.cpu_threads:
-            cpu.parameters["cpu_threads_alone"].string_value = str(chosen.cpu_threads_alone)
         encoder = self.recipe.towers[tower] if tower else None
-        if encoder and any(-1 in entry.dims for entry in cpu.input):
+        parameters = cpu_parameters(encoder, chosen)
+        for key, value in parameters.items():
+            cpu.parameters[key].string_value = value
+        for entry in cpu.input:
             # Texts of all lengths share an execution: the adapter groups them better than buckets do.
-            cpu.parameters["run_tokens"].string_value = str(encoder.run_tokens)
-            for entry in cpu.input:
-                entry.allow_ragged_batch = True
-        elif encoder and encoder.run_rows:
-            cpu.parameters["run_rows"].string_value = str(encoder.run_rows * chosen.cpu_threads)
+            entry.allow_ragged_batch = bool(encoder) and -1 in entry.dims
+        if chosen.cpu_threads > 1 and encoder and encoder.run_tokens:
+            # Runs of texts are few and unequal: from two full requests threads get more equal shares than from one.
+            cpu.max_batch_size *= 2
         if encoder and encoder.modality in ("image", "video"):
             # On GPUs, by heuristics: the default measures all algorithms, anew for every size of batch.
             onnx.parameters["cudnn_conv_algo_search"].string_value = "1"

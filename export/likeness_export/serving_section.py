@@ -10,7 +10,7 @@ from likeness_client.contract import MATRIX_MODEL, SIMILARITY_MODEL, encoder_mod
 from pydantic import BaseModel, ConfigDict, Field
 
 _PYTHON = ("instances", "preferred_batch_size", "queue_delay_us")
-_NETWORK = ("instances", "cpu_threads", "cpu_threads_alone", "preferred_batch_size", "queue_delay_us")
+_NETWORK = ("instances", "cpu_threads", "preferred_batch_size", "queue_delay_us")
 _BLOCKS = ("instances", "cpu_threads")  # a block is a batch by itself: nothing is gathered
 
 
@@ -20,17 +20,15 @@ class StepSettings:
 
     Attributes:
         instances: how many executions of it may run side by side.
-        cpu_threads: threads of one operator in the ``cpu`` profile; says nothing where the step is no network.
+        cpu_threads: threads of one execution in the ``cpu`` profile; says nothing where the step is no network.
         preferred_batch_size: what the batcher tries to gather, the sizes ascending; empty: whatever is there.
         queue_delay_us: how long it waits for that.
-        cpu_threads_alone: instead of ``cpu_threads`` where a batch is a single product, only where it is larger.
     """
 
     instances: int
     cpu_threads: int
     preferred_batch_size: tuple[int, ...]
     queue_delay_us: int
-    cpu_threads_alone: int | None = None
 
 
 class StepSection(BaseModel):
@@ -39,12 +37,7 @@ class StepSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     instances: int | None = Field(default=None, ge=1, description="executions of this step that may run side by side")
-    cpu_threads: int | None = Field(default=None, ge=1, description="of a network: threads of one operator on a CPU")
-    cpu_threads_alone: int | None = Field(
-        default=None,
-        ge=1,
-        description="instead where a batch is a single product, if it is larger; costs the network's memory again",
-    )
+    cpu_threads: int | None = Field(default=None, ge=1, description="of a network: threads of one execution on a CPU")
     # Every step must take the ensemble's largest batch, so this, and not `max_batch_size`, is a step's own choice.
     preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="sizes that the batcher tries to gather; default: whatever is there"
@@ -59,7 +52,7 @@ class ServingSection(BaseModel):
 
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     queue_delay_us: int = Field(default=0, ge=0, description="how long a step waits for more requests to join a batch")
-    cpu_threads: int = Field(default=2, ge=1, description="threads of one operator in the cpu profile")
+    cpu_threads: int = Field(default=2, ge=1, description="threads of one execution in the cpu profile")
     instances: int = Field(default=1, ge=1, description="executions of a step that may run side by side")
     signatures: tuple[str, ...] = Field(
         default=(), description="the sets of modalities to serve, e.g. text_image; default: every one there is"

@@ -136,7 +136,7 @@ SPACE = "0123456789abcdef"
 @pytest.fixture
 def rendered_repository(tmp_path: Path) -> Path:
     """The demo's repository without networks: configurations, something like a weight, and a manifest."""
-    folder, recipe = tmp_path / "repository", load_recipe(Path("demo"), ["serving.steps={}"])
+    folder, recipe = tmp_path / "repository", load_recipe(Path("demo"))
     write_configs(render(recipe, SPACE), folder)
     (folder / "text_encoder" / "1" / "model.onnx").write_bytes(b"weights")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -111,10 +111,14 @@ def test_each_request_gets_the_outputs_that_it_asks_for(network: Any) -> None:
     assert found == [{"rows": [[4, 5]]}, {"said": [0, 1], "rows": [[0, 1], [2, 3]]}]
 
 
-def test_a_product_alone_has_threads_of_its_own_where_the_configuration_says_so(network: Any, tmp_path: Path) -> None:
-    assert network.sessions.alone is network.sessions.batches
-    network.initialize(arguments(tmp_path, cpu_threads="1", cpu_threads_alone="2"))
-    assert network.sessions.alone is not network.sessions.batches
+def test_runs_go_side_by_side_and_every_request_gets_its_own_rows(network: Any, tmp_path: Path) -> None:
+    network.initialize(arguments(tmp_path, cpu_threads="2", run_rows="2"))
+    answers = network.execute(requests_of([2, 0], [1], [0, 1, 2, 2]))
+    rows = [answer.tensors[0].data.tolist() for answer in answers]
+    assert rows == [[[4, 5], [0, 1]], [[2, 3]], [[0, 1], [2, 3], [4, 5], [4, 5]]]
+    good, bad = network.execute(requests_of([2, 0, 1], [9]))
+    assert (good.error, good.tensors[0].data.tolist()) == (None, [[4, 5], [0, 1], [2, 3]])
+    assert "out of data bounds" in bad.error
 
 
 def test_a_request_that_cannot_be_computed_fails_alone(network: Any) -> None:

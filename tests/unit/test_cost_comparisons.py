@@ -299,9 +299,7 @@ def sums(columns: list[Any]) -> list[Any]:
 
 def text_model() -> TextModel:
     nothing: Any = None
-    return TextModel(
-        tower="text", preprocessor=nothing, inputs=("ids",), compute=sums, max_tokens=20, run_tokens=1, threads=1
-    )
+    return TextModel(tower="text", preprocessor=nothing, inputs=("ids",), compute=sums, max_tokens=20, run_tokens=1)
 
 
 def test_texts_are_computed_in_three_ways_that_agree() -> None:

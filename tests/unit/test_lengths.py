@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from likeness_export.serving.lengths import at_once, by_length, by_number, runs_of, used_lengths
+from likeness_export.serving.lengths import Workers, at_once, by_length, by_number, runs_of, shared_out, used_lengths
+from numpy.typing import NDArray
 
 RUN_TOKENS = 8
 LENGTHS = st.lists(st.integers(1, 60), max_size=9)
@@ -77,11 +81,45 @@ def test_rows_run_a_few_at_a_time_and_keep_their_places(requests: list[int], run
     sums, first = by_number([parts, parts], compute, run_rows)
     assert np.array_equal(sums, 2 * rows)
     assert np.array_equal(first, rows[:, 0])
-    assert seen[:-1] == [run_rows] * (len(seen) - 1)
-    assert 0 < seen[-1] <= run_rows
+    full = min(run_rows, len(rows))
+    assert seen[:-1] == [full] * (len(seen) - 1)
+    assert 0 < seen[-1] <= full
 
 
 def test_one_request_is_not_copied() -> None:
     alone = np.zeros((2, 3))
     assert at_once([[alone]], lambda tensors: tensors)[0] is alone
     assert at_once([[alone, alone]], lambda tensors: tensors)[0].shape == (4, 3)
+
+
+@given(LENGTHS.filter(bool), st.integers(1, 4))
+def test_every_row_is_shared_out_once_the_costly_runs_first(lengths: list[int], workers: int) -> None:
+    runs = [run.tolist() for run in shared_out(np.array(lengths, dtype=np.intp), RUN_TOKENS, workers)]
+    assert sorted(row for run in runs for row in run) == list(range(len(lengths)))
+    costs = [cost([[lengths[row] for row in run]]) for run in runs]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_workers_share_rows_of_like_length_and_one_keeps_them_together() -> None:
+    alike = np.full(8, 20)
+    assert [len(run) for run in shared_out(alike, RUN_TOKENS, 1)] == [8]
+    assert [len(run) for run in shared_out(alike, RUN_TOKENS, 2)] == [4, 4]
+    assert [len(run) for run in shared_out(alike[:3], RUN_TOKENS, 8)] == [1, 1, 1]
+    unlike = np.array([60, 20, 20, 20])  # as costly as three short ones: like lengths stay together
+    assert sorted(map(sorted, shared_out(unlike, RUN_TOKENS, 2))) == [[0], [1, 2, 3]]
+    assert len(shared_out(np.full(8, 2), 1_000, 2)) == 1  # where one more run costs more than it saves
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("gather", [partial(by_length, run_tokens=RUN_TOKENS), partial(by_number, run_rows=2)])
+def test_side_by_side_gives_the_same_rows(gather: Callable[..., Sequence[NDArray[Any]]], workers: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 40, 23)
+    requests = np.split((np.arange(40) < lengths[:, None]).astype(np.int64), [4, 5, 17])
+    (found,) = gather([requests], lambda tensors: [tensors[0].sum(1)], workers=Workers(workers))
+    assert found.tolist() == lengths.tolist()
+
+
+def test_requests_of_unlike_length_are_padded() -> None:
+    joined = at_once([[np.ones((1, 2)), np.ones((2, 3))]], lambda tensors: tensors)[0]
+    assert joined.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    assert at_once([[np.ones(2), np.zeros(1)]], lambda tensors: tensors)[0].tolist() == [1, 1, 0]

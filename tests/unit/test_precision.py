@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,8 +31,8 @@ from likeness_export.precision.pipeline_drift import Pipeline
 from likeness_export.precision.products import PAIRS, Feed, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.precision.speed import speed_ratio
+from likeness_export.repository import cpu_parameters
 from likeness_export.serving.session import Sessions
-from likeness_export.serving_section import StepSettings
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -333,7 +333,7 @@ def task(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Task:
         products=products,
         limits=Limits(),
         signature_faults=lambda _: [],
-        served=exported.recipe.serving.of(spec.name),
+        served=cpu_parameters(exported.recipe.towers["image"], exported.recipe.serving.of(spec.name)),
     )
 
 
@@ -397,8 +397,7 @@ def test_the_speed_is_that_of_the_batch_that_gains_less(task: Task, monkeypatch:
         return 0.9 if len(next(iter(feed.values()))) > 1 else 2.0
 
     monkeypatch.setattr(speed, "_ratio", ratio)
-    served = StepSettings(instances=1, cpu_threads=1, preferred_batch_size=(), queue_delay_us=0)
-    assert speed_ratio(task.source, task.source, "image", task.products, served) == 0.9
+    assert speed_ratio(task.source, task.source, "image", task.products, {"cpu_threads": "1"}) == 0.9
 
 
 def test_what_cannot_be_written_stays_fp32(task: Task, tmp_path: Path) -> None:
@@ -497,20 +496,17 @@ def test_the_manifest_holds_the_figures(export: Export) -> None:
     assert section["limits"]["cosine_mean"] == -1
 
 
-@pytest.mark.parametrize("alone", [None, 2])
-def test_files_are_timed_as_a_server_runs_them(task: Task, alone: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[tuple[int, int]] = []
+def test_files_are_timed_as_a_server_runs_them(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Mapping[str, str]] = []
 
-    def watched(path: Path, threads: int, threads_alone: int) -> Any:
-        opened.append((threads, threads_alone))
-        return Sessions(path, threads, threads_alone)
+    def watched(path: Path, parameters: Mapping[str, str]) -> Any:
+        opened.append(parameters)
+        return Sessions(path, parameters)
 
     monkeypatch.setattr(speed, "Sessions", watched)
-    served = StepSettings(
-        instances=1, cpu_threads=1, cpu_threads_alone=alone, preferred_batch_size=(), queue_delay_us=0
-    )
+    served = {"cpu_threads": "2", "run_rows": "2"}
     assert speed_ratio(task.source, task.source, "image", task.products, served) > 0
-    assert opened == [(1, alone or 1)] * 2
+    assert opened == [served] * 2
 
 
 @pytest.mark.parametrize("purpose", ["judge", "calibrate"])

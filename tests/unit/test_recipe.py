@@ -149,7 +149,7 @@ def test_an_error_names_the_key_its_value_and_what_is_allowed(
 
 
 def test_without_labels_and_pairs_encoders_that_learn_nothing_are_allowed() -> None:
-    recipe = load_recipe(DEMO, ["data.labels=", "towers.image=", "serving="])
+    recipe = load_recipe(DEMO, ["data.labels=", "towers.image="])
     assert not recipe.learns
     assert load_recipe(DEMO).learns
 
@@ -251,7 +251,7 @@ def test_a_space_that_nothing_shapes_is_refused() -> None:
 
 
 def test_a_single_modality_cannot_be_contrasted_with_others() -> None:
-    alone = ["training.contrast=0", "training.co_learning=1", "serving="]
+    alone = ["training.contrast=0", "training.co_learning=1"]
     assert load_recipe(DEMO, alone).training.co_learning == 1
     towers = load_recipe(DEMO).tower_modalities()
     others = [f"towers.{name}=" for name, modality in towers.items() if modality != "text"]
@@ -293,7 +293,7 @@ def test_the_steps_of_a_recipe_are_those_of_its_pipeline(name: str) -> None:
     }
 
 
-NETWORK_KEYS = "instances, cpu_threads, cpu_threads_alone, preferred_batch_size, queue_delay_us"
+NETWORK_KEYS = "instances, cpu_threads, preferred_batch_size, queue_delay_us"
 
 
 @pytest.mark.parametrize(

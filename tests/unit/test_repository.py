@@ -77,17 +77,10 @@ def test_serving_choices_reach_the_configurations() -> None:
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "3"
 
 
-def test_a_product_alone_never_has_fewer_threads_than_a_batch() -> None:
-    steps = ["serving.steps.text_encoder={cpu_threads=4, cpu_threads_alone=2}"]  # as tuning may leave it
-    assert (
-        "cpu_threads_alone" not in render(load_recipe(Path("demo"), steps))["text_encoder"].profiles["cpu"].parameters
-    )
-
-
 def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
     recipe = load_recipe(Path("fashion"), ["serving.cpu_threads=3"])
     rows = {name: model.profiles["cpu"].parameters for name, model in render(recipe).items() if "cpu" in model.profiles}
-    assert rows["image_encoder"]["run_rows"].string_value == "6"
+    assert rows["image_encoder"]["run_rows"].string_value == "2"
     assert {"run_tokens"} == {key for key in rows["text_encoder"] if key.startswith("run_")}
     assert not any(key.startswith("run_") for name in rows if "encoder" not in name for key in rows[name])
     gpu = render(recipe)["image_encoder"].default.parameters
@@ -95,11 +88,20 @@ def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
     assert gpu["cudnn_conv_algo_search"].string_value == "1"
 
 
+@pytest.mark.parametrize(("recipe", "threads", "largest"), [("fashion", 3, [16, 8]), ("fashion", 1, [8, 8])])
+def test_texts_are_shared_out_from_more_than_one_request(recipe: str, threads: int, largest: list[int]) -> None:
+    models = render(load_recipe(Path(recipe), ["serving.max_batch_size=8", f"serving.cpu_threads={threads}"]))
+    check(models)
+    encoders = ("text_encoder", "image_encoder")
+    assert [models[name].profiles["cpu"].max_batch_size for name in encoders] == largest
+    assert {models[name].default.max_batch_size for name in encoders} == {8}
+
+
 def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None:
     plain = render(RECIPE)
     overrides = [
         "serving.steps.text_preprocess={instances=3, queue_delay_us=40}",
-        "serving.steps.text_encoder={instances=2, cpu_threads=5, cpu_threads_alone=7, preferred_batch_size=[4, 16]}",
+        "serving.steps.text_encoder={instances=2, cpu_threads=5, preferred_batch_size=[4, 16]}",
         "serving.steps.image_encoder={instances=2, cpu_threads=1}",
         "serving.steps.similarity={instances=2, queue_delay_us=60}",
         "serving.steps.similarity_matrix={instances=4, cpu_threads=1}",
@@ -117,8 +119,6 @@ def test_the_settings_of_a_step_reach_its_configurations_and_no_others() -> None
     assert encoder.profiles["tensorrt"].instance_group[0].kind == KIND.KIND_AUTO
     assert encoder.profiles["cpu"].instance_group[0].kind == KIND.KIND_CPU
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "5"
-    assert encoder.profiles["cpu"].parameters["cpu_threads_alone"].string_value == "7"
-    assert "cpu_threads_alone" not in models["image_encoder"].profiles["cpu"].parameters
     assert models["similarity"].default.dynamic_batching.max_queue_delay_microseconds == 60
     blocks = models["similarity_matrix"].profiles["cpu"]
     assert blocks.instance_group[0].count == 4
@@ -282,7 +282,14 @@ def test_a_graph_that_is_broken_is_found(kind: str) -> None:
 def test_profiles_with_different_tensors_are_found() -> None:
     models = render(RECIPE)
     models["text_encoder"].profiles["cpu"].output[0].dims[0] = 64
-    assert faults(models) == ["text_encoder: its profiles declare different tensors or batch sizes"]
+    assert faults(models) == ["text_encoder: its profiles declare different tensors"]
+
+
+@pytest.mark.parametrize(("model", "size"), [("text_encoder", 4), ("similarity_matrix", 1)])
+def test_a_profile_that_takes_smaller_batches_is_found(model: str, size: int) -> None:
+    models = render(RECIPE)
+    models[model].profiles["cpu"].max_batch_size = size
+    assert faults(models) == [f"{model}: a profile takes smaller batches than config.pbtxt says"]
 
 
 def test_a_profile_of_another_space_is_found() -> None:
@@ -310,7 +317,7 @@ def test_what_callers_ask_has_the_version_of_its_space_and_every_step_is_pinned(
         (["serving.signatures=['text', 'image']"], set()),
         (["serving.signatures=['text', 'image']", "fusion={kind='concatenation'}"], {"text", "image"}),
         (["serving.signatures=['text', 'image']", "fusion={kind='late'}"], {"text", "image"}),
-        (["fusion={kind='late'}", "towers.image=", "towers.attributes=", "serving="], set()),
+        (["fusion={kind='late'}", "towers.image=", "towers.attributes="], set()),
         (
             ["serving.signatures=['text', 'image']", "towers.texture={encoder='small_cnn', image_px=32}"],
             {"image"},

@@ -29,7 +29,7 @@ def test_a_product_has_more_threads_only_alone_and_after_a_pause(
 ) -> None:
     moments = iter([10.0, 12.0, 12.001, 14.0, 14.01, 16.0, 30.0, 31.0])
     monkeypatch.setattr("likeness_export.serving.session.time.perf_counter", lambda: next(moments))
-    sessions = Sessions(network, 1, 2)
+    sessions = Sessions(network, {"cpu_threads": "2", "run_rows": "2"})
     given = []
     for rows in (1, 1, 1, 4):
         with sessions.for_batch(rows) as opened:
@@ -61,6 +61,9 @@ def test_int8_is_exact_on_every_processor_and_judged_as_it_is_served(
                 options.get_session_config_entry("session.x64quantprecision")
 
 
-def test_the_same_number_of_threads_opens_one_session(network: Path) -> None:
-    sessions = Sessions(network, 2, 2)
+@pytest.mark.parametrize("parameters", [{"cpu_threads": "2"}, {"cpu_threads": "1", "run_tokens": "8"}])
+def test_one_session_is_enough_where_nothing_runs_side_by_side(network: Path, parameters: dict[str, str]) -> None:
+    sessions = Sessions(network, parameters)
     assert sessions.alone is sessions.batches
+    threads = sessions.batches.get_session_options().intra_op_num_threads
+    assert threads == int(parameters["cpu_threads"])

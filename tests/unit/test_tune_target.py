@@ -220,16 +220,6 @@ def test_a_recipe_that_cannot_take_the_settings_is_refused_first(repository: Pat
         read_target(repository, path)
 
 
-def test_a_setting_that_is_to_go_goes(repository: Path, tmp_path: Path) -> None:
-    """The file may have been given threads for lone products after its repository was exported."""
-    path = tmp_path / "shop.toml"
-    path.write_text(DEMO + "\n[serving.steps.text_encoder]\ninstances = 2\ncpu_threads_alone = 2\n", encoding="utf-8")
-    target = read_target(repository, path)
-    text = recipe_text(path, target.settings.changed("text_encoder", instances=3))
-    assert "cpu_threads_alone" not in text
-    assert "instances = 3" in text
-
-
 def test_nothing_to_change_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_text(DEMO, encoding="utf-8")

@@ -39,12 +39,7 @@ def recipe_text(path: Path, settings: Settings) -> str:
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8"))
         for step, keys in _missing(recipe, settings).items():
-            section = _section(document, ("serving", "steps", step))
-            for key, value in keys.items():
-                if value is None:  # TOML knows no such value: the key goes
-                    section.pop(key, None)
-                else:
-                    section[key] = value
+            _section(document, ("serving", "steps", step)).update(keys)
         text = tomlkit.dumps(document).rstrip("\n") + "\n"
         found = parse_recipe(tomllib.loads(text), str(path))
         # The file may have steps more: those of towers that share another one's preprocessing once they are exported.

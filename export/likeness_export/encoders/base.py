@@ -74,10 +74,10 @@ class EncoderConfig(BaseModel, ABC):
 
     modality: ClassVar[str]
     preprocessing: ClassVar[ModuleType]
-    run_tokens: ClassVar[int] = 1_000_000
-    """What one more run costs on a CPU, in tokens of padding, where lengths vary; large: never worth it."""
+    run_tokens: ClassVar[int | None] = None
+    """What one more run costs on a CPU, in tokens of padding, where lengths vary; None: the whole batch is one run."""
     run_rows: ClassVar[int | None] = None
-    """How many products a CPU computes at a time, per thread, where lengths do not vary; None: the whole batch."""
+    """How many products a thread of a CPU computes at a time, where lengths do not vary; None: the whole batch."""
 
     never_frozen: ClassVar[str] = ""
     """Why the encoder cannot be kept as it is; empty: it can."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,6 @@ from likeness_export.pipeline import StepSpec
 from likeness_export.precision.gate import Drift, Embedded, Limits, measure
 from likeness_export.precision.products import Products
 from likeness_export.precision.speed import speed_ratio
-from likeness_export.serving_section import StepSettings
 
 log = logging.getLogger(__name__)
 FP32 = "fp32"
@@ -79,7 +78,7 @@ class Task:
         products: on which files are judged.
         limits: how far vectors may move.
         signature_faults: what is wrong with the signatures' embeddings if the network makes these vectors instead.
-        served: with how many threads, for timing; None: what is not meant for this machine's CPU is not timed.
+        served: how a CPU runs it, for timing; None: what is not meant for this machine's CPU is not timed.
     """
 
     spec: StepSpec
@@ -88,7 +87,7 @@ class Task:
     products: Products
     limits: Limits
     signature_faults: Callable[[Embedded], list[str]]
-    served: StepSettings | None
+    served: Mapping[str, str] | None
 
 
 def reduce_network(task: Task, writer: Writer, target: Path) -> Outcome:

@@ -24,7 +24,7 @@ from likeness_export.precision.network import FP32, Outcome, Task, Writer, reduc
 from likeness_export.precision.pipeline_drift import Pipeline
 from likeness_export.precision.products import Products, calibration_products, judged_products
 from likeness_export.progress import each
-from likeness_export.repository import VERSION
+from likeness_export.repository import VERSION, cpu_parameters
 from likeness_export.run import Run
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Reducer:
             products=self.judged,
             limits=self.choice.limits,
             signature_faults=lambda vectors: pipeline.faults(pipeline.drifts({spec.tower: vectors})),
-            served=self.recipe.serving.of(spec.name) if timed else None,
+            served=cpu_parameters(self.recipe.towers[spec.tower], self.recipe.serving.of(spec.name)) if timed else None,
         )
         outcome = reduce_network(task, writer, work / f"{spec.tower}.onnx")
         log.info("%s: %s%s", spec.name, outcome.form, f", {outcome.reason}" if outcome.reason else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -11,13 +12,12 @@ import onnxruntime as ort
 
 from likeness_export.precision.products import Feed, Products
 from likeness_export.serving.session import Sessions
-from likeness_export.serving_section import StepSettings
 
 _ROUNDS = 31
 _BATCHES = (1, 8)  # a request by itself, and requests that share a batch
 
 
-def speed_ratio(before: Path, after: Path, tower: str, products: Products, served: StepSettings) -> float:
+def speed_ratio(before: Path, after: Path, tower: str, products: Products, served: Mapping[str, str]) -> float:
     """Return how many times as fast the second file runs: the smaller figure of a batch of 1 and one of 8.
 
     Args:
@@ -25,13 +25,12 @@ def speed_ratio(before: Path, after: Path, tower: str, products: Products, serve
         after: the reduced file.
         tower: whose products are run.
         products: real ones; texts have their own lengths.
-        served: how many threads the server gives to a batch, and to a product that comes alone.
+        served: how the server runs them, the parameters of the ``cpu`` profile.
 
     Returns:
         The median over rounds of time before / time after; 0 where there is no product to run.
     """
-    alone = max(served.cpu_threads, served.cpu_threads_alone or 0)
-    sessions = [Sessions(path, served.cpu_threads, alone) for path in (before, after)]
+    sessions = [Sessions(path, served) for path in (before, after)]
     ratios = []
     for size in _BATCHES:
         different = list(islice(products.feeds(tower, size), _ROUNDS))

@@ -20,10 +20,9 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batched = config["max_batch_size"] > 0
-        self.gather = gathering(parameters)
+        self.gather = gathering(parameters, workers=int(parameters["cpu_threads"]))
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        alone = int(parameters.get("cpu_threads_alone", parameters["cpu_threads"]))
-        self.sessions = Sessions(path, int(parameters["cpu_threads"]), alone)
+        self.sessions = Sessions(path, parameters)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows of the outputs that it asks for."""

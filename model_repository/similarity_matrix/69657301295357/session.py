@@ -1,7 +1,7 @@
 """How a CPU opens a network: the settings of onnxruntime that the server runs it with, for all who measure it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,25 +54,29 @@ def has_vnni() -> bool:
 
 
 class Sessions:
-    """One network, opened once for batches and once for a product that comes alone and has the cores to itself.
+    """One network, opened for the runs of batches and once more for a product that comes alone and has all threads.
+
+    Runs are computed side by side, with one thread each, for threads that share an operator wait for each other. A
+    network that computes a batch in one run gives it all threads.
 
     Args:
         path: of the file.
-        threads: that share one operator of a batch.
-        threads_alone: of a product alone, no fewer; the same number opens no second session.
+        parameters: of the model's configuration.
     """
 
-    def __init__(self, path: Path, threads: int, threads_alone: int) -> None:
-        self.batches = self.alone = open_session(path, threads)
-        if threads_alone != threads:
-            self.alone = open_session(path, threads_alone, spinning=True, spin_us=_BETWEEN_OPERATORS_US)
+    def __init__(self, path: Path, parameters: Mapping[str, str]) -> None:
+        threads = int(parameters["cpu_threads"])
+        side_by_side = threads > 1 and not parameters.keys().isdisjoint({"run_rows", "run_tokens"})
+        self.batches = self.alone = open_session(path, 1 if side_by_side else threads)
+        if side_by_side:
+            self.alone = open_session(path, threads, spinning=True, spin_us=_BETWEEN_OPERATORS_US)
         self.ended, self.took_s = 0.0, 0.0  # the last batch
 
     @contextmanager
     def for_batch(self, rows: int) -> Iterator[ort.InferenceSession]:
         """Give the session for a batch that is computed inside the block."""
         started = time.perf_counter()
-        # Under load there is next to no pause between two batches, and the other instances need the cores.
+        # Under load there is next to no pause between two batches, and the other steps need the cores.
         paused = started - self.ended > min(self.took_s / 2, _HAND_OVER_S)
         yield self.alone if rows == 1 and paused else self.batches
         self.ended = time.perf_counter()

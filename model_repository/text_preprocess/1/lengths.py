@@ -1,9 +1,10 @@
-"""Which rows of a batch to compute together on a CPU, and how long each of them is.
+"""Which rows of a batch to compute together on a CPU, which side by side, and how long each of them is.
 
 Tensors of varying length are padded with zeros on the right, and networks do not see padding; so it can be cut off.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,26 @@ Columns = Sequence[Sequence[NDArray[Any]]]
 """Per input of a network, the tensors of the requests [rows, ...]."""
 Compute = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 """Runs a network: its inputs [n, ...] -> its outputs [n, ...]."""
+
+
+class Workers:
+    """Threads that compute the runs of a batch side by side.
+
+    Args:
+        count: how many; one computes them one after the other, in the thread of its caller.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self._each: Callable[..., Iterable[list[NDArray[Any]]]] = ThreadPoolExecutor(count).map if count > 1 else map
+
+    def compute(self, compute: Compute, runs: Sequence[list[NDArray[Any]]]) -> list[NDArray[Any]]:
+        """Return the outputs of all runs, one behind the other."""
+        each = self._each if len(runs) > 1 else map  # a hand-over costs time
+        return [np.concatenate(parts) for parts in zip(*each(compute, runs), strict=True)]
+
+
+_CALLER = Workers()
 
 
 def used_lengths(tensors: Sequence[NDArray[np.generic]]) -> NDArray[np.intp]:
@@ -57,12 +78,51 @@ def runs_of(lengths: NDArray[np.intp], run_tokens: int) -> list[NDArray[np.intp]
     return runs[::-1]
 
 
-def gathering(parameters: Mapping[str, str]) -> Callable[[Columns, Compute], list[NDArray[Any]]]:
-    """Return how a model gathers its rows: as the parameters of its configuration say, or all at once."""
+def shared_out(lengths: NDArray[np.intp], run_tokens: int, workers: int) -> list[NDArray[np.intp]]:
+    """Divide rows into runs for workers, the costly ones first.
+
+    Two divisions are weighed: the one that is cheapest in sum, and that of rows which were dealt out evenly before. The
+    better one has the smaller sum of what the batch waits for and of what each worker has to do: a worker that waits
+    costs time, and so does padding.
+
+    Args:
+        lengths: [n].
+        run_tokens: see `runs_of`.
+        workers: how many runs are computed at a time.
+
+    Returns:
+        Row numbers per run; every row is in one.
+    """
+
+    def cost(rows: NDArray[np.intp]) -> int:
+        return run_tokens + len(rows) * int(lengths[rows].max())
+
+    def weight(runs: list[NDArray[np.intp]]) -> float:
+        busy = [0] * workers
+        for rows in runs:  # each goes to the worker that is free first
+            busy[busy.index(min(busy))] += cost(rows)
+        return max(busy) + sum(busy) / workers
+
+    order = np.argsort(lengths, kind="stable")
+    divisions = []
+    for hands in sorted({1, min(workers, len(order))}):
+        dealt = [order[hand::hands] for hand in range(hands)]
+        runs = [rows[run] for rows in dealt for run in runs_of(lengths[rows], run_tokens)]
+        divisions.append(sorted(runs, key=cost, reverse=True))
+    return min(divisions, key=weight)
+
+
+def gathering(parameters: Mapping[str, str], workers: int = 1) -> Callable[[Columns, Compute], list[NDArray[Any]]]:
+    """Return how a model gathers its rows: as the parameters of its configuration say, or all at once.
+
+    Args:
+        parameters: of the configuration.
+        workers: how many runs are computed side by side.
+    """
     if "run_tokens" in parameters:
-        return partial(by_length, run_tokens=int(parameters["run_tokens"]))
+        return partial(by_length, run_tokens=int(parameters["run_tokens"]), workers=Workers(workers))
     if "run_rows" in parameters:
-        return partial(by_number, run_rows=int(parameters["run_rows"]))
+        return partial(by_number, run_rows=int(parameters["run_rows"]), workers=Workers(workers))
     return at_once
 
 
@@ -71,29 +131,34 @@ def at_once(columns: Columns, compute: Compute) -> list[NDArray[Any]]:
     return compute(_joined(columns))
 
 
-def by_number(columns: Columns, compute: Compute, run_rows: int) -> list[NDArray[Any]]:
+def by_number(columns: Columns, compute: Compute, run_rows: int, workers: Workers = _CALLER) -> list[NDArray[Any]]:
     """Run at most ``run_rows`` rows at a time, in their order: what a run works on should fit into the caches."""
     whole = _joined(columns)
-    starts = range(0, len(whole[0]), run_rows)
-    found = [compute([tensor[start : start + run_rows] for tensor in whole]) for start in starts]
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    rows = min(run_rows, -(-len(whole[0]) // workers.count))
+    starts = range(0, len(whole[0]), rows)
+    return workers.compute(compute, [[tensor[start : start + rows] for tensor in whole] for start in starts])
 
 
-def _joined(columns: Columns) -> list[NDArray[Any]]:
-    return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in columns]
-
-
-def by_length(columns: Columns, compute: Compute, run_tokens: int) -> list[NDArray[Any]]:
+def by_length(columns: Columns, compute: Compute, run_tokens: int, workers: Workers = _CALLER) -> list[NDArray[Any]]:
     """Run rows of like length together, without padding beyond the longest of each run; rows keep their places.
 
     See `runs_of` for ``run_tokens``.
     """
-    longest = max(part.shape[1] for part in columns[0])
-    wide = [
-        np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts]) for parts in columns
-    ]
-    lengths = used_lengths(wide)
-    runs = runs_of(lengths, run_tokens)
-    found = [compute([tensor[rows, : lengths[rows].max()] for tensor in wide]) for rows in runs]
+    whole = _joined(columns)
+    lengths = used_lengths(whole)
+    runs = shared_out(lengths, run_tokens, workers.count)
+    found = workers.compute(compute, [[tensor[rows, : lengths[rows].max()] for tensor in whole] for rows in runs])
     back = np.argsort(np.concatenate(runs))
-    return [np.concatenate(parts)[back] for parts in zip(*found, strict=True)]
+    return [column[back] for column in found]
+
+
+def _joined(columns: Columns) -> list[NDArray[Any]]:
+    """Return the rows of all requests, shorter ones padded to the longest."""
+    return [parts[0] if len(parts) == 1 else np.concatenate(_equally_long(parts)) for parts in columns]
+
+
+def _equally_long(parts: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    longest = max(part.shape[1:2] for part in parts)  # (), where a row is a single number
+    if all(part.shape[1:2] == longest for part in parts):
+        return parts
+    return [np.pad(part, ((0, 0), (0, longest[0] - part.shape[1]))) for part in parts]
