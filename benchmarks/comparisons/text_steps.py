@@ -45,7 +45,7 @@ class TextModel:
         tower: its name.
         preprocessor: texts to the tensors of the network.
         inputs: their names, in the order of the network.
-        compute: runs the network with one thread, as the server runs each part of a batch.
+        compute: runs the network with one thread, as every run of the server has.
         max_tokens: of the longest text.
         run_tokens: what one more run costs, in tokens of padding.
     """

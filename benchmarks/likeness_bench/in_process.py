@@ -115,7 +115,7 @@ class Pipeline:
 
 
 def _network(path: Path, config: Any, parameters: Mapping[str, str], threads: Threads) -> Step:
-    """Run a network as ``network_model.py`` does: the same session, the same runs of rows."""
+    """Run a network by the server's own code: its session, and its runs of rows, one after the other in each worker."""
     session = _module(path.with_name("session.py"), f"session_of_{config.name}").open_session(
         path, threads.intra_op, threads.spinning
     )

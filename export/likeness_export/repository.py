@@ -153,8 +153,7 @@ class _Renderer:
             # On each GPU, where there are some. One is said, too: on a CPU Triton's default is two of onnxruntime.
             other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
         encoder = self.recipe.towers[tower] if tower else None
-        parameters = cpu_parameters(encoder, chosen)
-        for key, value in parameters.items():
+        for key, value in cpu_parameters(encoder, chosen).items():
             cpu.parameters[key].string_value = value
         for entry in cpu.input:
             # Texts of all lengths share an execution: the adapter groups them better than buckets do.

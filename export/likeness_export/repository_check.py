@@ -45,17 +45,12 @@ def _parse(model: RenderedModel) -> list[ModelConfig]:
 def _check_profiles(name: str, configs: list[ModelConfig]) -> Iterator[str]:
     if len({_interface(config) for config in configs}) > 1:
         yield f"{name}: its profiles declare different tensors"
-    if any(not _takes(config, configs[0].max_batch_size) for config in configs):
+    if any(config.max_batch_size < configs[0].max_batch_size for config in configs):
         yield f"{name}: a profile takes smaller batches than config.pbtxt says"
     if any(config.name != name for config in configs):
         yield f"{name}: a configuration names another model"
     if any(entry.optional for config in configs for entry in config.input):
         yield f"{name}: declares an optional input, which keeps requests from sharing a batch"
-
-
-def _takes(config: ModelConfig, batch: int) -> bool:
-    """Say whether a profile takes batches of this size; 0 is a model that Triton does not batch."""
-    return bool(config.max_batch_size >= batch if batch else config.max_batch_size == 0)
 
 
 def _interface(config: ModelConfig) -> tuple[str, str]:

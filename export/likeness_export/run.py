@@ -95,8 +95,10 @@ class Run:
         place = self.folder / "recipe.json"
         if not self.holds_recipe:
             raise InputError(f"{self.folder} is not a run: it has no recipe.json; train one with `likeness train`")
-        recipe = parse_recipe(_json(place), str(place))
-        return with_serving(recipe, self.serving) if self.serving else recipe
+        held = _json(place)
+        if self.serving is None or not isinstance(held, dict):
+            return parse_recipe(held, str(place))
+        return with_serving(parse_recipe(held | {"serving": {}}, str(place)), self.serving)
 
     def read_network(self) -> tuple[Recipe, ProductNetwork]:
         """Return the recipe and the trained network, in evaluation mode.
@@ -132,14 +134,14 @@ def save_state(state: object, path: Path) -> None:
             raise
 
 
-def load_state(path: Path, device: torch.device | None = None) -> Any:
-    """Return what `save_state` has stored, on a device; None: where it was.
+def load_state(path: Path) -> Any:
+    """Return what `save_state` has stored, on the CPU.
 
     Raises:
         InputError: the file is damaged.
     """
     try:
-        return torch.load(path, weights_only=True, map_location=device)
+        return torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise _damaged(path, error) from error
 

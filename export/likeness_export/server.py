@@ -221,13 +221,17 @@ def _command(
         f"--model-load-thread-count={_LOADED_AT_ONCE}",
     ]
     environment = dict(os.environ)
-    # The python backend finds its packages through the `python3` on PATH, and this interpreter through its library.
+    # The python backend finds its packages through the `python3` on PATH.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    libraries = [str(sysconfig.get_config_var("LIBDIR")), environment.get("LD_LIBRARY_PATH", "")]
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    # What is fp32 in the file is computed in fp32, on GPUs that would else take TF32.
+    environment.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     # onnxruntime reports its use to its maker unless told not to; a server of one's own should talk to nobody.
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if server.package:
+        # Its stubs look for this interpreter's library. A container's own server must not: beside the system's Python
+        # lies the host's driver, which would come before the container's newer one.
+        libraries = [str(sysconfig.get_config_var("LIBDIR")), environment.get("LD_LIBRARY_PATH", "")]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
         backend = runtime / "backends" / "python"
         _link_python_backend(server.package, backend)
         command += [f"--backend-directory={backend.parent}", f"--cache-directory={server.package / 'caches'}"]

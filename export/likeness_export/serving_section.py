@@ -37,7 +37,11 @@ class StepSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     instances: int | None = Field(default=None, ge=1, description="executions of this step that may run side by side")
-    cpu_threads: int | None = Field(default=None, ge=1, description="of a network: threads of one execution on a CPU")
+    cpu_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="of a network: threads of one execution on a CPU: runs side by side, or sharing operators",
+    )
     # Every step must take the ensemble's largest batch, so this, and not `max_batch_size`, is a step's own choice.
     preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="sizes that the batcher tries to gather; default: whatever is there"
@@ -52,7 +56,11 @@ class ServingSection(BaseModel):
 
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     queue_delay_us: int = Field(default=0, ge=0, description="how long a step waits for more requests to join a batch")
-    cpu_threads: int = Field(default=2, ge=1, description="threads of one execution in the cpu profile")
+    cpu_threads: int = Field(
+        default=2,
+        ge=1,
+        description="threads of one execution in the cpu profile: runs side by side, or sharing operators",
+    )
     instances: int = Field(default=1, ge=1, description="executions of a step that may run side by side")
     signatures: tuple[str, ...] = Field(
         default=(), description="the sets of modalities to serve, e.g. text_image; default: every one there is"

@@ -50,6 +50,7 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
             cannot be used, it has changed since the training was interrupted, or there is no such device.
     """
     place = _usable_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # on by default, unlike that of matrix products: fp32 means fp32
     if run.weights.is_file():
         _claim(recipe, run)
         log.info("%s is already trained", run.folder)
@@ -304,7 +305,8 @@ class _Trainer:
         if not self.run.checkpoint.is_file():
             write_text(self.run.log, "")
             return 0
-        state = load_state(self.run.checkpoint, self.device)
+        # On the CPU, where AdamW counts its steps: it would ask a GPU for each parameter's count in every step.
+        state = load_state(self.run.checkpoint)
         if state.get("data") != self.data_key or state.get("alike", self.alike_key) != self.alike_key:
             raise InputError(
                 f"the training products, or what makes them alike, have changed since {self.run.checkpoint} was "
@@ -314,7 +316,7 @@ class _Trainer:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        self.latest = state["latest"]
+        self.latest = state["latest"].to(self.device)
         log.info("going on after epoch %d", state["epoch"] + 1)
         return int(state["epoch"]) + 1
 

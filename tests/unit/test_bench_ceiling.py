@@ -147,7 +147,9 @@ def network(folder: Path, name: str, **parameters: str) -> None:
         ({"run_tokens": "2"}, [202, 208, 202, 208]),  # like lengths together, without padding that no row of them needs
     ],
 )
-def test_networks_run_as_the_server_runs_them(parameters: dict[str, str], shapes: list[int], tmp_path: Path) -> None:
+def test_networks_run_as_the_server_runs_them_with_one_thread(
+    parameters: dict[str, str], shapes: list[int], tmp_path: Path
+) -> None:
     network(tmp_path, "text_encoder", cpu_threads="1", **parameters)
     given = (np.arange(9) < np.array([[2], [8], [1], [7]])).astype(np.int64)
     step = Pipeline(tmp_path, Threads())._step("text_encoder", 1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,27 @@ def test_another_serving_section_makes_other_configurations_of_the_same_space(
     elsewhere = Run(exported.run.folder, ServingSection(steps={"text_encoder": StepSection()}))
     with pytest.raises(RecipeError, match=r"serving\.steps\.text_encoder: there is no such step"):
         elsewhere.read_recipe()
+
+
+def test_another_serving_section_helps_a_run_whose_own_cannot_be_read(exported: Exported, tmp_path: Path) -> None:
+    """Nothing trained depends on it."""
+    folder = Path(shutil.copytree(exported.run.folder, tmp_path / "run"))
+    held = exported.run.read_recipe().model_dump(mode="json")
+    (folder / "recipe.json").write_text(json.dumps(held | {"serving": {"no_longer_known": 2}}), encoding="utf-8")
+    with pytest.raises(RecipeError, match="no_longer_known"):
+        Run(folder).read_recipe()
+    assert Run(folder, exported.recipe.serving).read_recipe() == exported.recipe
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", None])
+def test_damaged_files_of_a_tower_are_named(exported: Exported, tmp_path: Path, damage: str | None) -> None:
+    folder = Path(shutil.copytree(exported.run.folder, tmp_path / "run"))
+    place = next((folder / "towers" / "attributes").rglob("*.json"))
+    place.unlink()
+    if damage is not None:
+        place.write_text(damage, encoding="utf-8")
+    with pytest.raises(InputError, match=r"^towers\.attributes: .*towers/attributes is damaged \(.*train anew$"):
+        Run(folder).read_network()
 
 
 def test_the_manifest_s_checksums_are_those_of_all_files(exported: Exported) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from likeness_export.serving.lengths import Workers, at_once, by_length, by_number, runs_of, shared_out, used_lengths
+from likeness_export.serving.lengths import (
+    Workers,
+    at_once,
+    by_length,
+    by_number,
+    runs_of,
+    runs_side_by_side,
+    used_lengths,
+)
 from numpy.typing import NDArray
 
 RUN_TOKENS = 8
@@ -93,8 +102,8 @@ def test_one_request_is_not_copied() -> None:
 
 
 @given(LENGTHS.filter(bool), st.integers(1, 4))
-def test_every_row_is_shared_out_once_the_costly_runs_first(lengths: list[int], workers: int) -> None:
-    runs = [run.tolist() for run in shared_out(np.array(lengths, dtype=np.intp), RUN_TOKENS, workers)]
+def test_every_row_is_runs_side_by_side_once_the_costly_runs_first(lengths: list[int], workers: int) -> None:
+    runs = [run.tolist() for run in runs_side_by_side(np.array(lengths, dtype=np.intp), RUN_TOKENS, workers)]
     assert sorted(row for run in runs for row in run) == list(range(len(lengths)))
     costs = [cost([[lengths[row] for row in run]]) for run in runs]
     assert costs == sorted(costs, reverse=True)
@@ -102,12 +111,12 @@ def test_every_row_is_shared_out_once_the_costly_runs_first(lengths: list[int], 
 
 def test_workers_share_rows_of_like_length_and_one_keeps_them_together() -> None:
     alike = np.full(8, 20)
-    assert [len(run) for run in shared_out(alike, RUN_TOKENS, 1)] == [8]
-    assert [len(run) for run in shared_out(alike, RUN_TOKENS, 2)] == [4, 4]
-    assert [len(run) for run in shared_out(alike[:3], RUN_TOKENS, 8)] == [1, 1, 1]
+    assert [len(run) for run in runs_side_by_side(alike, RUN_TOKENS, 1)] == [8]
+    assert [len(run) for run in runs_side_by_side(alike, RUN_TOKENS, 2)] == [4, 4]
+    assert [len(run) for run in runs_side_by_side(alike[:3], RUN_TOKENS, 8)] == [1, 1, 1]
     unlike = np.array([60, 20, 20, 20])  # as costly as three short ones: like lengths stay together
-    assert sorted(map(sorted, shared_out(unlike, RUN_TOKENS, 2))) == [[0], [1, 2, 3]]
-    assert len(shared_out(np.full(8, 2), 1_000, 2)) == 1  # where one more run costs more than it saves
+    assert sorted(map(sorted, runs_side_by_side(unlike, RUN_TOKENS, 2))) == [[0], [1, 2, 3]]
+    assert len(runs_side_by_side(np.full(8, 2), 1_000, 2)) == 1  # where one more run costs more than it saves
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -123,3 +132,13 @@ def test_requests_of_unlike_length_are_padded() -> None:
     joined = at_once([[np.ones((1, 2)), np.ones((2, 3))]], lambda tensors: tensors)[0]
     assert joined.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
     assert at_once([[np.ones(2), np.zeros(1)]], lambda tensors: tensors)[0].tolist() == [1, 1, 0]
+
+
+def test_runs_are_computed_at_the_same_time() -> None:
+    met = threading.Barrier(2, timeout=10)
+
+    def compute(tensors: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        met.wait()
+        return tensors
+
+    assert by_number([[np.arange(4)]], compute, 2, Workers(2))[0].tolist() == [0, 1, 2, 3]

@@ -88,9 +88,9 @@ def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
     assert gpu["cudnn_conv_algo_search"].string_value == "1"
 
 
-@pytest.mark.parametrize(("recipe", "threads", "largest"), [("fashion", 3, [16, 8]), ("fashion", 1, [8, 8])])
-def test_texts_are_shared_out_from_more_than_one_request(recipe: str, threads: int, largest: list[int]) -> None:
-    models = render(load_recipe(Path(recipe), ["serving.max_batch_size=8", f"serving.cpu_threads={threads}"]))
+@pytest.mark.parametrize(("threads", "largest"), [(3, [16, 8]), (1, [8, 8])])
+def test_texts_are_shared_out_from_more_than_one_request(threads: int, largest: list[int]) -> None:
+    models = render(load_recipe(Path("fashion"), ["serving.max_batch_size=8", f"serving.cpu_threads={threads}"]))
     check(models)
     encoders = ("text_encoder", "image_encoder")
     assert [models[name].profiles["cpu"].max_batch_size for name in encoders] == largest
@@ -285,11 +285,10 @@ def test_profiles_with_different_tensors_are_found() -> None:
     assert faults(models) == ["text_encoder: its profiles declare different tensors"]
 
 
-@pytest.mark.parametrize(("model", "size"), [("text_encoder", 4), ("similarity_matrix", 1)])
-def test_a_profile_that_takes_smaller_batches_is_found(model: str, size: int) -> None:
+def test_a_profile_that_takes_smaller_batches_is_found() -> None:
     models = render(RECIPE)
-    models[model].profiles["cpu"].max_batch_size = size
-    assert faults(models) == [f"{model}: a profile takes smaller batches than config.pbtxt says"]
+    models["text_encoder"].profiles["cpu"].max_batch_size = 4
+    assert faults(models) == ["text_encoder: a profile takes smaller batches than config.pbtxt says"]
 
 
 def test_a_profile_of_another_space_is_found() -> None:

@@ -62,6 +62,16 @@ def test_names_become_addresses_and_ipv6_is_written_as_each_endpoint_reads_it(tm
     assert {"--grpc-address=[::1]", "--http-address=ipv6:::1", "--metrics-address=ipv6:::1"} <= {*command}
 
 
+def test_a_container_s_server_keeps_its_own_libraries_and_computes_fp32_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LD_LIBRARY_PATH", "NVIDIA_TF32_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
+    _, environment = _command(Tritonserver(Path("tritonserver")), ServeConfig(repository=tmp_path), "onnx", tmp_path)
+    assert "LD_LIBRARY_PATH" not in environment
+    assert environment["NVIDIA_TF32_OVERRIDE"] == "0"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -103,8 +103,8 @@ class Plan:
 def first_guesses(plan: Plan, start: Settings) -> list[Settings]:
     """Return what the service times alone suggest, the boldest first.
 
-    The cores are divided in proportion to the shares. What a network gets is divided again, about evenly on a
-    logarithmic scale: into executions side by side, and threads of each. Steps that take little time get one thread.
+    The cores are divided in proportion to the shares. What a network gets are threads of one execution, as far as there
+    are cores: they share its weights. Steps that take little time get one thread.
     """
     modest = start
     for time in plan.times:
@@ -124,7 +124,7 @@ def _shape(plan: Plan, time: ServiceTime) -> dict[str, int]:
         return {"instances": min(slots, _ON_DEVICE)}
     if "cpu_threads" not in plan.keys[time.step]:
         return {"instances": slots}
-    threads = 1 << int(math.log2(slots) / 2)
+    threads = min(plan.cores, 1 << int(math.log2(slots)))
     return {"instances": slots // threads, "cpu_threads": threads}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
 from likeness_client.contract import modalities_of
@@ -120,7 +121,7 @@ def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> Pro
         source_root: where to look for pretrained weights; None when a state dict will be loaded.
 
     Raises:
-        InputError: a tower's encoder cannot be built; names the tower.
+        InputError: a tower's encoder cannot be built, or its files are damaged; names the tower.
     """
     built = {}
     for name, config in recipe.towers.items():
@@ -128,4 +129,12 @@ def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> Pro
             built[name] = Tower(config.build(towers / name, source_root), recipe.dimension)
         except InputError as error:
             raise InputError(f"towers.{name}: {error}") from error
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            if source_root is not None:  # in training they were written just now
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"towers.{name}: {towers / name} is damaged ({reason}): copy its folder again, or remove the run and "
+                "train anew"
+            ) from error
     return ProductNetwork(built, recipe)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TypeAlias
 
 import onnxruntime as ort
 
 from likeness_export.precision.products import Feed, Products
+from likeness_export.serving.lengths import Columns, Compute, gathering
 from likeness_export.serving.session import Sessions
 
+Seconds: TypeAlias = Callable[[Feed], float]
+"""Runs a batch; says how long that took."""
 _ROUNDS = 31
 _BATCHES = (1, 8)  # a request by itself, and requests that share a batch
 
@@ -25,33 +29,39 @@ def speed_ratio(before: Path, after: Path, tower: str, products: Products, serve
         after: the reduced file.
         tower: whose products are run.
         products: real ones; texts have their own lengths.
-        served: how the server runs them, the parameters of the ``cpu`` profile.
+        served: how the server runs them, the parameters of the ``cpu`` profile; its runs one after the other, for
+            side by side both files gain alike.
 
     Returns:
         The median over rounds of time before / time after; 0 where there is no product to run.
     """
-    sessions = [Sessions(path, served) for path in (before, after)]
+    sessions, gather = [Sessions(path, served) for path in (before, after)], gathering(served)
     ratios = []
     for size in _BATCHES:
         different = list(islice(products.feeds(tower, size), _ROUNDS))
         if not different:
             return 0.0
         feeds = list(islice(cycle(different), _ROUNDS))
-        old, new = (opened.alone if size == 1 else opened.batches for opened in sessions)
-        for session in (old, new):
-            session.run(None, feeds[0])
+        old, new = (_timed(opened.for_batch(size), gather) for opened in sessions)
+        for seconds in (old, new):
+            seconds(feeds[0])
         ratios.append(statistics.median(_ratio(old, new, *round_) for round_ in enumerate(feeds)))
     return min(ratios)
 
 
-def _ratio(old: ort.InferenceSession, new: ort.InferenceSession, turn: int, feed: Feed) -> float:
+def _ratio(old: Seconds, new: Seconds, turn: int, feed: Feed) -> float:
     """Return time of the first / time of the second; who goes first changes, for the second finds a warm cache."""
     if turn % 2:
         return 1 / _ratio(new, old, 0, feed)
-    return _seconds(old, feed) / _seconds(new, feed)
+    return old(feed) / new(feed)
 
 
-def _seconds(session: ort.InferenceSession, feed: Feed) -> float:
-    started = time.perf_counter()
-    session.run(None, feed)
-    return time.perf_counter() - started
+def _timed(session: ort.InferenceSession, gather: Callable[[Columns, Compute], object]) -> Seconds:
+    def seconds(feed: Feed) -> float:
+        started = time.perf_counter()
+        gather(
+            [[tensor] for tensor in feed.values()], lambda rows: session.run(None, dict(zip(feed, rows, strict=True)))
+        )
+        return time.perf_counter() - started
+
+    return seconds

@@ -1,8 +1,6 @@
 """How a CPU opens a network: the settings of onnxruntime that the server runs it with, for all who measure it."""
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
@@ -11,7 +9,6 @@ SLOWER_THAN_ITS_PARTS = ["SkipLayerNormFusion"]
 """The fused kernel runs scalar code: addition and normalisation apart take a fraction of its time."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_HAND_OVER_S = 0.002  # after more than this no request was waiting, however long the last one took
 _BETWEEN_OPERATORS_US = 50  # threads that spin for so long need no waking within a run, and stop soon after it
 
 
@@ -54,7 +51,7 @@ def has_vnni() -> bool:
 
 
 class Sessions:
-    """One network, opened for the runs of batches and once more for a product that comes alone and has all threads.
+    """One network, opened for the runs of batches and once more for a product that comes alone: it has all threads.
 
     Runs are computed side by side, with one thread each, for threads that share an operator wait for each other. A
     network that computes a batch in one run gives it all threads.
@@ -70,14 +67,7 @@ class Sessions:
         self.batches = self.alone = open_session(path, 1 if side_by_side else threads)
         if side_by_side:
             self.alone = open_session(path, threads, spinning=True, spin_us=_BETWEEN_OPERATORS_US)
-        self.ended, self.took_s = 0.0, 0.0  # the last batch
 
-    @contextmanager
-    def for_batch(self, rows: int) -> Iterator[ort.InferenceSession]:
-        """Give the session for a batch that is computed inside the block."""
-        started = time.perf_counter()
-        # Under load there is next to no pause between two batches, and the other steps need the cores.
-        paused = started - self.ended > min(self.took_s / 2, _HAND_OVER_S)
-        yield self.alone if rows == 1 and paused else self.batches
-        self.ended = time.perf_counter()
-        self.took_s = self.ended - started
+    def for_batch(self, rows: int) -> ort.InferenceSession:
+        """Return the session for a batch of so many rows."""
+        return self.alone if rows == 1 else self.batches

@@ -11,7 +11,7 @@ from session import Sessions
 
 
 class TritonPythonModel:
-    """Gathers all requests into one batch, or a few runs of like rows; runs the session; scatters the outputs."""
+    """Gathers all requests into one batch, or a few runs side by side; runs the session; scatters the outputs."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the network beside this file."""
@@ -35,13 +35,13 @@ class TritonPythonModel:
         """Run one batch; only outputs that some request wants are computed."""
         columns = [[pb_utils.get_input_tensor_by_name(r, n).as_numpy() for r in requests] for n in self.inputs]
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
-        with self.sessions.for_batch(sum(map(len, columns[0]))) as session:
+        session = self.sessions.for_batch(sum(map(len, columns[0])))
 
-            def compute(tensors: list[Any]) -> list[Any]:
-                found: list[Any] = session.run(wanted, dict(zip(self.inputs, tensors, strict=True)))
-                return found
+        def compute(tensors: list[Any]) -> list[Any]:
+            found: list[Any] = session.run(wanted, dict(zip(self.inputs, tensors, strict=True)))
+            return found
 
-            results = dict(zip(wanted, self.gather(columns, compute), strict=True))
+        results = dict(zip(wanted, self.gather(columns, compute), strict=True))
         responses, start = [], 0
         for request, rows in zip(requests, map(len, columns[0]), strict=True):
             tensors = [pb_utils.Tensor(n, results[n][start : start + rows]) for n in request.requested_output_names()]

@@ -21,7 +21,7 @@ class Workers:
     """Threads that compute the runs of a batch side by side.
 
     Args:
-        count: how many; one computes them one after the other, in the thread of its caller.
+        count: how many runs are computed at a time; 1: one after the other, in the caller's own thread.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -30,11 +30,11 @@ class Workers:
 
     def compute(self, compute: Compute, runs: Sequence[list[NDArray[Any]]]) -> list[NDArray[Any]]:
         """Return the outputs of all runs, one behind the other."""
-        each = self._each if len(runs) > 1 else map  # a hand-over costs time
+        each = self._each if len(runs) > 1 else map  # one run needs no other thread, and waking one costs time
         return [np.concatenate(parts) for parts in zip(*each(compute, runs), strict=True)]
 
 
-_CALLER = Workers()
+_NO_THREADS = Workers()
 
 
 def used_lengths(tensors: Sequence[NDArray[np.generic]]) -> NDArray[np.intp]:
@@ -78,12 +78,13 @@ def runs_of(lengths: NDArray[np.intp], run_tokens: int) -> list[NDArray[np.intp]
     return runs[::-1]
 
 
-def shared_out(lengths: NDArray[np.intp], run_tokens: int, workers: int) -> list[NDArray[np.intp]]:
-    """Divide rows into runs for workers, the costly ones first.
+def runs_side_by_side(lengths: NDArray[np.intp], run_tokens: int, workers: int) -> list[NDArray[np.intp]]:
+    """Divide rows into runs that workers compute side by side, the costly ones first.
 
-    Two divisions are weighed: the one that is cheapest in sum, and that of rows which were dealt out evenly before. The
-    better one has the smaller sum of what the batch waits for and of what each worker has to do: a worker that waits
-    costs time, and so does padding.
+    Two divisions are compared: the runs of all rows, which pad least, and the runs of as many equal shares as there are
+    workers, each of them every so many-th of the sorted rows, which leave no worker idle. That one is taken whose price
+    is lower: when the last worker is done, for which the batch waits, plus the mean of all workers' time, which other
+    steps lack.
 
     Args:
         lengths: [n].
@@ -97,19 +98,19 @@ def shared_out(lengths: NDArray[np.intp], run_tokens: int, workers: int) -> list
     def cost(rows: NDArray[np.intp]) -> int:
         return run_tokens + len(rows) * int(lengths[rows].max())
 
-    def weight(runs: list[NDArray[np.intp]]) -> float:
-        busy = [0] * workers
+    def price(runs: list[NDArray[np.intp]]) -> float:
+        done = [0] * workers
         for rows in runs:  # each goes to the worker that is free first
-            busy[busy.index(min(busy))] += cost(rows)
-        return max(busy) + sum(busy) / workers
+            done[done.index(min(done))] += cost(rows)
+        return max(done) + sum(done) / workers
 
     order = np.argsort(lengths, kind="stable")
     divisions = []
-    for hands in sorted({1, min(workers, len(order))}):
-        dealt = [order[hand::hands] for hand in range(hands)]
-        runs = [rows[run] for rows in dealt for run in runs_of(lengths[rows], run_tokens)]
+    for count in sorted({1, min(workers, len(order))}):
+        shares = [order[first::count] for first in range(count)]
+        runs = [share[run] for share in shares for run in runs_of(lengths[share], run_tokens)]
         divisions.append(sorted(runs, key=cost, reverse=True))
-    return min(divisions, key=weight)
+    return min(divisions, key=price)
 
 
 def gathering(parameters: Mapping[str, str], workers: int = 1) -> Callable[[Columns, Compute], list[NDArray[Any]]]:
@@ -117,7 +118,7 @@ def gathering(parameters: Mapping[str, str], workers: int = 1) -> Callable[[Colu
 
     Args:
         parameters: of the configuration.
-        workers: how many runs are computed side by side.
+        workers: threads that compute runs side by side.
     """
     if "run_tokens" in parameters:
         return partial(by_length, run_tokens=int(parameters["run_tokens"]), workers=Workers(workers))
@@ -131,22 +132,27 @@ def at_once(columns: Columns, compute: Compute) -> list[NDArray[Any]]:
     return compute(_joined(columns))
 
 
-def by_number(columns: Columns, compute: Compute, run_rows: int, workers: Workers = _CALLER) -> list[NDArray[Any]]:
-    """Run at most ``run_rows`` rows at a time, in their order: what a run works on should fit into the caches."""
+def by_number(columns: Columns, compute: Compute, run_rows: int, workers: Workers = _NO_THREADS) -> list[NDArray[Any]]:
+    """Run at most ``run_rows`` rows at a time, fewer where workers would be idle, in their order.
+
+    What a run works on should fit into the caches.
+    """
     whole = _joined(columns)
     rows = min(run_rows, -(-len(whole[0]) // workers.count))
     starts = range(0, len(whole[0]), rows)
     return workers.compute(compute, [[tensor[start : start + rows] for tensor in whole] for start in starts])
 
 
-def by_length(columns: Columns, compute: Compute, run_tokens: int, workers: Workers = _CALLER) -> list[NDArray[Any]]:
+def by_length(
+    columns: Columns, compute: Compute, run_tokens: int, workers: Workers = _NO_THREADS
+) -> list[NDArray[Any]]:
     """Run rows of like length together, without padding beyond the longest of each run; rows keep their places.
 
     See `runs_of` for ``run_tokens``.
     """
     whole = _joined(columns)
     lengths = used_lengths(whole)
-    runs = shared_out(lengths, run_tokens, workers.count)
+    runs = runs_side_by_side(lengths, run_tokens, workers.count)
     found = workers.compute(compute, [[tensor[rows, : lengths[rows].max()] for tensor in whole] for rows in runs])
     back = np.argsort(np.concatenate(runs))
     return [column[back] for column in found]
