@@ -102,7 +102,7 @@ def test_one_request_is_not_copied() -> None:
 
 
 @given(LENGTHS.filter(bool), st.integers(1, 4))
-def test_every_row_is_runs_side_by_side_once_the_costly_runs_first(lengths: list[int], workers: int) -> None:
+def test_every_row_is_in_one_run_and_the_costly_runs_come_first(lengths: list[int], workers: int) -> None:
     runs = [run.tolist() for run in runs_side_by_side(np.array(lengths, dtype=np.intp), RUN_TOKENS, workers)]
     assert sorted(row for run in runs for row in run) == list(range(len(lengths)))
     costs = [cost([[lengths[row] for row in run]]) for run in runs]
