@@ -19,6 +19,7 @@ from likeness_client.cli import main
 from likeness_client.errors import InputError
 from likeness_export import exporting
 from likeness_export.catalogue import read_catalogue
+from likeness_export.encoders.image_local import GeneralisedMean
 from likeness_export.exporting import export_run
 from likeness_export.onnx_export import ExportReport, check_signature, export_network, open_session
 from likeness_export.pipeline import StepSpec, encoder_networks
@@ -35,6 +36,7 @@ from likeness_export.repository import cpu_parameters
 from likeness_export.serving.session import Sessions
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -267,6 +269,39 @@ def test_fp16_keeps_the_types_of_inputs_and_outputs(block: Path, tmp_path: Path)
     assert {tensor.data_type for tensor in onnx.load(target).graph.initializer} >= {onnx.TensorProto.FLOAT16}
     writer.write(target, writer.layers)
     assert difference(block, target) < 0.001
+
+
+class RootMeanSquare(nn.Module):
+    """The normalisation of some transformers, of activations as large as theirs."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        large = 1000 * tokens
+        return F.normalize(large * torch.rsqrt(large.pow(2).mean(-1, keepdim=True) + 1e-6), dim=-1)
+
+
+class SharpMean(nn.Module):
+    """A generalised mean with the largest exponent that it may learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = GeneralisedMean()
+        nn.init.constant_(self.pool.p, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        pooled = self.pool(20 * tokens.unflatten(-1, (4, 4)))  # (n, length)
+        return F.normalize(tokens / pooled.unsqueeze(-1), dim=-1)
+
+
+@pytest.mark.parametrize("powers", [RootMeanSquare(), SharpMean()])
+def test_powers_in_an_fp16_file_stay_in_range(powers: nn.Module, tmp_path: Path) -> None:
+    source, target = tmp_path / "model.onnx", tmp_path / "half.onnx"
+    export_network(powers, TOKENS, source, 4)
+    Half(source).write(target)
+    onnx.checker.check_model(target)
+    tokens = np.random.default_rng(0).normal(size=(3, 5, 16)).astype(np.float32)
+    # onnxruntime computes powers in fp32 on a CPU, whatever the file says; the reference does what it says.
+    exact, half = (list(ReferenceEvaluator(str(path)).run(None, {"tokens": tokens})) for path in (source, target))
+    np.testing.assert_allclose(half, exact, atol=2e-3)
 
 
 def test_vectors_of_an_fp16_file_have_unit_length(exported: Exported, tmp_path: Path) -> None:

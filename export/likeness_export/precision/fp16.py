@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from likeness_export.precision.graph import layers
 
-# A length is a sum of squares, which leaves the range of fp16 from a length of 256 on; on a CPU, which computes in fp32
-# all the same, nobody would notice.
-_EXACT = [*DEFAULT_OP_BLOCK_LIST, "ReduceL2"]
+# Powers and their sums leave the range of fp16 soon, a square from 256 on: lengths, root mean squares, generalised
+# means. On a CPU, which computes in fp32 all the same, nobody would notice.
+_EXACT = [*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceL2", "ReduceMean", "Sqrt"]
 _TYPES = ("Conv", "Gemm", "LayerNormalization", "LSTM", "MatMul", "Softmax")
 
 
@@ -34,11 +36,34 @@ class Half:
 
     def write(self, target: Path, kept: Collection[str] = ()) -> None:
         """Write the reduced file; the layers in ``kept`` stay fp32."""
-        model = convert_float_to_float16(
-            onnx.load(self.source), keep_io_types=True, op_block_list=_EXACT, node_block_list=list(kept)
-        )
+        source = onnx.load(self.source)
+        exact = [*kept, *_added_to_means(source.graph)]
+        model = convert_float_to_float16(source, keep_io_types=True, op_block_list=_EXACT, node_block_list=exact)
         _normalise_again(model.graph)
+        _join_exact(model)
         onnx.save(model, target)
+
+
+def _added_to_means(graph: onnx.GraphProto) -> list[str]:
+    """Return the nodes between a mean of squares and its root: they add a small number."""
+    means = {name for node in graph.node if node.op_type == "ReduceMean" for name in node.output}
+    return [node.name for node in graph.node if node.op_type == "Add" and means.intersection(node.input)]
+
+
+def _join_exact(model: onnx.ModelProto) -> None:
+    """Drop the casts to fp16 and back that the converter puts between neighbours which both stay fp32."""
+    graph = OnnxModel(model)
+    for back in graph.get_nodes_by_op_type("Cast"):
+        there = graph.get_parent(back, 0)
+        if there and there.op_type == "Cast" and (_to(there), _to(back)) == (TensorProto.FLOAT16, TensorProto.FLOAT):
+            back.input[0] = there.input[0]
+    graph.prune_graph()
+    graph.topological_sort()
+
+
+def _to(cast: onnx.NodeProto) -> int:
+    (kind,) = (attribute.i for attribute in cast.attribute if attribute.name == "to")
+    return int(kind)
 
 
 def _normalise_again(graph: onnx.GraphProto) -> None:
