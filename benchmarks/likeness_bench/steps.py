@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from likeness_client.contract import MATRIX_MODEL, embed_model, pair_model
@@ -103,8 +103,7 @@ async def read_counters(
         ServerError: it does not answer in time.
     """
     tls, headers = ((gateway or {}).get(key) for key in ("tls", "headers"))
-    trusted = tls.root_certificates if tls else None
-    async with InferenceServerClient(address, ssl=tls is not None, root_certificates=trusted) as stub:
+    async with InferenceServerClient(address, **({"ssl": True, **asdict(tls)} if tls else {})) as stub:
         with translate(address):
             answer = await stub.get_inference_statistics(client_timeout=timeout_s, headers=headers)
     found: dict[str, ModelCounters] = {}

@@ -18,7 +18,6 @@ from likeness_client.contract import embed_model
 from likeness_client.errors import (
     InputError,
     LikenessError,
-    ModelNotFoundError,
     RecordError,
     ServerError,
     SpaceMismatchError,
@@ -29,6 +28,8 @@ from likeness_client.writing import told
 
 NAMED_FAILURES = 10
 _PAUSE_S = 2.0
+_HOPELESS = ("NOT_FOUND", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED")
+"""What waiting does not cure."""
 
 
 def steps_folder(out: Path) -> Path:
@@ -131,8 +132,7 @@ class EmbedRun:
             try:
                 return self.client.embed(products, modalities=self.modalities, on_error="return")
             except ServerError as error:  # a model's process that was killed gives INTERNAL until the server has ended
-                hopeless = isinstance(error, ModelNotFoundError) or error.code == "INVALID_ARGUMENT"
-                hopeless |= error.model in self.down
+                hopeless = error.code in _HOPELESS or error.model in self.down
                 # A deadline may have taken longer than anybody's patience: one more try is due all the same.
                 gives_up_s = gives_up_s or time.monotonic() + self.patience_s
                 if hopeless or not self.writer.rows or time.monotonic() >= gives_up_s:

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,13 @@ from tritonclient.utils import np_to_triton_dtype
 from likeness_client._calls import MAX_CALL_BYTES, Answer, Call
 from likeness_client._discovery import ServerInfo
 from likeness_client.contract import MAX_BYTES
-from likeness_client.errors import DeadlineExceededError, InputError, LikenessError
+from likeness_client.errors import (
+    DeadlineExceededError,
+    InputError,
+    LikenessError,
+    ServerUnavailableError,
+    SpaceMismatchError,
+)
 
 DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
 DEFAULT_TIMEOUT_S = 30.0
@@ -30,6 +36,8 @@ _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's 
 )
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[a-z0-9_.-]+"), re.compile(r"[ -~]*")
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
+OUT_OF_REACH = (ServerUnavailableError, DeadlineExceededError)
+"""What says nothing about what a server offers: one replica of several may be down, or hang."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,7 @@ class BaseClient:
         tls: set for an encrypted channel.
         headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server; or a
             function that returns them, asked before every call, for tokens that change and for tracing.
+        space: the only embedding space to accept, of the vectors that a database holds, say; None: whichever is served.
 
     Raises:
         InputError: an argument is out of range.
@@ -85,6 +94,7 @@ class BaseClient:
         max_attempts: int = 4,
         tls: Tls | None = None,
         headers: Headers | None = None,
+        space: str | None = None,
     ) -> None:
         if not address or _OTHER_SCHEME.match(address):
             expected = "host:port of the gRPC endpoint, or dns:///host:port, without another scheme"
@@ -98,6 +108,7 @@ class BaseClient:
         self.address = address
         self.timeout_s = timeout_s
         self.max_concurrency = max_concurrency
+        self.space = space
         self._max_attempts = max_attempts
         self._tls = tls
         self._headers = headers if callable(headers) else _sendable(headers or {})
@@ -110,13 +121,29 @@ class BaseClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s})"
 
-    def _known(self) -> ServerInfo | None:
-        """Return what the server offers if that is known well enough; while one caller asks again, for the others."""
+    def _known(self) -> tuple[ServerInfo | None, bool]:
+        """Return what the server offers, as far as it is known, and whether it is time to ask again.
+
+        Where one caller is told that it is, the others go by what is known meanwhile.
+        """
         known, now = self._info, time.monotonic()
-        if known is not None and now - self._asked_s < _INFO_S:
-            return known
-        self._asked_s = now
-        return None
+        due = known is None or now - self._asked_s >= _INFO_S
+        if due:
+            self._asked_s = now
+        return known, due
+
+    def _accepted(self, info: ServerInfo) -> ServerInfo:
+        """Return what the server offers.
+
+        Raises:
+            SpaceMismatchError: it is of another space than this client accepts.
+        """
+        if self.space not in (None, info.space):
+            raise SpaceMismatchError(
+                f"the server at {self.address} embeds in the space {info.space}, this client accepts {self.space} "
+                "only: ask a server of that space, or embed everything anew in the server's"
+            )
+        return info
 
     def _forget(self, info: ServerInfo) -> None:
         """Ask the server again before the next call, unless another caller has done so already."""
@@ -156,17 +183,14 @@ class BaseClient:
         headers = _sendable(self._headers()) if callable(self._headers) else self._headers
         return {"client_timeout": self.timeout_s, "headers": headers}
 
+    def _inference_settings(self) -> dict[str, Any]:
+        """Return the arguments that every inference has: the server, too, gives up what nobody waits for any more."""
+        return {**self._settings(), "timeout": round(self.timeout_s * 1e6)}
+
     def _channel(self) -> dict[str, Any]:
         """Return the arguments of tritonclient's ``InferenceServerClient``."""
-        files = self._tls or Tls()
-        return {
-            "url": self.address,
-            "ssl": self._tls is not None,
-            "root_certificates": files.root_certificates,
-            "private_key": files.private_key,
-            "certificate_chain": files.certificate_chain,
-            "channel_args": channel_args(self._max_attempts),
-        }
+        encrypted = {"ssl": True, **asdict(self._tls)} if self._tls else {}
+        return {"url": self.address, "channel_args": channel_args(self._max_attempts), **encrypted}
 
 
 def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
@@ -206,8 +230,9 @@ def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
         # Each of the attempts above shall try to connect, not wait for the default of a second; and a server that comes
         # back is found within seconds, where the default backs off to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        # No pause, but how long one attempt may take at least: to shake hands with a gateway far away takes its time.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         # Keepalive also sets TCP_USER_TIMEOUT, so that a peer that vanished is noticed after the 20 s. Triton drops
         # clients that ping more often than every 300 s without data (--grpc-http2-min-recv-ping-interval-without-data).
         ("grpc.keepalive_time_ms", 310_000),

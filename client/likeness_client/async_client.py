@@ -91,8 +91,18 @@ class AsyncClient(_channel.BaseClient):
     async def info(self, *, refresh: bool = False) -> ServerInfo:
         """Return what the server offers; see `Client.info`."""
         self._check_place()
-        known = None if refresh else self._known()
-        return known or await self._ask(alone=refresh)
+        if refresh:
+            return await self._ask(alone=True)
+        known, due = self._known()
+        if known and not due:
+            return known
+        try:
+            return await self._ask(alone=False)
+        except _channel.OUT_OF_REACH:
+            if known is None:
+                raise
+            self._info = self._info or known  # calls name the space that they want: if it is gone, they will say so
+            return self._info
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -149,7 +159,7 @@ class AsyncClient(_channel.BaseClient):
             index = await stub.get_model_repository_index(**self._settings())
             models = embed_models(index.models)
             asked = (stub.get_model_config(name, **self._settings()) for name, reason in models.items() if not reason)
-            return discover([answer.config for answer in await asyncio.gather(*asked)], models)
+            return self._accepted(discover([answer.config for answer in await asyncio.gather(*asked)], models))
 
     async def _run(self, operation: Callable[[ServerInfo], Operation[T]], *, brief: bool = False) -> T:
         info = await self.info()
@@ -216,7 +226,7 @@ class AsyncClient(_channel.BaseClient):
         large = _channel.size(call) > _LARGE
         inputs, outputs = await asyncio.to_thread(_channel.encode, call) if large else _channel.encode(call)
         with translate(self.address, call.model), self._open():
-            result = await self._stub().infer(call.model, inputs, call.version, outputs, **self._settings())
+            result = await self._stub().infer(call.model, inputs, call.version, outputs, **self._inference_settings())
         return _channel.decode(call, result)
 
     @contextmanager

@@ -104,6 +104,12 @@ def _likeness(
     root_certificates: Annotated[
         Path | None, typer.Option(help="PEM file of the authorities to trust; with --tls.", dir_okay=False)
     ] = None,
+    private_key: Annotated[
+        Path | None, typer.Option(help="PEM file of your key, for mutual TLS; with --tls.", dir_okay=False)
+    ] = None,
+    certificate_chain: Annotated[
+        Path | None, typer.Option(help="PEM file of your certificates, for mutual TLS; with --tls.", dir_okay=False)
+    ] = None,
     authorization: Annotated[
         str,
         typer.Option(envvar="LIKENESS_AUTHORIZATION", show_envvar=True, help="The header of that name, for a gateway."),
@@ -113,12 +119,17 @@ def _likeness(
     ] = False,
 ) -> None:
     """How alike are two products? Train, export, serve and query multimodal product similarity."""
-    if root_certificates and not tls:
-        raise InputError("--root-certificates encrypts nothing by itself: give --tls too")
+    files = {
+        "root_certificates": root_certificates,
+        "private_key": private_key,
+        "certificate_chain": certificate_chain,
+    }
+    if not tls and (given := next((name for name, path in files.items() if path), None)):
+        raise InputError(f"--{given.replace('_', '-')} encrypts nothing by itself: give --tls too")
     if authorization and not tls:
         typer.echo("the authorization header is sent unencrypted: give --tls, unless the network is your own", err=True)
     context.obj = {
-        "tls": Tls(root_certificates=root_certificates) if tls else None,
+        "tls": Tls(**files) if tls else None,
         "headers": {"authorization": authorization} if authorization else None,
     }
 

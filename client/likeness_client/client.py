@@ -148,12 +148,22 @@ class Client(_channel.BaseClient):
             refresh: ask now, e.g. before vectors are put beside earlier ones: the server may have been replaced.
 
         Raises:
-            SpaceMismatchError: its repository is half rolled out.
+            SpaceMismatchError: its repository is half rolled out, or of another space than ``space``.
             ServerError: it cannot be reached, or is not a Likeness server.
         """
         self._check_place()
-        known = None if refresh else self._known()
-        return known or self._ask(alone=refresh)
+        if refresh:
+            return self._ask(alone=True)
+        known, due = self._known()
+        if known and not due:
+            return known
+        try:
+            return self._ask(alone=False)
+        except _channel.OUT_OF_REACH:
+            if known is None:
+                raise
+            self._info = self._info or known  # calls name the space that they want: if it is gone, they will say so
+            return self._info
 
     def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -229,7 +239,7 @@ class Client(_channel.BaseClient):
             # Side by side: five modalities have 31 ensembles, and a server may be far away.
             with ThreadPoolExecutor(self.max_concurrency) as pool:
                 answers = pool.map(lambda name: stub.get_model_config(name, **self._settings()), ready)
-                return discover([answer.config for answer in answers], models)
+                return self._accepted(discover([answer.config for answer in answers], models))
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -296,7 +306,7 @@ class Client(_channel.BaseClient):
     def _ask_alone(self, call: Call) -> Answer:
         inputs, outputs = _channel.encode(call)
         with self._open(), translate(self.address, call.model):
-            result = self._stub().infer(call.model, inputs, call.version, outputs, **self._settings())
+            result = self._stub().infer(call.model, inputs, call.version, outputs, **self._inference_settings())
         return _channel.decode(call, result)
 
     def _send(self, call: Call, failed: threading.Event) -> tuple[Future[Answer], Any]:
@@ -318,7 +328,7 @@ class Client(_channel.BaseClient):
         try:
             stub = self._stub()
             inputs, outputs = _channel.encode(call)
-            settings = self._settings()  # may ask the caller's own function for the headers
+            settings = self._inference_settings()  # may ask the caller's own function for the headers
             # tritonclient keeps the call in an attribute until its callback is attached: two threads at once would
             # swap their answers.
             with self._lock, self._open():

@@ -154,13 +154,17 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.index_delay_s = 0.0
         self.index_calls = 0
         self.index_state = "READY"
+        self.index_fails: grpc.StatusCode | None = None
         self.down: set[str] = set()
         self.headers: list[dict[str, str]] = []
+        self.deadlines_us: list[int] = []
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         self.index_calls += 1
         self.headers.append(dict(context.invocation_metadata()))
         time.sleep(self.index_delay_s)
+        if self.index_fails:
+            context.abort(self.index_fails, "on purpose")
         response = service_pb2.RepositoryIndexResponse()
         for name in ["similarity", *(embed_model(signature) for signature in self.fake.signatures)]:
             down = {"state": "UNAVAILABLE", "reason": "out of memory"} if name in self.down else {}
@@ -173,6 +177,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.headers.append(dict(context.invocation_metadata()))
+        self.deadlines_us.append(request.parameters["timeout"].int64_param)
         time.sleep(self.delay_s)
         if code := self.interfere(request.model_name):
             context.abort(code, "on purpose")

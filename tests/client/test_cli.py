@@ -154,6 +154,20 @@ def test_embed_waits_for_a_server_that_has_answered(
     assert len(Embeddings.load(out)) == 24
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
+def test_an_embed_does_not_wait_for_what_waiting_does_not_cure(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    endpoint: Endpoint,
+    file: Path,
+    code: grpc.StatusCode,
+) -> None:
+    gone_after(1, endpoint, 10_000, code)
+    arguments = ("--out", str(file.with_suffix(".npz")), "--server", endpoint.address, "--batch-size", "4")
+    assert run(monkeypatch, "embed", str(file), *arguments) == 1
+    assert "waiting, " not in capsys.readouterr().err
+
+
 def test_an_interrupted_embed_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
 ) -> None:
@@ -292,8 +306,10 @@ def test_the_shell_sends_what_a_gateway_asks_for(
     assert run(monkeypatch, "--tls", *asked, "--timeout-s", "1") == 1  # the endpoint speaks no TLS
     (tmp_path / "ca.pem").write_text("")
     capsys.readouterr()
-    assert run(monkeypatch, "--root-certificates", str(tmp_path / "ca.pem"), *asked) == 1
-    assert "give --tls too" in capsys.readouterr().err
+    assert run(monkeypatch, "--certificate-chain", str(tmp_path / "ca.pem"), *asked) == 1
+    assert "--certificate-chain encrypts nothing by itself: give --tls too" in capsys.readouterr().err
+    assert run(monkeypatch, "--tls", "--private-key", str(tmp_path / "ca.pem"), *asked) == 1
+    assert "needs both private_key and certificate_chain" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

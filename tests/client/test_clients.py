@@ -176,6 +176,36 @@ def test_info_is_asked_again_after_a_while(client: Any, endpoint: Endpoint, monk
     assert client.embed(BATCH[:1]).space == "space-4"
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+def test_a_replica_that_cannot_say_what_it_offers_costs_nobody_an_answer(
+    kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode
+) -> None:
+    with kind(endpoint.address, max_attempts=1) as client:
+        client.embed(BATCH[:1])
+        monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
+        endpoint.servicer.index_fails = code
+        assert client.embed(BATCH[:1]).space == "space-1"
+        with pytest.raises(ServerError):
+            client.info(refresh=True)
+        with pytest.raises(ServerError):  # what was asked for explicitly and failed is known no more
+            client.embed(BATCH[:1])
+
+
+def test_a_client_of_one_space_accepts_no_other(kind: Any, endpoint: Endpoint) -> None:
+    with kind(endpoint.address, space="space-1") as client:
+        held = client.embed(BATCH[:1])
+        endpoint.servicer.fake.space = "space-2"
+        with pytest.raises(SpaceMismatchError, match="embeds in the space space-2, this client accepts space-1 only"):
+            client.embed(BATCH[:1])
+        endpoint.servicer.fake.space = "space-1"
+        np.testing.assert_array_equal(client.embed(BATCH[:1]).vectors, held.vectors)
+
+
+def test_the_server_is_told_how_long_callers_wait(client: Any, endpoint: Endpoint) -> None:
+    client.embed(BATCH)
+    assert {*endpoint.servicer.deadlines_us} == {10_000_000}
+
+
 @pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "large"])
 def test_grpc_retries_what_can_be_retried(client: Any, endpoint: Endpoint, size: int) -> None:
     client.info()
