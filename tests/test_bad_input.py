@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -492,3 +493,17 @@ def test_unusual_images_are_seen_as_what_they_show(
         np.testing.assert_allclose(found[1], found[2], rtol=0, atol=EXACT)
     assert found[1] @ found[2] > 0.99
     assert found[1] @ found[3] < 0.9  # the tower does tell images apart
+
+
+def test_who_watches_the_server_sees_unusable_items(
+    server: Server, client: Client, good: tuple[Product, Product]
+) -> None:
+    def count() -> float:
+        with urllib.request.urlopen(f"http://{server.config.at(server.config.metrics_port)}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        (line,) = (line for line in lines if line.startswith('likeness_unusable_items_total{model="image_preprocess"}'))
+        return float(line.split()[-1])
+
+    before = count()
+    client.embed([*good, Product(images=(b"junk",)), Product(images=(b"more",))], on_error="return")
+    assert count() == before + 2

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from likeness_client import Client, Product, ServerUnavailableError
 from likeness_client.contract import encoder_model
-from likeness_export import server
+from likeness_export.servable import MANIFEST
 from likeness_export.server import ServeConfig, serving
 
 pytestmark = pytest.mark.server
 
 
-def with_options(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
-    """Have servers started with options that `likeness serve` does not use, but others' deployments do."""
-    command_of = server._command
-
-    def command(*args: Any) -> tuple[list[str], dict[str, str]]:
-        command, environment = command_of(*args)
-        return [*command, *options], environment
-
-    monkeypatch.setattr(server, "_command", command)
-
-
 def test_where_a_network_failed_it_is_named_and_others_are_answered(
-    repository: Path, complete: list[Product], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, complete: list[Product], tmp_path: Path
 ) -> None:
-    shutil.copytree(repository, tmp_path / "repository")
+    shutil.copytree(repository, tmp_path / "repository", ignore=shutil.ignore_patterns(MANIFEST))
     network = tmp_path / "repository" / encoder_model("image") / "1" / "model.onnx"
     network.write_bytes(network.read_bytes()[:100])
-    with_options(monkeypatch, "--exit-on-error=false", "--strict-readiness=false")
-    config = ServeConfig.on_unused_ports(tmp_path / "repository", tmp_path / "tritonserver.log")
+    options = ("--exit-on-error=false", "--strict-readiness=false")
+    config = ServeConfig.on_unused_ports(tmp_path / "repository", tmp_path / "tritonserver.log", options=options)
     with serving(config), Client(config.address) as client:
         unready = client.info().unready
         assert unready
@@ -47,12 +35,10 @@ def test_where_a_network_failed_it_is_named_and_others_are_answered(
         assert "\n" not in str(raised.value)
 
 
-def test_models_that_nobody_loaded_are_not_offered(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_that_nobody_loaded_are_not_offered(repository: Path, tmp_path: Path) -> None:
     names = sorted(path.parent.name for path in repository.glob("*/config.pbtxt") if "image" not in path.parent.name)
-    with_options(monkeypatch, "--model-control-mode=explicit", *(f"--load-model={name}" for name in names))
-    config = ServeConfig.on_unused_ports(repository, tmp_path / "tritonserver.log")
+    options = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in names))
+    config = ServeConfig.on_unused_ports(repository, tmp_path / "tritonserver.log", options=options)
     with serving(config), Client(config.address) as client:
         info = client.info()
         assert not info.unready

@@ -199,6 +199,10 @@ def serve(
     http_port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP, for health checks too.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")] = 8002,
     ready_timeout_s: Annotated[float, typer.Option(min=1, help="How long the models may take to load.")] = 120.0,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of tritonserver itself, after --.", metavar="-- [TRITONSERVER OPTIONS]"),
+    ] = None,
 ) -> None:
     """Serve a model repository with a real tritonserver until Ctrl-C, SIGTERM or the end of the terminal."""
     from likeness_export.server import ServeConfig, serving
@@ -216,6 +220,7 @@ def serve(
         http_port=http_port,
         metrics_port=metrics_port,
         ready_timeout_s=ready_timeout_s,
+        options=tuple(options or ()),
     )
     try:
         with serving(config) as process:

@@ -24,9 +24,10 @@ from likeness_export.pipeline import networks
 from likeness_export.progress import each
 from likeness_export.recipe import Recipe, with_serving
 from likeness_export.replacing import replaced_repository
-from likeness_export.repository import MANIFEST, VERSION, RenderedModel, render, write_configs
+from likeness_export.repository import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository_check import check
 from likeness_export.run import Run
+from likeness_export.servable import MANIFEST
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

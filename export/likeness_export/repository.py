@@ -45,8 +45,7 @@ from likeness_export.tensors import TensorSpec
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 VERSION = 1
 """The version of the steps, which ensembles pin: nothing else is to be taken for them."""
-MANIFEST = "manifest.json"
-"""What a repository says of itself, beside its models: recipe, space, libraries, checks, and a hash of every file."""
+_LONGEST_WAIT_US = 3_600_000_000  # an hour: longer than anybody waits
 UNTRAINED = "untrained"
 """The space of configurations that were rendered without weights."""
 
@@ -134,6 +133,10 @@ class _Renderer:
         chosen = self.recipe.serving.of(config.name)
         config.dynamic_batching.max_queue_delay_microseconds = chosen.queue_delay_us
         config.dynamic_batching.preferred_batch_size.extend(chosen.preferred_batch_size)
+        # What nobody waits for any more is not computed: callers send their deadlines, which may only shorten this one.
+        policy = config.dynamic_batching.default_queue_policy
+        policy.default_timeout_microseconds = _LONGEST_WAIT_US
+        policy.allow_timeout_override = True
         return config
 
     def python(self, config: ModelConfig) -> ModelConfig:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
+from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import InputError
 
+MANIFEST = "manifest.json"
+"""What a repository says of itself, beside its models: recipe, space, libraries, checks, and a hash of every file."""
+_AGAIN = "copy the repository again, all of it, or export it again"
 NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
 """Profile -> the files that it needs of every network."""
 
 
 def check_repository(repository: Path, profile: str) -> None:
-    """Check that every model has the file that the profile executes.
+    """Check that every model has the file that the profile executes, and that all is of one export.
 
     Raises:
-        InputError: no such profile; or names the first model that cannot be served, and what to do.
+        InputError: no such profile; or names the first model or file that cannot be served, and what to do.
     """
     if profile not in NETWORK_FILES:
         raise InputError(f"there is no profile '{profile}', only {', '.join(NETWORK_FILES)}")
@@ -36,3 +42,36 @@ def check_repository(repository: Path, profile: str) -> None:
                 raise InputError(
                     f"{model} has no {name}, which profile {profile} needs: export into it with `{command}`{where}"
                 )
+    _check_whole(repository)
+
+
+def _check_whole(repository: Path) -> None:
+    """See that every file is the one that the export made; a copy that was cut short would answer, but wrongly.
+
+    Configurations may have been changed since, by `likeness tune` or by hand, but not their space.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    if not (repository / MANIFEST).is_file():  # one that was put together by hand
+        return
+    try:
+        manifest = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
+        space, digests = manifest["space"], manifest["sha256"].items()
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{repository / MANIFEST} cannot be read ({error!r}): {_AGAIN}") from error
+    for name, digest in digests:
+        path = repository / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: {_AGAIN}")
+        if path.suffix == ".pbtxt":
+            try:
+                config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+            except (ValueError, text_format.ParseError) as error:
+                raise InputError(f"{path} is no configuration ({error}): {_AGAIN}") from error
+            if (found := config.parameters[SPACE_PARAMETER].string_value) != space:
+                raise InputError(f"{path} is of the space {found}, {MANIFEST} of {space}: {_AGAIN}")
+            continue
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise InputError(f"{path} is not the file that was exported: {_AGAIN}")

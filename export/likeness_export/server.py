@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shlex
@@ -25,6 +26,7 @@ from likeness_export.servable import check_repository
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX, _CLAIM = "likeness-serve-", ".claim"
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
 PROBE_CHANNEL = [
     # gRPC's own pauses grow to seconds, in which a server that is ready goes unnoticed.
@@ -60,6 +62,7 @@ class ServeConfig:
         metrics_port: Prometheus metrics.
         ready_timeout_s: how long loading may take.
         log_file: where the server's log goes; None: to standard error.
+        options: given to tritonserver after those above.
     """
 
     repository: Path
@@ -70,6 +73,7 @@ class ServeConfig:
     metrics_port: int = 8002
     ready_timeout_s: float = 120.0
     log_file: Path | None = None
+    options: tuple[str, ...] = ()
 
     @classmethod
     def on_unused_ports(cls, repository: Path, log_file: Path, **settings: Any) -> ServeConfig:
@@ -225,6 +229,8 @@ def _command(
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     # What is fp32 in the file is computed in fp32, on GPUs that would else take TF32.
     environment.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    # Every model process loads numpy, whose BLAS would start a thread for each core and use none of them.
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     # onnxruntime reports its use to its maker unless told not to; a server of one's own should talk to nobody.
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if server.package:
@@ -235,7 +241,7 @@ def _command(
         backend = runtime / "backends" / "python"
         _link_python_backend(server.package, backend)
         command += [f"--backend-directory={backend.parent}", f"--cache-directory={server.package / 'caches'}"]
-    return command, environment
+    return [*command, *config.options], environment
 
 
 def _for_shells(repository: Path, runtime: Path) -> Path:
@@ -269,10 +275,12 @@ def _link_python_backend(package: Path, backend: Path) -> None:
 def _runtime() -> Iterator[Path]:
     """Give a folder for a server; its name begins those of the server's shared memory, and both go with the block.
 
-    A server or model process that is killed, by a lack of memory for instance, frees none of it.
+    A server or model process that is killed, by a lack of memory for instance, frees none of it. Where this process is
+    killed as well, the next one frees it: a container that starts anew finds the memory still taken.
     """
+    _free_abandoned_memory()
     try:
-        folder = tempfile.TemporaryDirectory(prefix="likeness-serve-")
+        folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
     except OSError as error:  # a container may be read-only
         raise InputError(
             f"no temporary folder can be made ({error.strerror}): name a place for it by TMPDIR"
@@ -281,11 +289,34 @@ def _runtime() -> Iterator[Path]:
         runtime = Path(folder.name)
         if not _is_plain(runtime):
             raise InputError(f"TMPDIR is {runtime.parent}, which a shell reads otherwise: name a folder without spaces")
-        try:
-            yield runtime
-        finally:
-            for left in _SHARED_MEMORY.glob(f"{runtime.name}*"):
-                left.unlink(missing_ok=True)
+        with _claim(runtime.name):
+            try:
+                yield runtime
+            finally:
+                _free_memory(runtime.name)
+
+
+@contextmanager
+def _claim(prefix: str) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends: who shares the memory may not see the process."""
+    if not _SHARED_MEMORY.is_dir():
+        yield
+        return
+    with (_SHARED_MEMORY / f"{prefix}{_CLAIM}").open("wb") as claim:
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        yield
+
+
+def _free_abandoned_memory() -> None:
+    for path in _SHARED_MEMORY.glob(f"{_PREFIX}*{_CLAIM}"):
+        with suppress(OSError), path.open("rb") as claim:  # another user's, or held
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _free_memory(path.name.removesuffix(_CLAIM))
+
+
+def _free_memory(prefix: str) -> None:
+    for left in _SHARED_MEMORY.glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

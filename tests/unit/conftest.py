@@ -20,8 +20,9 @@ import torch
 from likeness_export.exporting import export_run
 from likeness_export.onnx_export import ExportReport
 from likeness_export.recipe import Recipe, load_recipe, parse_recipe
-from likeness_export.repository import MANIFEST, render, write_configs
+from likeness_export.repository import render, write_configs
 from likeness_export.run import Run
+from likeness_export.servable import MANIFEST
 from likeness_export.training import train
 from PIL import Image
 

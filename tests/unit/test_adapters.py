@@ -7,8 +7,8 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -42,6 +42,27 @@ class Request(dict[str, NDArray[Any]]):
         return [*self.wanted]
 
 
+class Family:
+    """A stand-in for a family of metrics, whose one counter it is itself."""
+
+    COUNTER = 0
+    counted: ClassVar[list[tuple[dict[str, str], int]]] = []
+
+    def __init__(self, **_: object) -> None:
+        self.counted.clear()
+
+    def Metric(self, labels: dict[str, str]) -> Family:  # noqa: N802
+        self.labels = labels
+        return self
+
+    def increment(self, by: int) -> None:
+        self.counted.append((self.labels, by))
+
+
+LOG: list[str] = []
+"""What was written into the server's log."""
+
+
 def load(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
@@ -57,6 +78,8 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> None:
     utils: Any = ModuleType("triton_python_backend_utils")
     utils.get_input_tensor_by_name = lambda request, name: Tensor(name, request[name])
     utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
+    utils.Logger, utils.MetricFamily = SimpleNamespace(log_error=LOG.append), Family
+    LOG.clear()
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
     for name, module in (("lengths", lengths), ("session", session), ("answering", load("answering"))):
         monkeypatch.setitem(sys.modules, name, module)
@@ -124,6 +147,7 @@ def test_runs_go_side_by_side_and_every_request_gets_its_own_rows(network: Any, 
 def test_a_request_that_cannot_be_computed_fails_alone(network: Any) -> None:
     good, bad, last = network.execute(requests_of([2], [9], [0, 1]))
     assert bad.error.startswith("model 'table' failed: ")
+    assert [line.startswith(f"{bad.error}\nTraceback ") for line in LOG] == [True]
     assert "out of data bounds" in bad.error
     assert bad.tensors == []
     assert (good.error, last.error) == (None, None)
@@ -161,7 +185,7 @@ def test_preprocessing_that_fails_costs_its_request_only(monkeypatch: pytest.Mon
     def preprocess(items: list[bytes]) -> tuple[dict[str, NDArray[Any]], list[str]]:
         if b"trap" in items:
             raise ValueError("it snapped")
-        return {"sizes": np.array([[len(item)] for item in items])}, ["" for _ in items]
+        return {"sizes": np.array([[len(item)] for item in items])}, ["too long" * (len(item) > 2) for item in items]
 
     monkeypatch.setitem(sys.modules, "preprocessing", ModuleType("preprocessing"))
     monkeypatch.setattr(sys.modules["preprocessing"], "Preprocessor", lambda _: preprocess, raising=False)
@@ -172,3 +196,4 @@ def test_preprocessing_that_fails_costs_its_request_only(monkeypatch: pytest.Mon
     first, trapped, last = adapter.execute(given)
     assert trapped.error == "model 'trap' failed: ValueError: it snapped"
     assert [answer.tensors[0].data.tolist() for answer in (first, last)] == [[[1]], [[3]]]
+    assert Family.counted == [({"model": "trap"}, 1)]

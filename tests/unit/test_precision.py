@@ -288,7 +288,7 @@ class SharpMean(nn.Module):
         nn.init.constant_(self.pool.p, 8)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        pooled = self.pool(20 * tokens.unflatten(-1, (4, 4)))  # (n, length)
+        pooled = self.pool(20 * tokens.reshape(*tokens.shape[:2], 4, 4))  # (n, length)
         return F.normalize(tokens / pooled.unsqueeze(-1), dim=-1)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]  # ships no types
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.cli import app
-from likeness_export.servable import check_repository
+from likeness_export.servable import MANIFEST, check_repository
 from likeness_export.server import (
     ServeConfig,
     ServeError,
@@ -30,6 +32,9 @@ from likeness_export.server import (
 )
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Exported
 
 
 def test_a_missing_plan_is_built_by_another_export(rendered_repository: Path) -> None:
@@ -45,6 +50,73 @@ def test_a_missing_plan_is_built_by_another_export(rendered_repository: Path) ->
 def test_without_networks_it_says_how_to_export_them(rendered_repository: Path) -> None:
     with pytest.raises(InputError, match=r"has no model\.onnx, .* with `likeness export RUN --repository [^ ]*`$"):
         check_repository(rendered_repository, "onnx")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda folder: (folder / "image_encoder/1/model.onnx").write_bytes(b"half"),
+            "is not the file that was exported",
+        ),
+        (lambda folder: (folder / "embed_image/config.pbtxt").unlink(), "is missing"),
+        (lambda folder: (folder / "image_preprocess/1/assets/image.json").unlink(), "is missing"),
+        (
+            lambda folder: change(folder / "image_encoder/configs/cpu.pbtxt", '"[0-9a-f]{16}"', '"0"'),
+            "of the space 0, ",
+        ),
+        (lambda folder: change(folder / "image_encoder/config.pbtxt", "name", "nime"), "is no configuration"),
+        (lambda folder: change(folder / MANIFEST, "^{", "["), "cannot be read"),
+    ],
+)
+def test_a_copy_that_is_not_whole_is_not_served(
+    exported: Exported, tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    folder = tmp_path / "repository"
+    shutil.copytree(exported.repository, folder)
+    change(folder / "image_encoder/config.pbtxt", "count: 1", "count: 2")  # which anybody may
+    check_repository(folder, "cpu")
+    damage(folder)
+    with pytest.raises(InputError, match=rf"{said}.*: copy the repository again, all of it, or export it again$"):
+        check_repository(folder, "cpu")
+
+
+def change(file: Path, old: str, new: str) -> None:
+    changed, count = re.subn(old, new, file.read_text(encoding="utf-8"))
+    assert count
+    file.write_text(changed, encoding="utf-8")
+
+
+def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likeness_export.server._SHARED_MEMORY", tmp_path)
+    killed = [tmp_path / f"likeness-serve-killed{suffix}" for suffix in (".claim", "1", "2")]
+    others = [tmp_path / name for name in ("triton_python_backend_1", "likeness-serve-nobodys")]
+    for path in (*killed, *others):
+        path.touch()
+    with _runtime() as first:
+        own = tmp_path / f"{first.name}1"
+        own.touch()
+        with _runtime():
+            assert own.exists()
+        assert own.exists()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_options_of_tritonserver_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ServeConfig] = []
+
+    def refuse(config: ServeConfig) -> None:
+        asked.append(config)
+        raise InputError("enough")
+
+    monkeypatch.setattr("likeness_export.server.serving", refuse)
+    CliRunner().invoke(app, ["serve", str(tmp_path), "--http-port", "9", "--", "--grpc-max-connection-age=1", "--x"])
+    (config,) = asked
+    assert (config.http_port, config.options) == (9, ("--grpc-max-connection-age=1", "--x"))
+    command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path)
+    assert command[-2:] == ["--grpc-max-connection-age=1", "--x"]
 
 
 def test_a_host_that_is_none_is_no_fault_of_the_port() -> None:

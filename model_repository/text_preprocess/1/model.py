@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from answering import each_answered
+from answering import Unusable, each_answered
 from lengths import used_lengths
 from preprocessing import Preprocessor
 
@@ -22,6 +22,7 @@ class TritonPythonModel:
         self.outputs = [output["name"] for output in config["output"]]
         self.preprocessor = Preprocessor(Path(args["model_repository"]) / args["model_version"] / "assets")
         self.buckets = getattr(self.preprocessor, "buckets", [])  # padded lengths, where lengths vary
+        self.unusable = Unusable(self.name)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its rows; a bad item has a reason, its neighbours are not touched."""
@@ -32,6 +33,7 @@ class TritonPythonModel:
         """Preprocess one batch."""
         batches = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
         tensors, errors = self.preprocessor([item for batch in batches for item in batch.ravel()])
+        self.unusable.count(errors)
         lengths = used_lengths(list(tensors.values())) if self.buckets else np.empty(0, np.intp)
         reasons = np.array([error.encode() for error in errors], dtype=np.object_).reshape(-1, 1)
         columns = [tensors.get(name, reasons) for name in self.outputs]
