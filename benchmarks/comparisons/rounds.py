@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass
 
 import numpy as np
-from likeness_bench.drive import REFUSED_PAUSE_S, seldom_paused
-from likeness_bench.figures import Percentiles
-from likeness_client import InputError, LikenessError, Product
+from likeness_bench.drive import REFUSED_PAUSE_S, Drive, LoadConfig, seldom_paused
+from likeness_bench.figures import Percentiles, latency_s
+from likeness_bench.workload import Request
+from likeness_client import LikenessError, Product
 from numpy.typing import NDArray
 
 from comparisons.turns import Turns
@@ -39,34 +39,6 @@ class Contender:
 
     name: str
     embed: Embed
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundsConfig:
-    """How contenders are measured.
-
-    Attributes:
-        concurrency: callers that each send their next request when the answer to the last one has come.
-        batch_size: products per request.
-        rounds: how often each contender has its turn.
-        turn_s: measured time of a turn.
-        warm_up_s: load before that, which is not counted.
-        timeout_s: the deadline of every request.
-    """
-
-    concurrency: int = 16
-    batch_size: int = 1
-    rounds: int = 5
-    turn_s: float = 20.0
-    warm_up_s: float = 3.0
-    timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.batch_size < 1 or self.rounds < 1:
-            raise InputError("concurrency, batch_size and rounds must be at least 1")
-        seconds = self.turn_s, self.timeout_s, self.warm_up_s
-        if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
-            raise InputError("turn_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,22 +73,29 @@ class LoadTurn:
         return f"{self.products_per_s:.1f} products/s{failed}"
 
 
-RequestsOf = Callable[[int], Iterator[Sequence[Product]]]
+RequestsOf = Callable[[int], Iterator[Request]]
 """Makes the endless requests of a round from its number: the same ones for every contender of that round."""
 
 
-async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, config: RoundsConfig) -> Turns[LoadTurn]:
+async def alternate(
+    contenders: Sequence[Contender], requests_of: RequestsOf, load: LoadConfig, rounds: int
+) -> Turns[LoadTurn]:
     """Measure all contenders in turn, round after round.
 
     One that answers nothing in its turn has failed, and so has one that answers nothing more in the second half of it
     while requests fail.
+
+    Args:
+        contenders: the ways to serve.
+        requests_of: what to send.
+        load: how a turn is made, a closed loop; its address does not count.
+        rounds: how often each contender has its turn.
     """
     named = {contender.name: contender for contender in contenders}
-    turns = Turns[LoadTurn](named, config.rounds)
+    turns = Turns[LoadTurn](named, rounds)
     for name, number in turns:
         with turns.of(name, number):
-            turn = _Load(contender=named[name], requests=requests_of(number), config=config)
-            found = await _uncancelled(turn.run(number))
+            found = await _uncancelled(_turn(named[name], number, requests_of(number), load))
             turns.add(name, number, found, found.said())
     return turns
 
@@ -131,62 +110,43 @@ async def _uncancelled(turn: Coroutine[None, None, LoadTurn]) -> LoadTurn:
         raise KeyboardInterrupt from error
 
 
-@dataclass(kw_only=True)
-class _Load:
-    """One contender under load for the length of one turn."""
+async def _turn(contender: Contender, number: int, requests: Iterator[Request], load: LoadConfig) -> LoadTurn:
+    """Put one contender under load.
 
-    contender: Contender
-    requests: Iterator[Sequence[Product]]
-    config: RoundsConfig
-    answered: list[tuple[float, float, int]] = field(default_factory=list)  # sent, received, products
-    failures: int = 0
-    example: str = ""
+    Raises:
+        ComparisonError: nothing was answered, or nothing any more in the second half, while requests failed.
+    """
 
-    async def run(self, number: int) -> LoadTurn:
-        """Make the load.
+    async def ask(request: Request) -> None:
+        try:
+            await contender.embed(request.left)
+        except LikenessError as error:
+            await asyncio.sleep(REFUSED_PAUSE_S)  # after any failure: an HTTP service refuses in ways of its own
+            raise ComparisonError(str(error)) from error
 
-        Raises:
-            ComparisonError: nothing was answered, or nothing any more in the second half, while requests failed.
-        """
-        with seldom_paused():
-            begins = time.perf_counter() + self.config.warm_up_s
-            ends = begins + self.config.turn_s
-            cpu_before_s, began = time.process_time(), time.perf_counter()
-            await asyncio.gather(*(self._caller(ends) for _ in range(self.config.concurrency)))
-            cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
-        latency = Percentiles.of([received - sent for sent, received, _ in self.answered if sent >= begins])
-        in_time = [products for _, received, products in self.answered if begins <= received <= ends]
-        if not in_time:
-            reason = self.example or f"no answer within {self.config.turn_s:g} s; give a longer --turn-s"
-            raise ComparisonError(f"it answered nothing: {reason}")
-        if self.failures and max(received for _, received, _ in self.answered) < (begins + ends) / 2:
-            raise ComparisonError(f"it answered nothing any more in the second half of its turn: {self.example}")
-        return LoadTurn(
-            contender=self.contender.name,
-            number=number,
-            products_per_s=sum(in_time) / self.config.turn_s,
-            requests=len(in_time),
-            failures=self.failures,
-            p50_ms=latency.p50_ms if latency else None,
-            p99_ms=latency.p99_ms if latency else None,
-            harness_cores=cores,
-            example=self.example,
+    drive = Drive(config=load, requests=requests, ask=ask, stop=asyncio.Event())
+    with seldom_paused():
+        cpu_before_s = time.process_time()
+        await drive.run()
+        cores = (time.process_time() - cpu_before_s) / drive.now_s()
+    answered = [record for record in drive.records if not record.error]
+    latency = Percentiles.of([latency_s(record) for record in answered if record.scheduled_s >= load.warm_up_s])
+    in_time = [record.products for record in answered if load.warm_up_s <= record.finished_s <= load.length_s]
+    example = next((record.message for record in drive.records if record.error), "")
+    if not in_time:
+        raise ComparisonError(
+            f"it answered nothing: {example or f'no answer within {load.duration_s:g} s; give a longer --turn-s'}"
         )
-
-    async def _caller(self, ends: float) -> None:
-        while (sent := time.perf_counter()) < ends:
-            products = next(self.requests)
-            try:
-                async with asyncio.timeout(self.config.timeout_s):
-                    await self.contender.embed(products)
-            except TimeoutError:
-                await self._failed(f"no answer within {self.config.timeout_s:g} s")
-            except LikenessError as error:
-                await self._failed(str(error))
-            else:
-                self.answered.append((sent, time.perf_counter(), len(products)))
-
-    async def _failed(self, reason: str) -> None:
-        self.failures += 1
-        self.example = self.example or reason
-        await asyncio.sleep(REFUSED_PAUSE_S)
+    if drive.failed and max(record.finished_s for record in answered) < load.warm_up_s + load.duration_s / 2:
+        raise ComparisonError(f"it answered nothing any more in the second half of its turn: {example}")
+    return LoadTurn(
+        contender=contender.name,
+        number=number,
+        products_per_s=sum(in_time) / load.duration_s,
+        requests=len(in_time),
+        failures=drive.failed,
+        p50_ms=latency.p50_ms if latency else None,
+        p99_ms=latency.p99_ms if latency else None,
+        harness_cores=cores,
+        example=example,
+    )

@@ -63,7 +63,9 @@ async def run_load(
         with suppress(LikenessError):  # then every request says so
             await client.info()
         requests = workload.requests(config.workload.seed)
-        drive = Drive(client=client, config=config, requests=requests, stop=stop, ask=ask)
+        drive = Drive(
+            config=config, requests=requests, ask=lambda request: ask(client, request, config.workload), stop=stop
+        )
         watch = Watch(config=config)
         watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, view))
         try:

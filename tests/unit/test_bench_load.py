@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,7 @@ import psutil  # type: ignore[import-untyped]  # ships no type information
 import pytest
 from likeness_bench import load, watching
 from likeness_bench.arrivals import Arrivals, arrival_times
-from likeness_bench.drive import Drive, LoadConfig, open_client
+from likeness_bench.drive import Drive, LoadConfig, ask, open_client
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.load import run_load
 from likeness_bench.load_report import load_report
@@ -90,7 +91,8 @@ def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Driv
         config = LoadConfig(address="here:1", **load)
         stop = asyncio.Event()
         requests = Workload(PRODUCTS, INFO, config.workload).requests(seed=1)
-        drive = Drive(client=client, config=config, requests=requests, stop=stop)  # type: ignore[arg-type]
+        bound = partial(ask, client, workload=config.workload)  # type: ignore[arg-type]
+        drive = Drive(config=config, requests=requests, ask=bound, stop=stop)
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, stop.set)
         await asyncio.wait_for(drive.run(), 20)
