@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparisons.__main__ import distinct
+from comparisons.__main__ import app, distinct
 from comparisons.contenders import json_body
 from comparisons.infinity import named
 from comparisons.measured import PRODUCTS_PER_S, Compared, of_loads
@@ -28,6 +28,7 @@ from likeness_client.contract import InputSchema
 from likeness_export.networks.product import SignatureFusion, Tower, build_network
 from likeness_export.recipe import parse_recipe
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 SHORT = LoadConfig(address="", concurrency=2, duration_s=0.1, warm_up_s=0.02, timeout_s=1)
 CHAIR = Product(title="red chair")
@@ -156,6 +157,10 @@ def test_contenders_of_ours_are_told_apart() -> None:
     assert distinct([Path("a"), Path("b")]) == (Path("a"), Path("b"))
     with pytest.raises(InputError, match="--repository"):
         distinct([Path("a"), Path("a")])
+
+
+def test_help_names_the_repository_that_is_taken_where_none_is_given() -> None:
+    assert "runs/speed/repository" in CliRunner().invoke(app, ["start", "--help"]).output
 
 
 def test_json_carries_pictures_as_base64() -> None:
