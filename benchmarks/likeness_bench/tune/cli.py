@@ -14,6 +14,7 @@ from likeness_bench import options
 from likeness_bench.drive import LoadConfig
 from likeness_bench.options import needs_extra, parse_mix, parse_sizes
 from likeness_bench.sources import SourceConfig, read_sources
+from likeness_bench.view import View
 from likeness_bench.workload import WorkloadConfig
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def tune(
     """
     from likeness_bench.files import check_out
     from likeness_bench.output import signed
-    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.running import run_shown
     from likeness_bench.tune.output import deliver_tune
     from likeness_bench.tune.target import read_target
     from likeness_bench.tune.tuning import TuneConfig, run_tune
@@ -81,15 +82,14 @@ def tune(
     target = read_target(repository, recipe)
     source = SourceConfig(file=file, count=products, seed=seed)
     chosen = [product for product, _ in read_sources(source)]
-    with live_view("tune") as view:
 
-        async def work(stop: asyncio.Event) -> tuple[TuneReport, Settings]:
-            report, settings = await run_tune(chosen, target, config, stop=stop, view=view)
-            if stop.is_set():  # also while the last servers were stopped
-                report = replace(report, better=False, ended="interrupted", complete=False)
-            return report, settings
+    async def work(stop: asyncio.Event, view: View) -> tuple[TuneReport, Settings]:
+        report, settings = await run_tune(chosen, target, config, stop=stop, view=view)
+        if stop.is_set():  # also while the last servers were stopped
+            report = replace(report, better=False, ended="interrupted", complete=False)
+        return report, settings
 
-        report, settings = run_until_interrupted(work)
+    report, settings = run_shown("tune", work)
     report = signed(report, source)
     try:
         if report.better:
