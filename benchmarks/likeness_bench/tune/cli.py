@@ -56,9 +56,9 @@ def tune(
     repository's configurations (and RECIPE) only if it beats the untuned ones in the end. Ctrl-C: a report, no changes.
     """
     from likeness_bench.files import check_out
-    from likeness_bench.output import signed
+    from likeness_bench.output import deliver, signed
     from likeness_bench.running import run_shown
-    from likeness_bench.tune.output import deliver_tune
+    from likeness_bench.tune.tables import tune_name, tune_notes, tune_tables
     from likeness_bench.tune.target import read_target
     from likeness_bench.tune.tuning import TuneConfig, run_tune
     from likeness_bench.tune.writing import write_result
@@ -95,4 +95,4 @@ def tune(
         if report.better:
             report = replace(report, written=tuple(map(str, write_result(target, settings))))
     finally:  # what was found is told even where it cannot be written
-        deliver_tune(report, out)
+        deliver(report, out, tune_name(report), tune_tables(report), tune_notes(report))
