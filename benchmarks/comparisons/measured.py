@@ -12,7 +12,7 @@ from likeness_bench.figures import too_few
 from likeness_bench.tables import NOTHING, Table, number
 from likeness_client import InputError, LikenessError
 
-from comparisons.rounds import ComparisonError, LoadTurn
+from comparisons.rounds import LoadTurn
 from comparisons.turns import Turns
 
 ENOUGH = 5
@@ -106,27 +106,7 @@ class Measurement:
     def ratios(self) -> list[Compared]:
         """One per pair that has a round in common, and quantity that is compared."""
         compared = [(quantity, *pair) for quantity in self.quantities if quantity.compared for pair in self.pairs]
-        return [self.ratio(*one) for one in compared if self._ratios(*one)]
-
-    def ratio(self, quantity: Quantity, ours: str, theirs: str) -> Compared:
-        """Compare two contenders round by round.
-
-        Raises:
-            ComparisonError: they have no round in common, or the one below the line is 0 in all of them.
-        """
-        found = self._ratios(quantity, ours, theirs)
-        if not found:
-            raise ComparisonError(f"{ours} and {theirs} have no round in common: measure both in one run")
-        worst, best = quantity.favour(found)
-        return Compared(
-            quantity=quantity.name,
-            ours=ours,
-            theirs=theirs,
-            median=median(found),
-            least_favourable=worst,
-            most_favourable=best,
-            rounds=len(found),
-        )
+        return [_compared(*one, found) for one in compared if (found := self._ratios(*one))]
 
     def tables(self) -> Iterator[Table]:
         """Yield the figures of every contender, then the ratios."""
@@ -302,6 +282,19 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) for part in parts) or len(set(map(int, parts))) < len(parts):
         raise InputError(f"{option} {text}: give different whole numbers with commas between, e.g. 1000,10000")
     return tuple(sorted(map(int, parts)))
+
+
+def _compared(quantity: Quantity, ours: str, theirs: str, ratios: Sequence[float]) -> Compared:
+    worst, best = quantity.favour(ratios)
+    return Compared(
+        quantity=quantity.name,
+        ours=ours,
+        theirs=theirs,
+        median=median(ratios),
+        least_favourable=worst,
+        most_favourable=best,
+        rounds=len(ratios),
+    )
 
 
 def _heads(quantity: Quantity) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from comparisons.__main__ import app, distinct
 from comparisons.contenders import json_body
 from comparisons.infinity import named
-from comparisons.measured import PRODUCTS_PER_S, Compared, of_loads
+from comparisons.measured import of_loads
 from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
@@ -65,15 +65,11 @@ def played(rounds: Sequence[LoadTurn]) -> Turns[LoadTurn]:
     return turns
 
 
-def ratio(rounds: Turns[LoadTurn], ours: str, theirs: str) -> Compared:
-    return of_loads("T", rounds, ()).ratio(PRODUCTS_PER_S, ours, theirs)
-
-
 def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None:
     rounds = asyncio.run(alternate([contender("a", 0.002), contender("b", 0.01)], chairs, SHORT, 2))
     assert [(found.contender, found.number) for found in rounds.found] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert all(found.p50_ms and found.p50_ms >= 2 and not found.failures for found in rounds.found)
-    assert ratio(rounds, "a", "b").median > 1.5
+    assert of_loads("T", rounds, (("a", "b"),)).ratios[0].median > 1.5
 
 
 def test_products_are_counted_and_not_requests() -> None:
@@ -124,17 +120,6 @@ def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
     assert [turn.contender for turn in section.turns] == ["a"]
     assert section.interrupted
     assert "interrupted: later rounds are missing" in section.notes
-
-
-def test_ratios_are_taken_within_rounds() -> None:
-    # The machine is half as fast in the second round: the ratio of the medians would still be right, of one turn not.
-    rounds = played(
-        [turn("a", 1, 40), turn("b", 1, 10), turn("a", 2, 20), turn("b", 2, 5), turn("a", 3, 30), turn("b", 3, 10)]
-    )
-    found = ratio(rounds, "a", "b")
-    assert (found.median, found.least_favourable, found.most_favourable, found.rounds) == (4.0, 3.0, 4.0, 3)
-    with pytest.raises(ComparisonError, match="no round in common"):
-        ratio(rounds, "a", "c")
 
 
 def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
