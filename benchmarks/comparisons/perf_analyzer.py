@@ -25,7 +25,7 @@ from comparisons.contenders import read_some
 from comparisons.measured import of_loads
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, LoadTurn
+from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig
 from comparisons.servers import likeness_server
 from comparisons.turns import Turns
 
@@ -37,28 +37,18 @@ _SLACK_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerfConfig:
+class PerfConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products; those that have all of the signature are sent.
-        count: how many of the file to use.
-        signature: the ensemble is ``embed_<signature>``.
+        signature: the ensemble is ``embed_<signature>``; products that have all of it are sent.
         repository: the model repository.
-        environments: where the program goes; logs, too.
-        libb64: a library that it needs, where ``apt-get download`` is not there.
-        load: how a turn is made, a closed loop with one batch size; its address does not count.
-        rounds: turns of each.
+        libb64: a library that the program needs, where ``apt-get download`` is not there.
     """
 
-    products: Path
-    count: int
     signature: str
     repository: Path
-    environments: Path
     libb64: Path | None
-    load: LoadConfig
-    rounds: int
 
 
 def compare_perf_analyzer(config: PerfConfig) -> Comparison:

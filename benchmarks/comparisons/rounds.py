@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from likeness_bench.drive import REFUSED_PAUSE_S, Drive, LoadConfig, seldom_paused
@@ -39,6 +40,25 @@ class Contender:
 
     name: str
     embed: Embed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig:
+    """What every comparison of servers under load has.
+
+    Attributes:
+        products: file with products.
+        count: how many of them to use.
+        environments: where other programs are installed; logs and copies of repositories, too.
+        load: how a turn is made, a closed loop; its address does not count.
+        rounds: how often each contender has its turn.
+    """
+
+    products: Path
+    count: int
+    environments: Path
+    load: LoadConfig
+    rounds: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +108,8 @@ async def alternate(
     Args:
         contenders: the ways to serve.
         requests_of: what to send.
-        load: how a turn is made, a closed loop; its address does not count.
-        rounds: how often each contender has its turn.
+        load: see `RoundsConfig`.
+        rounds: likewise.
     """
     named = {contender.name: contender for contender in contenders}
     turns = Turns[LoadTurn](named, rounds)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import Workload
 from likeness_client import Product, ServerInfo
 from likeness_client.contract import EMBEDDING, embed_model, signature_of
@@ -24,7 +23,7 @@ from comparisons.eager import largest_difference
 from comparisons.measured import Measurement, of_loads
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, alternate
+from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
 from comparisons.servers import likeness_server
 
 OURS, ONE, BLS = "signature ensembles", "one ensemble, mask", "BLS router"
@@ -36,28 +35,18 @@ Plan = Callable[[Sequence[Mapping[str, bytes]]], Call]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedConfig:
+class MixedConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products.
-        count: how many of them to use.
         run: the trained run.
         repository: what was exported from it.
-        environments: where the copy with the other two ways goes; logs, too.
         router_instances: processes of the router.
-        load: how a turn is made, a closed loop; its address does not count.
-        rounds: turns of each.
     """
 
-    products: Path
-    count: int
     run: Path
     repository: Path
-    environments: Path
     router_instances: int
-    load: LoadConfig
-    rounds: int
 
 
 def compare_mixed(config: MixedConfig) -> Comparison:
