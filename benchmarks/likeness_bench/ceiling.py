@@ -104,11 +104,11 @@ async def run_ceiling(
             compared = _Comparison(
                 name=name,
                 config=replace(config, load=replace(config.load, workload=workload.config)),
-                process=process,
+                ceiling=Ceiling(
+                    process=process, repository=config.repository, trial_s=config.trial_s, stop=stop, view=view
+                ),
                 workload=workload,
                 single=single,
-                stop=stop,
-                view=view,
             )
             try:
                 await compared.run(labels)
@@ -145,24 +145,16 @@ class _Comparison:
 
     name: str
     config: CeilingConfig
-    process: CeilingProcess
+    ceiling: Ceiling
     workload: Workload
     single: Workload
-    stop: asyncio.Event
-    view: View
+    rounds: list[Round] = field(default_factory=list)
+    difference: float = 0.0
+    recall: Recall | None = None
+    last: LoadReport | None = None
 
     def __post_init__(self) -> None:
-        self.ceiling = Ceiling(
-            process=self.process,
-            repository=self.config.repository,
-            trial_s=self.config.trial_s,
-            stop=self.stop,
-            view=self.view,
-        )
-        self.rounds: list[Round] = []
-        self.difference = 0.0
-        self.recall: Recall | None = None
-        self.last: LoadReport | None = None
+        self.stop, self.view = self.ceiling.stop, self.ceiling.view
 
     async def run(self, labels: Sequence[tuple[Product, str]]) -> None:
         """Check, try, alternate.
@@ -171,9 +163,9 @@ class _Comparison:
             LikenessError: the server or the one process fails; `case` has what was measured before.
         """
         items = await asyncio.to_thread(drawn_items, self.workload)
-        await self.process.take(items)
+        await self.ceiling.process.take(items)
         self.view.say(f"{self.name}: the same embeddings?")
-        self.difference = await largest_difference(self.process, self.single, self.config.load)
+        self.difference = await largest_difference(self.ceiling.process, self.single, self.config.load)
         self.recall = None if self.stop.is_set() else await self._recall(labels)
         await self.ceiling.find(self.name)
         while len(self.rounds) < self.config.rounds and not self.stop.is_set():
