@@ -18,7 +18,7 @@ from likeness_bench.arrivals import Arrivals
 from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
 from likeness_bench.option_groups import Asked, Ranked, Sent, with_groups
-from likeness_bench.options import needs_extra, parse_cases
+from likeness_bench.options import parse_cases
 from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
@@ -36,14 +36,8 @@ app.add_typer(_bench, name="bench")
 app.add_typer(tune_app)
 
 
-@_bench.callback()
-def _main() -> None:
-    """Load a running server and report what it did."""
-
-
 @_bench.command()
 @with_groups
-@needs_extra()
 def load(
     *,
     context: typer.Context,
@@ -100,7 +94,6 @@ def load(
 
 @_bench.command()
 @with_groups
-@needs_extra()
 def sweep(
     *,
     context: typer.Context,
@@ -158,7 +151,6 @@ def sweep(
 
 @_bench.command()
 @with_groups
-@needs_extra()
 def ceiling(
     *,
     context: typer.Context,
@@ -212,7 +204,6 @@ def ceiling(
 
 
 @_bench.command()
-@needs_extra()
 def compare(
     first: Annotated[
         Path, typer.Argument(help="A report of `load`, `sweep` or `ceiling`.", exists=True, dir_okay=False)
@@ -228,7 +219,6 @@ def compare(
 
 
 @_bench.command()
-@needs_extra()
 def soak(
     context: typer.Context,
     file: options.File,

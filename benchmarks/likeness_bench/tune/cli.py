@@ -12,7 +12,7 @@ from joblib import cpu_count
 
 from likeness_bench import options
 from likeness_bench.drive import LoadConfig
-from likeness_bench.options import needs_extra, parse_mix, parse_sizes
+from likeness_bench.options import parse_mix, parse_sizes
 from likeness_bench.sources import SourceConfig, read_sources
 from likeness_bench.view import View
 from likeness_bench.workload import WorkloadConfig
@@ -27,7 +27,6 @@ _WARM_UP = 0.25  # of a turn, before its measured time
 
 
 @tune_app.command()
-@needs_extra()
 def tune(
     repository: Annotated[
         Path, typer.Argument(help="A model repository of `likeness export`.", exists=True, file_okay=False)
