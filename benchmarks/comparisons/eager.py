@@ -18,9 +18,9 @@ from likeness_export.server import unused_ports
 
 from comparisons.contenders import json_contender, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages
-from comparisons.measured import Measurement, of_loads
+from comparisons.measured import Measurement
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 OURS, THEIRS = "likeness", "FastAPI + torch"

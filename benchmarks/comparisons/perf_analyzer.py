@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from likeness_client.contract import embed_model, modalities_of
 from likeness_client.payloads import sendable
 
 from comparisons.contenders import read_some
-from comparisons.measured import of_loads
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig
+from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig, add_load, of_load, of_loads
 from comparisons.servers import likeness_server
 from comparisons.turns import Turns
 
@@ -65,20 +64,23 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
         folder = Path(name)
         data = input_data(products, config.signature, address)
         (folder / "input.json").write_text(json.dumps(data), encoding="utf-8")
-        programs: dict[str, Callable[[int], LoadTurn]] = {
-            OURS: lambda number: _ours(config, address, folder, number),
-            THEIRS: lambda number: _theirs(config, program, address, folder, number),
-        }
-        rounds = _alternate(programs, config.rounds)
+        turns = Turns((OURS, THEIRS), config.rounds)
+        for one, number in turns:
+            with turns.of(one, number):
+                if one == OURS:
+                    found = _ours(config, address, folder, number)
+                else:
+                    found = _theirs(config, program, address, folder)
+                add_load(turns, one, number, found)
     title = f"{config.load.concurrency} clients x {config.load.workload.batch_size}, {embed_model(config.signature)}"
-    setting = of_loads(title, rounds, ((OURS, THEIRS),))
+    setting = of_loads(title, turns, ((OURS, THEIRS),))
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
         "products": f"{len(data['data'])} with {config.signature}",
         THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.load)} ms",
     }
-    for found in setting.ratios:
-        facts["verdict"] = verdict(found.median)
+    for ratio in setting.ratios:
+        facts["verdict"] = verdict(ratio.median)
     said = (f"where both share their cores with the server, {OURS} (Python) takes more of them than {THEIRS} (C++)",)
     return Comparison(title="The load harness and perf_analyzer", settings=(setting,), facts=facts, notes=said)
 
@@ -118,16 +120,6 @@ def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
     return found
 
 
-def _alternate(programs: Mapping[str, Callable[[int], LoadTurn]], rounds: int) -> Turns[LoadTurn]:
-    """As `comparisons.rounds.alternate`, for programs that make their own load."""
-    turns = Turns[LoadTurn](programs, rounds)
-    for name, number in turns:
-        with turns.of(name, number):
-            found = programs[name](number)
-            turns.add(name, number, found, found.said())
-    return turns
-
-
 def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTurn:
     out, load = folder / "ours.json", config.load
     command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
@@ -137,22 +129,14 @@ def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTu
     command += [f"--duration-s={load.duration_s}", f"--warm-up-s={load.warm_up_s}", f"--timeout-s={load.timeout_s}"]
     _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, load)
     report = json.loads(out.read_text(encoding="utf-8"))
-    latency = report["latency"] or {}
-    errors = report["errors"]
-    return LoadTurn(
-        contender=OURS,
-        number=number,
-        products_per_s=report["products_per_s"],
-        requests=latency.get("count", 0),
-        failures=sum(error["count"] for error in errors),
-        p50_ms=latency.get("p50_ms"),
-        p99_ms=latency.get("p99_ms"),
-        harness_cores=report["harness_cpu_s"] / max(report["measured_s"], 1e-9),
-        example=errors[0]["example"] if errors else "",
-    )
+    latency, errors = report["latency"] or {}, report["errors"]
+    tails, requests = (latency.get("p50_ms"), latency.get("p99_ms")), latency.get("count", 0)
+    cores, failed = report["harness_cpu_s"] / max(report["measured_s"], 1e-9), sum(error["count"] for error in errors)
+    values = of_load(report["products_per_s"], *tails, cores, requests, failed)
+    return LoadTurn(values, errors[0]["example"] if errors else "")
 
 
-def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path, number: int) -> LoadTurn:
+def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path) -> LoadTurn:
     out, load = folder / "theirs.csv", config.load
     out.unlink(missing_ok=True)
     command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
@@ -163,28 +147,21 @@ def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path,
     cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, load)
     if not out.is_file():
         raise ComparisonError(f"{THEIRS} wrote no figures: run `{' '.join(command)}` to see why")
-    return replace(read_csv(out.read_text(encoding="utf-8")), number=number, harness_cores=cores)
+    return LoadTurn(of_load(*read_csv(out.read_text(encoding="utf-8")), cores, None, None))
 
 
-def read_csv(text: str) -> LoadTurn:
-    """Read perf_analyzer's figures of one concurrency.
+def read_csv(text: str) -> tuple[float, float, float]:
+    """Read perf_analyzer's figures of one concurrency: products/s, p50 and p99 in milliseconds.
 
     Raises:
         ComparisonError: they are not there.
     """
     row = next(csv.DictReader(text.splitlines()), {})
     try:
-        return LoadTurn(
-            contender=THEIRS,
-            number=0,
-            products_per_s=float(row["Inferences/Second"]),
-            requests=None,
-            failures=None,
-            p50_ms=float(row["p50 latency"]) / 1000,
-            p99_ms=float(row["p99 latency"]) / 1000,
-        )
+        speed, p50_us, p99_us = (float(row[key]) for key in ("Inferences/Second", "p50 latency", "p99 latency"))
     except (KeyError, ValueError) as error:
         raise ComparisonError(f"{THEIRS} wrote figures of another form ({error!r}): {text[:300]}") from error
+    return speed, p50_us / 1000, p99_us / 1000
 
 
 def _window_ms(load: LoadConfig) -> int:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from likeness_bench.drive import REFUSED_PAUSE_S, Drive, LoadConfig, seldom_paused
-from likeness_bench.figures import Percentiles, latency_s
+from likeness_bench.figures import ENOUGH, Percentiles, latency_s, too_few
 from likeness_bench.workload import Request
 from likeness_client import LikenessError, Product
 from numpy.typing import NDArray
 
+from comparisons.measured import Measurement, Quantity
 from comparisons.turns import Turns
 
 Embed = Callable[[Sequence[Product]], Awaitable[NDArray[np.float32]]]
@@ -61,45 +63,27 @@ class RoundsConfig:
     rounds: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadTurn:
-    """What one turn of one contender gave.
+PRODUCTS_PER_S = Quantity(name="products/s", higher_is_better=True, compared=True)
+P50_MS, P99_MS = Quantity(name="p50 ms"), Quantity(name="p99 ms")
+CLIENT_CORES = Quantity(name="client cores", digits=2)
+REQUESTS, FAILED = Quantity(name="requests", digits=0), Quantity(name="failed", digits=0)
+OF_LOADS = (PRODUCTS_PER_S, P50_MS, P99_MS, CLIENT_CORES, REQUESTS, FAILED)
+"""The figures of closed loops. Products and requests are those answered within the measured time, latencies those of
+requests sent in it; failures count from the warm-up on. Client cores are CPU seconds of this process per second."""
 
-    Attributes:
-        contender: its name.
-        number: of the round, from 1.
-        products_per_s: products answered within the measured time.
-        requests: how many were sent in that time and answered; None where it is not told.
-        failures: how many requests failed, the warm-up included; None where it is not told.
-        p50_ms: median latency of the answered requests; None without any.
-        p99_ms: the 99th percentile.
-        harness_cores: CPU time of the measuring process per second; it is taken from servers of the same machine.
-        example: what the first failure said.
-    """
 
-    contender: str
-    number: int
-    products_per_s: float
-    requests: int | None
-    failures: int | None = 0
-    p50_ms: float | None = None
-    p99_ms: float | None = None
-    harness_cores: float | None = None
+class LoadTurn(NamedTuple):
+    """What one turn of a closed loop gave: its figures, see `of_load`, and what the first failure said."""
+
+    values: dict[str, float]
     example: str = ""
-
-    def said(self) -> str:
-        """Say the speed, and what failed."""
-        failed = f", {self.failures} failed ({self.example})" if self.failures else ""
-        return f"{self.products_per_s:.1f} products/s{failed}"
 
 
 RequestsOf = Callable[[int], Iterator[Request]]
 """Makes the endless requests of a round from its number: the same ones for every contender of that round."""
 
 
-async def alternate(
-    contenders: Sequence[Contender], requests_of: RequestsOf, load: LoadConfig, rounds: int
-) -> Turns[LoadTurn]:
+async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, load: LoadConfig, rounds: int) -> Turns:
     """Measure all contenders in turn, round after round.
 
     One that answers nothing in its turn has failed, and so has one that answers nothing more in the second half of it
@@ -112,12 +96,45 @@ async def alternate(
         rounds: likewise.
     """
     named = {contender.name: contender for contender in contenders}
-    turns = Turns[LoadTurn](named, rounds)
+    turns = Turns(named, rounds)
     for name, number in turns:
         with turns.of(name, number):
-            found = await _uncancelled(_turn(named[name], number, requests_of(number), load))
-            turns.add(name, number, found, found.said())
+            add_load(turns, name, number, await _uncancelled(_turn(named[name], requests_of(number), load)))
     return turns
+
+
+def add_load(turns: Turns, name: str, number: int, found: LoadTurn) -> None:
+    """Keep what a turn gave, and say its speed and what failed."""
+    said = f"{found.values[PRODUCTS_PER_S.name]:.1f} products/s"
+    if found.example:
+        turns.remarks.setdefault(name, f"requests of {name} failed, the first one said: {found.example}")
+        said += f", {found.values[FAILED.name]:.0f} failed ({found.example})"
+    turns.add(name, number, found.values, said)
+
+
+def of_load(*values: float | None) -> dict[str, float]:
+    """Name the figures of a closed loop, which are in the order of `OF_LOADS`; None: it is not told."""
+    named = zip(OF_LOADS, values, strict=True)
+    return {quantity.name: float(value) for quantity, value in named if value is not None}
+
+
+def of_loads(title: str, turns: Turns, pairs: tuple[tuple[str, str], ...]) -> Measurement:
+    """Return what contenders reached in closed loops, as a section of a report.
+
+    Args:
+        title: what was sent, and by how many.
+        turns: those of the contenders.
+        pairs: who is compared with whom, by products/s.
+    """
+    return Measurement.of(title, turns, OF_LOADS, pairs, _doubts([turn.values for turn in turns.found]))
+
+
+def _doubts(turns: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    if any(values.get(CLIENT_CORES.name, 0.0) > 0.9 for values in turns):
+        yield "the measuring process used a whole core: it may be the limit, not the server"
+    fewest = min((int(values[REQUESTS.name]) for values in turns if REQUESTS.name in values), default=ENOUGH)
+    if doubt := too_few(fewest):
+        yield f"a turn had {doubt}; give a longer --turn-s"
 
 
 async def _uncancelled(turn: Coroutine[None, None, LoadTurn]) -> LoadTurn:
@@ -130,7 +147,7 @@ async def _uncancelled(turn: Coroutine[None, None, LoadTurn]) -> LoadTurn:
         raise KeyboardInterrupt from error
 
 
-async def _turn(contender: Contender, number: int, requests: Iterator[Request], load: LoadConfig) -> LoadTurn:
+async def _turn(contender: Contender, requests: Iterator[Request], load: LoadConfig) -> LoadTurn:
     """Put one contender under load.
 
     Raises:
@@ -159,14 +176,5 @@ async def _turn(contender: Contender, number: int, requests: Iterator[Request], 
         )
     if drive.failed and max(record.finished_s for record in answered) < load.warm_up_s + load.duration_s / 2:
         raise ComparisonError(f"it answered nothing any more in the second half of its turn: {example}")
-    return LoadTurn(
-        contender=contender.name,
-        number=number,
-        products_per_s=sum(in_time) / load.duration_s,
-        requests=len(in_time),
-        failures=drive.failed,
-        p50_ms=latency.p50_ms if latency else None,
-        p99_ms=latency.p99_ms if latency else None,
-        harness_cores=cores,
-        example=example,
-    )
+    tails = (latency.p50_ms, latency.p99_ms) if latency else (None, None)
+    return LoadTurn(of_load(sum(in_time) / load.duration_s, *tails, cores, len(in_time), drive.failed), example)

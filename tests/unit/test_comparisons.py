@@ -14,12 +14,11 @@ import torch
 from comparisons.__main__ import app, distinct
 from comparisons.contenders import json_body
 from comparisons.infinity import named
-from comparisons.measured import of_loads
 from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
 from comparisons.report import Comparison, deliver, notes, tables
-from comparisons.rounds import ComparisonError, Contender, LoadTurn, alternate
+from comparisons.rounds import ComparisonError, Contender, LoadTurn, add_load, alternate, of_load, of_loads
 from comparisons.turns import Turns
 from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import OperationKind, Request
@@ -55,26 +54,16 @@ def contender(name: str, seconds: float) -> Contender:
     return Contender(name=name, embed=embed)
 
 
-def turn(name: str, number: int, speed: float, failures: int = 0) -> LoadTurn:
-    return LoadTurn(contender=name, number=number, products_per_s=speed, requests=9, failures=failures, example="why")
-
-
-def played(rounds: Sequence[LoadTurn]) -> Turns[LoadTurn]:
-    turns = Turns[LoadTurn]({found.contender for found in rounds}, max(found.number for found in rounds))
-    turns.found.extend(rounds)
-    return turns
-
-
 def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None:
     rounds = asyncio.run(alternate([contender("a", 0.002), contender("b", 0.01)], chairs, SHORT, 2))
     assert [(found.contender, found.number) for found in rounds.found] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert all(found.p50_ms and found.p50_ms >= 2 and not found.failures for found in rounds.found)
+    assert all(found.values["p50 ms"] >= 2 and not found.values["failed"] for found in rounds.found)
     assert of_loads("T", rounds, (("a", "b"),)).ratios[0].median > 1.5
 
 
 def test_products_are_counted_and_not_requests() -> None:
     (found,) = asyncio.run(alternate([contender("a", 0.005)], chairs, SHORT, 1)).found
-    assert found.products_per_s == pytest.approx(2 * (found.requests or 0) / 0.1)
+    assert found.values["products/s"] == pytest.approx(2 * found.values["requests"] / 0.1)
 
 
 def test_a_contender_that_hangs_is_named_with_the_deadline_and_costs_the_others_nothing() -> None:
@@ -109,7 +98,7 @@ def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
         await asyncio.sleep(10)
         raise AssertionError
 
-    async def measured() -> Turns[LoadTurn]:
+    async def measured() -> Turns:
         contenders = [contender("a", 0.001), Contender(name="b", embed=embed)]
         turns = await alternate(contenders, chairs, replace(SHORT, concurrency=1), 2)
         await asyncio.sleep(0)  # what follows is not cancelled: sessions and servers are closed in order
@@ -123,7 +112,10 @@ def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
 
 
 def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
-    setting = of_loads("2 clients x 1", played([turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)]), (("a", "b"),))
+    turns = Turns(("a", "b"), 1)
+    add_load(turns, "a", 1, LoadTurn(of_load(40.0, None, None, None, 9, 0)))
+    add_load(turns, "b", 1, LoadTurn(of_load(10.0, None, None, None, 9, 3), "why"))
+    setting = of_loads("2 clients x 1", turns, (("a", "b"),))
     comparison = Comparison(title="A and B", settings=(setting,), facts={"cores busy before": "1.40"}, notes=("n",))
     said = "\n".join(notes(comparison))
     assert "1.40 cores were busy" in said
@@ -191,8 +183,6 @@ def test_the_masked_head_fuses_as_the_head_of_each_signature(tmp_path: Path) -> 
 def test_perf_analyzer_gets_bytes_and_its_figures_are_read() -> None:
     assert entry({"text": b"chair"}) == {"text": {"content": {"b64": "BQAAAGNoYWly"}, "shape": [1]}}
     text = "Concurrency,Inferences/Second,p50 latency,p99 latency\n16,120.5,130000,200500\n"
-    found = read_csv(text)
-    assert (found.products_per_s, found.p50_ms, found.p99_ms) == (120.5, 130.0, 200.5)
-    assert (found.requests, found.failures) == (None, None)  # it does not tell
+    assert read_csv(text) == (120.5, 130.0, 200.5)
     with pytest.raises(ComparisonError, match="another form"):
         read_csv("nothing\n")

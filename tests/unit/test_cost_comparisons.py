@@ -26,7 +26,7 @@ from comparisons.blocks import (
 )
 from comparisons.image_steps import FULL, ONE_THREAD, REDUCED, enlarged, image_model, ways_of
 from comparisons.learned_blocks import Learned, ask, measure_learned
-from comparisons.measured import Measurement, Quantity, Turn, measure, measure_all, parse_numbers, per_call_s
+from comparisons.measured import Measurement, Quantity, measure, measure_all, parse_numbers, per_call_s
 from comparisons.memory import high_water_mb, parse_high_water_mb, watching
 from comparisons.report import Comparison, deliver, notes
 from comparisons.rounds import ComparisonError
@@ -37,6 +37,7 @@ from comparisons.start import verdict as verdict_of_start
 from comparisons.text_steps import GROUPED, PADDING, RUNS, TO_BATCH, TO_LIMIT, TOKENS, TextModel, draw, texts_of, timed
 from comparisons.text_steps import check as check_texts
 from comparisons.text_steps import ways_of as ways_of_texts
+from comparisons.turns import Turn
 from comparisons.vectors import drawn, parts_of
 from likeness_client import InputError, InputSchema, Metric, Product
 from likeness_client._scoring import euclidean_matrix

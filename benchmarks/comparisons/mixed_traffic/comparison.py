@@ -20,10 +20,10 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from comparisons.contenders import open_likeness, read_some
 from comparisons.eager import largest_difference
-from comparisons.measured import Measurement, of_loads
+from comparisons.measured import Measurement
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate, of_loads
 from comparisons.servers import likeness_server
 
 OURS, ONE, BLS = "signature ensembles", "one ensemble, mask", "BLS router"
