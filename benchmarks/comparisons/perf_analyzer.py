@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from likeness_bench.drive import LoadConfig
-from likeness_client import Client, InputError, Product
-from likeness_client.contract import embed_model, modalities_of
-from likeness_client.payloads import sendable
+from likeness_bench.workload import Workload, WorkloadConfig
+from likeness_client import Client, Product
+from likeness_client.contract import embed_model
+from likeness_client.payloads import payloads
 
 from comparisons.contenders import read_some
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
@@ -99,16 +100,8 @@ def input_data(products: Sequence[Product], signature: str, address: str) -> dic
     """
     with Client(address) as client:
         info = client.info()
-    if signature not in info.signatures:
-        raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
-    entries = []
-    for product in products:
-        found = sendable(product, info.schema, info.modalities)  # the other side leaves out the same products
-        if set(modalities_of(signature)) <= set(found):
-            entries.append(entry({name: found[name] for name in modalities_of(signature)}))
-    if not entries:
-        raise InputError(f"none of {len(products)} products has {signature}: give other products")
-    return {"data": entries}
+    pool = Workload(products, info, WorkloadConfig(signatures={signature: 1.0})).pools[signature]  # as our side has it
+    return {"data": [entry(payloads(product, info.schema, info.modalities)) for product in pool]}
 
 
 def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
