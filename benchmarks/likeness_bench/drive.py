@@ -116,11 +116,11 @@ class Record:
     message: str = ""
 
 
-Ask: TypeAlias = Callable[[AsyncClient, Request, WorkloadConfig], Awaitable[None]]
+Ask: TypeAlias = Callable[[AsyncClient, Request], Awaitable[None]]
 """Sends one request and waits for its answer; raises a `LikenessError` when it failed as a whole or in part."""
 
 
-async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -> None:
+async def ask(client: AsyncClient, request: Request) -> None:
     """Send one request and wait for its answer.
 
     Raises:
@@ -129,9 +129,9 @@ async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -
     if request.operation is OperationKind.EMBED:
         await client.embed(request.left)
     elif request.operation is OperationKind.SIMILARITY:
-        await client.similarity(request.left, request.right, metric=workload.metric)
+        await client.similarity(request.left, request.right, metric=request.metric)
     else:
-        await client.similarity_matrix(request.left, request.right, metric=workload.metric)
+        await client.similarity_matrix(request.left, request.right, metric=request.metric)
 
 
 @dataclass

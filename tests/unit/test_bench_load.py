@@ -29,6 +29,7 @@ from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, Worklo
 from likeness_client import (
     InputError,
     InputSchema,
+    Metric,
     OverloadedError,
     Product,
     ServerError,
@@ -64,17 +65,20 @@ class Fake:
     ) -> None:
         self.wait_s, self.fails_from, self.block_s, self.refusal = wait_s, fails_from, block_s, refusal
         self.asked: list[OperationKind] = []
+        self.metrics: set[Metric] = set()
         self.answered = 0
 
     async def embed(self, _products: Sequence[Product]) -> None:
         await self._answer(OperationKind.EMBED)
 
-    async def similarity(self, left: Sequence[Product], right: Sequence[Product], **_: Any) -> None:
+    async def similarity(self, left: Sequence[Product], right: Sequence[Product], metric: Metric) -> None:
         assert len(left) == len(right)
+        self.metrics.add(metric)
         await self._answer(OperationKind.SIMILARITY)
 
-    async def similarity_matrix(self, left: Sequence[Product], right: Sequence[Product], **_: Any) -> None:
+    async def similarity_matrix(self, left: Sequence[Product], right: Sequence[Product], metric: Metric) -> None:
         assert len(left) == len(right)
+        self.metrics.add(metric)
         await self._answer(OperationKind.SIMILARITY_MATRIX)
 
     async def _answer(self, operation: OperationKind) -> None:
@@ -91,8 +95,8 @@ def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Driv
         config = LoadConfig(address="here:1", **load)
         stop = asyncio.Event()
         requests = Workload(PRODUCTS, INFO, config.workload).requests(seed=1)
-        bound = partial(ask, client, workload=config.workload)  # type: ignore[arg-type]
-        drive = Drive(config=config, requests=requests, ask=bound, stop=stop)
+        asking = partial(ask, client)  # type: ignore[arg-type]
+        drive = Drive(config=config, requests=requests, ask=asking, stop=stop)
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, stop.set)
         await asyncio.wait_for(drive.run(), 20)
@@ -195,11 +199,12 @@ def test_a_mix_of_operations_is_drawn_by_its_shares() -> None:
 
 
 def test_every_request_of_a_mix_is_asked_by_its_own_operation() -> None:
-    workload = WorkloadConfig(operation=dict.fromkeys(OperationKind, 1.0))
+    workload = WorkloadConfig(operation=dict.fromkeys(OperationKind, 1.0), metric=Metric.LEARNED)
     client = Fake(wait_s=0.001)
     drive = driven(client, concurrency=1, duration_s=0.3, warm_up_s=0.0, workload=workload)
     assert client.asked == [record.operation for record in drive.records]
     assert set(client.asked) == set(OperationKind)
+    assert client.metrics == {Metric.LEARNED}
     found = reported(drive)
     assert {name: part.count for name, part in found.by_operation.items()} == Counter(map(str, client.asked))
     names = [row[0] for table in load_tables(found) for row in table.rows]
