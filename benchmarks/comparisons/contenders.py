@@ -34,11 +34,9 @@ async def open_likeness(name: str, address: str, load: LoadConfig) -> AsyncItera
         yield Contender(name=name, embed=embed), await client.info()
 
 
-@asynccontextmanager
-async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a pool of HTTP connections that are kept alive, as many as there are callers."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
+def open_session() -> aiohttp.ClientSession:
+    """Open a pool of HTTP connections that are kept alive, as many as there are callers; use it in ``async with``."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 def infinity_contender(name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema) -> Contender:

@@ -93,9 +93,8 @@ async def _measure(
     async with AsyncExitStack() as stack:
         contenders: list[Contender] = []
         for name, address in addresses.items():
-            opened = await stack.enter_async_context(open_likeness(name, address, config.load))
-            contenders.append(opened[0])
-            info = opened[1]
+            contender, info = await stack.enter_async_context(open_likeness(name, address, config.load))
+            contenders.append(contender)
         session = await stack.enter_async_context(open_session())
         theirs = infinity_contender(THEIRS, session, url, info.schema)
         # Made before anything is measured: there may be too few texts for one of them.
@@ -109,7 +108,7 @@ async def _measure(
         for (callers, batch_size), workload in zip(LOADS, workloads, strict=True):
             load = replace(config.load, concurrency=callers)
             found = await alternate([*contenders, theirs], workload.requests, load, config.rounds)
-            pairs = tuple((contender.name, THEIRS) for contender in contenders)
+            pairs = tuple((name, THEIRS) for name in addresses)
             settings.append(of_loads(f"{callers} clients x {batch_size} texts", found, pairs))
             if found.interrupted:
                 break

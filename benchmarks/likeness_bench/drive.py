@@ -141,7 +141,7 @@ class Drive:
     Attributes:
         config: the load; its address does not count.
         requests: what to send, without end.
-        ask: sends one request and waits for its answer; raises a `LikenessError` when it failed as a whole or in part.
+        ask: sends one request and waits for its answer, see `Ask`.
         stop: set it to end the run early.
         records: every request that has ended.
         failed: how many of them failed.
