@@ -19,11 +19,11 @@ from likeness_client.contract import InputSchema
 from likeness_client.payloads import payloads
 from numpy.typing import NDArray
 
-from comparisons.rounds import ComparisonError, Contender
+from comparisons.rounds import ComparisonError, Embed
 
 
 @asynccontextmanager
-async def open_likeness(name: str, address: str, load: LoadConfig) -> AsyncIterator[tuple[Contender, ServerInfo]]:
+async def open_likeness(address: str, load: LoadConfig) -> AsyncIterator[tuple[Embed, ServerInfo]]:
     """Ask a Likeness server through its gRPC client, as the load harness does."""
     async with open_client(replace(load, address=address)) as client:
 
@@ -31,7 +31,7 @@ async def open_likeness(name: str, address: str, load: LoadConfig) -> AsyncItera
             vectors: NDArray[np.float32] = (await client.embed(products)).vectors
             return vectors
 
-        yield Contender(name=name, embed=embed), await client.info()
+        yield embed, await client.info()
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -39,7 +39,7 @@ def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
-def infinity_contender(name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema) -> Contender:
+def infinity_embed(name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema) -> Embed:
     """Ask infinity-emb for the texts of products; vectors come back as base64, the cheaper of its two ways."""
 
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
@@ -48,12 +48,10 @@ def infinity_contender(name: str, session: aiohttp.ClientSession, url: str, sche
         rows = [base64.b64decode(entry["embedding"]) for entry in answer["data"]]
         return np.stack([np.frombuffer(row, dtype=np.float32) for row in rows])
 
-    return Contender(name=name, embed=embed)
+    return embed
 
 
-def json_contender(
-    name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema, modalities: Sequence[str]
-) -> Contender:
+def json_embed(session: aiohttp.ClientSession, url: str, schema: InputSchema, modalities: Sequence[str]) -> Embed:
     """Ask the FastAPI service, one product per request."""
 
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
@@ -63,7 +61,7 @@ def json_contender(
         ]
         return np.array([answer["embedding"] for answer in answers], dtype=np.float32)
 
-    return Contender(name=name, embed=embed)
+    return embed
 
 
 def json_body(parts: Mapping[str, bytes]) -> dict[str, Any]:

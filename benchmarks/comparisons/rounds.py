@@ -32,19 +32,6 @@ class ComparisonError(LikenessError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One way to serve.
-
-    Attributes:
-        name: as it is read in tables.
-        embed: sends one request and waits for its answer.
-    """
-
-    name: str
-    embed: Embed
-
-
-@dataclass(frozen=True, kw_only=True)
 class RoundsConfig:
     """What every comparison of servers under load has.
 
@@ -83,23 +70,22 @@ RequestsOf = Callable[[int], Iterator[Request]]
 """Makes the endless requests of a round from its number: the same ones for every contender of that round."""
 
 
-async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, load: LoadConfig, rounds: int) -> Turns:
+async def alternate(contenders: Mapping[str, Embed], requests_of: RequestsOf, load: LoadConfig, rounds: int) -> Turns:
     """Measure all contenders in turn, round after round.
 
     One that answers nothing in its turn has failed, and so has one that answers nothing more in the second half of it
     while requests fail.
 
     Args:
-        contenders: the ways to serve.
+        contenders: the ways to serve, by name.
         requests_of: what to send.
         load: see `RoundsConfig`.
         rounds: likewise.
     """
-    named = {contender.name: contender for contender in contenders}
-    turns = Turns(named, rounds)
+    turns = Turns(contenders, rounds)
     for name, number in turns:
         with turns.of(name, number):
-            add_load(turns, name, number, await _uncancelled(_turn(named[name], requests_of(number), load)))
+            add_load(turns, name, number, await _uncancelled(_turn(contenders[name], requests_of(number), load)))
     return turns
 
 
@@ -147,7 +133,7 @@ async def _uncancelled(turn: Coroutine[None, None, LoadTurn]) -> LoadTurn:
         raise KeyboardInterrupt from error
 
 
-async def _turn(contender: Contender, requests: Iterator[Request], load: LoadConfig) -> LoadTurn:
+async def _turn(embed: Embed, requests: Iterator[Request], load: LoadConfig) -> LoadTurn:
     """Put one contender under load.
 
     Raises:
@@ -156,7 +142,7 @@ async def _turn(contender: Contender, requests: Iterator[Request], load: LoadCon
 
     async def ask(request: Request) -> None:
         try:
-            await contender.embed(request.left)
+            await embed(request.left)
         except LikenessError as error:
             await asyncio.sleep(REFUSED_PAUSE_S)  # after any failure: an HTTP service refuses in ways of its own
             raise ComparisonError(str(error)) from error

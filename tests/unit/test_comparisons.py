@@ -18,7 +18,7 @@ from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, rou
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
 from comparisons.report import Comparison, deliver, notes, tables
-from comparisons.rounds import ComparisonError, Contender, LoadTurn, add_load, alternate, of_load, of_loads
+from comparisons.rounds import ComparisonError, Embed, LoadTurn, add_load, alternate, of_load, of_loads
 from comparisons.turns import Turns
 from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import OperationKind, Request
@@ -46,28 +46,28 @@ def chairs(_number: int) -> Iterator[Request]:
     return repeat(Request(operation=OperationKind.EMBED, signature="text", left=(CHAIR, CHAIR)))
 
 
-def contender(name: str, seconds: float) -> Contender:
+def takes(seconds: float) -> Embed:
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
         await asyncio.sleep(seconds)
         return np.zeros((len(products), 4), np.float32)
 
-    return Contender(name=name, embed=embed)
+    return embed
 
 
 def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None:
-    rounds = asyncio.run(alternate([contender("a", 0.002), contender("b", 0.01)], chairs, SHORT, 2))
+    rounds = asyncio.run(alternate({"a": takes(0.002), "b": takes(0.01)}, chairs, SHORT, 2))
     assert [(found.contender, found.number) for found in rounds.found] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert all(found.values["p50 ms"] >= 2 and not found.values["failed"] for found in rounds.found)
     assert of_loads("T", rounds, (("a", "b"),)).ratios[0].median > 1.5
 
 
 def test_products_are_counted_and_not_requests() -> None:
-    (found,) = asyncio.run(alternate([contender("a", 0.005)], chairs, SHORT, 1)).found
+    (found,) = asyncio.run(alternate({"a": takes(0.005)}, chairs, SHORT, 1)).found
     assert found.values["products/s"] == pytest.approx(2 * found.values["requests"] / 0.1)
 
 
 def test_a_contender_that_hangs_is_named_with_the_deadline_and_costs_the_others_nothing() -> None:
-    contenders = [contender("a", 0.001), contender("b", 1.0), contender("c", 0.001)]
+    contenders = {"a": takes(0.001), "b": takes(1.0), "c": takes(0.001)}
     turns = asyncio.run(alternate(contenders, chairs, replace(SHORT, timeout_s=0.05), 2))
     assert [(found.contender, found.number) for found in turns.found] == [("a", 1), ("c", 1), ("a", 2), ("c", 2)]
     section = of_loads("T", turns, (("a", "b"), ("a", "c")))
@@ -86,7 +86,7 @@ def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
         return np.zeros((len(products), 4), np.float32)
 
     load = LoadConfig(address="", concurrency=2, duration_s=0.6, warm_up_s=0, timeout_s=0.1)
-    contenders = [Contender(name="a", embed=embed), contender("b", 0.005), contender("c", 0.005)]
+    contenders = {"a": embed, "b": takes(0.005), "c": takes(0.005)}
     turns = asyncio.run(alternate(contenders, chairs, load, 1))
     assert [found.contender for found in turns.found] == ["b", "c"]
     assert "nothing any more in the second half of its turn: " in turns.failures["a"]
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
         raise AssertionError
 
     async def measured() -> Turns:
-        contenders = [contender("a", 0.001), Contender(name="b", embed=embed)]
+        contenders = {"a": takes(0.001), "b": embed}
         turns = await alternate(contenders, chairs, replace(SHORT, concurrency=1), 2)
         await asyncio.sleep(0)  # what follows is not cancelled: sessions and servers are closed in order
         assert asyncio.all_tasks() == {asyncio.current_task()}  # and nothing is asked any more

@@ -23,7 +23,7 @@ from comparisons.eager import largest_difference
 from comparisons.measured import Measurement
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate, of_loads
+from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
 from comparisons.servers import likeness_server
 
 OURS, ONE, BLS = "signature ensembles", "one ensemble, mask", "BLS router"
@@ -78,19 +78,21 @@ async def _measure(
     config: MixedConfig, products: Sequence[Product], address: str
 ) -> tuple[Measurement, dict[str, float]]:
     load = config.load
-    async with open_likeness(OURS, address, load) as (client, info), InferenceServerClient(address) as stub:
+    async with open_likeness(address, load) as (client, info), InferenceServerClient(address) as stub:
 
-        def contender(name: str, plan: Plan) -> Contender:
+        def asked(plan: Plan) -> Embed:
             async def embed(given: Sequence[Product]) -> NDArray[np.float32]:
                 call = plan([payloads(product, info.schema, info.modalities) for product in given])
                 return await _ask(stub, address, call, load.timeout_s)
 
-            return Contender(name=name, embed=embed)
+            return embed
 
-        contenders = [contender(OURS, ensemble_call), contender(ONE, masked_plan(info)), contender(BLS, router_call)]
+        contenders = {OURS: asked(ensemble_call), ONE: asked(masked_plan(info)), BLS: asked(router_call)}
         requests_of = Workload(products, info, replace(load.workload, signatures=shares(info.modalities))).requests
         # The client's own answers are the measure for all three.
-        differences = {one.name: await largest_difference(client, one, requests_of) for one in contenders}
+        differences = {
+            name: await largest_difference(client, one, name, requests_of) for name, one in contenders.items()
+        }
         found = await alternate(contenders, requests_of, load, config.rounds)
     title = f"{load.concurrency} clients x 1 product: half full, a quarter text, a quarter image"
     return of_loads(title, found, ((OURS, ONE), (OURS, BLS))), differences
