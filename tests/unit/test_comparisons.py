@@ -22,7 +22,7 @@ from comparisons.rounds import ComparisonError, Embed, LoadTurn, add_load, alter
 from comparisons.turns import Turns
 from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import OperationKind, Request
-from likeness_client import InputError, Product, ServerInfo, ServerUnavailableError
+from likeness_client import InputError, Product, ServerInfo
 from likeness_client.contract import InputSchema
 from likeness_export.networks.product import SignatureFusion, Tower, build_network
 from likeness_export.recipe import parse_recipe
@@ -82,7 +82,7 @@ def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
         await asyncio.sleep(0.005)
         if next(calls) > 20:
-            raise ServerUnavailableError("it is gone", "here:1")
+            raise ComparisonError("it is gone")
         return np.zeros((len(products), 4), np.float32)
 
     load = LoadConfig(address="", concurrency=2, duration_s=0.6, warm_up_s=0, timeout_s=0.1)
@@ -90,6 +90,7 @@ def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
     turns = asyncio.run(alternate(contenders, chairs, load, 1))
     assert [found.contender for found in turns.found] == ["b", "c"]
     assert "nothing any more in the second half of its turn: " in turns.failures["a"]
+    assert next(calls) < 21 + 2 * (0.6 / 0.1 + 1)  # who fails at once is not hammered
 
 
 def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
