@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from likeness_bench import options
+from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
+from likeness_bench.workload import WorkloadConfig
 from likeness_client import InputError, LikenessError
 
 from comparisons.environments import ENVIRONMENTS
 from comparisons.measured import parse_numbers
-from comparisons.rounds import RoundsConfig
+from comparisons.report import deliver
 
 app = typer.Typer(
     help="Compare with other ways to serve: A, B, A, B ... in one run, medians of the ratios.",
@@ -24,22 +27,18 @@ app = typer.Typer(
 )
 
 SPEED = Path("runs/speed")
-File = Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)]
-Products = Annotated[int, typer.Option(min=1, help="How many products of the file to use; all are held in memory.")]
 RunFolder = Annotated[Path, typer.Option(help="The trained run.")]
 Repository = Annotated[Path, typer.Option(help="The model repository that was exported from the run.")]
 Repositories = Annotated[
     list[Path] | None,
     typer.Option(
-        "--repository", help=f"A model repository of ours; repeatable, e.g. fp32 and int8. [{SPEED}/repository]"
+        help="A model repository of ours; repeatable, e.g. fp32 and int8.", show_default=f"{SPEED}/repository"
     ),
 ]
 Environments = Annotated[Path, typer.Option(help="Where the other servers are installed; logs, too.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Callers that each wait for their answer.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Turns of every contender.")]
-LoadS = Annotated[float, typer.Option(min=0.1, help="Measured seconds of a turn.")]
-WarmUpS = Annotated[float, typer.Option(min=0.0, help="Load before the measured time, which is not counted.")]
-TurnS = Annotated[float, typer.Option(min=0.01, help="Measured seconds of a turn, at least.")]
+TurnS = Annotated[float, typer.Option(min=0.01, help="Measured seconds of a turn.")]
 Seed = Annotated[int, typer.Option(help="Random seed of what is rendered.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md is written beside it.")]
 
@@ -56,18 +55,17 @@ def _start() -> None:
 
 @app.command()
 def infinity(
-    file: File,
+    file: options.File,
     repository: Repositories = None,
     environments: Environments = ENVIRONMENTS,
-    products: Products = 1000,
+    products: options.Products = 1000,
     rounds: Rounds = 5,
-    turn_s: LoadS = 20.0,
-    warm_up_s: WarmUpS = 3.0,
+    turn_s: TurnS = 20.0,
+    warm_up_s: options.WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
     """Texts: the `text` signature against infinity-emb on the same weights, 16 clients x 1 and 4 clients x 32."""
     from comparisons.infinity import InfinityConfig, compare_infinity
-    from comparisons.report import deliver
 
     check_out(out)
     config = InfinityConfig(
@@ -75,27 +73,27 @@ def infinity(
         count=products,
         repositories=distinct(repository or [SPEED / "repository"]),
         environments=environments,
-        rounds=RoundsConfig(rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
+        load=closed_loop(turn_s, warm_up_s),
+        rounds=rounds,
     )
     deliver(compare_infinity(config), out)
 
 
 @app.command()
 def eager(
-    file: File,
+    file: options.File,
     run: RunFolder = SPEED,
     repository: Repository = SPEED / "repository",
     environments: Environments = ENVIRONMENTS,
-    products: Products = 1000,
+    products: options.Products = 1000,
     concurrency: Concurrency = 16,
     rounds: Rounds = 5,
-    turn_s: LoadS = 20.0,
-    warm_up_s: WarmUpS = 3.0,
+    turn_s: TurnS = 20.0,
+    warm_up_s: options.WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
     """The full pipeline: Triton against a FastAPI service with eager torch, one product per request."""
     from comparisons.eager import EagerConfig, compare_eager
-    from comparisons.report import deliver
 
     check_out(out)
     config = EagerConfig(
@@ -104,28 +102,28 @@ def eager(
         run=run,
         repository=repository,
         environments=environments,
-        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
+        load=closed_loop(turn_s, warm_up_s, concurrency),
+        rounds=rounds,
     )
     deliver(compare_eager(config), out)
 
 
 @app.command()
 def mixed(
-    file: File,
+    file: options.File,
     run: RunFolder = SPEED,
     repository: Repository = SPEED / "repository",
     environments: Environments = ENVIRONMENTS,
-    products: Products = 1000,
+    products: options.Products = 1000,
     concurrency: Concurrency = 16,
     router_instances: Annotated[int, typer.Option(min=1, help="Processes of the BLS router.")] = 4,
     rounds: Rounds = 5,
-    turn_s: LoadS = 20.0,
-    warm_up_s: WarmUpS = 3.0,
+    turn_s: TurnS = 20.0,
+    warm_up_s: options.WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
     """Half full, a quarter text, a quarter image: signature ensembles, one ensemble with a mask, a BLS router."""
     from comparisons.mixed_traffic.comparison import MixedConfig, compare_mixed
-    from comparisons.report import deliver
 
     check_out(out)
     config = MixedConfig(
@@ -135,29 +133,29 @@ def mixed(
         repository=repository,
         environments=environments,
         router_instances=router_instances,
-        rounds=RoundsConfig(concurrency=concurrency, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s),
+        load=closed_loop(turn_s, warm_up_s, concurrency),
+        rounds=rounds,
     )
     deliver(compare_mixed(config), out)
 
 
 @app.command()
 def perf_analyzer(
-    file: File,
+    file: options.File,
     signature: Annotated[str, typer.Option(help="The ensemble to load: embed_<signature>.")] = "text",
     repository: Repository = SPEED / "repository",
     environments: Environments = ENVIRONMENTS,
-    products: Products = 1000,
+    products: options.Products = 1000,
     concurrency: Concurrency = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Products per request.")] = 1,
     rounds: Rounds = 5,
-    turn_s: LoadS = 20.0,
-    warm_up_s: WarmUpS = 3.0,
+    turn_s: TurnS = 20.0,
+    warm_up_s: options.WarmUpS = 3.0,
     libb64: Annotated[Path | None, typer.Option(help="libb64.so.0d, where `apt-get download` is not there.")] = None,
     out: Out = None,
 ) -> None:
     """The load harness itself: `likeness bench load --concurrency` against NVIDIA's perf_analyzer."""
     from comparisons.perf_analyzer import PerfConfig, compare_perf_analyzer
-    from comparisons.report import deliver
 
     check_out(out)
     config = PerfConfig(
@@ -167,9 +165,8 @@ def perf_analyzer(
         repository=repository,
         environments=environments,
         libb64=libb64,
-        rounds=RoundsConfig(
-            concurrency=concurrency, batch_size=batch_size, rounds=rounds, turn_s=turn_s, warm_up_s=warm_up_s
-        ),
+        load=closed_loop(turn_s, warm_up_s, concurrency, batch_size),
+        rounds=rounds,
     )
     deliver(compare_perf_analyzer(config), out)
 
@@ -192,7 +189,6 @@ def blocks(
 ) -> None:
     """Scores of a block of embeddings: the client against a bare matrix product, and the learned metric, served."""
     from comparisons.blocks import BlocksConfig, compare_blocks
-    from comparisons.report import deliver
 
     check_out(out)
     config = BlocksConfig(
@@ -219,7 +215,6 @@ def size(
     out: Out = None,
 ) -> None:
     """What the size of a catalogue costs: `likeness embed` on files of different length, rate and memory."""
-    from comparisons.report import deliver
     from comparisons.size import SizeConfig, compare_sizes
 
     check_out(out)
@@ -242,7 +237,6 @@ def start(
     out: Out = None,
 ) -> None:
     """Seconds from the start of `likeness serve`, and of its tritonserver alone, until all models are ready."""
-    from comparisons.report import deliver
     from comparisons.start import StartConfig, compare_starts
 
     check_out(out)
@@ -253,9 +247,9 @@ def start(
 
 @app.command()
 def steps(
-    file: File,
+    file: options.File,
     repository: Repository = SPEED / "repository",
-    products: Products = 1000,
+    products: options.Products = 1000,
     batch_sizes: Annotated[str, typer.Option(help="Texts of a batch, with commas.")] = "8,32",
     batches: Annotated[int, typer.Option(min=1, help="Batches of texts in a turn.")] = 10,
     photo_px: Annotated[str, typer.Option(help="Long sides of photos, with commas.")] = "500,1500,4000",
@@ -266,7 +260,6 @@ def steps(
     out: Out = None,
 ) -> None:
     """What single decisions gain, without a server: grouping texts by length, decoding photos reduced, on all cores."""
-    from comparisons.report import deliver
     from comparisons.steps import StepsConfig, compare_steps
 
     check_out(out)
@@ -283,6 +276,18 @@ def steps(
         seed=seed,
     )
     deliver(compare_steps(config), out)
+
+
+def closed_loop(turn_s: float, warm_up_s: float, concurrency: int = 16, batch_size: int = 1) -> LoadConfig:
+    """Return the load of every turn; where the servers are is found out when they are started."""
+    return LoadConfig(
+        address="",
+        concurrency=concurrency,
+        duration_s=turn_s,
+        warm_up_s=warm_up_s,
+        timeout_s=60.0,
+        workload=WorkloadConfig(batch_size=batch_size),
+    )
 
 
 def distinct(repositories: Sequence[Path]) -> tuple[Path, ...]:

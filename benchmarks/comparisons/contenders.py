@@ -4,45 +4,42 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
+from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.sources import SourceConfig, read_sources
-from likeness_bench.workload import Workload, WorkloadConfig
-from likeness_client import AsyncClient, Product, ServerInfo
+from likeness_client import Product, ServerInfo
 from likeness_client.contract import InputSchema
 from likeness_client.payloads import payloads
 from numpy.typing import NDArray
 
-from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig
-
-_UNBOUNDED = 100_000  # calls in flight: the load decides how many there are
+from comparisons.rounds import ComparisonError, Embed
 
 
 @asynccontextmanager
-async def open_likeness(name: str, address: str, timeout_s: float) -> AsyncIterator[tuple[Contender, ServerInfo]]:
-    """Ask a Likeness server through its gRPC client, without retries."""
-    async with AsyncClient(address, timeout_s=timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1) as client:
+async def open_likeness(address: str, load: LoadConfig) -> AsyncIterator[tuple[Embed, ServerInfo]]:
+    """Ask a Likeness server through its gRPC client, as the load harness does."""
+    async with open_client(replace(load, address=address)) as client:
 
         async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
             vectors: NDArray[np.float32] = (await client.embed(products)).vectors
             return vectors
 
-        yield Contender(name=name, embed=embed), await client.info()
+        yield embed, await client.info()
 
 
-@asynccontextmanager
-async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a pool of HTTP connections that are kept alive, as many as there are callers."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
+def open_session() -> aiohttp.ClientSession:
+    """Open a pool of HTTP connections that are kept alive, as many as there are callers; use it in ``async with``."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
-def infinity_contender(name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema) -> Contender:
+def infinity_embed(name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema) -> Embed:
     """Ask infinity-emb for the texts of products; vectors come back as base64, the cheaper of its two ways."""
 
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
@@ -51,12 +48,10 @@ def infinity_contender(name: str, session: aiohttp.ClientSession, url: str, sche
         rows = [base64.b64decode(entry["embedding"]) for entry in answer["data"]]
         return np.stack([np.frombuffer(row, dtype=np.float32) for row in rows])
 
-    return Contender(name=name, embed=embed)
+    return embed
 
 
-def json_contender(
-    name: str, session: aiohttp.ClientSession, url: str, schema: InputSchema, modalities: Sequence[str]
-) -> Contender:
+def json_embed(session: aiohttp.ClientSession, url: str, schema: InputSchema, modalities: Sequence[str]) -> Embed:
     """Ask the FastAPI service, one product per request."""
 
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
@@ -66,7 +61,7 @@ def json_contender(
         ]
         return np.array([answer["embedding"] for answer in answers], dtype=np.float32)
 
-    return Contender(name=name, embed=embed)
+    return embed
 
 
 def json_body(parts: Mapping[str, bytes]) -> dict[str, Any]:
@@ -99,25 +94,3 @@ def read_some(file: Path, count: int) -> list[Product]:
         InputError: it cannot be read, or holds none.
     """
     return [product for product, _ in read_sources(SourceConfig(file=file, count=count))]
-
-
-def drawn(
-    products: Sequence[Product], info: ServerInfo, signatures: Mapping[str, float], config: RoundsConfig
-) -> RequestsOf:
-    """Return requests drawn from products, another draw in every round, the same one for every contender.
-
-    Args:
-        products: what requests are made of; files are read here, once, and equal ones are sent once.
-        info: what the Likeness server offers.
-        signatures: signature -> its share of the requests; products are reduced to it.
-        config: how many products a request has.
-
-    Raises:
-        InputError: the server does not have a signature, or no product has what it needs.
-    """
-    workload = Workload(products, info, WorkloadConfig(batch_size=config.batch_size, signatures=signatures))
-
-    def requests_of(number: int) -> Iterator[Sequence[Product]]:
-        return (request.left for request in workload.requests(number))
-
-    return requests_of

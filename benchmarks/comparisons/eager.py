@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from likeness_bench.workload import Workload
 from likeness_client import Product
 from likeness_client.contract import signature_of
 from likeness_export.run import Run
 from likeness_export.server import unused_ports
 
-from comparisons.contenders import drawn, json_contender, open_likeness, open_session, read_some
+from comparisons.contenders import json_embed, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages
-from comparisons.measured import Measurement, of_loads
+from comparisons.measured import Measurement
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RequestsOf, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Embed, RequestsOf, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 OURS, THEIRS = "likeness", "FastAPI + torch"
@@ -31,24 +32,16 @@ CHECKED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class EagerConfig:
+class EagerConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products.
-        count: how many of them to use.
         run: the trained run, for the other service.
         repository: what was exported from it.
-        environments: where the other service's packages go; logs, too.
-        rounds: how it is measured.
     """
 
-    products: Path
-    count: int
     run: Path
     repository: Path
-    environments: Path
-    rounds: RoundsConfig
 
 
 def compare_eager(config: EagerConfig) -> Comparison:
@@ -60,8 +53,6 @@ def compare_eager(config: EagerConfig) -> Comparison:
     modalities = Run(config.run).read_recipe().modalities()
     if unknown := set(modalities) - SUPPORTED:
         raise ComparisonError(f"{config.run} has {', '.join(sorted(unknown))}; the service takes only {SUPPORTED}")
-    if config.rounds.batch_size != 1:
-        raise ComparisonError("the service takes one product per request: leave the batch size at 1")
     products = read_some(config.products, config.count)
     packages = extra_packages("fastapi", config.environments)
     (port,) = unused_ports(1)
@@ -87,30 +78,29 @@ def compare_eager(config: EagerConfig) -> Comparison:
 async def _measure(
     config: EagerConfig, products: Sequence[Product], modalities: Sequence[str], address: str, url: str
 ) -> tuple[Measurement, float]:
-    rounds = config.rounds
-    async with open_likeness(OURS, address, rounds.timeout_s) as (ours, info), open_session() as session:
-        theirs = json_contender(THEIRS, session, url, info.schema, modalities)
-        signature = signature_of(modalities)
-        requests_of = drawn(products, info, {signature: 1.0}, rounds)
-        difference = await largest_difference(ours, theirs, requests_of)
-        found = await alternate([ours, theirs], requests_of, rounds)
-    title = f"{rounds.concurrency} clients x {rounds.batch_size} product, {' + '.join(modalities)}"
+    async with open_likeness(address, config.load) as (ours, info), open_session() as session:
+        theirs = json_embed(session, url, info.schema, modalities)
+        asked = replace(config.load.workload, signatures={signature_of(modalities): 1.0})
+        requests_of = Workload(products, info, asked).requests
+        difference = await largest_difference(ours, theirs, THEIRS, requests_of)
+        found = await alternate({OURS: ours, THEIRS: theirs}, requests_of, config.load, config.rounds)
+    title = f"{config.load.concurrency} clients x 1 product, {' + '.join(modalities)}"
     return of_loads(title, found, ((OURS, THEIRS),)), difference
 
 
-async def largest_difference(ours: Contender, other: Contender, requests_of: RequestsOf) -> float:
-    """Send some requests to both, and compare their answers.
+async def largest_difference(ours: Embed, other: Embed, name: str, requests_of: RequestsOf) -> float:
+    """Send some requests by our client, and to the contender of this name, and compare their answers.
 
     Raises:
         ComparisonError: they differ by more than `TOLERANCE`.
     """
     worst = 0.0
-    for number, products in enumerate(islice(requests_of(0), CHECKED)):
-        mine, theirs = await ours.embed(products), await other.embed(products)
+    for number, request in enumerate(islice(requests_of(0), CHECKED)):
+        mine, theirs = await ours(request.left), await other(request.left)
         worst = float(np.maximum(worst, np.abs(mine - theirs).max())) if mine.shape == theirs.shape else float("inf")
         if not worst <= TOLERANCE:  # also when it is no number
             raise ComparisonError(
-                f"{other.name} answers request {number} differently from {ours.name}, by {worst:.1e}: "
+                f"{name} answers request {number} differently from our client, by {worst:.1e}: "
                 "are run and repository of one training? Export the run again"
             )
     return worst

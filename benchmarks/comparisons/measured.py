@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from likeness_bench.figures import ENOUGH as ENOUGH_REQUESTS
-from likeness_bench.figures import too_few
 from likeness_bench.tables import NOTHING, Table, number
 from likeness_client import InputError, LikenessError
 
-from comparisons.rounds import ComparisonError, LoadTurn
-from comparisons.turns import Turns
+from comparisons.turns import Turn, Turns
 
 ENOUGH = 5
 """So many rounds a median should have."""
@@ -41,15 +38,6 @@ class Quantity:
         """Return the least and the most favourable of some values."""
         worst, best = (min, max) if self.higher_is_better else (max, min)
         return worst(values), best(values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """What one contender reached in one round: figures by the names of their quantities, as far as it has them."""
-
-    contender: str
-    number: int
-    values: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +85,26 @@ class Measurement:
     failed: bool = False
     interrupted: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        turns: Turns,
+        quantities: tuple[Quantity, ...],
+        pairs: tuple[tuple[str, str], ...],
+        notes: Iterable[str] = (),
+    ) -> Measurement:
+        """Return what turns gave, with what is to be said of them and these notes."""
+        return cls(
+            title=title,
+            quantities=quantities,
+            turns=tuple(turns.found),
+            pairs=pairs,
+            notes=(*turns.doubts(), *notes),
+            failed=bool(turns.failures),
+            interrupted=turns.interrupted,
+        )
+
     @property
     def rounds(self) -> int:
         """How many rounds there were."""
@@ -106,27 +114,7 @@ class Measurement:
     def ratios(self) -> list[Compared]:
         """One per pair that has a round in common, and quantity that is compared."""
         compared = [(quantity, *pair) for quantity in self.quantities if quantity.compared for pair in self.pairs]
-        return [self.ratio(*one) for one in compared if self._ratios(*one)]
-
-    def ratio(self, quantity: Quantity, ours: str, theirs: str) -> Compared:
-        """Compare two contenders round by round.
-
-        Raises:
-            ComparisonError: they have no round in common, or the one below the line is 0 in all of them.
-        """
-        found = self._ratios(quantity, ours, theirs)
-        if not found:
-            raise ComparisonError(f"{ours} and {theirs} have no round in common: measure both in one run")
-        worst, best = quantity.favour(found)
-        return Compared(
-            quantity=quantity.name,
-            ours=ours,
-            theirs=theirs,
-            median=median(found),
-            least_favourable=worst,
-            most_favourable=best,
-            rounds=len(found),
-        )
+        return [_compared(*one, found) for one in compared if (found := self._ratios(*one))]
 
     def tables(self) -> Iterator[Table]:
         """Yield the figures of every contender, then the ratios."""
@@ -167,57 +155,6 @@ class Measurement:
             yield from shown or [NOTHING] * len(_heads(quantity))
 
 
-PRODUCTS_PER_S = Quantity(name="products/s", higher_is_better=True, compared=True)
-P50_MS, P99_MS = Quantity(name="p50 ms"), Quantity(name="p99 ms")
-CLIENT_CORES = Quantity(name="client cores", digits=2)
-REQUESTS, FAILED = Quantity(name="requests", digits=0), Quantity(name="failed", digits=0)
-OF_LOADS = (PRODUCTS_PER_S, P50_MS, P99_MS, CLIENT_CORES, REQUESTS, FAILED)
-"""The figures of closed loops."""
-
-
-def of_loads(title: str, rounds: Turns[LoadTurn], pairs: tuple[tuple[str, str], ...]) -> Measurement:
-    """Return what contenders reached in closed loops, as a section of a report.
-
-    Args:
-        title: what was sent, and by how many.
-        rounds: the turns of the contenders.
-        pairs: who is compared with whom, by products/s.
-    """
-    turns = []
-    for found in rounds.found:
-        values = (
-            found.products_per_s,
-            found.p50_ms,
-            found.p99_ms,
-            found.harness_cores,
-            found.requests,
-            found.failures,
-        )
-        named = zip(OF_LOADS, values, strict=True)
-        known = {quantity.name: float(value) for quantity, value in named if value is not None}
-        turns.append(Turn(contender=found.contender, number=found.number, values=known))
-    return Measurement(
-        title=title,
-        quantities=OF_LOADS,
-        turns=tuple(turns),
-        pairs=pairs,
-        notes=(*rounds.doubts(), *_doubts_of_loads(rounds.found)),
-        failed=bool(rounds.failures),
-        interrupted=rounds.interrupted,
-    )
-
-
-def _doubts_of_loads(rounds: Sequence[LoadTurn]) -> Iterator[str]:
-    for name, found in {found.contender: found for found in reversed(rounds) if found.failures}.items():
-        yield f"requests of {name} failed, the first one said: {found.example}"
-    if any((found.harness_cores or 0) > 0.9 for found in rounds):
-        yield "the measuring process used a whole core: it may be the limit, not the server"
-    if doubt := too_few(
-        min((found.requests for found in rounds if found.requests is not None), default=ENOUGH_REQUESTS)
-    ):
-        yield f"a turn had {doubt}; give a longer --turn-s"
-
-
 def measure(
     title: str,
     contenders: Mapping[str, Take],
@@ -234,21 +171,12 @@ def measure(
         quantities: what every one of them takes; the first one is said.
         pairs: who is compared with whom.
     """
-    turns, first = Turns[Turn](contenders, rounds), quantities[0]
+    turns, first = Turns(contenders, rounds), quantities[0]
     for name, round_number in turns:
         with turns.of(name, round_number):
-            values = dict(contenders[name](round_number))
-            figure = f"{number(values[first.name], first.digits)} {first.name}"
-            turns.add(name, round_number, Turn(contender=name, number=round_number, values=values), figure)
-    return Measurement(
-        title=title,
-        quantities=quantities,
-        turns=tuple(turns.found),
-        pairs=pairs,
-        notes=tuple(turns.doubts()),
-        failed=bool(turns.failures),
-        interrupted=turns.interrupted,
-    )
+            values = contenders[name](round_number)
+            turns.add(name, round_number, values, f"{number(values[first.name], first.digits)} {first.name}")
+    return Measurement.of(title, turns, quantities, pairs)
 
 
 def measure_all(planned: Iterable[Callable[[], Measurement]]) -> list[Measurement]:
@@ -302,6 +230,19 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) for part in parts) or len(set(map(int, parts))) < len(parts):
         raise InputError(f"{option} {text}: give different whole numbers with commas between, e.g. 1000,10000")
     return tuple(sorted(map(int, parts)))
+
+
+def _compared(quantity: Quantity, ours: str, theirs: str, ratios: Sequence[float]) -> Compared:
+    worst, best = quantity.favour(ratios)
+    return Compared(
+        quantity=quantity.name,
+        ours=ours,
+        theirs=theirs,
+        median=median(ratios),
+        least_favourable=worst,
+        most_favourable=best,
+        rounds=len(ratios),
+    )
 
 
 def _heads(quantity: Quantity) -> tuple[str, ...]:

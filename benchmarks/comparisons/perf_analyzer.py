@@ -11,20 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likeness_client import Client, InputError, Product
-from likeness_client.contract import embed_model, modalities_of
-from likeness_client.payloads import sendable
+from likeness_bench.drive import LoadConfig
+from likeness_bench.workload import Workload, WorkloadConfig
+from likeness_client import Client, Product
+from likeness_client.contract import embed_model
+from likeness_client.payloads import payloads
 
 from comparisons.contenders import read_some
-from comparisons.measured import of_loads
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig
+from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig, add_load, of_load, of_loads
 from comparisons.servers import likeness_server
 from comparisons.turns import Turns
 
@@ -36,26 +37,18 @@ _SLACK_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerfConfig:
+class PerfConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products; those that have all of the signature are sent.
-        count: how many of the file to use.
-        signature: the ensemble is ``embed_<signature>``.
+        signature: the ensemble is ``embed_<signature>``; products that have all of it are sent.
         repository: the model repository.
-        environments: where the program goes; logs, too.
-        libb64: a library that it needs, where ``apt-get download`` is not there.
-        rounds: how it is measured.
+        libb64: a library that the program needs, where ``apt-get download`` is not there.
     """
 
-    products: Path
-    count: int
     signature: str
     repository: Path
-    environments: Path
     libb64: Path | None
-    rounds: RoundsConfig
 
 
 def compare_perf_analyzer(config: PerfConfig) -> Comparison:
@@ -72,20 +65,23 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
         folder = Path(name)
         data = input_data(products, config.signature, address)
         (folder / "input.json").write_text(json.dumps(data), encoding="utf-8")
-        programs: dict[str, Callable[[int], LoadTurn]] = {
-            OURS: lambda number: _ours(config, address, folder, number),
-            THEIRS: lambda number: _theirs(config, program, address, folder, number),
-        }
-        rounds = _alternate(programs, config.rounds.rounds)
-    title = f"{config.rounds.concurrency} clients x {config.rounds.batch_size}, {embed_model(config.signature)}"
-    setting = of_loads(title, rounds, ((OURS, THEIRS),))
+        turns = Turns((OURS, THEIRS), config.rounds)
+        for one, number in turns:
+            with turns.of(one, number):
+                if one == OURS:
+                    found = _ours(config, address, folder, number)
+                else:
+                    found = _theirs(config, program, address, folder)
+                add_load(turns, one, number, found)
+    title = f"{config.load.concurrency} clients x {config.load.workload.batch_size}, {embed_model(config.signature)}"
+    setting = of_loads(title, turns, ((OURS, THEIRS),))
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
         "products": f"{len(data['data'])} with {config.signature}",
-        THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.rounds)} ms",
+        THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.load)} ms",
     }
-    for found in setting.ratios:
-        facts["verdict"] = verdict(found.median)
+    for ratio in setting.ratios:
+        facts["verdict"] = verdict(ratio.median)
     said = (f"where both share their cores with the server, {OURS} (Python) takes more of them than {THEIRS} (C++)",)
     return Comparison(title="The load harness and perf_analyzer", settings=(setting,), facts=facts, notes=said)
 
@@ -104,16 +100,8 @@ def input_data(products: Sequence[Product], signature: str, address: str) -> dic
     """
     with Client(address) as client:
         info = client.info()
-    if signature not in info.signatures:
-        raise InputError(f"the server does not embed '{signature}', only: {', '.join(info.signatures)}")
-    entries = []
-    for product in products:
-        found = sendable(product, info.schema, info.modalities)  # the other side leaves out the same products
-        if set(modalities_of(signature)) <= set(found):
-            entries.append(entry({name: found[name] for name in modalities_of(signature)}))
-    if not entries:
-        raise InputError(f"none of {len(products)} products has {signature}: give other products")
-    return {"data": entries}
+    pool = Workload(products, info, WorkloadConfig(signatures={signature: 1.0})).pools[signature]  # as our side has it
+    return {"data": [entry(payloads(product, info.schema, info.modalities)) for product in pool]}
 
 
 def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
@@ -125,83 +113,58 @@ def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
     return found
 
 
-def _alternate(programs: Mapping[str, Callable[[int], LoadTurn]], rounds: int) -> Turns[LoadTurn]:
-    """As `comparisons.rounds.alternate`, for programs that make their own load."""
-    turns = Turns[LoadTurn](programs, rounds)
-    for name, number in turns:
-        with turns.of(name, number):
-            found = programs[name](number)
-            turns.add(name, number, found, found.said())
-    return turns
-
-
 def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTurn:
-    out, rounds = folder / "ours.json", config.rounds
+    out, load = folder / "ours.json", config.load
     command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
-    command += [f"--server={address}", f"--concurrency={rounds.concurrency}", f"--signature={config.signature}"]
-    command += [f"--batch-size={rounds.batch_size}", f"--seed={number}"]
+    command += [f"--server={address}", f"--concurrency={load.concurrency}", f"--signature={config.signature}"]
+    command += [f"--batch-size={load.workload.batch_size}", f"--seed={number}"]
     command += ["--budget-s=0"]  # one run, as the other side has
-    command += [f"--duration-s={rounds.turn_s}", f"--warm-up-s={rounds.warm_up_s}", f"--timeout-s={rounds.timeout_s}"]
-    _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, rounds)
+    command += [f"--duration-s={load.duration_s}", f"--warm-up-s={load.warm_up_s}", f"--timeout-s={load.timeout_s}"]
+    _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, load)
     report = json.loads(out.read_text(encoding="utf-8"))
-    latency = report["latency"] or {}
-    errors = report["errors"]
-    return LoadTurn(
-        contender=OURS,
-        number=number,
-        products_per_s=report["products_per_s"],
-        requests=latency.get("count", 0),
-        failures=sum(error["count"] for error in errors),
-        p50_ms=latency.get("p50_ms"),
-        p99_ms=latency.get("p99_ms"),
-        harness_cores=report["harness_cpu_s"] / max(report["measured_s"], 1e-9),
-        example=errors[0]["example"] if errors else "",
-    )
+    latency, errors = report["latency"] or {}, report["errors"]
+    tails, requests = (latency.get("p50_ms"), latency.get("p99_ms")), latency.get("count", 0)
+    cores, failed = report["harness_cpu_s"] / max(report["measured_s"], 1e-9), sum(error["count"] for error in errors)
+    values = of_load(report["products_per_s"], *tails, cores, requests, failed)
+    return LoadTurn(values, errors[0]["example"] if errors else "")
 
 
-def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path, number: int) -> LoadTurn:
-    out, rounds = folder / "theirs.csv", config.rounds
+def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path) -> LoadTurn:
+    out, load = folder / "theirs.csv", config.load
     out.unlink(missing_ok=True)
     command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
-    command += ["-b", str(rounds.batch_size)]
-    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(rounds.concurrency)]
+    command += ["-b", str(load.workload.batch_size)]
+    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(load.concurrency)]
     # Any three windows count as stable: the length of a turn is given, as it is for the other side.
-    command += ["--measurement-interval", str(_window_ms(rounds)), "--stability-percentage", "999"]
-    cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, rounds)
+    command += ["--measurement-interval", str(_window_ms(load)), "--stability-percentage", "999"]
+    cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, load)
     if not out.is_file():
         raise ComparisonError(f"{THEIRS} wrote no figures: run `{' '.join(command)}` to see why")
-    return replace(read_csv(out.read_text(encoding="utf-8")), number=number, harness_cores=cores)
+    return LoadTurn(of_load(*read_csv(out.read_text(encoding="utf-8")), cores, None, None))
 
 
-def read_csv(text: str) -> LoadTurn:
-    """Read perf_analyzer's figures of one concurrency.
+def read_csv(text: str) -> tuple[float, float, float]:
+    """Read perf_analyzer's figures of one concurrency: products/s, p50 and p99 in milliseconds.
 
     Raises:
         ComparisonError: they are not there.
     """
     row = next(csv.DictReader(text.splitlines()), {})
     try:
-        return LoadTurn(
-            contender=THEIRS,
-            number=0,
-            products_per_s=float(row["Inferences/Second"]),
-            requests=None,
-            failures=None,
-            p50_ms=float(row["p50 latency"]) / 1000,
-            p99_ms=float(row["p99 latency"]) / 1000,
-        )
+        speed, p50_us, p99_us = (float(row[key]) for key in ("Inferences/Second", "p50 latency", "p99 latency"))
     except (KeyError, ValueError) as error:
         raise ComparisonError(f"{THEIRS} wrote figures of another form ({error!r}): {text[:300]}") from error
+    return speed, p50_us / 1000, p99_us / 1000
 
 
-def _window_ms(config: RoundsConfig) -> int:
-    return max(1, round(1000 * config.turn_s / _WINDOWS))
+def _window_ms(load: LoadConfig) -> int:
+    return max(1, round(1000 * load.duration_s / _WINDOWS))
 
 
-def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, config: RoundsConfig) -> float:
+def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, load: LoadConfig) -> float:
     """Run a program to its end; return how much of a core it used."""
     before_s, began = _children_s(), time.monotonic()
-    limit_s = config.warm_up_s + 4 * config.turn_s + config.timeout_s + _SLACK_S
+    limit_s = load.warm_up_s + 4 * load.duration_s + load.timeout_s + _SLACK_S
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
-from math import isfinite
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from likeness_bench.drive import REFUSED_PAUSE_S, seldom_paused
-from likeness_bench.figures import Percentiles
-from likeness_client import InputError, LikenessError, Product
+from likeness_bench.drive import REFUSED_PAUSE_S, Drive, LoadConfig, seldom_paused
+from likeness_bench.figures import ENOUGH, Percentiles, latency_s, too_few
+from likeness_bench.workload import Request
+from likeness_client import LikenessError, Product
 from numpy.typing import NDArray
 
+from comparisons.measured import Measurement, Quantity
 from comparisons.turns import Turns
 
 Embed = Callable[[Sequence[Product]], Awaitable[NDArray[np.float32]]]
@@ -29,96 +32,95 @@ class ComparisonError(LikenessError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One way to serve.
-
-    Attributes:
-        name: as it is read in tables.
-        embed: sends one request and waits for its answer.
-    """
-
-    name: str
-    embed: Embed
-
-
-@dataclass(frozen=True, kw_only=True)
 class RoundsConfig:
-    """How contenders are measured.
+    """What every comparison of servers under load has.
 
     Attributes:
-        concurrency: callers that each send their next request when the answer to the last one has come.
-        batch_size: products per request.
+        products: file with products.
+        count: how many of them to use.
+        environments: where other programs are installed; logs and copies of repositories, too.
+        load: how a turn is made, a closed loop; its address does not count.
         rounds: how often each contender has its turn.
-        turn_s: measured time of a turn.
-        warm_up_s: load before that, which is not counted.
-        timeout_s: the deadline of every request.
     """
 
-    concurrency: int = 16
-    batch_size: int = 1
-    rounds: int = 5
-    turn_s: float = 20.0
-    warm_up_s: float = 3.0
-    timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.batch_size < 1 or self.rounds < 1:
-            raise InputError("concurrency, batch_size and rounds must be at least 1")
-        seconds = self.turn_s, self.timeout_s, self.warm_up_s
-        if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
-            raise InputError("turn_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
+    products: Path
+    count: int
+    environments: Path
+    load: LoadConfig
+    rounds: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadTurn:
-    """What one turn of one contender gave.
+PRODUCTS_PER_S = Quantity(name="products/s", higher_is_better=True, compared=True)
+P50_MS, P99_MS = Quantity(name="p50 ms"), Quantity(name="p99 ms")
+CLIENT_CORES = Quantity(name="client cores", digits=2)
+REQUESTS, FAILED = Quantity(name="requests", digits=0), Quantity(name="failed", digits=0)
+OF_LOADS = (PRODUCTS_PER_S, P50_MS, P99_MS, CLIENT_CORES, REQUESTS, FAILED)
+"""The figures of closed loops. Products and requests are those answered within the measured time, latencies those of
+requests sent in it; failures count from the warm-up on. Client cores are CPU seconds of this process per second."""
 
-    Attributes:
-        contender: its name.
-        number: of the round, from 1.
-        products_per_s: products answered within the measured time.
-        requests: how many were sent in that time and answered; None where it is not told.
-        failures: how many requests failed, the warm-up included; None where it is not told.
-        p50_ms: median latency of the answered requests; None without any.
-        p99_ms: the 99th percentile.
-        harness_cores: CPU time of the measuring process per second; it is taken from servers of the same machine.
-        example: what the first failure said.
-    """
 
-    contender: str
-    number: int
-    products_per_s: float
-    requests: int | None
-    failures: int | None = 0
-    p50_ms: float | None = None
-    p99_ms: float | None = None
-    harness_cores: float | None = None
+class LoadTurn(NamedTuple):
+    """What one turn of a closed loop gave: its figures, see `of_load`, and what the first failure said."""
+
+    values: dict[str, float]
     example: str = ""
 
-    def said(self) -> str:
-        """Say the speed, and what failed."""
-        failed = f", {self.failures} failed ({self.example})" if self.failures else ""
-        return f"{self.products_per_s:.1f} products/s{failed}"
 
-
-RequestsOf = Callable[[int], Iterator[Sequence[Product]]]
+RequestsOf = Callable[[int], Iterator[Request]]
 """Makes the endless requests of a round from its number: the same ones for every contender of that round."""
 
 
-async def alternate(contenders: Sequence[Contender], requests_of: RequestsOf, config: RoundsConfig) -> Turns[LoadTurn]:
+async def alternate(contenders: Mapping[str, Embed], requests_of: RequestsOf, load: LoadConfig, rounds: int) -> Turns:
     """Measure all contenders in turn, round after round.
 
     One that answers nothing in its turn has failed, and so has one that answers nothing more in the second half of it
     while requests fail.
+
+    Args:
+        contenders: the ways to serve, by name.
+        requests_of: what to send.
+        load: see `RoundsConfig`.
+        rounds: likewise.
     """
-    named = {contender.name: contender for contender in contenders}
-    turns = Turns[LoadTurn](named, config.rounds)
+    turns = Turns(contenders, rounds)
     for name, number in turns:
         with turns.of(name, number):
-            turn = _Load(contender=named[name], requests=requests_of(number), config=config)
-            found = await _uncancelled(turn.run(number))
-            turns.add(name, number, found, found.said())
+            add_load(turns, name, number, await _uncancelled(_turn(contenders[name], requests_of(number), load)))
     return turns
+
+
+def add_load(turns: Turns, name: str, number: int, found: LoadTurn) -> None:
+    """Keep what a turn gave, and say its speed and what failed."""
+    said = f"{found.values[PRODUCTS_PER_S.name]:.1f} products/s"
+    if found.example:
+        turns.remarks.setdefault(name, f"requests of {name} failed, the first one said: {found.example}")
+        said += f", {found.values[FAILED.name]:.0f} failed ({found.example})"
+    turns.add(name, number, found.values, said)
+
+
+def of_load(*values: float | None) -> dict[str, float]:
+    """Name the figures of a closed loop, which are in the order of `OF_LOADS`; None: it is not told."""
+    named = zip(OF_LOADS, values, strict=True)
+    return {quantity.name: float(value) for quantity, value in named if value is not None}
+
+
+def of_loads(title: str, turns: Turns, pairs: tuple[tuple[str, str], ...]) -> Measurement:
+    """Return what contenders reached in closed loops, as a section of a report.
+
+    Args:
+        title: what was sent, and by how many.
+        turns: those of the contenders.
+        pairs: who is compared with whom, by products/s.
+    """
+    return Measurement.of(title, turns, OF_LOADS, pairs, _doubts([turn.values for turn in turns.found]))
+
+
+def _doubts(turns: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    if any(values.get(CLIENT_CORES.name, 0.0) > 0.9 for values in turns):
+        yield "the measuring process used a whole core: it may be the limit, not the server"
+    fewest = min((int(values[REQUESTS.name]) for values in turns if REQUESTS.name in values), default=ENOUGH)
+    if doubt := too_few(fewest):
+        yield f"a turn had {doubt}; give a longer --turn-s"
 
 
 async def _uncancelled(turn: Coroutine[None, None, LoadTurn]) -> LoadTurn:
@@ -131,62 +133,34 @@ async def _uncancelled(turn: Coroutine[None, None, LoadTurn]) -> LoadTurn:
         raise KeyboardInterrupt from error
 
 
-@dataclass(kw_only=True)
-class _Load:
-    """One contender under load for the length of one turn."""
+async def _turn(embed: Embed, requests: Iterator[Request], load: LoadConfig) -> LoadTurn:
+    """Put one contender under load.
 
-    contender: Contender
-    requests: Iterator[Sequence[Product]]
-    config: RoundsConfig
-    answered: list[tuple[float, float, int]] = field(default_factory=list)  # sent, received, products
-    failures: int = 0
-    example: str = ""
+    Raises:
+        ComparisonError: nothing was answered, or nothing any more in the second half, while requests failed.
+    """
 
-    async def run(self, number: int) -> LoadTurn:
-        """Make the load.
+    async def ask(request: Request) -> None:
+        try:
+            await embed(request.left)
+        except LikenessError as error:
+            await asyncio.sleep(REFUSED_PAUSE_S)  # after any failure: an HTTP service refuses in ways of its own
+            raise ComparisonError(str(error)) from error
 
-        Raises:
-            ComparisonError: nothing was answered, or nothing any more in the second half, while requests failed.
-        """
-        with seldom_paused():
-            begins = time.perf_counter() + self.config.warm_up_s
-            ends = begins + self.config.turn_s
-            cpu_before_s, began = time.process_time(), time.perf_counter()
-            await asyncio.gather(*(self._caller(ends) for _ in range(self.config.concurrency)))
-            cores = (time.process_time() - cpu_before_s) / (time.perf_counter() - began)
-        latency = Percentiles.of([received - sent for sent, received, _ in self.answered if sent >= begins])
-        in_time = [products for _, received, products in self.answered if begins <= received <= ends]
-        if not in_time:
-            reason = self.example or f"no answer within {self.config.turn_s:g} s; give a longer --turn-s"
-            raise ComparisonError(f"it answered nothing: {reason}")
-        if self.failures and max(received for _, received, _ in self.answered) < (begins + ends) / 2:
-            raise ComparisonError(f"it answered nothing any more in the second half of its turn: {self.example}")
-        return LoadTurn(
-            contender=self.contender.name,
-            number=number,
-            products_per_s=sum(in_time) / self.config.turn_s,
-            requests=len(in_time),
-            failures=self.failures,
-            p50_ms=latency.p50_ms if latency else None,
-            p99_ms=latency.p99_ms if latency else None,
-            harness_cores=cores,
-            example=self.example,
+    drive = Drive(config=load, requests=requests, ask=ask, stop=asyncio.Event())
+    with seldom_paused():
+        cpu_before_s = time.process_time()
+        await drive.run()
+        cores = (time.process_time() - cpu_before_s) / drive.now_s()
+    answered = [record for record in drive.records if not record.error]
+    latency = Percentiles.of([latency_s(record) for record in answered if record.scheduled_s >= load.warm_up_s])
+    in_time = [record.products for record in answered if load.warm_up_s <= record.finished_s <= load.length_s]
+    example = next((record.message for record in drive.records if record.error), "")
+    if not in_time:
+        raise ComparisonError(
+            f"it answered nothing: {example or f'no answer within {load.duration_s:g} s; give a longer --turn-s'}"
         )
-
-    async def _caller(self, ends: float) -> None:
-        while (sent := time.perf_counter()) < ends:
-            products = next(self.requests)
-            try:
-                async with asyncio.timeout(self.config.timeout_s):
-                    await self.contender.embed(products)
-            except TimeoutError:
-                await self._failed(f"no answer within {self.config.timeout_s:g} s")
-            except LikenessError as error:
-                await self._failed(str(error))
-            else:
-                self.answered.append((sent, time.perf_counter(), len(products)))
-
-    async def _failed(self, reason: str) -> None:
-        self.failures += 1
-        self.example = self.example or reason
-        await asyncio.sleep(REFUSED_PAUSE_S)
+    if drive.failed and max(record.finished_s for record in answered) < load.warm_up_s + load.duration_s / 2:
+        raise ComparisonError(f"it answered nothing any more in the second half of its turn: {example}")
+    tails = (latency.p50_ms, latency.p99_ms) if latency else (None, None)
+    return LoadTurn(of_load(sum(in_time) / load.duration_s, *tails, cores, len(in_time), drive.failed), example)

@@ -155,11 +155,9 @@ def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -
     """
     server = process_of(address)
     quantities = (SPEED, SECONDS, CLIENT_MB, SERVER_BEFORE_MB, SERVER_PEAK_MB, SERVER_AFTER_MB)
-
-    def take(size: int, _round: int) -> Mapping[str, float]:
-        return _take(files[size], size, address, server)
-
-    contenders: dict[str, Take] = {name_of(size): partial(take, size) for size in config.sizes}
+    contenders: dict[str, Take] = {
+        name_of(size): partial(_take, files[size], size, address, server) for size in config.sizes
+    }
     smallest = name_of(min(config.sizes))
     return measure(
         title="likeness embed FILE.jsonl --out FILE.npz",
@@ -198,7 +196,7 @@ def run_embed(file: Path, count: int, address: str) -> tuple[float, float]:
     return seconds, peak.mb
 
 
-def _take(file: Path, count: int, address: str, server: psutil.Process) -> dict[str, float]:
+def _take(file: Path, count: int, address: str, server: psutil.Process, _round: int) -> Mapping[str, float]:
     """Run the command, and look at the server before, meanwhile and after."""
     before_mb = look(server).rss_mb
     with watching(lambda: look(server).rss_mb, SERVER_EVERY_S) as server_peak:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +118,7 @@ def by_command(repository: Path, log: Path, _round: int) -> Mapping[str, float]:
             seconds = time.perf_counter() - began
             if not line.startswith(_READY):
                 raise ComparisonError(f"`{' '.join(command)}` ended before it was ready: see {log}")
-            return _figures(seconds, ports)
+            return _figures(seconds, f"127.0.0.1:{ports[0]}")
         finally:
             stop_group(process)
             if process.stdout:
@@ -133,11 +133,11 @@ def by_itself(repository: Path, log: Path, _round: int) -> Mapping[str, float]:
     """
     began = time.perf_counter()
     with likeness_server(repository, log) as address:
-        return _figures(time.perf_counter() - began, [int(address.rpartition(":")[2])])
+        return _figures(time.perf_counter() - began, address)
 
 
-def _figures(seconds: float, ports: Sequence[int]) -> dict[str, float]:
-    found = look(process_of(f"127.0.0.1:{ports[0]}"))
+def _figures(seconds: float, address: str) -> dict[str, float]:
+    found = look(process_of(address))
     return {
         SECONDS.name: seconds,
         CPU_S.name: sum(found.cpu_s.values()),

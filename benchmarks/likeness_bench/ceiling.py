@@ -104,11 +104,11 @@ async def run_ceiling(
             compared = _Comparison(
                 name=name,
                 config=replace(config, load=replace(config.load, workload=workload.config)),
-                process=process,
+                ceiling=Ceiling(
+                    process=process, repository=config.repository, trial_s=config.trial_s, stop=stop, view=view
+                ),
                 workload=workload,
                 single=single,
-                stop=stop,
-                view=view,
             )
             try:
                 await compared.run(labels)
@@ -145,24 +145,16 @@ class _Comparison:
 
     name: str
     config: CeilingConfig
-    process: CeilingProcess
+    ceiling: Ceiling
     workload: Workload
     single: Workload
-    stop: asyncio.Event
-    view: View
+    rounds: list[Round] = field(default_factory=list)
+    difference: float = 0.0
+    recall: Recall | None = None
+    last: LoadReport | None = None
 
     def __post_init__(self) -> None:
-        self.ceiling = Ceiling(
-            process=self.process,
-            repository=self.config.repository,
-            trial_s=self.config.trial_s,
-            stop=self.stop,
-            view=self.view,
-        )
-        self.rounds: list[Round] = []
-        self.difference = 0.0
-        self.recall: Recall | None = None
-        self.last: LoadReport | None = None
+        self.stop, self.view = self.ceiling.stop, self.ceiling.view
 
     async def run(self, labels: Sequence[tuple[Product, str]]) -> None:
         """Check, try, alternate.
@@ -171,13 +163,13 @@ class _Comparison:
             LikenessError: the server or the one process fails; `case` has what was measured before.
         """
         items = await asyncio.to_thread(drawn_items, self.workload)
-        await self.process.take(items)
+        await self.ceiling.process.take(items)
         self.view.say(f"{self.name}: the same embeddings?")
-        self.difference = await largest_difference(self.process, self.single, self.config.load)
+        self.difference = await largest_difference(self.ceiling.process, self.single, self.config.load)
         self.recall = None if self.stop.is_set() else await self._recall(labels)
         await self.ceiling.find(self.name)
         while len(self.rounds) < self.config.rounds and not self.stop.is_set():
-            if found := await self._round(len(self.rounds) + 1):
+            if found := await self._round():
                 self.rounds.append(found)
 
     def case(self) -> Case | None:
@@ -203,32 +195,29 @@ class _Comparison:
         signature = next(iter(mix), AS_THEY_ARE)
         return await asyncio.to_thread(served_recall, self.config.load, labels, signature, stopped=self.stop.is_set)
 
-    async def _round(self, number: int) -> Round | None:
+    async def _round(self) -> Round | None:
         """Alternate once: the server idles while the one process works, and the other way round.
 
         Raises:
             CeilingError: the server answers nothing.
         """
-        load, where = self.config.load, f"{self.name}, round {number} of {self.config.rounds}"
+        load = self.config.load
         # Every round has requests and arrivals of its own.
-        load = replace(load, workload=replace(load.workload, seed=load.workload.seed + number))
-        ceiling = await self._turn(f"{where}: the ceiling", self.ceiling.best)
+        load = replace(load, workload=replace(load.workload, seed=load.workload.seed + self._number))
+        ceiling = await self._turn("the ceiling", self.ceiling.best)
         # Whole requests are counted: of twenty-four, one is four percent. The server is seldom faster than the ceiling.
         per_request = fmean(request.products for request in islice(self.workload.requests(0), ENOUGH))
         enough = enough_s(self.ceiling.best.products_per_s / per_request)
-        full = await self._load(f"{where}: load", self.workload, replace(load, duration_s=max(load.duration_s, enough)))
-        _check_answered(full, number)
+        full = await self._load("load", self.workload, replace(load, duration_s=max(load.duration_s, enough)))
         single = replace(load, concurrency=1, workload=replace(load.workload, batch_size=1))
-        apart = await self._turn(f"{where}: one at a time", self.ceiling.alone)
-        one = await self._load(f"{where}: one caller", self.single, single)
-        _check_answered(one, number)
+        apart = await self._turn("one at a time", self.ceiling.alone)
+        one = await self._load("one caller", self.single, single)
         if not (ceiling and full and apart and one):
             return None
         half = None
         if rate := full.requests_per_s / 2:
             slow = replace(load, concurrency=None, rate=rate, duration_s=max(load.duration_s, enough_s(rate)))
-            half = await self._load(f"{where}: half load", self.workload, slow)
-            _check_answered(half, number)
+            half = await self._load("half load", self.workload, slow)
         if self.stop.is_set():
             return None
         self.last = full
@@ -236,23 +225,24 @@ class _Comparison:
 
     async def _turn(self, what: str, trial: Trial) -> Measured | None:
         if not self.stop.is_set():
-            self.view.say(what)
+            self._say(what)
         return await self.ceiling.turn(trial, self.config.load.warm_up_s, self.config.load.duration_s)
 
     async def _load(self, what: str, workload: Workload, load: LoadConfig) -> LoadReport | None:
         if self.stop.is_set():
             return None
-        self.view.say(what)
+        self._say(what)
         report = await run_load(workload, load, stop=self.stop, view=self.view)
-        return None if self.stop.is_set() else report
+        if self.stop.is_set():
+            return None
+        if report.latency is None:  # a round in which the server died is no round
+            why = f" ({report.errors[0].example})" if report.errors else ""
+            raise CeilingError(f"the server answered nothing in round {self._number}{why}")
+        return report
 
+    def _say(self, what: str) -> None:
+        self.view.say(f"{self.name}, round {self._number} of {self.config.rounds}: {what}")
 
-def _check_answered(report: LoadReport | None, number: int) -> None:
-    """See that a turn has answers: a round in which the server died is no round.
-
-    Raises:
-        CeilingError: it has none.
-    """
-    if report and report.latency is None:
-        why = f" ({report.errors[0].example})" if report.errors else ""
-        raise CeilingError(f"the server answered nothing in round {number}{why}")
+    @property
+    def _number(self) -> int:
+        return len(self.rounds) + 1

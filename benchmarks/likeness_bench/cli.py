@@ -18,16 +18,15 @@ from likeness_bench.arrivals import Arrivals
 from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
 from likeness_bench.option_groups import Asked, Ranked, Sent, with_groups
-from likeness_bench.options import needs_extra, parse_cases
+from likeness_bench.options import parse_cases
 from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls
 from likeness_bench.sources import SourceConfig, read_sources, varied
 from likeness_bench.tune.cli import tune_app
+from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, WorkloadConfig
 
 if TYPE_CHECKING:
-    from likeness_bench.ceiling_report import CeilingReport
     from likeness_bench.figures import LoadReport
-    from likeness_bench.soak import SoakReport
     from likeness_bench.sweep import SweepReport
 
 R = TypeVar("R", "LoadReport", "SweepReport")
@@ -37,14 +36,8 @@ app.add_typer(_bench, name="bench")
 app.add_typer(tune_app)
 
 
-@_bench.callback()
-def _main() -> None:
-    """Load a running server and report what it did."""
-
-
 @_bench.command()
 @with_groups
-@needs_extra()
 def load(
     *,
     context: typer.Context,
@@ -101,7 +94,6 @@ def load(
 
 @_bench.command()
 @with_groups
-@needs_extra()
 def sweep(
     *,
     context: typer.Context,
@@ -159,7 +151,6 @@ def sweep(
 
 @_bench.command()
 @with_groups
-@needs_extra()
 def ceiling(
     *,
     context: typer.Context,
@@ -185,7 +176,7 @@ def ceiling(
     """Compare a server with its ceiling: the same networks in one process, without a server, in alternation."""
     from likeness_bench.ceiling import CeilingConfig, run_ceiling
     from likeness_bench.output import deliver_ceiling, signed
-    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.running import run_shown
 
     config = CeilingConfig(
         load=LoadConfig(
@@ -206,19 +197,13 @@ def ceiling(
     source = sent.source(name for mix in config.cases.values() for name in mix)
     check_out(out)
     chosen, labels = _read(source, config.label)
-    with live_view("ceiling") as view:
-
-        async def work(stop: asyncio.Event) -> CeilingReport:
-            return await run_ceiling(chosen, config, stop=stop, labels=labels, view=view)
-
-        report = run_until_interrupted(work)
+    report = run_shown("ceiling", partial(run_ceiling, chosen, config, labels=labels))
     deliver_ceiling(signed(report, source), out)
     if report.failures or not report.cases:
         raise typer.Exit(1)
 
 
 @_bench.command()
-@needs_extra()
 def compare(
     first: Annotated[
         Path, typer.Argument(help="A report of `load`, `sweep` or `ceiling`.", exists=True, dir_okay=False)
@@ -234,7 +219,6 @@ def compare(
 
 
 @_bench.command()
-@needs_extra()
 def soak(
     context: typer.Context,
     file: options.File,
@@ -254,7 +238,7 @@ def soak(
     It exits with 1 if an answer was wrong, a request failed, or nothing was answered.
     """
     from likeness_bench.load_tables import load_tables
-    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.running import run_shown
     from likeness_bench.soak import run_soak
     from likeness_bench.tables import print_tables
 
@@ -268,12 +252,7 @@ def soak(
         workload=WorkloadConfig(seed=seed),
     )
     chosen, _ = _read(SourceConfig(file=file, count=products))
-    with live_view("soak") as view:
-
-        async def work(stop: asyncio.Event) -> SoakReport:
-            return await run_soak(chosen, load, tolerance=tolerance, stop=stop, view=view)
-
-        report = run_until_interrupted(work)
+    report = run_shown("soak", partial(run_soak, chosen, load, tolerance=tolerance))
     print_tables([*load_tables(report.load), report.table()], report.load.notes)
     if not report.passed:
         raise typer.Exit(1)
@@ -306,20 +285,19 @@ def _run(
     """
     from likeness_bench.beside import ceiling_beside
     from likeness_bench.load import prepare
-    from likeness_bench.running import live_view, run_until_interrupted
+    from likeness_bench.running import run_shown
 
     chosen, labels = _read(source, alike)
-    with live_view(name) as view:
 
-        async def work(stop: asyncio.Event) -> R:
-            workload = await prepare(chosen, load)
-            recall: dict[str, Recall] = {}
-            if labels:
-                view.say(f"recall of {len(labels)} products")
-                signatures = load.workload.signatures
-                recall = await asyncio.to_thread(served_recalls, load, labels, signatures, stopped=stop.is_set)
-            async with ceiling_beside(workload, load, repository, stop=stop, view=view) as run_once:
-                report = await measure(workload, stop=stop, view=view, run_once=run_once)
-            return replace(report, label=alike.name if alike else "", recall=recall)
+    async def work(stop: asyncio.Event, view: View) -> R:
+        workload = await prepare(chosen, load)
+        recall: dict[str, Recall] = {}
+        if labels:
+            view.say(f"recall of {len(labels)} products")
+            signatures = load.workload.signatures
+            recall = await asyncio.to_thread(served_recalls, load, labels, signatures, stopped=stop.is_set)
+        async with ceiling_beside(workload, load, repository, stop=stop, view=view) as run_once:
+            report = await measure(workload, stop=stop, view=view, run_once=run_once)
+        return replace(report, label=alike.name if alike else "", recall=recall)
 
-        return run_until_interrupted(work)
+    return run_shown(name, work)

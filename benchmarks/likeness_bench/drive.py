@@ -116,11 +116,11 @@ class Record:
     message: str = ""
 
 
-Ask: TypeAlias = Callable[[AsyncClient, Request, WorkloadConfig], Awaitable[None]]
+Ask: TypeAlias = Callable[[AsyncClient, Request], Awaitable[None]]
 """Sends one request and waits for its answer; raises a `LikenessError` when it failed as a whole or in part."""
 
 
-async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -> None:
+async def ask(client: AsyncClient, request: Request) -> None:
     """Send one request and wait for its answer.
 
     Raises:
@@ -129,9 +129,9 @@ async def ask(client: AsyncClient, request: Request, workload: WorkloadConfig) -
     if request.operation is OperationKind.EMBED:
         await client.embed(request.left)
     elif request.operation is OperationKind.SIMILARITY:
-        await client.similarity(request.left, request.right, metric=workload.metric)
+        await client.similarity(request.left, request.right, metric=request.metric)
     else:
-        await client.similarity_matrix(request.left, request.right, metric=workload.metric)
+        await client.similarity_matrix(request.left, request.right, metric=request.metric)
 
 
 @dataclass
@@ -139,11 +139,10 @@ class Drive:
     """One run of a load. Its records grow while it runs.
 
     Attributes:
-        client: what sends; its own limits must not stand in the way, see `open_client`.
-        config: the load.
+        config: the load; its address does not count.
         requests: what to send, without end.
+        ask: sends one request and waits for its answer, see `Ask`.
         stop: set it to end the run early.
-        ask: sends one request.
         records: every request that has ended.
         failed: how many of them failed.
         in_flight: how many are on their way.
@@ -151,11 +150,10 @@ class Drive:
         elapsed_s: how long requests were sent.
     """
 
-    client: AsyncClient
     config: LoadConfig
     requests: Iterator[Request]
+    ask: Callable[[Request], Awaitable[None]]
     stop: asyncio.Event
-    ask: Ask = ask
     records: list[Record] = field(default_factory=list)
     failed: int = 0
     in_flight: int = 0
@@ -175,15 +173,17 @@ class Drive:
     async def run(self) -> None:
         """Send until the time is up or `stop` is set, then wait for what is still on its way."""
         self.started = time.perf_counter()
-        await self._unless_stopped(self._open_loop() if self.config.rate is not None else self._closed_loop())
-        self.elapsed_s = min(self.now_s(), self.config.length_s)
-        await self._unless_stopped(self._drain())  # ends: every request has a deadline
-        self.unfinished, self._closing = len(self._tasks), True
-        if self._tasks:  # they count no longer, but a server of before 2025 may crash when a call is cancelled
-            await asyncio.wait(set(self._tasks), timeout=_GRACE_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._unless_stopped(self._open_loop() if self.config.rate is not None else self._closed_loop())
+            self.elapsed_s = min(self.now_s(), self.config.length_s)
+            await self._unless_stopped(self._drain())  # ends: every request has a deadline
+            self.unfinished, self._closing = len(self._tasks), True
+            if self._tasks:  # they count no longer, but a server of before 2025 may crash when a call is cancelled
+                await asyncio.wait(set(self._tasks), timeout=_GRACE_S)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _open_loop(self) -> None:
         config = self.config
@@ -216,12 +216,14 @@ class Drive:
     async def _unless_stopped(self, work: Awaitable[None]) -> None:
         """Do something until it is done or `stop` is set."""
         running, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
-        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if running.done():
-            running.result()  # a mistake of the harness is not an error row
-        running.cancel()
-        await asyncio.gather(running, stopping, return_exceptions=True)
+        try:
+            await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()  # a mistake of the harness is not an error row
+        finally:
+            running.cancel()
+            stopping.cancel()
+            await asyncio.gather(running, stopping, return_exceptions=True)
 
     def _start(self, sending: Coroutine[Any, Any, Record]) -> asyncio.Task[Record]:
         task = asyncio.create_task(sending)
@@ -235,7 +237,7 @@ class Drive:
         self.in_flight += 1
         try:
             async with asyncio.timeout(self.config.timeout_s):
-                await self.ask(self.client, request, self.config.workload)
+                await self.ask(request)
         except TimeoutError:
             error, message = DeadlineExceededError.__name__, f"no answer within {self.config.timeout_s:g} s"
         except LikenessError as failure:

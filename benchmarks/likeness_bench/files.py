@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from likeness_client import InputError, MissingExtraError
-from likeness_client.writing import write_text
+from likeness_client.writing import told, write_text
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -53,9 +53,7 @@ def check_out(path: Path | None) -> None:
         raise InputError(f"{path} must end in .json; Markdown and HTML are written beside it")
     if path.is_dir():
         raise InputError(f"{path} is a folder: give another path")
-    try:
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {path.parent} ({error.strerror}): give another path") from error
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write to {path.parent}: give another path")

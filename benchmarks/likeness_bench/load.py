@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from likeness_client import LikenessError, Product
@@ -63,7 +64,7 @@ async def run_load(
         with suppress(LikenessError):  # then every request says so
             await client.info()
         requests = workload.requests(config.workload.seed)
-        drive = Drive(client=client, config=config, requests=requests, stop=stop, ask=ask)
+        drive = Drive(config=config, requests=requests, ask=partial(ask, client), stop=stop)
         watch = Watch(config=config)
         watching, showing = asyncio.create_task(watch.run(drive)), asyncio.create_task(_show(drive, view))
         try:

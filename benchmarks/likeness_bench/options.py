@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from likeness_client import InputError, Metric, MissingExtraError
+from likeness_client import InputError, Metric
 
 from likeness_bench.arrivals import Arrivals
 from likeness_bench.sources import Span
@@ -151,15 +150,3 @@ def parse_span(text: str, option: str) -> Span | None:
         return Span(low=int(low), high=int(high))
     except ValueError as error:  # an InputError is one, too
         raise InputError(f"{option} {text}: give MIN:MAX with 1 <= MIN <= MAX, e.g. 5:60") from error
-
-
-@contextmanager
-def needs_extra() -> Iterator[None]:
-    """Name the extra that brings a package that is missing; decorates commands, which import what is heavy."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in {"matplotlib", "psutil", "rich", "tomlkit"}:
-            raise
-        raise MissingExtraError("bench", f"`{package}`") from error

@@ -66,7 +66,7 @@ async def silence(
     async with open_client(load) as client:
         try:
             async with asyncio.timeout(load.timeout_s):
-                await ask(client, next(workload.requests(load.workload.seed)), load.workload)
+                await ask(client, next(workload.requests(load.workload.seed)))
         except (TimeoutError, DeadlineExceededError):
             rests = await come_to_rest(load, still_s=still_s, patience_s=patience_s, stop=stop)
             computes = not rests or await counters_of(load) != before

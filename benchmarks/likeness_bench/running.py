@@ -18,11 +18,12 @@ T = TypeVar("T")
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_until_interrupted(work: Callable[[asyncio.Event], Awaitable[T]]) -> T:
-    """Run something that is told to stop by an event: the first Ctrl-C or SIGTERM sets it, the second one interrupts.
+def run_shown(name: str, work: Callable[..., Awaitable[T]]) -> T:
+    """Run a measurement and show how far it is; a first Ctrl-C or SIGTERM tells it to stop, a second one interrupts.
 
     Args:
-        work: makes the coroutine, given the event.
+        name: what is shown first.
+        work: makes the coroutine, given ``stop``, an event, and ``view``.
     """
 
     async def run() -> T:
@@ -41,14 +42,15 @@ def run_until_interrupted(work: Callable[[asyncio.Event], Awaitable[T]]) -> T:
         for number in _ENDING:
             loop.add_signal_handler(number, interrupted)
         try:
-            return await work(stop)
+            return await work(stop=stop, view=view)
         finally:
             heard_no_more()
 
-    return asyncio.run(run())
+    with _live_view(name) as view:
+        return asyncio.run(run())
 
 
-class LiveView(View):
+class _LiveView(View):
     """A line that says how far a run is; nothing where stderr is no terminal."""
 
     def __init__(self, progress: Progress, text: str) -> None:
@@ -71,7 +73,7 @@ class LiveView(View):
 
 
 @contextmanager
-def live_view(text: str) -> Iterator[LiveView]:
+def _live_view(text: str) -> Iterator[View]:
     """Show a line of progress for the length of a block."""
     console = Console(stderr=True)
     columns = (
@@ -84,4 +86,4 @@ def live_view(text: str) -> Iterator[LiveView]:
     with Progress(
         *columns, console=console, refresh_per_second=2, transient=True, disable=not console.is_terminal
     ) as progress:
-        yield LiveView(progress, text)
+        yield _LiveView(progress, text)

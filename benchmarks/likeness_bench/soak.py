@@ -47,7 +47,7 @@ class Checked:
     wrong: int = 0
     signatures: Counter[str] = field(default_factory=Counter)
 
-    async def ask(self, client: AsyncClient, request: Request, _: WorkloadConfig) -> None:
+    async def ask(self, client: AsyncClient, request: Request) -> None:
         """Send one request, and check and count its answer."""
         answer = await client.embed(request.left)
         expected = np.stack([self.expected[id(product)] for product in request.left])

@@ -86,6 +86,7 @@ class Request:
         signature: the part of the mix that it is of.
         left: the products, or those of the left side.
         right: the products of the right side; empty when products are embedded.
+        metric: the measure of their similarities.
         again: whether it was drawn as a repeat of an earlier one.
     """
 
@@ -93,6 +94,7 @@ class Request:
     signature: str
     left: tuple[Product, ...]
     right: tuple[Product, ...] = ()
+    metric: Metric = Metric.COSINE
     again: bool = False
 
     @property
@@ -141,7 +143,7 @@ class Workload:
         """
         draw = random.Random(seed)
         walks = {name: _Walk(pool, draw) for name, pool in self.pools.items()}
-        operations, sizes = self.config.operations, self.config.batch_sizes
+        operations, sizes, metric = self.config.operations, self.config.batch_sizes, self.config.metric
         earlier: list[Request] = []
         while True:
             if earlier and draw.random() < self.config.repeat_share:
@@ -151,7 +153,7 @@ class Workload:
             (name,) = draw.choices(list(self.pools), self._shares)
             (size,) = draw.choices(list(sizes), list(sizes.values()))
             batch = walks[name].take(_sides(operation) * size)
-            request = Request(operation=operation, signature=name, left=batch[:size], right=batch[size:])
+            request = Request(operation=operation, signature=name, left=batch[:size], right=batch[size:], metric=metric)
             if len(earlier) < _REMEMBERED:
                 earlier.append(request)
             else:

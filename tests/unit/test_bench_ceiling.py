@@ -208,7 +208,7 @@ def test_a_tail_that_failures_made_infinite_counts_and_one_of_few_requests_does_
 
 def test_a_server_that_answers_nothing_makes_a_round_too() -> None:
     config = LoadConfig(address="here:1", concurrency=2, duration_s=1.0, warm_up_s=0.0)
-    drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
+    drive = Drive(config=config, requests=iter(()), ask=None, stop=asyncio.Event())  # type: ignore[arg-type]
     nothing = load_report(drive, Watch(config=config), INFO.space, "now")
     assert nothing.latency is None
     found = Round.of(100.0, 10.0, nothing, nothing, None)
@@ -286,7 +286,7 @@ def compared(
     async def run_load(*given: Any, **_: Any) -> LoadReport:
         config: LoadConfig = given[1]
         loads.append(config)
-        drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
+        drive = Drive(config=config, requests=iter(()), ask=None, stop=stop)  # type: ignore[arg-type]
         drive.elapsed_s = config.length_s
         error = "" if len(loads) <= dies_at else "ServerUnavailableError"
         times = np.linspace(0, 0.9, 20).tolist()
@@ -371,7 +371,7 @@ def run_beside(
     async def run_load(*given: Any, **_: Any) -> LoadReport:
         turns.append("load")
         config: LoadConfig = given[1]
-        drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
+        drive = Drive(config=config, requests=iter(()), ask=None, stop=stop)  # type: ignore[arg-type]
         return replace(load_report(drive, Watch(config=config), INFO.space, "now"), products_per_s=80.0)
 
     class Told(FakeProcess):

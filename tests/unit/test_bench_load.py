@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,7 @@ import psutil  # type: ignore[import-untyped]  # ships no type information
 import pytest
 from likeness_bench import load, watching
 from likeness_bench.arrivals import Arrivals, arrival_times
-from likeness_bench.drive import Drive, LoadConfig, open_client
+from likeness_bench.drive import Drive, LoadConfig, ask, open_client
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.load import run_load
 from likeness_bench.load_report import load_report
@@ -28,6 +29,7 @@ from likeness_bench.workload import AS_THEY_ARE, OperationKind, Workload, Worklo
 from likeness_client import (
     InputError,
     InputSchema,
+    Metric,
     OverloadedError,
     Product,
     ServerError,
@@ -63,17 +65,20 @@ class Fake:
     ) -> None:
         self.wait_s, self.fails_from, self.block_s, self.refusal = wait_s, fails_from, block_s, refusal
         self.asked: list[OperationKind] = []
+        self.metrics: set[Metric] = set()
         self.answered = 0
 
     async def embed(self, _products: Sequence[Product]) -> None:
         await self._answer(OperationKind.EMBED)
 
-    async def similarity(self, left: Sequence[Product], right: Sequence[Product], **_: Any) -> None:
+    async def similarity(self, left: Sequence[Product], right: Sequence[Product], metric: Metric) -> None:
         assert len(left) == len(right)
+        self.metrics.add(metric)
         await self._answer(OperationKind.SIMILARITY)
 
-    async def similarity_matrix(self, left: Sequence[Product], right: Sequence[Product], **_: Any) -> None:
+    async def similarity_matrix(self, left: Sequence[Product], right: Sequence[Product], metric: Metric) -> None:
         assert len(left) == len(right)
+        self.metrics.add(metric)
         await self._answer(OperationKind.SIMILARITY_MATRIX)
 
     async def _answer(self, operation: OperationKind) -> None:
@@ -90,7 +95,8 @@ def driven(client: Fake, stop_after_s: float | None = None, **load: Any) -> Driv
         config = LoadConfig(address="here:1", **load)
         stop = asyncio.Event()
         requests = Workload(PRODUCTS, INFO, config.workload).requests(seed=1)
-        drive = Drive(client=client, config=config, requests=requests, stop=stop)  # type: ignore[arg-type]
+        asking = partial(ask, client)  # type: ignore[arg-type]
+        drive = Drive(config=config, requests=requests, ask=asking, stop=stop)
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, stop.set)
         await asyncio.wait_for(drive.run(), 20)
@@ -119,12 +125,6 @@ def test_poisson_arrivals_are_seeded_and_exponential() -> None:
     assert times[-1] < 100
     assert len(times) == pytest.approx(10_000, rel=0.05)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as of an exponential distribution
-
-
-@pytest.mark.parametrize(("rate", "length_s"), [(0.0, 1.0), (float("nan"), 1.0), (1.0, 0.0), (1.0, float("inf"))])
-def test_schedules_that_cannot_be(rate: float, length_s: float) -> None:
-    with pytest.raises(InputError, match="cannot be scheduled"):
-        arrival_times(Arrivals.POISSON, rate, length_s, 0)
 
 
 def test_requests_follow_the_mix_and_the_seed() -> None:
@@ -199,11 +199,12 @@ def test_a_mix_of_operations_is_drawn_by_its_shares() -> None:
 
 
 def test_every_request_of_a_mix_is_asked_by_its_own_operation() -> None:
-    workload = WorkloadConfig(operation=dict.fromkeys(OperationKind, 1.0))
+    workload = WorkloadConfig(operation=dict.fromkeys(OperationKind, 1.0), metric=Metric.LEARNED)
     client = Fake(wait_s=0.001)
     drive = driven(client, concurrency=1, duration_s=0.3, warm_up_s=0.0, workload=workload)
     assert client.asked == [record.operation for record in drive.records]
     assert set(client.asked) == set(OperationKind)
+    assert client.metrics == {Metric.LEARNED}
     found = reported(drive)
     assert {name: part.count for name, part in found.by_operation.items()} == Counter(map(str, client.asked))
     names = [row[0] for table in load_tables(found) for row in table.rows]
@@ -263,7 +264,16 @@ def test_workloads_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"rate": 1.0, "concurrency": 1}, {"rate": -1.0}, {"concurrency": 0}, {"rate": 1.0, "timeout_s": 0.0}]
+    "wrong",
+    [
+        {},
+        {"rate": 1.0, "concurrency": 1},
+        {"rate": 0.0},
+        {"rate": float("nan")},
+        {"concurrency": 0},
+        {"rate": 1.0, "timeout_s": 0.0},
+        {"rate": 1.0, "duration_s": float("inf")},
+    ],
 )
 def test_loads_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):

@@ -45,7 +45,7 @@ def report_of(records: list[Record], stopped: bool = False, **load: Any) -> Load
     stop = asyncio.Event()
     if stopped:
         stop.set()
-    drive = Drive(client=None, config=config, requests=iter(()), stop=stop)  # type: ignore[arg-type]
+    drive = Drive(config=config, requests=iter(()), ask=None, stop=stop)  # type: ignore[arg-type]
     drive.records, drive.elapsed_s = records, config.length_s
     return load_report(drive, Watch(config=config), "s", "2026-01-01T00:00:00+00:00")
 
@@ -96,7 +96,7 @@ def outside_ms(total_ms: float, calls: int = 120) -> float | None:
     before_it = [record(1.0, 3.0) for _ in range(20)]
     after_it = [record(9.0, 5.0) for _ in range(30)]
     config = LoadConfig(address="here:1", concurrency=50, duration_s=10.0, warm_up_s=2.0)
-    drive = Drive(client=None, config=config, requests=iter(()), stop=asyncio.Event())  # type: ignore[arg-type]
+    drive = Drive(config=config, requests=iter(()), ask=None, stop=asyncio.Event())  # type: ignore[arg-type]
     drive.records = [*before_it, *(record(5.0, 0.1) for _ in range(100)), record(6.0, 1.0, "ServerError"), *after_it]
     drive.elapsed_s = 12.0
     parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")

@@ -11,23 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparisons.__main__ import distinct
+from comparisons.__main__ import app, distinct
 from comparisons.contenders import json_body
 from comparisons.infinity import named
-from comparisons.measured import PRODUCTS_PER_S, Compared, of_loads
 from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
 from comparisons.report import Comparison, deliver, notes, tables
-from comparisons.rounds import ComparisonError, Contender, LoadTurn, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Embed, LoadTurn, add_load, alternate, of_load, of_loads
 from comparisons.turns import Turns
-from likeness_client import InputError, Product, ServerInfo, ServerUnavailableError
+from likeness_bench.drive import LoadConfig
+from likeness_bench.workload import OperationKind, Request
+from likeness_client import InputError, Product, ServerInfo
 from likeness_client.contract import InputSchema
 from likeness_export.networks.product import SignatureFusion, Tower, build_network
 from likeness_export.recipe import parse_recipe
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
-SHORT = RoundsConfig(concurrency=2, rounds=2, turn_s=0.1, warm_up_s=0.02, timeout_s=1)
+SHORT = LoadConfig(address="", concurrency=2, duration_s=0.1, warm_up_s=0.02, timeout_s=1)
 CHAIR = Product(title="red chair")
 INFO = ServerInfo(
     space="s",
@@ -40,48 +42,33 @@ INFO = ServerInfo(
 )
 
 
-def chairs(_number: int) -> Iterator[Sequence[Product]]:
-    return repeat((CHAIR, CHAIR))
+def chairs(_number: int) -> Iterator[Request]:
+    return repeat(Request(operation=OperationKind.EMBED, signature="text", left=(CHAIR, CHAIR)))
 
 
-def contender(name: str, seconds: float) -> Contender:
+def takes(seconds: float) -> Embed:
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
         await asyncio.sleep(seconds)
         return np.zeros((len(products), 4), np.float32)
 
-    return Contender(name=name, embed=embed)
-
-
-def turn(name: str, number: int, speed: float, failures: int = 0) -> LoadTurn:
-    return LoadTurn(contender=name, number=number, products_per_s=speed, requests=9, failures=failures, example="why")
-
-
-def played(rounds: Sequence[LoadTurn]) -> Turns[LoadTurn]:
-    turns = Turns[LoadTurn]({found.contender for found in rounds}, max(found.number for found in rounds))
-    turns.found.extend(rounds)
-    return turns
-
-
-def ratio(rounds: Turns[LoadTurn], ours: str, theirs: str) -> Compared:
-    return of_loads("T", rounds, ()).ratio(PRODUCTS_PER_S, ours, theirs)
+    return embed
 
 
 def test_contenders_take_turns_and_the_faster_one_has_the_higher_ratio() -> None:
-    rounds = asyncio.run(alternate([contender("a", 0.002), contender("b", 0.01)], chairs, SHORT))
+    rounds = asyncio.run(alternate({"a": takes(0.002), "b": takes(0.01)}, chairs, SHORT, 2))
     assert [(found.contender, found.number) for found in rounds.found] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert all(found.p50_ms and found.p50_ms >= 2 and not found.failures for found in rounds.found)
-    assert ratio(rounds, "a", "b").median > 1.5
+    assert all(found.values["p50 ms"] >= 2 and not found.values["failed"] for found in rounds.found)
+    assert of_loads("T", rounds, (("a", "b"),)).ratios[0].median > 1.5
 
 
 def test_products_are_counted_and_not_requests() -> None:
-    once = RoundsConfig(rounds=1, turn_s=0.1, warm_up_s=0)
-    (found,) = asyncio.run(alternate([contender("a", 0.005)], chairs, once)).found
-    assert found.products_per_s == pytest.approx(2 * (found.requests or 0) / 0.1)
+    (found,) = asyncio.run(alternate({"a": takes(0.005)}, chairs, SHORT, 1)).found
+    assert found.values["products/s"] == pytest.approx(2 * found.values["requests"] / 0.1)
 
 
 def test_a_contender_that_hangs_is_named_with_the_deadline_and_costs_the_others_nothing() -> None:
-    contenders = [contender("a", 0.001), contender("b", 1.0), contender("c", 0.001)]
-    turns = asyncio.run(alternate(contenders, chairs, replace(SHORT, timeout_s=0.05)))
+    contenders = {"a": takes(0.001), "b": takes(1.0), "c": takes(0.001)}
+    turns = asyncio.run(alternate(contenders, chairs, replace(SHORT, timeout_s=0.05), 2))
     assert [(found.contender, found.number) for found in turns.found] == [("a", 1), ("c", 1), ("a", 2), ("c", 2)]
     section = of_loads("T", turns, (("a", "b"), ("a", "c")))
     assert [(found.ours, found.theirs) for found in section.ratios] == [("a", "c")]
@@ -95,14 +82,15 @@ def test_a_turn_in_which_a_contender_dies_is_not_in_the_ratios() -> None:
     async def embed(products: Sequence[Product]) -> NDArray[np.float32]:
         await asyncio.sleep(0.005)
         if next(calls) > 20:
-            raise ServerUnavailableError("it is gone", "here:1")
+            raise ComparisonError("it is gone")
         return np.zeros((len(products), 4), np.float32)
 
-    config = RoundsConfig(concurrency=2, rounds=1, turn_s=0.6, warm_up_s=0, timeout_s=0.1)
-    contenders = [Contender(name="a", embed=embed), contender("b", 0.005), contender("c", 0.005)]
-    turns = asyncio.run(alternate(contenders, chairs, config))
+    load = LoadConfig(address="", concurrency=2, duration_s=0.6, warm_up_s=0, timeout_s=0.1)
+    contenders = {"a": embed, "b": takes(0.005), "c": takes(0.005)}
+    turns = asyncio.run(alternate(contenders, chairs, load, 1))
     assert [found.contender for found in turns.found] == ["b", "c"]
     assert "nothing any more in the second half of its turn: " in turns.failures["a"]
+    assert next(calls) < 21 + 2 * (0.6 / 0.1 + 1)  # who fails at once is not hammered
 
 
 def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
@@ -111,9 +99,11 @@ def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
         await asyncio.sleep(10)
         raise AssertionError
 
-    async def measured() -> Turns[LoadTurn]:
-        turns = await alternate([contender("a", 0.001), Contender(name="b", embed=embed)], chairs, SHORT)
+    async def measured() -> Turns:
+        contenders = {"a": takes(0.001), "b": embed}
+        turns = await alternate(contenders, chairs, replace(SHORT, concurrency=1), 2)
         await asyncio.sleep(0)  # what follows is not cancelled: sessions and servers are closed in order
+        assert asyncio.all_tasks() == {asyncio.current_task()}  # and nothing is asked any more
         return turns
 
     section = of_loads("T", asyncio.run(measured()), (("a", "b"),))
@@ -122,25 +112,11 @@ def test_ctrl_c_ends_the_rounds_and_what_was_measured_stays() -> None:
     assert "interrupted: later rounds are missing" in section.notes
 
 
-def test_ratios_are_taken_within_rounds() -> None:
-    # The machine is half as fast in the second round: the ratio of the medians would still be right, of one turn not.
-    rounds = played(
-        [turn("a", 1, 40), turn("b", 1, 10), turn("a", 2, 20), turn("b", 2, 5), turn("a", 3, 30), turn("b", 3, 10)]
-    )
-    found = ratio(rounds, "a", "b")
-    assert (found.median, found.least_favourable, found.most_favourable, found.rounds) == (4.0, 3.0, 4.0, 3)
-    with pytest.raises(ComparisonError, match="no round in common"):
-        ratio(rounds, "a", "c")
-
-
-@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"rounds": 0}, {"turn_s": 0.0}, {"warm_up_s": -1.0}])
-def test_what_cannot_be_measured_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=r"at least|above"):
-        RoundsConfig(**wrong)  # type: ignore[arg-type]
-
-
 def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
-    setting = of_loads("2 clients x 1", played([turn("a", 1, 40.0), turn("b", 1, 10.0, failures=3)]), (("a", "b"),))
+    turns = Turns(("a", "b"), 1)
+    add_load(turns, "a", 1, LoadTurn(of_load(40.0, None, None, None, 9, 0)))
+    add_load(turns, "b", 1, LoadTurn(of_load(10.0, None, None, None, 9, 3), "why"))
+    setting = of_loads("2 clients x 1", turns, (("a", "b"),))
     comparison = Comparison(title="A and B", settings=(setting,), facts={"cores busy before": "1.40"}, notes=("n",))
     said = "\n".join(notes(comparison))
     assert "1.40 cores were busy" in said
@@ -159,6 +135,10 @@ def test_contenders_of_ours_are_told_apart() -> None:
     assert distinct([Path("a"), Path("b")]) == (Path("a"), Path("b"))
     with pytest.raises(InputError, match="--repository"):
         distinct([Path("a"), Path("a")])
+
+
+def test_help_names_the_repository_that_is_taken_where_none_is_given() -> None:
+    assert "runs/speed/repository" in CliRunner().invoke(app, ["start", "--help"]).output
 
 
 def test_json_carries_pictures_as_base64() -> None:
@@ -204,8 +184,6 @@ def test_the_masked_head_fuses_as_the_head_of_each_signature(tmp_path: Path) -> 
 def test_perf_analyzer_gets_bytes_and_its_figures_are_read() -> None:
     assert entry({"text": b"chair"}) == {"text": {"content": {"b64": "BQAAAGNoYWly"}, "shape": [1]}}
     text = "Concurrency,Inferences/Second,p50 latency,p99 latency\n16,120.5,130000,200500\n"
-    found = read_csv(text)
-    assert (found.products_per_s, found.p50_ms, found.p99_ms) == (120.5, 130.0, 200.5)
-    assert (found.requests, found.failures) == (None, None)  # it does not tell
+    assert read_csv(text) == (120.5, 130.0, 200.5)
     with pytest.raises(ComparisonError, match="another form"):
         read_csv("nothing\n")

@@ -15,8 +15,8 @@ import pytest
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import ErrorRow, LoadReport, Percentiles
 from likeness_bench.files import write_json
+from likeness_bench.output import deliver
 from likeness_bench.steps import ModelCounters
-from likeness_bench.tune.output import deliver_tune
 from likeness_bench.tune.report import TuneReport
 from likeness_bench.tune.servers import TrialError, TrialServer, complaint
 from likeness_bench.tune.settings import Settings
@@ -177,7 +177,8 @@ def test_a_repository_that_can_be_faster(pretended: Pretended, target: Target, t
     assert pretended.most == 2
     assert pretended.running == {}
     written = (f"{report.repository}/manifest.json", f"{report.repository}/text_encoder/config.pbtxt", "shop.toml")
-    deliver_tune(replace(report, written=written), tmp_path / "tune.json")
+    report = replace(report, written=written)
+    deliver(report, tmp_path / "tune.json", "tuned", tune_tables(report), tune_notes(report))
     data = json.loads((tmp_path / "tune.json").read_text())
     assert data["format"] == "likeness-tune-1"
     assert data["trials"][0]["changes"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from likeness_bench.workload import Workload
 from likeness_client import Product, ServerInfo
 from likeness_client.contract import EMBEDDING, embed_model, signature_of
 from likeness_client.errors import translate
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from comparisons.contenders import drawn, open_likeness, read_some
+from comparisons.contenders import open_likeness, read_some
 from comparisons.eager import largest_difference
-from comparisons.measured import Measurement, of_loads
+from comparisons.measured import Measurement
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
 from comparisons.report import Comparison, machine
-from comparisons.rounds import ComparisonError, Contender, RoundsConfig, alternate
+from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
 from comparisons.servers import likeness_server
 
 OURS, ONE, BLS = "signature ensembles", "one ensemble, mask", "BLS router"
@@ -34,26 +35,18 @@ Plan = Callable[[Sequence[Mapping[str, bytes]]], Call]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedConfig:
+class MixedConfig(RoundsConfig):
     """What to compare.
 
     Attributes:
-        products: file with products.
-        count: how many of them to use.
         run: the trained run.
         repository: what was exported from it.
-        environments: where the copy with the other two ways goes; logs, too.
         router_instances: processes of the router.
-        rounds: how it is measured.
     """
 
-    products: Path
-    count: int
     run: Path
     repository: Path
-    environments: Path
     router_instances: int
-    rounds: RoundsConfig
 
 
 def compare_mixed(config: MixedConfig) -> Comparison:
@@ -84,22 +77,24 @@ def compare_mixed(config: MixedConfig) -> Comparison:
 async def _measure(
     config: MixedConfig, products: Sequence[Product], address: str
 ) -> tuple[Measurement, dict[str, float]]:
-    rounds = config.rounds
-    async with open_likeness(OURS, address, rounds.timeout_s) as (client, info), InferenceServerClient(address) as stub:
+    load = config.load
+    async with open_likeness(address, load) as (client, info), InferenceServerClient(address) as stub:
 
-        def contender(name: str, plan: Plan) -> Contender:
+        def asked(plan: Plan) -> Embed:
             async def embed(given: Sequence[Product]) -> NDArray[np.float32]:
                 call = plan([payloads(product, info.schema, info.modalities) for product in given])
-                return await _ask(stub, address, call, rounds.timeout_s)
+                return await _ask(stub, address, call, load.timeout_s)
 
-            return Contender(name=name, embed=embed)
+            return embed
 
-        contenders = [contender(OURS, ensemble_call), contender(ONE, masked_plan(info)), contender(BLS, router_call)]
-        requests_of = drawn(products, info, shares(info.modalities), rounds)
+        contenders = {OURS: asked(ensemble_call), ONE: asked(masked_plan(info)), BLS: asked(router_call)}
+        requests_of = Workload(products, info, replace(load.workload, signatures=shares(info.modalities))).requests
         # The client's own answers are the measure for all three.
-        differences = {one.name: await largest_difference(client, one, requests_of) for one in contenders}
-        found = await alternate(contenders, requests_of, rounds)
-    title = f"{rounds.concurrency} clients x {rounds.batch_size} product: half full, a quarter text, a quarter image"
+        differences = {
+            name: await largest_difference(client, one, name, requests_of) for name, one in contenders.items()
+        }
+        found = await alternate(contenders, requests_of, load, config.rounds)
+    title = f"{load.concurrency} clients x 1 product: half full, a quarter text, a quarter image"
     return of_loads(title, found, ((OURS, ONE), (OURS, BLS))), differences
 
 

@@ -12,8 +12,9 @@ from joblib import cpu_count
 
 from likeness_bench import options
 from likeness_bench.drive import LoadConfig
-from likeness_bench.options import needs_extra, parse_mix, parse_sizes
+from likeness_bench.options import parse_mix, parse_sizes
 from likeness_bench.sources import SourceConfig, read_sources
+from likeness_bench.view import View
 from likeness_bench.workload import WorkloadConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _WARM_UP = 0.25  # of a turn, before its measured time
 
 
 @tune_app.command()
-@needs_extra()
 def tune(
     repository: Annotated[
         Path, typer.Argument(help="A model repository of `likeness export`.", exists=True, file_okay=False)
@@ -55,9 +55,9 @@ def tune(
     repository's configurations (and RECIPE) only if it beats the untuned ones in the end. Ctrl-C: a report, no changes.
     """
     from likeness_bench.files import check_out
-    from likeness_bench.output import signed
-    from likeness_bench.running import live_view, run_until_interrupted
-    from likeness_bench.tune.output import deliver_tune
+    from likeness_bench.output import deliver, signed
+    from likeness_bench.running import run_shown
+    from likeness_bench.tune.tables import tune_name, tune_notes, tune_tables
     from likeness_bench.tune.target import read_target
     from likeness_bench.tune.tuning import TuneConfig, run_tune
     from likeness_bench.tune.writing import write_result
@@ -81,18 +81,17 @@ def tune(
     target = read_target(repository, recipe)
     source = SourceConfig(file=file, count=products, seed=seed)
     chosen = [product for product, _ in read_sources(source)]
-    with live_view("tune") as view:
 
-        async def work(stop: asyncio.Event) -> tuple[TuneReport, Settings]:
-            report, settings = await run_tune(chosen, target, config, stop=stop, view=view)
-            if stop.is_set():  # also while the last servers were stopped
-                report = replace(report, better=False, ended="interrupted", complete=False)
-            return report, settings
+    async def work(stop: asyncio.Event, view: View) -> tuple[TuneReport, Settings]:
+        report, settings = await run_tune(chosen, target, config, stop=stop, view=view)
+        if stop.is_set():  # also while the last servers were stopped
+            report = replace(report, better=False, ended="interrupted", complete=False)
+        return report, settings
 
-        report, settings = run_until_interrupted(work)
+    report, settings = run_shown("tune", work)
     report = signed(report, source)
     try:
         if report.better:
             report = replace(report, written=tuple(map(str, write_result(target, settings))))
     finally:  # what was found is told even where it cannot be written
-        deliver_tune(report, out)
+        deliver(report, out, tune_name(report), tune_tables(report), tune_notes(report))

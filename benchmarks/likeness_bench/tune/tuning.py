@@ -87,49 +87,42 @@ async def run_tune(
         TrialError: the repository as it is cannot be served.
         LikenessError: it cannot be asked this, or answers nothing.
     """
-    tuning = _Tuning(products=products, target=target, config=config, stop=stop)
     async with TrialServers(target) as servers:
-        measuring = Measuring(
-            servers=servers,
-            load=config.load,
-            target_ms=config.target_ms,
-            stop=stop,
-            view=view,
-        )
-        return await tuning.run(measuring)
+        measuring = Measuring(servers=servers, load=config.load, target_ms=config.target_ms, stop=stop, view=view)
+        return await _Tuning(target=target, config=config, measuring=measuring).run(products)
 
 
 @dataclass(kw_only=True)
 class _Tuning:
     """The state of one tuning."""
 
-    products: Sequence[Product]
     target: Target
     config: TuneConfig
-    stop: asyncio.Event
+    measuring: Measuring
 
     def __post_init__(self) -> None:
+        self.stop = self.measuring.stop
         self.made_at, self.began = now(), time.perf_counter()
         self.profile = find_tritonserver().profile
 
-    async def run(self, measuring: Measuring) -> tuple[TuneReport, Settings]:
+    async def run(self, products: Sequence[Product]) -> tuple[TuneReport, Settings]:
         start = self.target.settings
-        untuned, times = await measuring.profile(start, self.products)
+        untuned, times = await self.measuring.profile(start, products)
         plan = self._plan(times)
 
         async def compare(incumbent: Settings, candidate: Settings, what: str) -> Comparison | None:
-            return await measuring.compare(incumbent, candidate, what, self.config.rounds)
+            return await self.measuring.compare(incumbent, candidate, what, self.config.rounds)
 
-        search = Search(plan=plan, incumbent=start, compare=compare, over=lambda: self._over(measuring))
+        search = Search(plan=plan, incumbent=start, compare=compare, over=self._over)
         finals: list[tuple[Settings, Trial]] = []
         try:
             if not self.stop.is_set():
                 await search.run()
-            await self._finals(measuring, plan, start, search.accepted, finals)
+            await self._finals(plan, start, search.accepted, finals)
         except LikenessError as error:  # the best settings so far cannot be served again
             search.ended = str(error)
         best = finals[-1][0] if finals and finals[-1][1].kept else search.incumbent
-        return self._report(plan, untuned, search, best, [trial for _, trial in finals], measuring), best
+        return self._report(plan, untuned, search, best, [trial for _, trial in finals]), best
 
     def _plan(self, times: tuple[ServiceTime, ...]) -> Plan:
         keys: KeysOf = self.target.recipe.step_keys()
@@ -150,26 +143,21 @@ class _Tuning:
     def _left_s(self) -> float:
         return self.config.budget_s - (time.perf_counter() - self.began)
 
-    def _over(self, measuring: Measuring) -> str:
+    def _over(self) -> str:
         if self.stop.is_set():
             return "interrupted"
-        needed_s = measuring.cost_s(self.config.rounds) + measuring.cost_s(FINAL_ROUNDS)
+        needed_s = self.measuring.cost_s(self.config.rounds) + self.measuring.cost_s(FINAL_ROUNDS)
         return "" if self._left_s() >= needed_s else f"the time is up ({self.config.budget_s:g} s)"
 
     async def _finals(
-        self,
-        measuring: Measuring,
-        plan: Plan,
-        start: Settings,
-        accepted: Sequence[Settings],
-        finals: list[tuple[Settings, Trial]],
+        self, plan: Plan, start: Settings, accepted: Sequence[Settings], finals: list[tuple[Settings, Trial]]
     ) -> None:
         """Compare with the untuned settings what was accepted, the last first, until some are better there, too."""
         for settings in reversed(accepted):
-            if self.stop.is_set() or (finals and self._left_s() < measuring.cost_s(FINAL_ROUNDS)):
+            if self.stop.is_set() or (finals and self._left_s() < self.measuring.cost_s(FINAL_ROUNDS)):
                 return
             what = "tuned against untuned"
-            found = await measuring.compare(start, settings, what, FINAL_ROUNDS, to_the_end=True)
+            found = await self.measuring.compare(start, settings, what, FINAL_ROUNDS, to_the_end=True)
             if found is None:
                 return
             finals.append((settings, Trial.of("final", (start, settings), plan, found)))
@@ -177,13 +165,7 @@ class _Tuning:
                 return
 
     def _report(
-        self,
-        plan: Plan,
-        untuned: RunFigures,
-        search: Search,
-        best: Settings,
-        finals: Sequence[Trial],
-        measuring: Measuring,
+        self, plan: Plan, untuned: RunFigures, search: Search, best: Settings, finals: Sequence[Trial]
     ) -> TuneReport:
         stopped, final = self.stop.is_set(), finals[-1] if finals else None
         return TuneReport(
@@ -206,7 +188,7 @@ class _Tuning:
             better=final is not None and final.kept,
             ended="interrupted" if stopped else search.ended or "nothing was left to try",
             complete=not stopped and not search.ended,
-            notes=(*measuring.doubts(), *self._unmeasured()),
+            notes=(*self.measuring.doubts(), *self._unmeasured()),
         )
 
     def _unmeasured(self) -> Iterator[str]:
