@@ -7,7 +7,7 @@ encoder.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from transformers import (
     AutoModel,
     BertConfig,
     CLIPConfig,
+    MobileNetV2Config,
     PretrainedConfig,
     ResNetConfig,
     ViTConfig,
@@ -61,6 +62,7 @@ LANGUAGE: dict[str, PretrainedConfig] = {
 VISION: dict[str, PretrainedConfig] = {
     "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="bottleneck"),
     "vit": ViTConfig(**_TRANSFORMER, **_WIDE, image_size=PX, patch_size=16),
+    "mobilenet": MobileNetV2Config(initializer_range=0.25, depth_multiplier=0.35, image_size=PX),
     "clip": CLIPConfig(
         text_config={**_TRANSFORMER, "vocab_size": 64},
         vision_config={**_TRANSFORMER, **_WIDE, "image_size": PX, "patch_size": 16},
@@ -71,7 +73,9 @@ TOWERS: dict[str, dict[str, Any]] = {
     "bert": {"encoder": "transformer", "source": "bert", "max_tokens": 48},
     "xlnet": {"encoder": "transformer", "source": "xlnet", "max_tokens": 48},
     "terms": {"encoder": "tfidf"},
+    "glove": {"encoder": "word_vectors", "source": "glove.txt"},
     "resnet": {"encoder": "vision", "source": "resnet", "image_px": PX},
+    "mobilenet": {"encoder": "vision", "source": "mobilenet", "image_px": PX},
     "vit": {"encoder": "vision", "source": "vit", "image_px": PX},
     "clip": {"encoder": "vision", "source": "clip", "image_px": PX},
     "parts": {"encoder": "local_features", "source": "resnet", "image_px": PX},
@@ -110,6 +114,13 @@ def write_vision(folder: Path, config: PretrainedConfig) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
 
 
+def write_words(file: Path, words: Collection[str]) -> None:
+    """Write vectors of words, as GloVe's files have them."""
+    random = np.random.default_rng(3)
+    rows = (f"{word} {' '.join(map(str, random.normal(size=12).round(4)))}" for word in sorted({*words}))
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
 def write_network(folder: Path, config: PretrainedConfig) -> None:
     torch.manual_seed(3)
     AutoModel.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]  # transformers' own gap
@@ -133,6 +144,7 @@ def served(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         write_language(root / name, network, [json.loads(line).get("title", "") for line in lines])
     for name, network in VISION.items():
         write_vision(root / name, network)
+    write_words(root / "glove.txt", f"the {' '.join(lines)}".lower().replace('"', " ").replace(",", " ").split())
     if "inception" in TOWERS:
         torch.manual_seed(3)
         network = import_timm().create_model("inception_v3", pretrained=False, num_classes=0)

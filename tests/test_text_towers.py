@@ -37,11 +37,13 @@ RECIPE = {
 }
 
 
-@pytest.fixture(scope="module", params=["trained", "joined"])
+@pytest.fixture(scope="module", params=["trained", "concatenated", "joined"])
 def run(request: pytest.FixtureRequest, demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("words")
     if request.param == "trained":
         return trained(folder / "run", demo_catalogue)
+    if request.param == "concatenated":
+        return trained(folder / "run", demo_catalogue, fusion={"kind": "concatenation"})
     late = {"fusion": {"kind": "late"}}
     parts = [trained(folder / f"run-{seed}", demo_catalogue, seed=seed, **late) for seed in (1, 2)]
     join_runs(parts, Run(folder / "run"))
