@@ -55,7 +55,7 @@ def _refuse_misspelled(recipe: Recipe, catalogue: Catalogue) -> None:
                 f"{where}: no product of {data.products} has {', '.join(missing)}; attributes are: {known}"
             )
     for field, allowed in data.only.items():
-        if absent := sorted({*allowed} - {*catalogue.labels(field).tolist()}):
+        if absent := sorted({*allowed} - {*catalogue.needed_labels(field).tolist()}):
             raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
 
 
