@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +15,7 @@ import typer
 
 from likeness_client._files import Writer
 from likeness_client.client import Client
-from likeness_client.contract import embed_model
+from likeness_client.contract import embed_model, modalities_of
 from likeness_client.errors import (
     InputError,
     LikenessError,
@@ -67,6 +68,7 @@ class EmbedRun:
     down: Collection[str] = ()  # ensembles that were not ready when it began: nobody knows that they ever will be
     succeeded: int = 0
     failed: int = 0
+    read: Counter[str] = field(default_factory=Counter)  # per modality that is looked at, how many products had it
     named: list[str] = field(default_factory=list)
 
     def add(self, chunk: Sequence[Product | RecordError]) -> None:
@@ -86,9 +88,11 @@ class EmbedRun:
             info = self.client.info()
             self.space, self.down = info.space, [embed_model(signature) for signature in info.unready]
             self.offered = sorted({*info.signatures, *info.unready})
+            self.read.update(dict.fromkeys(self.modalities or info.modalities, 0))
         found = self._step(products)
         for index, failed in found.errors.items():
             self._fail(failed.at(self.writer.rows + index))
+        self.read.update(name for signature in found.signatures if signature for name in modalities_of(signature))
         self.writer.add(found)
         self.succeeded += len(found) - len(found.errors)
 

@@ -187,7 +187,8 @@ def embed(
             if not run.succeeded:
                 raise InputError(f"no product of {file} could be embedded; nothing was written")
         run.forget_steps()
-    typer.echo(f"{run.succeeded} products embedded to {out}", err=True)
+    read = ", ".join(f"{name} {count}" for name, count in run.read.items())  # a misspelt key is seen here
+    typer.echo(f"{run.succeeded} products embedded to {out}; read: {read}", err=True)
     if strict and run.failed:
         raise typer.Exit(1)
 

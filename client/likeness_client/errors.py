@@ -172,7 +172,8 @@ class ServerUnavailableError(ServerError):
         if self.model:
             return super().__str__()
         where = f" at {self.address}" if self.address else ""
-        return f"no server answers{where}; start one with `likeness serve REPOSITORY` ({self.message}) [{self.code}]"
+        way_out = "start one with `likeness serve REPOSITORY`, and ask its --grpc-port, not the one of HTTP"
+        return f"no server answers{where}; {way_out} ({self.message}) [{self.code}]"
 
 
 class DeadlineExceededError(ServerError):

@@ -172,8 +172,13 @@ def _read(product: Product, modality: str, path: Path, schema: InputSchema) -> b
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         reason = getattr(error, "strerror", None) or str(error)
-        fetched = "; nothing is fetched from the web: give a file" if {"http:", "https:"} & {*path.parts} else ""
-        raise _bad(product, modality, f"cannot read {path}: {reason}{fetched}") from error
+        raise _bad(product, modality, f"cannot read {path}: {reason}{_way_out(path)}") from error
+
+
+def _way_out(path: Path) -> str:
+    if {"http:", "https:"} & {*path.parts}:
+        return "; nothing is fetched from the web: give a file"
+    return "; write / between folders" if "\\" in path.name else ""  # as Windows does not
 
 
 def _pnm(product: Product, pixels: NDArray[np.uint8]) -> bytes:

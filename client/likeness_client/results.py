@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from likeness_client import _files
 from likeness_client.contract import Metric
@@ -60,22 +59,27 @@ class Embeddings:
         return cls(**_files.load(Path(path)))
 
     @classmethod
-    def from_vectors(cls, vectors: NDArray[Any], space: str) -> Embeddings:
+    def from_vectors(cls, vectors: ArrayLike, space: str) -> Embeddings:
         """Take vectors that were kept elsewhere, in a database for instance; nothing else is known of their products.
 
         Args:
-            vectors: [n, d], unit length, as `vectors` held them; NaN in the row of a product that has none.
+            vectors: [n, d], unit length, as `vectors` held them; NaN in the row of a product that has none. Databases
+                answer with lists: a list of rows is taken as an array is.
             space: the fingerprint that was kept beside them.
 
         Raises:
-            InputError: they are no matrix.
+            InputError: they are no matrix of numbers.
         """
-        if vectors.ndim != 2:
-            raise InputError(f"vectors must have the shape [n, d], found {list(vectors.shape)}: one row per product")
-        nothing = ("",) * len(vectors)
+        try:
+            matrix = np.asarray(vectors, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"vectors must be numbers of the shape [n, d], one row per product: {error}") from error
+        if matrix.ndim != 2:
+            raise InputError(f"vectors must have the shape [n, d], found {list(matrix.shape)}: one row per product")
+        nothing = ("",) * len(matrix)
         return cls(
-            vectors=vectors.astype(np.float32, copy=False),
-            modality_weights=({},) * len(vectors),
+            vectors=matrix,
+            modality_weights=({},) * len(matrix),
             signatures=nothing,
             product_ids=nothing,
             space=space,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _NO_LABELS = {"product_id", "title", "description", "images", "video"}
 _SHOWN_KEYS = 12
+_NAMED_LINES = 10  # as `likeness embed` names; a CSV instead of JSON lines has as many as the shop has products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,8 @@ class Catalogue:
         """
         known = {str(record.get("split")) for record in self.records}
         if missing := [split for split in dict.fromkeys(splits) if split not in known]:
-            raise InputError(f"no product has split {' or '.join(missing)}; there are: {', '.join(sorted(known))}")
+            there = ", ".join(sorted(known)) if known != {str(None)} else "none, as no product has the key split"
+            raise InputError(f"no product has split {' or '.join(missing)}; there are: {there}")
         return self.select(np.flatnonzero(self.in_splits(splits)))
 
     def in_splits(self, splits: Sequence[str]) -> NDArray[np.bool_]:
@@ -199,20 +201,24 @@ def named_keys(keys: Sequence[str]) -> str:
 
 
 def read_catalogue(path: Path) -> Catalogue:
-    """Read a product file; bad lines are logged and left out.
+    """Read a product file; bad lines are left out, the first of them named in the log and the others counted.
 
     Raises:
         InputError: the file cannot be read or holds no product at all.
     """
-    products, records = [], []
+    products, records, left_out = [], [], 0
     for item in scan_products(path):
         if isinstance(item, RecordError):
-            log.warning("left out: %s", item)
+            left_out += 1
+            if left_out <= _NAMED_LINES:
+                log.warning("left out: %s", item)
             continue
         products.append(item[0])
         records.append(item[1])
+    if left_out > _NAMED_LINES:
+        log.warning("left out: %d more lines of %s", left_out - _NAMED_LINES, path)
     if not products:
-        raise InputError(f"{path} holds no products: give a file with one JSON object per line")
+        raise InputError(f"{path} holds no products: give a file with one JSON object per line, each a product")
     return Catalogue(products=tuple(products), records=tuple(records))
 
 

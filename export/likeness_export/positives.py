@@ -92,9 +92,11 @@ class LabelPositives:
         self.source = None if source is None else np.unique(source, return_inverse=True)[1]
         self.groups = _groups(self.codes, self.known)
         if len(self.groups) < 2:
+            one_for_all = self.groups and len(self.groups[0]) == self.known[-1].sum()
+            other = "finer" if one_for_all else "coarser"
             raise InputError(
                 f"data.labels: {len(self.groups)} values are shared by several training products, and contrast needs "
-                "at least two: name a coarser label, or train on more products"
+                f"at least two: name a {other} label, or train on more products"
             )
         self.groups_per_batch = min(training.groups_per_batch, len(self.groups))
         self.group_size = training.group_size

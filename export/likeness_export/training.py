@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from likeness_client.errors import InputError
+from likeness_client.records import MODALITY_FIELDS
 from likeness_client.writing import told, told_if_full, write_text
 from torch import Tensor, nn
 
@@ -157,8 +158,9 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
     for name, tower in recipe.towers.items():
         items = Read([found[tower.modality] for found in parts if tower.modality in found])
         if not items:
-            keys = ", ".join(tower.attribute_keys())
-            missing = f"any of the attributes {keys}" if keys else tower.modality
+            fields = recipe.data.text_fields if tower.modality == "text" else MODALITY_FIELDS[tower.modality]
+            keys = [f"attributes.{key}" for key in tower.attribute_keys()] or fields
+            missing = f"{tower.modality} (read from: {', '.join(keys)})"
             raise InputError(f"towers.{name}: no training product has {missing}: leave the tower out")
         with told_if_full(run.towers / name):
             tower.prepare(items, run.towers / name, data_root)

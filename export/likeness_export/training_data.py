@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from likeness_client.errors import InputError
 
-from likeness_export.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, named_keys, read_recipe_catalogue
 from likeness_export.parts import Part
 from likeness_export.positives import training_pairs
-from likeness_export.recipe import DataSection, Recipe
+from likeness_export.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     """
     data = recipe.data
     every = read_recipe_catalogue(data.products, data_root)
-    _refuse_misspelled(data, every)
+    _refuse_misspelled(recipe, every)
     _warn_of_labels_that_are_read(recipe)
     catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
@@ -38,14 +39,23 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     return catalogue.select(rows)
 
 
-def _refuse_misspelled(data: DataSection, catalogue: Catalogue) -> None:
-    """Refuse names that would silently do nothing beside others that are right."""
-    keys = {key for product in catalogue.products for key in product.attributes}
-    read = [field for field in data.text_fields if field.startswith("attributes.")]
-    if missing := [field for field in read if field.removeprefix("attributes.") not in keys]:
-        raise InputError(f"data.text_fields: no product of {data.products} has {', '.join(missing)}")
+def _refuse_misspelled(recipe: Recipe, catalogue: Catalogue) -> None:
+    """Refuse names that nobody has before anything is fitted; beside others that are right, some would do nothing."""
+    data = recipe.data
+    there = Counter(key for product in catalogue.products for key in product.attributes)
+    read = {
+        f"towers.{name}": [f"attributes.{key}" for key in tower.attribute_keys()]
+        for name, tower in recipe.towers.items()
+    }
+    read["data.text_fields"] = [field for field in data.text_fields if field.startswith("attributes.")]
+    for where, fields in read.items():
+        if missing := [field for field in fields if field.removeprefix("attributes.") not in there]:
+            known = named_keys([key for key, _ in there.most_common()])
+            raise InputError(
+                f"{where}: no product of {data.products} has {', '.join(missing)}; attributes are: {known}"
+            )
     for field, allowed in data.only.items():
-        if absent := sorted({*allowed} - {*catalogue.labels(field).tolist()}):
+        if absent := sorted({*allowed} - {*catalogue.needed_labels(field).tolist()}):
             raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
 
 

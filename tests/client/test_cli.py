@@ -99,9 +99,12 @@ def test_embed_looks_at_the_named_modalities_only(
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ("embed", str(path), "--out", str(out), "--server", endpoint.address)
     assert run(monkeypatch, *arguments, "--modality", "text", "--modality", "image") == 0
-    assert "product 1 ('facts'): has none of text, image" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "product 1 ('facts'): has none of text, image" in said
+    assert f"1 products embedded to {out}; read: text 1, image 0\n" in said
     assert Embeddings.load(out).signatures == ("text", "")
     assert run(monkeypatch, *arguments) == 0
+    assert "; read: text 1, image 0, attributes 2\n" in capsys.readouterr().err  # a misspelt key is seen here
     assert Embeddings.load(out).signatures == ("text_attributes", "attributes")
     capsys.readouterr()
     assert run(monkeypatch, *arguments, "--modality", "txt") == 1

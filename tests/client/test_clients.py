@@ -316,7 +316,10 @@ def test_deadlines_hold(kind: Any, endpoint: Endpoint) -> None:
         assert time.monotonic() - start < 0.9
 
 
-AWAY = r"^no server answers at 127\.0\.0\.1:1; start one with `likeness serve REPOSITORY` \(.*\) \[UNAVAILABLE\]$"
+AWAY = (
+    r"^no server answers at 127\.0\.0\.1:1; start one with `likeness serve REPOSITORY`, and ask its --grpc-port, "
+    r"not the one of HTTP \(.*\) \[UNAVAILABLE\]$"
+)
 
 
 def test_no_server(kind: Any) -> None:

@@ -152,6 +152,7 @@ def test_image_sources(tmp_path: Path) -> None:
         (Path("no/such.jpg"), "cannot read no/such.jpg: No such file"),
         (Path("nul\0.jpg"), "cannot read"),
         (Path("shop") / "https://cdn.example.com/a.jpg", "a.jpg: No such file or directory; nothing is fetched"),
+        (Path("shop") / "photos\\a.jpg", "a.jpg: No such file or directory; write / between folders"),
         (Path(), "is not a file"),
         (Path("/dev/zero"), "is not a file"),
         (b"", "is empty"),

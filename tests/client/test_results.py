@@ -36,8 +36,13 @@ def test_vectors_of_a_database_are_embeddings_again() -> None:
     assert (kept.vectors.dtype.name, len(kept), kept.space) == ("float32", 2, "space-1")
     assert (kept.signatures, kept.product_ids, kept.modality_weights, kept.errors) == (("", ""), ("", ""), ({}, {}), {})
     assert len(Embeddings.concatenate([kept, embeddings()])) == 5
+    listed = Embeddings.from_vectors([[0.6, 0.8], [float("nan")] * 2], "space-1")  # as databases answer
+    np.testing.assert_array_equal(listed.vectors, kept.vectors)
     with pytest.raises(InputError, match=r"\[n, d\], found \[2\]"):
         Embeddings.from_vectors(np.array([0.6, 0.8]), "space-1")
+    for wrong in ([[0.6, 0.8], [0.6]], [None, [0.6, 0.8]], [["a", "b"]]):
+        with pytest.raises(InputError, match=r"numbers of the shape \[n, d\]"):
+            Embeddings.from_vectors(wrong, "space-1")  # type: ignore[arg-type]
 
 
 def test_files_hold_everything(tmp_path: Path, suffix: str) -> None:

@@ -50,6 +50,13 @@ def test_bad_lines_are_logged_and_left_out(tmp_path: Path, caplog: pytest.LogCap
     assert [record.getMessage().startswith("left out:") for record in caplog.records] == [True] * 3
 
 
+def test_of_many_bad_lines_the_first_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_catalogue(write(tmp_path, *["product_id,title"] * 50, {"product_id": "a"}))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 11
+    assert messages[-1] == f"left out: 40 more lines of {tmp_path / 'products.jsonl'}"
+
+
 def test_a_file_without_products_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"products\.jsonl holds no products"):
         read_catalogue(write(tmp_path, "nonsense"))
@@ -82,6 +89,8 @@ def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> No
     assert [record["product_id"] for record in products.of_splits(["val", "train"]).records] == ["a", "b", "c"]
     with pytest.raises(InputError, match="no product has split test or dev; there are: None, train, val"):
         products.of_splits(["test", "dev", "test", "train"])
+    with pytest.raises(InputError, match="no product has split train; there are: none, as no product has the key spli"):
+        products.select([3]).of_splits(["train"])
 
 
 @pytest.mark.parametrize(

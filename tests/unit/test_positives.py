@@ -98,11 +98,17 @@ def test_the_same_seed_draws_the_same_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "count"), [(["a", "a", "b", ""], 1), (["a", "b", "", ""], 0), (["", "", "", ""], 0)]
+    ("labels", "count", "other"),
+    [
+        (["a", "a", "b", ""], 1, "coarser"),
+        (["a", "b", "", ""], 0, "coarser"),
+        (["", "", "", ""], 0, "coarser"),
+        (["a", "a", "a", ""], 1, "finer"),
+    ],
 )
-def test_too_few_shared_labels_are_refused(labels: list[str], count: int) -> None:
+def test_too_few_shared_labels_are_refused(labels: list[str], count: int, other: str) -> None:
     with pytest.raises(
-        InputError, match=f"{count} values are shared by several training products, .* name a coarser label"
+        InputError, match=f"{count} values are shared by several training products, .* name a {other} label"
     ):
         LabelPositives([np.array(labels)], batch_of(2, 2))
 

@@ -76,6 +76,12 @@ def test_what_is_not_toml_is_refused_with_its_place(tmp_path: Path, content: byt
         load_recipe(place)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    plain = (BUILT_IN / "demo.toml").read_text(encoding="utf-8")
+    (tmp_path / "saved.toml").write_text(plain, encoding="utf-8-sig")  # as editors on Windows do
+    assert load_recipe(tmp_path / "saved.toml") == load_recipe(Path("demo"))
+
+
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read as a recipe"):
         load_recipe(tmp_path)

@@ -144,12 +144,17 @@ def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path
         ({"source": "knid"}, "no product has the label 'knid'"),
         ({"labels": ["product_id"]}, "0 values are shared by several training products"),
         ({"train_splits": ["train", "trian"]}, "no product has split trian"),
-        ({"text_fields": ["title", "attributes.brnd"]}, r"data\.text_fields: no product .* has attributes\.brnd"),
+        ({"text_fields": ["title", "attributes.brnd"]}, r"no product .* has attributes\.brnd; attributes are: kind, "),
+        ({"only": {"material": ["wood"]}}, r"no product has the label 'material'; products have: .*attributes\.kind"),
         ({"only": {"split": ["train", "trian"]}}, r"data\.only\.split: no product .* has 'trian'"),
     ):
         with pytest.raises(InputError, match=message):
             train(changed(tiny.recipe, data=section), Run(tmp_path / "run"), tiny.root)
         assert not (tmp_path / "run" / "towers").exists()  # nothing was read or fitted for it
+    recipe = changed(tiny.recipe, towers={"attributes": {"encoder": "one_hot", "keys": ["kind", "color"]}})
+    with pytest.raises(InputError, match=r"towers\.attributes: .* has attributes\.color; attributes are: kind, colour"):
+        train(recipe, Run(tmp_path / "run"), tiny.root)
+    assert not (tmp_path / "run" / "towers").exists()
 
 
 def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
@@ -369,10 +374,14 @@ def test_a_product_without_anything_that_a_tower_reads_is_left_out(
 
 def test_a_tower_whose_modality_nobody_has_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     recipe = changed(tiny.recipe, towers={"words": {"encoder": "transformer", "source": "none"}})
-    with pytest.raises(InputError, match=r"towers\.words: no training product has text: leave the tower out"):
+    with pytest.raises(
+        InputError, match=r"towers\.words: .* has text \(read from: title, description\): leave the tower out"
+    ):
         train(recipe, Run(tmp_path / "run"), tiny.root)
-    recipe = changed(tiny.recipe, towers={"attributes": {"encoder": "one_hot", "keys": ["farbe", "form"]}})
-    with pytest.raises(InputError, match=r"towers\.attributes: no training product has any of the attributes farbe"):
+    with tiny.products.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"product_id": "later", "split": "val", "attributes": {"farbe": "rot"}}) + "\n")
+    recipe = changed(tiny.recipe, towers={"attributes": {"encoder": "one_hot", "keys": ["farbe"]}})
+    with pytest.raises(InputError, match=r"towers\.attributes: .* has attributes \(read from: attributes\.farbe\)"):
         train(recipe, Run(tmp_path / "run"), tiny.root)
 
 

@@ -214,6 +214,12 @@ def test_a_recipe_keeps_its_comments_and_its_layout(tmp_path: Path, ending: str,
     assert recipe_text(path, tuned) == text
 
 
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_text(DEMO, encoding="utf-8-sig")
+    assert recipe_text(path, settings_of(load_recipe(path))).startswith(DEMO[:20])
+
+
 def test_a_recipe_that_cannot_take_the_settings_is_refused_first(repository: Path, tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_text(DEMO + "\n[serving]\nsteps.text_encoder.instances = 1\n", encoding="utf-8")

@@ -37,7 +37,7 @@ def recipe_text(path: Path, settings: Settings) -> str:
     """
     recipe = load_recipe(path)
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+        document = tomlkit.parse(path.read_text(encoding="utf-8-sig"))
         for step, keys in _missing(recipe, settings).items():
             _section(document, ("serving", "steps", step)).update(keys)
         text = tomlkit.dumps(document).rstrip("\n") + "\n"
