@@ -17,10 +17,9 @@ from threading import Barrier
 
 import numpy as np
 import pytest
-from likeness_client import AsyncClient, Client, DeadlineExceededError, Embeddings, Metric, Product, Scores
-from likeness_client.contract import all_signatures, encoder_model, modalities_of
+from likeness_client import AsyncClient, Client, Embeddings, Metric, Product, Scores
+from likeness_client.contract import all_signatures, modalities_of
 from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient
 
 pytestmark = pytest.mark.server
 
@@ -142,28 +141,3 @@ def test_tasks(address: str, known: Known) -> None:
             return await asyncio.gather(*(caller(100 + seed, client) for seed in range(CALLERS)))
 
     assert all(asyncio.run(all_callers()))
-
-
-def test_what_nobody_waits_for_any_more_is_not_computed(address: str, client: Client) -> None:
-    calls, rows = 200, client.info().max_batch_size
-    client.embed([Product(title="a vase")])
-    before = computed(address)
-
-    async def hurried() -> int:
-        async with AsyncClient(address, timeout_s=0.3, max_attempts=1, max_concurrency=calls) as impatient:
-            await impatient.info()
-            asked = ([Product(title=f"vase {call} {row}") for row in range(rows)] for call in range(calls))
-            found = await asyncio.gather(*map(impatient.embed, asked), return_exceptions=True)
-        assert {type(error) for error in found if isinstance(error, BaseException)} == {DeadlineExceededError}
-        return sum(isinstance(error, BaseException) for error in found)
-
-    late = asyncio.run(hurried())
-    client.embed([Product(title="a vase")])  # behind whatever still waits
-    assert calls * rows - (computed(address) - before) > late * rows / 2
-
-
-def computed(address: str) -> int:
-    """Return how many texts the server has embedded so far."""
-    with InferenceServerClient(address) as stub:
-        (stats,) = stub.get_inference_statistics(encoder_model("text")).model_stats
-    return int(stats.inference_count)

@@ -183,10 +183,6 @@ class BaseClient:
         headers = _sendable(self._headers()) if callable(self._headers) else self._headers
         return {"client_timeout": self.timeout_s, "headers": headers}
 
-    def _inference_settings(self) -> dict[str, Any]:
-        """Return the arguments that every inference has: the server, too, gives up what nobody waits for any more."""
-        return {**self._settings(), "timeout": round(self.timeout_s * 1e6)}
-
     def _channel(self) -> dict[str, Any]:
         """Return the arguments of tritonclient's ``InferenceServerClient``."""
         encrypted = {"ssl": True, **asdict(self._tls)} if self._tls else {}

@@ -226,7 +226,7 @@ class AsyncClient(_channel.BaseClient):
         large = _channel.size(call) > _LARGE
         inputs, outputs = await asyncio.to_thread(_channel.encode, call) if large else _channel.encode(call)
         with translate(self.address, call.model), self._open():
-            result = await self._stub().infer(call.model, inputs, call.version, outputs, **self._inference_settings())
+            result = await self._stub().infer(call.model, inputs, call.version, outputs, **self._settings())
         return _channel.decode(call, result)
 
     @contextmanager

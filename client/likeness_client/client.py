@@ -306,7 +306,7 @@ class Client(_channel.BaseClient):
     def _ask_alone(self, call: Call) -> Answer:
         inputs, outputs = _channel.encode(call)
         with self._open(), translate(self.address, call.model):
-            result = self._stub().infer(call.model, inputs, call.version, outputs, **self._inference_settings())
+            result = self._stub().infer(call.model, inputs, call.version, outputs, **self._settings())
         return _channel.decode(call, result)
 
     def _send(self, call: Call, failed: threading.Event) -> tuple[Future[Answer], Any]:
@@ -328,7 +328,7 @@ class Client(_channel.BaseClient):
         try:
             stub = self._stub()
             inputs, outputs = _channel.encode(call)
-            settings = self._inference_settings()  # may ask the caller's own function for the headers
+            settings = self._settings()  # may ask the caller's own function for the headers
             # tritonclient keeps the call in an attribute until its callback is attached: two threads at once would
             # swap their answers.
             with self._lock, self._open():

@@ -45,7 +45,6 @@ from likeness_export.tensors import TensorSpec
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 VERSION = 1
 """The version of the steps, which ensembles pin: nothing else is to be taken for them."""
-_LONGEST_WAIT_US = 3_600_000_000  # an hour: longer than anybody waits
 UNTRAINED = "untrained"
 """The space of configurations that were rendered without weights."""
 
@@ -133,10 +132,8 @@ class _Renderer:
         chosen = self.recipe.serving.of(config.name)
         config.dynamic_batching.max_queue_delay_microseconds = chosen.queue_delay_us
         config.dynamic_batching.preferred_batch_size.extend(chosen.preferred_batch_size)
-        # What nobody waits for any more is not computed: callers send their deadlines, which may only shorten this one.
-        policy = config.dynamic_batching.default_queue_policy
-        policy.default_timeout_microseconds = _LONGEST_WAIT_US
-        policy.allow_timeout_override = True
+        # No queue policy: with a timeout or a largest size Triton (2.51) prepares no batch while another is computed,
+        # and misses to wake up for it: who comes in that moment waits for the next caller, or for half a second.
         return config
 
     def python(self, config: ModelConfig) -> ModelConfig:

@@ -157,7 +157,6 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.index_fails: grpc.StatusCode | None = None
         self.down: set[str] = set()
         self.headers: list[dict[str, str]] = []
-        self.deadlines_us: list[int] = []
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         self.index_calls += 1
@@ -177,7 +176,6 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.headers.append(dict(context.invocation_metadata()))
-        self.deadlines_us.append(request.parameters["timeout"].int64_param)
         time.sleep(self.delay_s)
         if code := self.interfere(request.model_name):
             context.abort(code, "on purpose")

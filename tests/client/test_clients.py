@@ -201,11 +201,6 @@ def test_a_client_of_one_space_accepts_no_other(kind: Any, endpoint: Endpoint) -
         np.testing.assert_array_equal(client.embed(BATCH[:1]).vectors, held.vectors)
 
 
-def test_the_server_is_told_how_long_callers_wait(client: Any, endpoint: Endpoint) -> None:
-    client.embed(BATCH)
-    assert {*endpoint.servicer.deadlines_us} == {10_000_000}
-
-
 @pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "large"])
 def test_grpc_retries_what_can_be_retried(client: Any, endpoint: Endpoint, size: int) -> None:
     client.info()

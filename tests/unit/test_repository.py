@@ -77,16 +77,6 @@ def test_serving_choices_reach_the_configurations() -> None:
     assert encoder.profiles["cpu"].parameters["cpu_threads"].string_value == "3"
 
 
-def test_every_queue_keeps_the_deadlines_of_its_callers() -> None:
-    for model in render(RECIPE).values():
-        for config in (model.default, *model.profiles.values()):
-            if config.HasField("dynamic_batching"):
-                policy = config.dynamic_batching.default_queue_policy
-                assert policy.allow_timeout_override
-                assert policy.default_timeout_microseconds >= 3.6e9  # what callers ask for can only be less
-                assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
-
-
 def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
     recipe = load_recipe(Path("fashion"), ["serving.cpu_threads=3"])
     rows = {name: model.profiles["cpu"].parameters for name, model in render(recipe).items() if "cpu" in model.profiles}
