@@ -22,6 +22,7 @@ from likeness_client.errors import (
     DeadlineExceededError,
     InputError,
     LikenessError,
+    OverloadedError,
     ServerUnavailableError,
     SpaceMismatchError,
 )
@@ -36,8 +37,9 @@ _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's 
 )
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[a-z0-9_.-]+"), re.compile(r"[ -~]*")
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
-OUT_OF_REACH = (ServerUnavailableError, DeadlineExceededError)
-"""What says nothing about what a server offers: one replica of several may be down, or hang."""
+_REFRESH_S = 5.0  # how long each question may take of those that follow
+OUT_OF_REACH = (ServerUnavailableError, DeadlineExceededError, OverloadedError)
+"""What says nothing about what a server offers: one replica of several may be down, or hang, or a gateway be full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ class BaseClient:
     """What both clients have in common: where the server is and how it is called.
 
     Args:
-        address: ``host:port``, without a scheme. ``dns:///host:port`` balances over all addresses that the name has.
+        address: ``host:port``; calls are balanced over all addresses that the host's name has, as with
+            ``dns:///host:port``.
         timeout_s: the deadline of each call, retries included; before that, a call waits for its turn, at most as long.
         max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
             keep the batchers of a few steps busy; more only wait in the server's queues.
@@ -183,6 +186,10 @@ class BaseClient:
         headers = _sendable(self._headers()) if callable(self._headers) else self._headers
         return {"client_timeout": self.timeout_s, "headers": headers}
 
+    def _question_settings(self, *, needed: bool) -> dict[str, Any]:
+        """Return the arguments of a question about the server; where nobody needs the answer, it may not take long."""
+        return self._settings() | ({} if needed else {"client_timeout": min(self.timeout_s, _REFRESH_S)})
+
     def _channel(self) -> dict[str, Any]:
         """Return the arguments of tritonclient's ``InferenceServerClient``."""
         encrypted = {"ssl": True, **asdict(self._tls)} if self._tls else {}
@@ -208,8 +215,8 @@ def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
         }
-    # round_robin spreads single calls over all addresses of a `dns:///host:port` name, such as a headless service;
-    # gRPC's default sends everything to the first.
+    # round_robin spreads single calls over all addresses of a name, such as a headless service; gRPC's default sends
+    # everything to the first.
     service_config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [method],

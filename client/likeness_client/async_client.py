@@ -101,8 +101,7 @@ class AsyncClient(_channel.BaseClient):
         except _channel.OUT_OF_REACH:
             if known is None:
                 raise
-            self._info = self._info or known  # calls name the space that they want: if it is gone, they will say so
-            return self._info
+            return known  # calls name the space that they want: if it is gone, they will say so
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -140,26 +139,31 @@ class AsyncClient(_channel.BaseClient):
     async def _ask(self, *, alone: bool) -> ServerInfo:
         """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
         if alone or self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._learn())
+            self._asking = asyncio.create_task(self._learn(alone=alone))
             self._asking.add_done_callback(_has_failed)
         # One caller that is cancelled takes the answer from nobody else.
         return await asyncio.shield(self._asking)
 
-    async def _learn(self) -> ServerInfo:
+    async def _learn(self, *, alone: bool) -> ServerInfo:
         try:
-            self._info = found = await self._discover()
-        except BaseException:
-            self._info = None  # what is known may be wrong by now
+            self._info = found = await self._discover(needed=alone or self._info is None)
+        except BaseException as error:
+            if alone or not isinstance(error, _channel.OUT_OF_REACH):
+                self._info = None  # what is known may be wrong by now
             raise
         return found
 
-    async def _discover(self) -> ServerInfo:
+    async def _discover(self, *, needed: bool) -> ServerInfo:
         stub = self._stub()
+
+        async def config_of(name: str) -> Any:
+            return (await stub.get_model_config(name, **self._question_settings(needed=needed))).config
+
         with translate(self.address), self._open():
-            index = await stub.get_model_repository_index(**self._settings())
+            index = await stub.get_model_repository_index(**self._question_settings(needed=needed))
             models = embed_models(index.models)
-            asked = (stub.get_model_config(name, **self._settings()) for name, reason in models.items() if not reason)
-            return self._accepted(discover([answer.config for answer in await asyncio.gather(*asked)], models))
+            asked = (config_of(name) for name, reason in models.items() if not reason)
+            return self._accepted(discover(await asyncio.gather(*asked), models))
 
     async def _run(self, operation: Callable[[ServerInfo], Operation[T]], *, brief: bool = False) -> T:
         info = await self.info()

@@ -162,8 +162,7 @@ class Client(_channel.BaseClient):
         except _channel.OUT_OF_REACH:
             if known is None:
                 raise
-            self._info = self._info or known  # calls name the space that they want: if it is gone, they will say so
-            return self._info
+            return known  # calls name the space that they want: if it is gone, they will say so
 
     def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -216,10 +215,11 @@ class Client(_channel.BaseClient):
         if waited_for:
             return asking.result()
         try:
-            self._info = found = self._discover()
+            self._info = found = self._discover(needed=alone or self._info is None)
             asking.set_result(found)
         except BaseException as error:
-            self._info = None  # what is known may be wrong by now
+            if alone or not isinstance(error, _channel.OUT_OF_REACH):
+                self._info = None  # what is known may be wrong by now
             # Ctrl-C, for one, is meant for the thread that it reached.
             interrupted = ServerError("the thread that asked it was interrupted", self.address, code="CANCELLED")
             asking.set_exception(error if isinstance(error, Exception) else interrupted)
@@ -230,16 +230,19 @@ class Client(_channel.BaseClient):
                     self._asking = None
         return found
 
-    def _discover(self) -> ServerInfo:
+    def _discover(self, *, needed: bool) -> ServerInfo:
         stub = self._stub()
+
+        def config_of(name: str) -> Any:
+            return stub.get_model_config(name, **self._question_settings(needed=needed)).config
+
         with self._open(), translate(self.address):
-            index = stub.get_model_repository_index(**self._settings())
+            index = stub.get_model_repository_index(**self._question_settings(needed=needed))
             models = embed_models(index.models)
             ready = [name for name, reason in models.items() if not reason]
             # Side by side: five modalities have 31 ensembles, and a server may be far away.
             with ThreadPoolExecutor(self.max_concurrency) as pool:
-                answers = pool.map(lambda name: stub.get_model_config(name, **self._settings()), ready)
-                return self._accepted(discover([answer.config for answer in answers], models))
+                return self._accepted(discover([*pool.map(config_of, ready)], models))
 
     @contextmanager
     def _open(self) -> Iterator[None]:

@@ -116,6 +116,7 @@ def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Pat
         version = folder / name / str(model.version)
         if name in preprocessing:
             shutil.copyfile(ADAPTERS / "preprocess_model.py", version / "model.py")
+            shutil.copyfile(ADAPTERS / "counting.py", version / "counting.py")
             shutil.copyfile(inspect.getfile(preprocessing[name]), version / "preprocessing.py")
         elif "cpu" in model.profiles:
             shutil.copyfile(ADAPTERS / "network_model.py", version / "model.py")

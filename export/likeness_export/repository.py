@@ -39,6 +39,7 @@ from likeness_export.pipeline import (
     towers_of,
 )
 from likeness_export.recipe import Recipe
+from likeness_export.servable import KEPT_FOLDER
 from likeness_export.serving_section import StepSettings
 from likeness_export.tensors import TensorSpec
 
@@ -268,4 +269,4 @@ def write_configs(models: Mapping[str, RenderedModel], folder: Path) -> None:
         version = folder / name / str(model.version)
         version.mkdir(exist_ok=True)
         if model.default.platform == "ensemble":
-            (version / ".gitkeep").touch()
+            (version / KEPT_FOLDER).touch()

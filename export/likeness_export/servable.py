@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import InputError
 
+KEPT_FOLDER = ".gitkeep"
+"""What lies in the version of an ensemble, which is empty, and which some copies leave out."""
 MANIFEST = "manifest.json"
 """What a repository says of itself, beside its models: recipe, space, libraries, checks, and a hash of every file."""
-_AGAIN = "copy the repository again, all of it, or export it again"
+_AGAIN = (
+    f"copy the repository again, all of it, or export it again; if it was changed on purpose, remove its {MANIFEST}"
+)
+log = logging.getLogger(__name__)
 NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "tensorrt": ("model.plan",)}
 """Profile -> the files that it needs of every network."""
 
@@ -53,7 +59,8 @@ def _check_whole(repository: Path) -> None:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
-    if not (repository / MANIFEST).is_file():  # one that was put together by hand
+    if not (repository / MANIFEST).is_file():
+        log.warning("%s has no %s: nobody knows whether it is whole", repository, MANIFEST)
         return
     try:
         manifest = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
@@ -62,6 +69,8 @@ def _check_whole(repository: Path) -> None:
         raise InputError(f"{repository / MANIFEST} cannot be read ({error!r}): {_AGAIN}") from error
     for name, digest in digests:
         path = repository / name
+        if path.name == KEPT_FOLDER:
+            continue
         if not path.is_file():
             raise InputError(f"{path} is missing: {_AGAIN}")
         if path.suffix == ".pbtxt":

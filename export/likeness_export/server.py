@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,7 +28,10 @@ from likeness_export.servable import check_repository
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX, _CLAIM = "likeness-serve-", ".claim"
+_NAME = re.compile(rf"{_PREFIX}\w+{re.escape(_CLAIM)}")
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
+_OWN_OPTIONS = {f"--{what}-{of}" for what in ("grpc", "http", "metrics") for of in ("address", "port")}
+_OWN_OPTIONS |= {"--model-repository", "--model-config-name"}
 PROBE_CHANNEL = [
     # gRPC's own pauses grow to seconds, in which a server that is ready goes unnoticed.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -135,6 +139,7 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
     """
     server = find_tritonserver()
     profile = config.profile or server.profile
+    _check_options(config.options)
     check_repository(config.repository, profile)
     if server.package and profile != "cpu":
         raise InputError(
@@ -184,6 +189,14 @@ def _address_of(host: str) -> str:
         raise InputError(
             f"{host} cannot be resolved: give an address of this machine with --host, e.g. 0.0.0.0"
         ) from error
+
+
+def _check_options(options: tuple[str, ...]) -> None:
+    if options and not options[0].startswith("--"):
+        raise InputError(f"{options[0]}: one repository is served; options of tritonserver itself follow after --")
+    for option in options:
+        if option.split("=")[0] in _OWN_OPTIONS:
+            raise InputError(f"{option}: likeness serve says that itself; see its own options, `likeness serve --help`")
 
 
 def _check_ports(config: ServeConfig) -> None:
@@ -302,16 +315,23 @@ def _claim(prefix: str) -> Iterator[None]:
     if not _SHARED_MEMORY.is_dir():
         yield
         return
-    with (_SHARED_MEMORY / f"{prefix}{_CLAIM}").open("wb") as claim:
+    path = _SHARED_MEMORY / f"{prefix}{_CLAIM}"
+    with ExitStack() as held:
+        claim = held.enter_context(path.open("wb"))
         fcntl.flock(claim, fcntl.LOCK_EX)
+        if not path.exists():  # who frees abandoned memory was quicker
+            claim = held.enter_context(path.open("wb"))
+            fcntl.flock(claim, fcntl.LOCK_EX)
         yield
 
 
 def _free_abandoned_memory() -> None:
     for path in _SHARED_MEMORY.glob(f"{_PREFIX}*{_CLAIM}"):
-        with suppress(OSError), path.open("rb") as claim:  # another user's, or held
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _free_memory(path.name.removesuffix(_CLAIM))
+        with suppress(OSError), path.open("rb") as claim:  # gone, another user's, or held
+            mine = os.fstat(claim.fileno()).st_uid == os.getuid() and _NAME.fullmatch(path.name)
+            if mine:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _free_memory(path.name.removesuffix(_CLAIM))
 
 
 def _free_memory(prefix: str) -> None:

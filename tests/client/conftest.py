@@ -153,6 +153,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.when_over: Callable[[bool], None] = lambda _: None
         self.index_delay_s = 0.0
         self.index_calls = 0
+        self.patience_s: list[float] = []
         self.index_state = "READY"
         self.index_fails: grpc.StatusCode | None = None
         self.down: set[str] = set()
@@ -160,6 +161,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         self.index_calls += 1
+        self.patience_s.append(context.time_remaining())
         self.headers.append(dict(context.invocation_metadata()))
         time.sleep(self.index_delay_s)
         if self.index_fails:

@@ -176,7 +176,20 @@ def test_info_is_asked_again_after_a_while(client: Any, endpoint: Endpoint, monk
     assert client.embed(BATCH[:1]).space == "space-4"
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+def test_what_is_known_is_not_waited_for_long(kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kind(endpoint.address, timeout_s=60) as client:
+        client.embed(BATCH[:1])
+        monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
+        client.embed(BATCH[:1])
+        client.info(refresh=True)
+        first, second, wanted = endpoint.servicer.patience_s
+        assert second < 10 < min(first, wanted)
+
+
+OUT_OF_REACH = [getattr(grpc.StatusCode, name) for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")]
+
+
+@pytest.mark.parametrize("code", OUT_OF_REACH)
 def test_a_replica_that_cannot_say_what_it_offers_costs_nobody_an_answer(
     kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode
 ) -> None:
@@ -184,7 +197,8 @@ def test_a_replica_that_cannot_say_what_it_offers_costs_nobody_an_answer(
         client.embed(BATCH[:1])
         monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
         endpoint.servicer.index_fails = code
-        assert client.embed(BATCH[:1]).space == "space-1"
+        for _ in range(2):
+            assert client.embed(BATCH[:1]).space == "space-1"
         with pytest.raises(ServerError):
             client.info(refresh=True)
         with pytest.raises(ServerError):  # what was asked for explicitly and failed is known no more
@@ -543,7 +557,7 @@ def test_an_interrupt_is_meant_for_the_thread_that_it_reached(
 ) -> None:
     asked = threading.Event()
 
-    def interrupted(_: Client) -> None:
+    def interrupted(_: Client, **_asked: object) -> None:
         asked.set()
         time.sleep(0.2)
         raise KeyboardInterrupt

@@ -81,7 +81,8 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> None:
     utils.Logger, utils.MetricFamily = SimpleNamespace(log_error=LOG.append), Family
     LOG.clear()
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
-    for name, module in (("lengths", lengths), ("session", session), ("answering", load("answering"))):
+    beside = {"lengths": lengths, "session": session, "answering": load("answering"), "counting": load("counting")}
+    for name, module in beside.items():
         monkeypatch.setitem(sys.modules, name, module)
 
 

@@ -55,7 +55,7 @@ def test_the_command_knows_the_extra_of_every_optional_package(name: str) -> Non
     """So that one that is not installed is a line that says what to install."""
     found = set[str]().union(*(imports(path) for package, path in MODULES if package == name))
     everywhere = {"google", "numpy", "tritonclient", "typer"}  # what the client itself brings
-    in_a_server = {"answering", "lengths", "preprocessing", "session", "triton_python_backend_utils"}
+    in_a_server = {"answering", "counting", "lengths", "preprocessing", "session", "triton_python_backend_utils"}
     says_so_itself = {"tensorrt", "timm"}
     known = sys.stdlib_module_names | PACKAGES.keys() | everywhere | in_a_server | says_so_itself | EXTRA_OF.keys()
     assert found - known - {"_typeshed"} == set()
@@ -96,7 +96,7 @@ ADAPTERS = sorted((PACKAGES["likeness_export"] / "serving").glob("*_model.py"))
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.name)
 def test_adapters_are_thin_and_import_nothing_of_this_package(path: Path) -> None:
-    beside = {"answering", "lengths", "preprocessing", "session"}
+    beside = {"answering", "counting", "lengths", "preprocessing", "session"}
     available = {"numpy", "onnxruntime", "triton_python_backend_utils", *beside}
     assert imports(path) <= sys.stdlib_module_names | available
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]

@@ -67,7 +67,7 @@ def test_the_repository_has_a_folder_per_model_and_a_manifest(exported: Exported
     before = {
         f"{tower}_preprocess/1/{name}"
         for tower in ("image", "attributes")
-        for name in ("model.py", "preprocessing.py", "answering.py", "lengths.py")
+        for name in ("model.py", "preprocessing.py", "answering.py", "counting.py", "lengths.py")
     }
     assets = {"image_preprocess/1/assets/image.json", "attributes_preprocess/1/assets/attributes.json"}
     assert found.keys() == {*configs, *onnx_files, *adapters, *before, *assets, "manifest.json"}

@@ -28,6 +28,7 @@ from likeness_export.server import (
     _command,
     _runtime,
     _wait_until_ready,
+    serving,
     unused_ports,
 )
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -75,10 +76,20 @@ def test_a_copy_that_is_not_whole_is_not_served(
     folder = tmp_path / "repository"
     shutil.copytree(exported.repository, folder)
     change(folder / "image_encoder/config.pbtxt", "count: 1", "count: 2")  # which anybody may
+    next(folder.rglob(".gitkeep")).unlink()  # as some copies do
     check_repository(folder, "cpu")
     damage(folder)
-    with pytest.raises(InputError, match=rf"{said}.*: copy the repository again, all of it, or export it again$"):
+    with pytest.raises(InputError, match=rf"{said}.*: copy the repository again, all of it, or export it again; if"):
         check_repository(folder, "cpu")
+
+
+def test_a_repository_without_a_manifest_is_served_with_a_warning(
+    exported: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "repository"
+    shutil.copytree(exported.repository, folder, ignore=shutil.ignore_patterns(MANIFEST, "similarity"))
+    check_repository(folder, "cpu")
+    assert f"{folder} has no {MANIFEST}" in caplog.text
 
 
 def change(file: Path, old: str, new: str) -> None:
@@ -92,7 +103,9 @@ def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
 ) -> None:
     monkeypatch.setattr("likeness_export.server._SHARED_MEMORY", tmp_path)
     killed = [tmp_path / f"likeness-serve-killed{suffix}" for suffix in (".claim", "1", "2")]
-    others = [tmp_path / name for name in ("triton_python_backend_1", "likeness-serve-nobodys")]
+    others = [
+        tmp_path / name for name in ("triton_python_backend_1", "likeness-serve-nobodys", "likeness-serve-*.claim")
+    ]
     for path in (*killed, *others):
         path.touch()
     with _runtime() as first:
@@ -102,6 +115,19 @@ def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
             assert own.exists()
         assert own.exists()
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("other", "other: one repository is served"),
+        ("--grpc-port=9", "--grpc-port=9: likeness serve says that itself"),
+        ("--model-repository", "--model-repository: likeness serve says that itself"),
+    ],
+)
+def test_options_that_are_not_for_tritonserver_are_refused(tmp_path: Path, option: str, said: str) -> None:
+    with pytest.raises(InputError, match=said), serving(ServeConfig(repository=tmp_path, options=(option,))):
+        pass
 
 
 def test_options_of_tritonserver_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from likeness_export.precision.graph import layers
 
-# Powers and their sums leave the range of fp16 soon, a square from 256 on: lengths, root mean squares, generalised
-# means. On a CPU, which computes in fp32 all the same, nobody would notice.
+# Powers leave the range of fp16 soon, a square from 256 on, and so do their means: lengths, root mean squares,
+# generalised means. On a CPU, which computes in fp32 all the same, nobody would notice.
 _EXACT = [*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceL2", "ReduceMean", "Sqrt"]
 _TYPES = ("Conv", "Gemm", "LayerNormalization", "LSTM", "MatMul", "Softmax")
 
@@ -45,19 +45,19 @@ class Half:
 
 
 def _added_to_means(graph: onnx.GraphProto) -> list[str]:
-    """Return the nodes between a mean of squares and its root: they add a small number."""
+    """Return what adds to a mean: between one of squares and its root stands a small number."""
     means = {name for node in graph.node if node.op_type == "ReduceMean" for name in node.output}
     return [node.name for node in graph.node if node.op_type == "Add" and means.intersection(node.input)]
 
 
 def _join_exact(model: onnx.ModelProto) -> None:
-    """Drop the casts to fp16 and back that the converter puts between neighbours which both stay fp32."""
+    """Let neighbours that both stay fp32 meet without the cast to fp16 that the converter puts between them."""
     graph = OnnxModel(model)
     for back in graph.get_nodes_by_op_type("Cast"):
         there = graph.get_parent(back, 0)
         if there and there.op_type == "Cast" and (_to(there), _to(back)) == (TensorProto.FLOAT16, TensorProto.FLOAT):
             back.input[0] = there.input[0]
-    graph.prune_graph()
+    graph.prune_graph(allow_remove_graph_inputs=False)
     graph.topological_sort()
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from answering import Unusable, each_answered
+from answering import each_answered
+from counting import Unusable
 from lengths import used_lengths
 from preprocessing import Preprocessor
 
@@ -33,7 +34,6 @@ class TritonPythonModel:
         """Preprocess one batch."""
         batches = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
         tensors, errors = self.preprocessor([item for batch in batches for item in batch.ravel()])
-        self.unusable.count(errors)
         lengths = used_lengths(list(tensors.values())) if self.buckets else np.empty(0, np.intp)
         reasons = np.array([error.encode() for error in errors], dtype=np.object_).reshape(-1, 1)
         columns = [tensors.get(name, reasons) for name in self.outputs]
@@ -46,4 +46,5 @@ class TritonPythonModel:
             cut = slice(next((bucket for bucket in self.buckets if bucket >= longest), None))
             outputs = [pb_utils.Tensor(n, c[rows, cut]) for n, c in zip(self.outputs, columns, strict=True)]
             responses.append(pb_utils.InferenceResponse(outputs))
+        self.unusable.count(errors)
         return responses

@@ -1,7 +1,7 @@
 """Answering the requests of a batch: one that cannot be computed costs only itself, and whoever watches is told."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -23,24 +23,3 @@ def each_answered(model: str, requests: list[Any], answer: Callable[[list[Any]],
             pb_utils.Logger.log_error(f"{reason}\n{traceback.format_exc()}")
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(reason))]
     return [each_answered(model, [request], answer)[0] for request in requests]
-
-
-class Unusable:
-    """Counts the items that could not be used: to Triton a request has gone well whose every photo was broken.
-
-    Args:
-        model: the preprocessing step.
-    """
-
-    def __init__(self, model: str) -> None:
-        self._family = pb_utils.MetricFamily(  # it has to live as long as the counter
-            name="likeness_unusable_items_total",
-            description="Items that were broken, outside the limits, or of which nothing is known",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self._counter = self._family.Metric(labels={"model": model})
-
-    def count(self, reasons: Sequence[str]) -> None:
-        """Count the items that have a reason."""
-        if unusable := sum(map(bool, reasons)):
-            self._counter.increment(unusable)
