@@ -134,7 +134,7 @@ class _Renderer:
         config.dynamic_batching.max_queue_delay_microseconds = chosen.queue_delay_us
         config.dynamic_batching.preferred_batch_size.extend(chosen.preferred_batch_size)
         # No queue policy: with a timeout or a largest size Triton (2.51) prepares no batch while another is computed,
-        # and misses to wake up for it: who comes in that moment waits for the next caller, or for half a second.
+        # and does not wake up in time for it: who comes in that moment waits for the next caller, or half a second.
         return config
 
     def python(self, config: ModelConfig) -> ModelConfig:
