@@ -400,7 +400,12 @@ def test_a_servers_learned_metric_is_judged_as_the_networks_own_logit(files: tup
     assert expected.scores.max() > 3
     np.testing.assert_allclose(found["learned, among neighbours"].scores, expected.scores, atol=2e-3)
     np.testing.assert_allclose(found["learned, among neighbours"].probabilities, expected.probabilities, atol=2e-3)
-    assert np.nanmax(found["learned"].scores) <= 1
+    alone = [Judged(pairs=some, vectors=held.vectors) for some in (train, measured)]
+    by_itself = match(held.ids, alone[:1], alone[1], logit)
+    np.testing.assert_allclose(found["learned"].probabilities, by_itself.probabilities, atol=2e-3)
+    np.testing.assert_allclose(found["learned"].scores, 1 / (1 + np.exp(-by_itself.scores)), atol=1e-6)
+    matched = found["learned"].probabilities >= found["learned"].decision.threshold
+    np.testing.assert_array_equal(found["learned"].scores >= found["learned"].score_threshold, matched)
 
 
 def test_pairs_of_a_label_have_the_hardest_negatives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from likeness_client.contract import Metric
 from likeness_client.errors import InputError
 from likeness_client.results import Embeddings
 from numpy.typing import NDArray
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from likeness_export.named_pairs import NamedPair, hold_out
 from likeness_export.progress import each
@@ -40,6 +40,7 @@ class Matching:
         seen: over those of which both products occur in the train pairs.
         unseen: over the rest.
         scores: FP32, per measured pair; NaN where a product has no embedding.
+        score_threshold: the score to match from; NaN where it does not decide alone.
         probabilities: FP64, per measured pair, of being the same product; NaN where a product has no embedding.
         train_unscored: how many train pairs have a product without an embedding; they are not matched.
         unscored: how many measured pairs have one.
@@ -51,6 +52,7 @@ class Matching:
     seen: Figures
     unseen: Figures
     scores: Scores
+    score_threshold: float
     probabilities: Probabilities
     train_unscored: int
     unscored: int
@@ -100,8 +102,8 @@ def match_by_all(
 ) -> dict[str, Matching]:
     """Judge pairs by every measure, each pair by itself and among its neighbours.
 
-    Among neighbours the learned metric counts as its logit, for how far a score stands out is lost where probabilities
-    are near 0 or 1; neighbours are found by cosine.
+    The learned metric counts as its logit, for how far a score stands out is lost where probabilities are near 0 or 1;
+    neighbours are found by cosine.
 
     Args:
         held: the products.
@@ -116,21 +118,24 @@ def match_by_all(
     if client and len(held_out.folds) > 1:
         raise InputError("a server knows only the joined metric, which has seen all pairs: leave --server out")
     taught, asked = folds_of(held.vectors, train, held_out), Judged(pairs=measured, vectors=held.vectors)
-    measures: dict[str, tuple[Score, Score]] = {"cosine": (cosine, cosine)}
+    measures: dict[str, Score] = {"cosine": cosine}
     if client:
-        probability = learned(client, held.space)
-        measures["learned"] = probability, as_logit(probability)
+        measures["learned"] = as_logit(learned(client, held.space))
     found = {}
-    for name, (alone, beside) in measures.items():
-        found[name] = match(held.ids, taught, asked, alone, train)
-        near = among_neighbours(held.ids, asked, [*train, *measured], beside)
+    for name, score in measures.items():
+        found[name] = match(held.ids, taught, asked, score, train)
+        near = among_neighbours(held.ids, asked, [*train, *measured], score)
         near_taught = [
             replace(judged, local=near.local)  # one and the same space
             if judged.vectors is asked.vectors
-            else among_neighbours(held.ids, judged, [*train, *measured], beside)
+            else among_neighbours(held.ids, judged, [*train, *measured], score)
             for judged in taught
         ]
-        found[f"{name}, among neighbours"] = match(held.ids, near_taught, near, beside, train)
+        found[f"{name}, among neighbours"] = match(held.ids, near_taught, near, score, train)
+    if client:  # who asks the server gets probabilities to compare with
+        alone = found["learned"]
+        scores = expit(alone.scores)
+        found["learned"] = replace(alone, scores=scores, score_threshold=float(expit(alone.score_threshold)))
     return found
 
 
@@ -169,6 +174,7 @@ def match(
         seen=figures(probabilities[seen], labels[seen], decision.threshold),
         unseen=figures(probabilities[~seen], labels[~seen], decision.threshold),
         scores=scores,
+        score_threshold=decision.score_threshold,
         probabilities=probabilities,
         train_unscored=int(np.isnan(train_scores).sum()),
         unscored=int(np.isnan(scores).sum()),

@@ -36,7 +36,7 @@ def write_matching(
     figures = {
         metric: {
             **_plain(asdict(matching.decision)),
-            "score_threshold": _rounded(matching.decision.score_threshold),
+            "score_threshold": _rounded(matching.score_threshold),
             **{name: _plain(asdict(getattr(matching, name))) for name in ("train", "every", "seen", "unseen")},
             "train_without_embedding": matching.train_unscored,
             "without_embedding": matching.unscored,
@@ -91,10 +91,10 @@ def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[
 
 def matching_table(metric: str, matching: Matching, split: str, train_split: str) -> None:
     """Print the figures of one metric."""
-    decision = matching.decision
-    score = "" if math.isnan(decision.score_threshold) else f" (a score of {decision.score_threshold:.4f})"
+    from_score = "" if math.isnan(matching.score_threshold) else f" (a score of {matching.score_threshold:.4f})"
+    title = f"{metric}: matched from a probability of {matching.decision.threshold:.3f}{from_score}"
     columns = ("number", "positive", "precision", "recall", "F1")
-    table = figures_table(f"{metric}: matched from a probability of {decision.threshold:.3f}{score}", "pairs", columns)
+    table = figures_table(title, "pairs", columns)
     rows = {
         train_split: matching.train,
         split: matching.every,
