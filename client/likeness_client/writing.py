@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from likeness_client.errors import InputError
 
@@ -38,6 +43,18 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as ``.npy``. To a file numpy writes past Python, and of a small array does not notice a full disk.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    whole = io.BytesIO()
+    np.save(whole, array)
+    with written_aside(path) as aside:
+        aside.write_bytes(whole.getbuffer())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,4 +98,7 @@ def told_if_full(path: Path) -> Iterator[None]:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write {path} ({error.strerror or error}): make room there, or give another path")
+    way_out = "make room there, or give another path"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        way_out = "raise the limit (ulimit -n)"
+    return InputError(f"cannot write {path} ({error.strerror or error}): {way_out}")

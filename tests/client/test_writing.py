@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from likeness_client import InputError
-from likeness_client.writing import told_if_full, write_text, written_aside
+from likeness_client.writing import told, told_if_full, write_text, written_aside
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -63,6 +63,12 @@ def test_a_full_disk_is_told_from_the_faults_of_others(tmp_path: Path) -> None:
             raise OSError(full, os.strerror(full))
     with pytest.raises(ConnectionResetError), written_aside(tmp_path / "a.txt"):
         raise ConnectionResetError(errno.ECONNRESET, "another one's")
+
+
+def test_too_many_open_files_are_no_lack_of_room(tmp_path: Path) -> None:
+    expected = r"cannot write .*a\.txt \(Too many open files\): raise the limit \(ulimit -n\)$"
+    with pytest.raises(InputError, match=expected), told(tmp_path / "a.txt"):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_a_folder_that_is_copied_to_a_full_disk_is_named(tmp_path: Path) -> None:

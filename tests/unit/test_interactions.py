@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,6 +24,9 @@ from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
 from likeness_export.training import train
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import LittleRoom
 
 GROUPS, LISTINGS, SHOPPERS = 8, 12, 25  # of each group
 FACTORS = 16
@@ -169,6 +172,12 @@ def test_factors_that_cannot_be_computed_are_named_with_the_way_out(tmp_path: Pa
     items = [encode({f"u{user}": 1 + user for user in range(10)}) for _ in range(4)]
     with pytest.raises(InputError, match=r"towers\.\w+: the factors of 10 users cannot .*: raise regularization, or"):
         fit(tmp_path, items, config)
+
+
+def test_factors_that_find_no_room_are_named(tmp_path: Path, little_room: LittleRoom) -> None:
+    items = [encode({f"u{user}": 1 + user for user in range(10)}) for _ in range(4)]
+    with little_room(2000), pytest.raises(InputError, match=r"^cannot write .*factors\.npy \(.*\): make room there"):
+        fit(tmp_path, items, AlsConfig(encoder="als", factors=64))
 
 
 def test_unknown_users_are_skipped_and_a_bad_item_fails_alone(fitted: Preprocessor) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch.nn.functional as F
 from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
+from likeness_client.writing import write_array
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -64,7 +65,7 @@ class AlsConfig(EncoderConfig):
         settings = {"alpha": self.alpha, "regularization": self.regularization, "max_bytes": limit}
         write_asset(tower, interactions.SETTINGS_FILE, settings)
         write_asset(tower, interactions.USERS_FILE, users)
-        np.save(tower / ASSETS / interactions.FACTORS_FILE, factors)
+        write_array(tower / ASSETS / interactions.FACTORS_FILE, factors)
 
     def factorise(self, users: Sequence[str], products: Sequence[dict[str, float]]) -> NDArray[np.float32]:
         """Return the users' factors, FP32 [users, f]; the same numbers every time, as a resumed training needs."""

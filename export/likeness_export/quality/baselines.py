@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from likeness_client.errors import InputError
 from likeness_client.records import ImageSource, Product
-from likeness_client.writing import written_aside
+from likeness_client.writing import write_array
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -93,8 +93,7 @@ class _Source:
             kept: NDArray[np.float32] = np.load(place)
             return kept
         found = pooled(photos, config, self.data_root)
-        with written_aside(place) as aside, aside.open("wb") as out:
-            np.save(out, found)
+        write_array(place, found)
         return found
 
 
