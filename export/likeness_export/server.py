@@ -23,7 +23,7 @@ from typing import Any
 
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
-from likeness_export.servable import check_repository
+from likeness_export.servable import NETWORK_FILES, check_repository
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _SHARED_MEMORY = Path("/dev/shm")
@@ -140,13 +140,13 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
     server = find_tritonserver()
     profile = config.profile or server.profile
     _check_options(config.options)
-    check_repository(config.repository, profile)
-    if server.package and profile != "cpu":
+    config = replace(config, host=_address_of(config.host))
+    _check_ports(config)
+    if server.package and profile in NETWORK_FILES.keys() - {"cpu"}:
         raise InputError(
             f"the tritonserver from pip has no backend for profile {profile}: use profile cpu or a container"
         )
-    config = replace(config, host=_address_of(config.host))
-    _check_ports(config)
+    check_repository(config.repository, profile)
     with _runtime() as runtime, _log(config.log_file) as log:
         command, environment = _command(server, config, profile, runtime)
         # A process group of its own: Ctrl-C reaches this process only, which then stops the group in order.
