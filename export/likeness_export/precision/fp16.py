@@ -55,15 +55,12 @@ def _join_exact(model: onnx.ModelProto) -> None:
     graph = OnnxModel(model)
     for back in graph.get_nodes_by_op_type("Cast"):
         there = graph.get_parent(back, 0)
-        if there and there.op_type == "Cast" and (_to(there), _to(back)) == (TensorProto.FLOAT16, TensorProto.FLOAT):
-            back.input[0] = there.input[0]
+        if there and there.op_type == "Cast":
+            kinds = [onnx.helper.get_node_attr_value(cast, "to") for cast in (there, back)]
+            if kinds == [TensorProto.FLOAT16, TensorProto.FLOAT]:
+                back.input[0] = there.input[0]
     graph.prune_graph(allow_remove_graph_inputs=False)
     graph.topological_sort()
-
-
-def _to(cast: onnx.NodeProto) -> int:
-    (kind,) = (attribute.i for attribute in cast.attribute if attribute.name == "to")
-    return int(kind)
 
 
 def _normalise_again(graph: onnx.GraphProto) -> None:

@@ -34,7 +34,7 @@ class Matching:
     """The result of `match`.
 
     Attributes:
-        decision: what was learned; pairs with at least its threshold are matched.
+        decision: what was learned, of the learned metric from its logit; pairs with at least its threshold are matched.
         train: over the pairs that the decision was learned from.
         every: over the measured pairs.
         seen: over those of which both products occur in the train pairs.
