@@ -22,6 +22,7 @@ from likeness_client.contract import embed_model, encoder_model, preprocess_mode
 from likeness_export import server_watch
 from likeness_export.servable import NETWORK_FILES
 from likeness_export.server import ServeConfig, ServeError, find_tritonserver, serving
+from tritonclient.grpc import InferenceServerClient
 
 pytestmark = pytest.mark.server
 
@@ -185,6 +186,19 @@ def test_it_listens_on_a_host_that_is_given_by_name(small: Path, tmp_path: Path)
     config = ServeConfig.on_unused_ports(small, tmp_path / "log", host="localhost")
     with serving(config), Client(config.address) as client:
         assert client.info().signatures == ("attributes",)
+
+
+def test_ready_means_that_every_step_has_computed(small: Path, tmp_path: Path) -> None:
+    config = ServeConfig.on_unused_ports(small, tmp_path / "log")
+    with serving(config):
+        with InferenceServerClient(config.address) as client:
+            steps = client.get_inference_statistics().model_stats
+        with urllib.request.urlopen(f"http://{config.at(config.metrics_port)}/metrics") as answer:
+            metrics = answer.read().decode()
+    computed = {step.name: step.execution_count for step in steps}
+    assert computed == {preprocess_model("attributes"): 2, encoder_model("attributes"): 2, embed_model("attributes"): 0}
+    unusable = [line.split()[-1] for line in metrics.splitlines() if line.startswith("likeness_unusable_items_total")]
+    assert unusable == ["0"]
 
 
 def test_a_repository_may_lie_where_a_shell_would_read_the_path_otherwise(small: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long a server takes from its start until it is ready."""
+"""How long a server takes from its start until it is ready, and whether its first caller waits longer than others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 from likeness_bench.processes import look
+from likeness_client import Client, Product
 from likeness_export.servable import check_repository
 from likeness_export.server import stop_group, unused_ports
 
@@ -26,6 +29,9 @@ SECONDS = Quantity(name="s until ready", digits=2, compared=True)
 CPU_S = Quantity(name="CPU s", digits=2)
 PROCESSES = Quantity(name="processes", digits=0)
 RESIDENT_MB = Quantity(name="MB when ready", digits=0)
+FIRST_MS = Quantity(name="ms of the first request")
+LATER_MS = Quantity(name="ms of later ones")
+_LATER = 5
 _READY = b"ready:"
 
 
@@ -55,7 +61,7 @@ def compare_starts(config: StartConfig) -> Comparison:
         LikenessError: a repository cannot be read.
     """
     facts = machine()
-    quantities = (SECONDS, CPU_S, PROCESSES, RESIDENT_MB)
+    quantities = (SECONDS, CPU_S, PROCESSES, RESIDENT_MB, FIRST_MS, LATER_MS)
     log = config.environments / "start.log"
 
     def section(repository: Path) -> Measurement:
@@ -80,6 +86,7 @@ def compare_starts(config: StartConfig) -> Comparison:
         "ready: every model is loaded, gRPC and metrics answer; the first start may also read files from the disk",
         "CPU s: what the server's processes had used by then; a start takes at least that, divided by the cores",
         "MB: the sum over its processes; pages that they share count several times",
+        f"ms: of requests for one product, a title and a photo; of later ones the median of {_LATER}",
     )
     return Comparison(title="From the start to ready", settings=tuple(sections), facts=facts, notes=said)
 
@@ -138,9 +145,21 @@ def by_itself(repository: Path, log: Path, _round: int) -> Mapping[str, float]:
 
 def _figures(seconds: float, address: str) -> dict[str, float]:
     found = look(process_of(address))
+    with Client(address) as client:
+        client.info()  # connects
+        first, *later = (_one_product_ms(client, number) for number in range(1 + _LATER))
     return {
         SECONDS.name: seconds,
         CPU_S.name: sum(found.cpu_s.values()),
         PROCESSES.name: float(len(found.cpu_s)),
         RESIDENT_MB.name: found.rss_mb,
+        FIRST_MS.name: first,
+        LATER_MS.name: median(later),
     }
+
+
+def _one_product_ms(client: Client, number: int) -> float:
+    photo = np.full((300, 300, 3), number, dtype=np.uint8)
+    began = time.perf_counter()
+    client.embed([Product(title=f"blue mug {number}", images=(photo,))])
+    return 1000 * (time.perf_counter() - began)

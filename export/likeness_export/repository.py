@@ -141,6 +141,7 @@ class _Renderer:
         config.backend = "python"
         instances = self.recipe.serving.of(config.name).instances
         config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        _warm_up(config, most=2)  # one product and several take different ways
         return config
 
     def network(self, config: ModelConfig, tower: str = "") -> RenderedModel:
@@ -153,6 +154,7 @@ class _Renderer:
             other.platform = platform
             # On each GPU, where there are some. One is said, too: on a CPU Triton's default is two of onnxruntime.
             other.instance_group.add(count=chosen.instances, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
+            _warm_up(other, most=other.max_batch_size)
         encoder = self.recipe.towers[tower] if tower else None
         for key, value in cpu_parameters(encoder, chosen).items():
             cpu.parameters[key].string_value = value
@@ -245,6 +247,21 @@ def _declare(config: ModelConfig, inputs: Iterable[TensorSpec], outputs: Iterabl
         config.input.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=tensor.dims)
     for tensor in outputs:
         config.output.add(name=tensor.name, data_type=_TYPES[tensor.datatype], dims=tensor.dims)
+
+
+def _warm_up(config: ModelConfig, most: int) -> None:
+    """Let a model compute zeros before it is ready, or its first callers wait for what a first execution sets up.
+
+    Args:
+        config: of the model.
+        most: products of the larger of two batches; the other has one. What takes no batches computes one block.
+    """
+    for products in sorted({1, most} if config.max_batch_size > 1 else {1}):
+        sample = config.model_warmup.add(name=f"batch of {products}", batch_size=products)
+        for tensor in config.input:
+            zeros = sample.inputs[tensor.name]
+            zeros.data_type, zeros.zero_data = tensor.data_type, True
+            zeros.dims.extend(1 if size == -1 else size for size in tensor.dims)
 
 
 def _batched(tensor: TensorSpec) -> TensorSpec:

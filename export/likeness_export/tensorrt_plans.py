@@ -122,7 +122,8 @@ def plan_ranges(run: Run) -> dict[str, dict[str, Range]]:
         tower = recipe.towers.get(spec.tower)
         lengths = tower.padded_lengths(run.towers / spec.tower) if tower else []
         varying = lengths or [1]  # 1: nothing varies
-        found[spec.name] = _shapes(spec, batches, (varying[0], varying[len(varying) // 2], varying[-1]))
+        # From 1 on, the length of what a plan is warmed up with.
+        found[spec.name] = _shapes(spec, batches, (1, varying[len(varying) // 2], varying[-1]))
     return found
 
 

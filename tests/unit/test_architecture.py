@@ -86,7 +86,7 @@ def test_commands_and_serving_start_without_anything_heavy(name: str) -> None:
 )
 def test_preprocessing_runs_where_this_package_is_not_installed(path: Path) -> None:
     """The export copies these files into a server that has nothing else."""
-    assert imports(path) <= sys.stdlib_module_names | {"numpy", "PIL", "av", "tokenizers"}
+    assert imports(path) <= sys.stdlib_module_names | {"numpy", "joblib", "PIL", "av", "tokenizers"}
     others = {other.stem for other in path.parent.glob("*.py")} - {path.stem}
     assert not imports(path) & others
 

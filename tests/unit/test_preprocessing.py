@@ -68,6 +68,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> image.Preprocessor:
     return image.Preprocessor(tower / "assets")
 
 
+def test_photos_are_decoded_by_the_cores_that_a_quota_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_image_assets(tmp_path, PX)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # counts like a container's quota
+    assert image.Preprocessor(tmp_path / "assets").pool._max_workers == 1
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> text.Preprocessor:
     """Words are tokens; [CLS] and [SEP] surround them; at most 48."""

@@ -9,7 +9,7 @@ import pytest
 from likeness_client.contract import SCHEMA_PARAMETER, SPACE_PARAMETER, InputSchema, all_signatures, space_version
 from likeness_client.errors import InputError
 from likeness_export.recipe import RecipeError, load_recipe
-from likeness_export.repository import UNTRAINED, VERSION, RenderedModel, render, write_configs
+from likeness_export.repository import UNTRAINED, VERSION, ModelConfig, RenderedModel, render, write_configs
 from likeness_export.repository_check import RepositoryError, check
 from likeness_export.repository_reference import write_reference
 from likeness_export.servable import NETWORK_FILES
@@ -86,6 +86,26 @@ def test_a_cpu_computes_a_few_photos_at_a_time_and_texts_by_length() -> None:
     gpu = render(recipe)["image_encoder"].default.parameters
     assert "run_rows" not in gpu  # it takes the batch whole
     assert gpu["cudnn_conv_algo_search"].string_value == "1"
+
+
+def test_models_compute_one_product_and_several_before_they_are_ready() -> None:
+    models = render(load_recipe(Path("fashion"), ["serving.max_batch_size=8"]))
+    encoder, step, block = (models[name] for name in ("text_encoder", "image_preprocess", "similarity_matrix"))
+    sizes = {"cpu": [1, 2], "tensorrt": [1, 8]}
+    assert {name: sizes_of(config) for name, config in encoder.profiles.items()} == sizes
+    assert sizes_of(encoder.default) == [1, 8]
+    assert sizes_of(step.default) == [1, 2]
+    for config in (block.default, *block.profiles.values()):
+        (sample,) = config.model_warmup
+        assert {name: list(zeros.dims) for name, zeros in sample.inputs.items()} == {
+            side: [1, 1, config.input[0].dims[2]] for side in ("left", "right")
+        }
+    alone = render(load_recipe(Path("fashion"), ["serving.max_batch_size=1", "serving.cpu_threads=1"]))["image_encoder"]
+    assert [sizes_of(config) for config in (alone.default, *alone.profiles.values())] == [[1], [1], [1]]
+
+
+def sizes_of(config: ModelConfig) -> list[int]:
+    return [sample.batch_size for sample in config.model_warmup]
 
 
 @pytest.mark.parametrize(("threads", "largest"), [(3, [16, 8]), (1, [8, 8])])

@@ -69,7 +69,7 @@ def test_lengths_are_those_that_the_preprocessing_pads_to(tmp_path: Path) -> Non
     shoppers.mkdir(parents=True)
     (shoppers / "users.json").write_text(json.dumps(["u1", "u2"]), encoding="utf-8")  # a list, and nothing to pad
     ranges = plan_ranges(run)
-    assert ranges["text_encoder"] == {"word_ids": Range(smallest=(1, 16), usual=(8, 32), largest=(32, 64))}
+    assert ranges["text_encoder"] == {"word_ids": Range(smallest=(1, 1), usual=(8, 32), largest=(32, 64))}
     assert [found.largest for found in ranges["shoppers_encoder"].values()] == [(32, 8)]
     vocabulary["length_buckets"] = []
     (text / "words.json").write_text(json.dumps(vocabulary), encoding="utf-8")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import io
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
@@ -24,6 +23,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 SETTINGS_FILE = "video.json"
@@ -75,7 +75,7 @@ class Preprocessor:
         self.max_seconds: float = settings["max_seconds"]
         self.max_bytes: int = settings["max_bytes"]
         # FFmpeg releases the interpreter lock while it decodes and resizes.
-        self.pool = ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))), thread_name_prefix="decode")
+        self.pool = ThreadPoolExecutor(min(_THREADS, cpu_count()), thread_name_prefix="decode")
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
         """Turn encoded videos into tensors.

@@ -33,7 +33,8 @@ class TritonPythonModel:
     def run(self, requests: list[Any]) -> list[Any]:
         """Preprocess one batch."""
         batches = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
-        tensors, errors = self.preprocessor([item for batch in batches for item in batch.ravel()])
+        items = [item for batch in batches for item in batch.ravel()]
+        tensors, errors = self.preprocessor(items)
         lengths = used_lengths(list(tensors.values())) if self.buckets else np.empty(0, np.intp)
         reasons = np.array([error.encode() for error in errors], dtype=np.object_).reshape(-1, 1)
         columns = [tensors.get(name, reasons) for name in self.outputs]
@@ -46,5 +47,5 @@ class TritonPythonModel:
             cut = slice(next((bucket for bucket in self.buckets if bucket >= longest), None))
             outputs = [pb_utils.Tensor(n, c[rows, cut]) for n, c in zip(self.outputs, columns, strict=True)]
             responses.append(pb_utils.InferenceResponse(outputs))
-        self.unusable.count(errors)
+        self.unusable.count(items, errors)
         return responses

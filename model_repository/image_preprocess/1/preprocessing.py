@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -59,7 +59,7 @@ class Preprocessor:
         self.max_bytes: int = settings["max_bytes"]
         self.large = Lock()
         # Pillow releases the interpreter lock while it decodes and resizes.
-        self.pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        self.pool = ThreadPoolExecutor(max_workers=cpu_count(), thread_name_prefix="decode")
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
         """Turn encoded images into tensors.

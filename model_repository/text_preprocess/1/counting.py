@@ -20,7 +20,7 @@ class Unusable:
         )
         self._counter = self._family.Metric(labels={"model": model})
 
-    def count(self, reasons: Sequence[str]) -> None:
-        """Count the items that have a reason."""
-        if unusable := sum(map(bool, reasons)):
+    def count(self, items: Sequence[bytes], reasons: Sequence[str]) -> None:
+        """Count the items that have a reason; empty ones are no caller's, Triton warms the model up with them."""
+        if unusable := sum(bool(item and reason) for item, reason in zip(items, reasons, strict=True)):
             self._counter.increment(unusable)
