@@ -20,18 +20,13 @@ BACKBONES: dict[str, dict[str, str | int]] = {
 _GALLERY_81 = Ranking(name="T1 photo to catalogue", labels=("group", "coarse_label"), gallery=("catalog",))
 _KIND_COLOUR_GENDER = "fine_label+attributes.baseColour+attributes.gender"
 _FASHION = Ranking(name="T3", labels=("fine_label", _KIND_COLOUR_GENDER))
+_ATTENTION, _CONCATENATION = 'fusion={kind="attention", score="mlp"}', 'fusion={kind="concatenation"}'
 _FUSIONS = {
-    "attention": 'fusion={kind="attention", score="mlp"}',
-    "attention-linear": 'fusion={kind="attention"}',
-    "concatenation": 'fusion={kind="concatenation"}',
-    "late": 'fusion={kind="late"}',
+    "attention": (_ATTENTION, "attention, scored by a small network"),
+    "attention-linear": ('fusion={kind="attention"}', "attention, scored linearly"),
+    "concatenation": (_CONCATENATION, "early fusion: the vectors joined and projected"),
+    "late": ('fusion={kind="late"}', "late fusion: similarities per tower, learned weights"),
 }
-_FUSION_WORDS = (
-    "attention, scored by a small network",
-    "attention, scored linearly",
-    "early fusion: the vectors joined and projected",
-    "late fusion: similarities per tower, learned weights",
-)
 _MOBILENET_V2 = f'towers.image={{encoder="vision",source="{_V2}"}}'
 _FROZEN = ("towers.look.freeze=true", "training.head_epochs=0", "training.epochs=15")
 _UNTRAINED = ("text", "masked text", *BACKBONES, "text+v2", "masked text+v2", "text+lite", "masked text+lite")
@@ -89,10 +84,10 @@ TABLES = (
             ),
             *(
                 Variant(name=name, recipe="fashion", overrides=(fusion, *_FROZEN), what=f"encoders frozen; {what}")
-                for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
+                for name, (fusion, what) in _FUSIONS.items()
             ),
             *(
-                Variant(name=name, recipe="fashion", overrides=(key, _FUSIONS["attention"], *_FROZEN), what=what)
+                Variant(name=name, recipe="fashion", overrides=(key, _ATTENTION, *_FROZEN), what=what)
                 for name, key, what in (
                     ("decoupled", "training.loss=decoupled", "`attention` with the decoupled loss"),
                     ("hard-negatives", "training.hard_negatives=0.5", "`attention`, half of a batch drawn to be hard"),
@@ -103,13 +98,13 @@ TABLES = (
             Variant(
                 name="mobilenet-v2",
                 recipe="fashion",
-                overrides=(_MOBILENET_V2, _FUSIONS["concatenation"], *_FROZEN),
+                overrides=(_MOBILENET_V2, _CONCATENATION, *_FROZEN),
                 what="`concatenation`; MobileNet V2 for EfficientNet-Lite 0",
             ),
             Variant(
                 name="unmasked",
                 recipe="fashion",
-                overrides=("data.masked=[]", _FUSIONS["attention"], *_FROZEN),
+                overrides=("data.masked=[]", _ATTENTION, *_FROZEN),
                 what="`attention`; titles as they are, which nearly state the labels",
             ),
         ),
@@ -136,7 +131,7 @@ TABLES = (
             ),
             *(
                 Variant(name=f"masked-{name}", recipe="flipkart", overrides=(fusion, *_FLIPKART_MASKED), what=what)
-                for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
+                for name, (fusion, what) in _FUSIONS.items()
                 if name != "attention-linear"  # which the recipe has
             ),
             Variant(
@@ -193,7 +188,7 @@ TABLES = (
                     overrides=(fusion, _LUMA_MASKED),
                     what=f"masked; {what}",
                 )
-                for (name, fusion), what in zip(_FUSIONS.items(), _FUSION_WORDS, strict=True)
+                for name, (fusion, what) in _FUSIONS.items()
                 if name != "attention-linear"  # which the recipe has
             ),
             Variant(
