@@ -15,6 +15,8 @@ from likeness_client.errors import InputError
 from likeness_client.records import field_value, read_jsonl
 from likeness_client.writing import written_aside
 
+from likeness_export.csv_lines import read_lines
+
 COLUMNS = ("user", "item", "count")
 
 
@@ -93,25 +95,11 @@ def _read_log(path: Path) -> Iterator[tuple[str, str, float]]:
     Raises:
         InputError: the file cannot be read or a line is wrong; names the line and the reason.
     """
-    needed = COLUMNS[:2]
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file, strict=True)
-            columns = lines.fieldnames or ()
-            if missing := [name for name in needed if name not in columns]:
-                raise InputError(
-                    f"{path} lacks the columns {', '.join(missing)}: its first line has to name {', '.join(COLUMNS)}, "
-                    f"with commas between, and is {','.join(columns)!r:.80}"
-                )
-            for line in lines:
-                where = f"{path}, line {lines.line_num}"
-                if None in line or None in line.values():
-                    raise InputError(f"{where}: not as many values as the first line has columns ({len(columns)})")
-                if empty := [name for name in needed if not line[name]]:
-                    raise InputError(f"{where}: {' and '.join(empty)} empty; each line needs both")
-                yield line["user"], line["item"], _count(line.get("count", "1"), where)
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a log ({', '.join(COLUMNS)}): {error}") from error
+    needed, optional = COLUMNS[:2], COLUMNS[2:]
+    for where, line in read_lines(path, "log", needed, optional):
+        if empty := [name for name in needed if not line[name]]:
+            raise InputError(f"{where}: {' and '.join(empty)} empty; each line needs both")
+        yield line["user"], line["item"], _count(line.get("count", "1"), where)
 
 
 def _count(text: str, where: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from likeness_client.errors import InputError
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from likeness_export.csv_lines import read_lines
 
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
@@ -88,26 +89,10 @@ def read_named_pairs(path: Path, splits: Sequence[str]) -> list[NamedPair]:
             not 0 or 1.
     """
     pairs = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            columns = reader.fieldnames or ()
-            if missing := [name for name in _PAIR_COLUMNS if name not in columns]:
-                raise InputError(
-                    f"{path} lacks the columns {', '.join(missing)}: its first line has to name "
-                    f"{', '.join(_PAIR_COLUMNS)}, with commas between, and is {','.join(columns)!r:.80}"
-                )
-            for line in reader:
-                if None in line or None in line.values():
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: not as many values as the first line has columns "
-                        f"({len(columns)})"
-                    )
-                if line["split"] not in splits:
-                    continue
-                if line["label"] not in ("0", "1"):
-                    raise InputError(f"{path}, line {reader.line_num}: label {line['label']!r}, 0 or 1 is needed")
-                pairs.append(NamedPair(left=line["left_id"], right=line["right_id"], label=int(line["label"])))
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a file of pairs ({', '.join(_PAIR_COLUMNS)}): {error}") from error
+    for where, line in read_lines(path, "file of pairs", _PAIR_COLUMNS):
+        if line["split"] not in splits:
+            continue
+        if line["label"] not in ("0", "1"):
+            raise InputError(f"{where}: label {line['label']!r}, 0 or 1 is needed")
+        pairs.append(NamedPair(left=line["left_id"], right=line["right_id"], label=int(line["label"])))
     return pairs

@@ -245,6 +245,7 @@ def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
         ("left_id;right_id\na;b\n", "with commas between, and is 'left_id;right_id'"),
         (HEADER + "a,b,1,train\na,b,1\n", r"line 3: not as many values as the first line has columns \(4\)"),
         (HEADER + "a,b,c,1,train\n", "line 2: not as many values"),
+        (HEADER + 'a,b,1,"train\nc,d,1,train\n', "unexpected end of data"),  # the quote would swallow all that follows
         ("a,b\n", "lacks the columns left_id, right_id, label, split"),
         ("", "lacks the columns"),
         (b"left_id,right_id,label,split\n\xff,b,1,train\n", "cannot be read as a file of pairs"),
