@@ -26,12 +26,9 @@ def virtual_environment(name: str, root: Path) -> Path:
     Raises:
         ComparisonError: pip failed; the message is pip's.
     """
-    folder, requirements = root / name, REQUIREMENTS / f"{name}.txt"
-    if not _is_done(folder, requirements):
-        typer.echo(f"installing {requirements.name} into {folder}, once", err=True)
-        run([sys.executable, "-m", "venv", "--clear", str(folder)])
-        run([str(folder / "bin" / "pip"), "install", "--quiet", "--requirement", str(requirements)])
-        _mark(folder, requirements)
+    folder = root / name
+    environment = [sys.executable, "-m", "venv", "--clear", str(folder)]
+    _install(name, folder, environment, [str(folder / "bin" / "pip"), "install"])
     return (folder / "bin").absolute()
 
 
@@ -44,12 +41,8 @@ def extra_packages(name: str, root: Path) -> Path:
     Raises:
         ComparisonError: pip failed; the message is pip's.
     """
-    folder, requirements = root / name, REQUIREMENTS / f"{name}.txt"
-    if not _is_done(folder, requirements):
-        typer.echo(f"installing {requirements.name} into {folder}, once", err=True)
-        target = ["--target", str(folder), "--upgrade"]
-        run([sys.executable, "-m", "pip", "install", "--quiet", *target, "--requirement", str(requirements)])
-        _mark(folder, requirements)
+    folder = root / name
+    _install(name, folder, [sys.executable, "-m", "pip", "install", "--target", str(folder), "--upgrade"])
     return folder.absolute()
 
 
@@ -72,10 +65,15 @@ def run(command: Sequence[str], cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def _is_done(folder: Path, requirements: Path) -> bool:
-    done = folder / _DONE
-    return done.is_file() and done.read_text(encoding="utf-8") == requirements.read_text(encoding="utf-8")
-
-
-def _mark(folder: Path, requirements: Path) -> None:
-    (folder / _DONE).write_text(requirements.read_text(encoding="utf-8"), encoding="utf-8")
+def _install(name: str, folder: Path, *commands: Sequence[str]) -> None:
+    """Run commands, of which pip's is the last, unless what is in the folder came of the same requirements."""
+    requirements, done = REQUIREMENTS / f"{name}.txt", folder / _DONE
+    wanted = requirements.read_text(encoding="utf-8")
+    if done.is_file() and done.read_text(encoding="utf-8") == wanted:
+        return
+    typer.echo(f"installing {requirements.name} into {folder}, once", err=True)
+    *before, pip = commands
+    for command in before:
+        run(command)
+    run([*pip, "--quiet", "--requirement", str(requirements)])
+    done.write_text(wanted, encoding="utf-8")
