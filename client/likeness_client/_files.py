@@ -27,7 +27,7 @@ SUFFIXES = (".npz", ".parquet")
 
 
 def check_path(path: Path) -> None:
-    """Refuse early what `save` would refuse after the work is done.
+    """Refuse early what `writing` would refuse after the work is done.
 
     Raises:
         InputError: not one of `SUFFIXES`, a folder, or its folder does not exist.
@@ -46,12 +46,6 @@ def check_path(path: Path) -> None:
 def _check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: embeddings are kept as {' or '.join(SUFFIXES)}, by suffix")
-
-
-def save(embeddings: Embeddings, path: Path) -> None:
-    """Write embeddings; see `Embeddings.save`."""
-    with writing(path) as writer:
-        writer.add(embeddings)
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class Embeddings:
             InputError: another suffix, or the file cannot be written; an existing one is left as it was.
             MissingExtraError: parquet without pyarrow.
         """
-        _files.save(self, Path(path))
+        with _files.writing(Path(path)) as writer:
+            writer.add(self)
 
     @classmethod
     def load(cls, path: Path | str) -> Embeddings:

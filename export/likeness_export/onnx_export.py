@@ -126,7 +126,7 @@ def _trace(module: nn.Module, spec: StepSpec, path: Path, length: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns about its own internals
             torch.onnx.export(
-                _Fixed(module, len(sample)),
+                _Fixed(module),
                 sample,
                 str(path),
                 input_names=[tensor.name for tensor in spec.inputs],
@@ -162,13 +162,12 @@ def _convert_bytes_first(spec: StepSpec, path: Path) -> None:
 class _Fixed(nn.Module):
     """Gives every network the same variadic signature, whatever the names of its own parameters are."""
 
-    def __init__(self, module: nn.Module, inputs: int) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.inputs = inputs
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-        result: Tensor | tuple[Tensor, ...] = self.module(*tensors[: self.inputs])
+        result: Tensor | tuple[Tensor, ...] = self.module(*tensors)
         return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -128,10 +129,7 @@ def measure_pair_sets(
         if not any(pairs for _, pairs in taught) or not measured:
             continue
         members = np.flatnonzero(sets == name)
-
-        def in_set(scorer: Scorer, members: Rows = members) -> PairFeatures:
-            return among_neighbours(scorer, members, sides[members])
-
+        in_set = partial(among_neighbours, members=members, sides=sides[members])
         for score, scorer in scorers.items():
             for what, knowing in ((score, alone), (score + AMONG_NEIGHBOURS, in_set)):
                 features = knowing(scorer)  # surroundings take a search of the whole set: once is enough

@@ -81,14 +81,12 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
     if threshold is not None and not -1.0 <= threshold <= 1.0:
         raise InputError(f"threshold {threshold} is no cosine: it lies between -1 and 1; or leave the choice to 'auto'")
     trees = [(rows, _tree(vectors[rows])) for rows in each(list(_parts(vectors, np.arange(len(vectors)))), "linking")]
-    best: Clustering | None = None
-    for candidate in THRESHOLDS if threshold is None else (threshold,):
+
+    def cut_at(candidate: float) -> Clustering:
         labels = _cut(trees, len(vectors), candidate)
-        found = Clustering(labels=labels, threshold=candidate, silhouette=silhouette(vectors, labels))
-        if best is None or _rank(found) > _rank(best):
-            best = found
-    assert best is not None
-    return best
+        return Clustering(labels=labels, threshold=candidate, silhouette=silhouette(vectors, labels))
+
+    return max(map(cut_at, THRESHOLDS if threshold is None else (threshold,)), key=_rank)
 
 
 def _rank(found: Clustering) -> tuple[bool, float]:
