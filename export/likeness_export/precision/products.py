@@ -108,20 +108,20 @@ def judged_products(run: Run, data_root: Path) -> Products:
     if data.pairs:
         found = read_named_pairs(data_root / data.pairs, ["val"])
         split, pairs = ("val", found) if found else ("train", training_pairs(data, data_root))
-        return _read(run, recipe, _paired(catalogue, pairs, _MOST), split, pairs)
+        return _read(run, recipe, _paired(catalogue, pairs), split, pairs)
     if any(record.get("split") == "val" for record in catalogue.records):
         split = "val (trained on)" if "val" in data.train_splits else "val"
         return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), split)
     return _read(run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _MOST, _OF_EACH), "train")
 
 
-def _paired(catalogue: Catalogue, pairs: Sequence[NamedPair], most: int) -> Catalogue:
+def _paired(catalogue: Catalogue, pairs: Sequence[NamedPair]) -> Catalogue:
     """Draw the products of pairs, always the same ones, in random order; those of matches first, both sides."""
     row_of = {name: row for row, name in enumerate(catalogue.ids)}
     order = np.random.default_rng(0).permutation(len(pairs)).tolist()
     drawn = sorted((pairs[place] for place in order), key=lambda pair: -pair.label)
     rows = dict.fromkeys(row_of[name] for pair in drawn for name in (pair.left, pair.right) if name in row_of)
-    return catalogue.select(np.random.default_rng(0).permutation(list(rows)[:most]))
+    return catalogue.select(np.random.default_rng(0).permutation(list(rows)[:_MOST]))
 
 
 def calibration_products(run: Run, data_root: Path) -> Products:
