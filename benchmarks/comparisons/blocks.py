@@ -13,7 +13,7 @@ from likeness_client import Client, Embeddings, Metric
 from numpy.typing import NDArray
 
 from comparisons.learned_blocks import Learned, measure_learned
-from comparisons.measured import Measurement, Quantity, Take, measure, measure_all, per_call_s
+from comparisons.measured import Measurement, Quantity, measure, measure_all, per_call_s
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server
@@ -107,13 +107,11 @@ def measure_caller(config: BlocksConfig) -> Measurement:
         seconds = per_call_s(ways[name], config.turn_s)
         return {MS.name: 1000 * seconds, PAIRS_PER_S.name: pairs / seconds / 1e6, ARRAYS_MB.name: peaks_mb[name]}
 
-    contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
-    quantities = (MS, PAIRS_PER_S, ARRAYS_MB)
     return measure(
         title=f"{config.queries:,} x {config.candidates:,} at the caller, d = {config.dimension}",
-        contenders=contenders,
+        contenders={name: partial(take, name) for name in ways},
         rounds=config.rounds,
-        quantities=quantities,
+        quantities=(MS, PAIRS_PER_S, ARRAYS_MB),
         pairs=tuple((metric.value, PRODUCT) for metric in CALLER_METRICS),
     )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 
-from comparisons.measured import Measurement, Quantity, Take, measure, per_call_s
+from comparisons.measured import Measurement, Quantity, measure, per_call_s
 from comparisons.rounds import ComparisonError
 
 FULL, REDUCED, ONE_THREAD = "full decode, all cores", "reduced scale, all cores", "reduced scale, one thread"
@@ -132,13 +132,11 @@ def measure_photos(
         seconds = per_call_s(ways[name], turn_s)
         return {PHOTOS_PER_S.name: len(photos) / seconds, FILE_KB.name: file_kb, DIFFERENCE.name: apart[name]}
 
-    contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
-    quantities = (PHOTOS_PER_S, FILE_KB, DIFFERENCE)
     target, cores = model.preprocessor.image_px, cpu_count()
     return measure(
         title=f"{model.tower} preprocessing, {len(photos)} photos of {long_side} px to {target} px, {cores} cores",
-        contenders=contenders,
+        contenders={name: partial(take, name) for name in ways},
         rounds=rounds,
-        quantities=quantities,
+        quantities=(PHOTOS_PER_S, FILE_KB, DIFFERENCE),
         pairs=((REDUCED, FULL), (REDUCED, ONE_THREAD)),
     )

@@ -68,12 +68,11 @@ def measure_learned(asked: Learned, chunk: int, rounds: int) -> Measurement:
     contenders: dict[str, Take] = {AT_ONCE: partial(_take, server, asked)}
     if chunk < asked.candidates:
         contenders[f"{chunk:,} candidates at a time"] = partial(_take, server, replace(asked, chunk=chunk))
-    quantities = (PAIRS_PER_S, CLIENT_MB, GROWTH_MB, SERVER_MB)
     return measure(
         title=f"{asked.queries:,} x {asked.candidates:,} learned, served, d = {dimension}",
         contenders=contenders,
         rounds=rounds,
-        quantities=quantities,
+        quantities=(PAIRS_PER_S, CLIENT_MB, GROWTH_MB, SERVER_MB),
         pairs=tuple((name, AT_ONCE) for name in list(contenders)[1:]),
     )
 

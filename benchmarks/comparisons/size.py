@@ -154,7 +154,6 @@ def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -
         ComparisonError: the server cannot be seen.
     """
     server = process_of(address)
-    quantities = (SPEED, SECONDS, CLIENT_MB, SERVER_BEFORE_MB, SERVER_PEAK_MB, SERVER_AFTER_MB)
     contenders: dict[str, Take] = {
         name_of(size): partial(_take, files[size], size, address, server) for size in config.sizes
     }
@@ -163,7 +162,7 @@ def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -
         title="likeness embed FILE.jsonl --out FILE.npz",
         contenders=contenders,
         rounds=config.rounds,
-        quantities=quantities,
+        quantities=(SPEED, SECONDS, CLIENT_MB, SERVER_BEFORE_MB, SERVER_PEAK_MB, SERVER_AFTER_MB),
         pairs=tuple((name, smallest) for name in contenders if name != smallest),
     )
 

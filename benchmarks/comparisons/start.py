@@ -17,7 +17,7 @@ from likeness_client import Client, Product
 from likeness_export.servable import check_repository
 from likeness_export.server import stop_group, unused_ports
 
-from comparisons.measured import Measurement, Quantity, Take, measure, measure_all
+from comparisons.measured import Measurement, Quantity, measure, measure_all
 from comparisons.report import Comparison, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server, process_of
@@ -61,19 +61,14 @@ def compare_starts(config: StartConfig) -> Comparison:
         LikenessError: a repository cannot be read.
     """
     facts = machine()
-    quantities = (SECONDS, CPU_S, PROCESSES, RESIDENT_MB, FIRST_MS, LATER_MS)
     log = config.environments / "start.log"
 
     def section(repository: Path) -> Measurement:
-        contenders: dict[str, Take] = {
-            COMMAND: partial(by_command, repository, log),
-            SERVER: partial(by_itself, repository, log),
-        }
         return measure(
             title=f"{repository}, {count_models(repository)} models",
-            contenders=contenders,
+            contenders={COMMAND: partial(by_command, repository, log), SERVER: partial(by_itself, repository, log)},
             rounds=config.rounds,
-            quantities=quantities,
+            quantities=(SECONDS, CPU_S, PROCESSES, RESIDENT_MB, FIRST_MS, LATER_MS),
             pairs=((COMMAND, SERVER),),
         )
 

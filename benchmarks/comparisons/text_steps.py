@@ -21,7 +21,7 @@ from likeness_export.serving.lengths import by_length, used_lengths
 from likeness_export.serving.session import open_session
 from numpy.typing import NDArray
 
-from comparisons.measured import Measurement, Quantity, Take, measure
+from comparisons.measured import Measurement, Quantity, measure
 from comparisons.rounds import ComparisonError
 
 TO_LIMIT, TO_BATCH, GROUPED = "padded to max_tokens", "padded to the longest", "grouped by length"
@@ -126,13 +126,11 @@ def measure_texts(model: TextModel, texts: Sequence[bytes], batch_size: int, bat
         drawn = [model.columns(chosen) for chosen in draw(texts, batch_size, batches, number)]
         return timed(ways[name], model.compute, drawn)
 
-    contenders: dict[str, Take] = {name: partial(take, name) for name in ways}
-    quantities = (TEXTS_PER_S, TOKENS, PADDING, RUNS)
     return measure(
         title=f"{model.tower} network, batches of {batch_size} texts, one thread",
-        contenders=contenders,
+        contenders={name: partial(take, name) for name in ways},
         rounds=rounds,
-        quantities=quantities,
+        quantities=(TEXTS_PER_S, TOKENS, PADDING, RUNS),
         pairs=((TO_BATCH, TO_LIMIT), (GROUPED, TO_BATCH), (GROUPED, TO_LIMIT)),
     )
 
