@@ -35,7 +35,8 @@ _OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a
 _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
     r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
 )
-_HEADER_NAME, _HEADER_VALUE = re.compile(r"[a-z0-9_.-]+"), re.compile(r"[ -~]*")
+_HEADER_NAME = re.compile(r"(?!.*-bin$)[a-z0-9_.-]+")  # gRPC takes bytes only under a name in -bin
+_HEADER_VALUE = re.compile(r"[ -~]*")
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
 _REFRESH_S = 5.0  # how long each question may take of those that follow
 OUT_OF_REACH = (ServerUnavailableError, DeadlineExceededError, OverloadedError)
@@ -252,7 +253,8 @@ def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
     found = {name.lower(): value for name, value in headers.items()}
     for name, value in found.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise InputError(f"header {name!r} cannot be sent: name and value must be printable ASCII")
+            expected = "name and value must be printable ASCII, and the name not end in -bin"
+            raise InputError(f"header {name!r} cannot be sent: {expected}")
     return found
 
 

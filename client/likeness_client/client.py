@@ -233,16 +233,18 @@ class Client(_channel.BaseClient):
     def _discover(self, *, needed: bool) -> ServerInfo:
         stub = self._stub()
 
-        def config_of(name: str) -> Any:
-            return stub.get_model_config(name, **self._question_settings(needed=needed)).config
+        def config_of(name: str, settings: dict[str, Any]) -> Any:
+            return stub.get_model_config(name, **settings).config
 
         with self._open(), translate(self.address):
             index = stub.get_model_repository_index(**self._question_settings(needed=needed))
             models = embed_models(index.models)
             ready = [name for name, reason in models.items() if not reason]
             # Side by side: five modalities have 31 ensembles, and a server may be far away.
+            # The caller's function for the headers is asked here: what it reads may belong to this thread.
+            settings = [self._question_settings(needed=needed) for _ in ready]
             with ThreadPoolExecutor(self.max_concurrency) as pool:
-                return self._accepted(discover([*pool.map(config_of, ready)], models))
+                return self._accepted(discover([*pool.map(config_of, ready, settings)], models))
 
     @contextmanager
     def _open(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -681,7 +682,15 @@ def test_headers_may_be_asked_for_before_every_call(kind: Any, endpoint: Endpoin
         client.embed(BATCH[:1])
 
 
-@pytest.mark.parametrize("headers", [{"a b": "c"}, {"a": "line\nbreak"}, {"a": "ü"}])
+def test_headers_are_asked_for_where_the_caller_is(kind: Any, endpoint: Endpoint) -> None:
+    trace: ContextVar[str] = ContextVar("trace")
+    trace.set("00-ab-cd-01")
+    with kind(endpoint.address, headers=lambda: {"traceparent": trace.get()}) as client:
+        client.embed(BATCH)
+    assert {headers["traceparent"] for headers in endpoint.servicer.headers} == {"00-ab-cd-01"}
+
+
+@pytest.mark.parametrize("headers", [{"a b": "c"}, {"a": "line\nbreak"}, {"a": "ü"}, {"a-bin": "trace"}])
 def test_headers_that_cannot_be_sent_are_named(kind: Any, headers: dict[str, str]) -> None:
     with pytest.raises(InputError, match="header 'a"):
         kind("localhost:1", headers=headers)
