@@ -82,7 +82,8 @@ class BaseClient:
         max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
         tls: set for an encrypted channel.
         headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server; or a
-            function that returns them, asked before every call, for tokens that change and for tracing.
+            function that returns them, asked before every call (once for all questions about the server), in the
+            caller's thread and context, for tokens that change and for tracing.
         space: the only embedding space to accept, of the vectors that a database holds, say; None: whichever is served.
 
     Raises:
@@ -105,8 +106,9 @@ class BaseClient:
             raise InputError(f"address must be {expected}, not {address!r}")
         if _WITHOUT_PORT.fullmatch(address):
             raise InputError(f"{address}: the port is missing; e.g. {address.rstrip(':')}:8001")
-        if not (timeout_s > 0 and math.isfinite(timeout_s)) or max_concurrency < 1:
-            raise InputError("timeout_s and max_concurrency must be positive, and not infinite")
+        check_timeout(timeout_s)
+        if max_concurrency < 1:
+            raise InputError("max_concurrency must be positive")
         if not 1 <= max_attempts <= 5:  # gRPC caps it at 5, silently
             raise InputError("max_attempts must be 1 to 5")
         self.address = address
@@ -175,6 +177,9 @@ class BaseClient:
             code="DEADLINE_EXCEEDED",
         )
 
+    def _late(self, timeout_s: float | None) -> DeadlineExceededError:
+        return DeadlineExceededError(f"not over in the {timeout_s:g} s given", self.address, code="DEADLINE_EXCEEDED")
+
     def _closed_error(self) -> LikenessError:
         return LikenessError(f"this client of {self.address} is closed")
 
@@ -195,6 +200,16 @@ class BaseClient:
         """Return the arguments of tritonclient's ``InferenceServerClient``."""
         encrypted = {"ssl": True, **asdict(self._tls)} if self._tls else {}
         return {"url": self.address, "channel_args": channel_args(self._max_attempts), **encrypted}
+
+
+def check_timeout(timeout_s: float) -> None:
+    """See that a time can be waited for.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not (timeout_s > 0 and math.isfinite(timeout_s)):
+        raise InputError(f"timeout_s must be positive, and not infinite, not {timeout_s}")
 
 
 def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
