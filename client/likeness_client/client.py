@@ -200,7 +200,8 @@ class Client(_channel.BaseClient):
         self._asking: Future[ServerInfo] | None = None
 
     def _here(self) -> tuple[object, str]:
-        return os.getpid(), "was first used before its process was forked: make one in each process"
+        where = "was first used before its process was forked: use none before that, and make one in each process"
+        return os.getpid(), where
 
     def _stub(self) -> Any:
         """Return the channel, opened at first use: one that exists before a fork does not work after it."""
