@@ -35,7 +35,8 @@ _OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a
 _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
     r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
 )
-_HEADER_NAME, _HEADER_VALUE = re.compile(r"[a-z0-9_.-]+"), re.compile(r"[ -~]*")
+_HEADER_NAME = re.compile(r"(?!.*-bin$)[a-z0-9_.-]+")  # gRPC takes bytes only under a name in -bin
+_HEADER_VALUE = re.compile(r"[ -~]*")
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
 _REFRESH_S = 5.0  # how long each question may take of those that follow
 OUT_OF_REACH = (ServerUnavailableError, DeadlineExceededError, OverloadedError)
@@ -81,7 +82,8 @@ class BaseClient:
         max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
         tls: set for an encrypted channel.
         headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server; or a
-            function that returns them, asked before every call, for tokens that change and for tracing.
+            function that returns them, asked before every call (once for all questions about the server), in the
+            caller's thread and context, for tokens that change and for tracing.
         space: the only embedding space to accept, of the vectors that a database holds, say; None: whichever is served.
 
     Raises:
@@ -104,8 +106,9 @@ class BaseClient:
             raise InputError(f"address must be {expected}, not {address!r}")
         if _WITHOUT_PORT.fullmatch(address):
             raise InputError(f"{address}: the port is missing; e.g. {address.rstrip(':')}:8001")
-        if not (timeout_s > 0 and math.isfinite(timeout_s)) or max_concurrency < 1:
-            raise InputError("timeout_s and max_concurrency must be positive, and not infinite")
+        check_timeout(timeout_s)
+        if max_concurrency < 1:
+            raise InputError("max_concurrency must be positive")
         if not 1 <= max_attempts <= 5:  # gRPC caps it at 5, silently
             raise InputError("max_attempts must be 1 to 5")
         self.address = address
@@ -174,6 +177,9 @@ class BaseClient:
             code="DEADLINE_EXCEEDED",
         )
 
+    def _late(self, timeout_s: float | None) -> DeadlineExceededError:
+        return DeadlineExceededError(f"not over in the {timeout_s:g} s given", self.address, code="DEADLINE_EXCEEDED")
+
     def _closed_error(self) -> LikenessError:
         return LikenessError(f"this client of {self.address} is closed")
 
@@ -194,6 +200,16 @@ class BaseClient:
         """Return the arguments of tritonclient's ``InferenceServerClient``."""
         encrypted = {"ssl": True, **asdict(self._tls)} if self._tls else {}
         return {"url": self.address, "channel_args": channel_args(self._max_attempts), **encrypted}
+
+
+def check_timeout(timeout_s: float) -> None:
+    """See that a time can be waited for.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not (timeout_s > 0 and math.isfinite(timeout_s)):
+        raise InputError(f"timeout_s must be positive, and not infinite, not {timeout_s}")
 
 
 def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:
@@ -252,7 +268,8 @@ def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
     found = {name.lower(): value for name, value in headers.items()}
     for name, value in found.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise InputError(f"header {name!r} cannot be sent: name and value must be printable ASCII")
+            expected = "name and value must be printable ASCII, and the name not end in -bin"
+            raise InputError(f"header {name!r} cannot be sent: {expected}")
     return found
 
 

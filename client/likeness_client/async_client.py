@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
@@ -49,10 +49,12 @@ class AsyncClient(_channel.BaseClient):
         *,
         modalities: Collection[str] | None = None,
         on_error: OnError = "raise",
+        timeout_s: float | None = None,
     ) -> Embeddings:
         """Embed products; see `Client.embed`."""
         items = tuple(products)
-        return await self._run(lambda info: _operations.embed(items, modalities, on_error, info), brief=_brief(items))
+        brief = _brief(items)
+        return await self._run(lambda info: _operations.embed(items, modalities, on_error, info), timeout_s, brief)
 
     async def similarity(
         self,
@@ -61,13 +63,14 @@ class AsyncClient(_channel.BaseClient):
         *,
         metric: Metric = Metric.COSINE,
         on_error: OnError = "raise",
+        timeout_s: float | None = None,
     ) -> Scores:
         """Score pairs; see `Client.similarity`."""
         sides = _operations.held(left), _operations.held(right)
         if not _operations.needs_server(*sides, metric):
             return await self._drive(_operations.similarity(*sides, metric, on_error, None), brief=False)
         brief = _brief(*sides)
-        return await self._run(lambda info: _operations.similarity(*sides, metric, on_error, info), brief=brief)
+        return await self._run(lambda info: _operations.similarity(*sides, metric, on_error, info), timeout_s, brief)
 
     async def similarity_matrix(
         self,
@@ -76,32 +79,23 @@ class AsyncClient(_channel.BaseClient):
         *,
         metric: Metric = Metric.COSINE,
         on_error: OnError = "raise",
+        timeout_s: float | None = None,
     ) -> ScoreMatrix:
         """Score every query with every candidate; see `Client.similarity_matrix`."""
         sides = _operations.held(queries), _operations.held(candidates)
         if not _operations.needs_server(*sides, metric):
             return await self._drive(_operations.similarity_matrix(*sides, metric, on_error, None), brief=False)
-        return await self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info))
+        return await self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info), timeout_s)
 
-    async def compare(self, left: Product, right: Product) -> Comparison:
+    async def compare(self, left: Product, right: Product, *, timeout_s: float | None = None) -> Comparison:
         """Score one pair by every metric; see `Client.compare`."""
         brief = _brief([left, right])
-        return await self._run(lambda info: _operations.compare(left, right, info), brief=brief)
+        return await self._run(lambda info: _operations.compare(left, right, info), timeout_s, brief)
 
-    async def info(self, *, refresh: bool = False) -> ServerInfo:
+    async def info(self, *, refresh: bool = False, timeout_s: float | None = None) -> ServerInfo:
         """Return what the server offers; see `Client.info`."""
-        self._check_place()
-        if refresh:
-            return await self._ask(alone=True)
-        known, due = self._known()
-        if known and not due:
-            return known
-        try:
-            return await self._ask(alone=False)
-        except _channel.OUT_OF_REACH:
-            if known is None:
-                raise
-            return known  # calls name the space that they want: if it is gone, they will say so
+        async with self._within(timeout_s):
+            return await self._offered(refresh=refresh)
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -136,6 +130,35 @@ class AsyncClient(_channel.BaseClient):
             self._place, _ = self._here()
         return self._opened
 
+    @asynccontextmanager
+    async def _within(self, timeout_s: float | None) -> AsyncIterator[None]:
+        """Leave what is done inside after this time, as a caller who is cancelled does."""
+        if timeout_s is not None:
+            _channel.check_timeout(timeout_s)
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():  # one of the caller's own, from a function that returns the headers
+                raise
+            raise self._late(timeout_s) from error
+
+    async def _offered(self, *, refresh: bool = False) -> ServerInfo:
+        """Return what the server offers, see `info`."""
+        self._check_place()
+        if refresh:
+            return await self._ask(alone=True)
+        known, due = self._known()
+        if known and not due:
+            return known
+        try:
+            return await self._ask(alone=False)
+        except _channel.OUT_OF_REACH:
+            if known is None:
+                raise
+            return known  # calls name the space that they want: if it is gone, they will say so
+
     async def _ask(self, *, alone: bool) -> ServerInfo:
         """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
         if alone or self._asking is None or self._asking.done():
@@ -154,28 +177,31 @@ class AsyncClient(_channel.BaseClient):
         return found
 
     async def _discover(self, *, needed: bool) -> ServerInfo:
-        stub = self._stub()
+        stub, settings = self._stub(), self._question_settings(needed=needed)
 
         async def config_of(name: str) -> Any:
-            return (await stub.get_model_config(name, **self._question_settings(needed=needed))).config
+            return (await stub.get_model_config(name, **settings)).config
 
         with translate(self.address), self._open():
-            index = await stub.get_model_repository_index(**self._question_settings(needed=needed))
+            index = await stub.get_model_repository_index(**settings)
             models = embed_models(index.models)
             asked = (config_of(name) for name, reason in models.items() if not reason)
             return self._accepted(discover(await asyncio.gather(*asked), models))
 
-    async def _run(self, operation: Callable[[ServerInfo], Operation[T]], *, brief: bool = False) -> T:
-        info = await self.info()
-        try:
-            return await self._drive(operation(info), brief)
-        except (ModelNotFoundError, SpaceMismatchError):
-            self._forget(info)  # the repository may have changed since it was asked
-        except ServerUnavailableError:
-            self._forget(info)  # another one may stand in its place when it is back
-            if not info.unready:  # what was not ready when it was asked may be by now
-                raise
-        return await self._drive(operation(await self.info()), brief)
+    async def _run(
+        self, operation: Callable[[ServerInfo], Operation[T]], timeout_s: float | None, brief: bool = False
+    ) -> T:
+        async with self._within(timeout_s):
+            info = await self._offered()
+            try:
+                return await self._drive(operation(info), brief)
+            except (ModelNotFoundError, SpaceMismatchError):
+                self._forget(info)  # the repository may have changed since it was asked
+            except ServerUnavailableError:
+                self._forget(info)  # another one may stand in its place when it is back
+                if not info.unready:  # what was not ready when it was asked may be by now
+                    raise
+            return await self._drive(operation(await self._offered()), brief)
 
     async def _drive(self, operation: Operation[T], brief: bool) -> T:
         with translate(self.address):

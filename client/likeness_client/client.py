@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -49,6 +51,7 @@ class Client(_channel.BaseClient):
         *,
         modalities: Collection[str] | None = None,
         on_error: OnError = "raise",
+        timeout_s: float | None = None,
     ) -> Embeddings:
         """Embed products; each is computed once however often it occurs.
 
@@ -56,6 +59,8 @@ class Client(_channel.BaseClient):
             products: any number, of any mix of modalities. All of it is held in memory, images too.
             modalities: look at these only, as if the products had nothing else; None means all that the server embeds.
             on_error: what to do when some of them fail.
+            timeout_s: how long all of it may take, whatever it waits for; None: as long as its calls and their turns.
+                Who leaves then cancels no call: they end by themselves, and count in ``max_concurrency`` until then.
 
         Returns:
             The embeddings in the same order.
@@ -63,10 +68,11 @@ class Client(_channel.BaseClient):
         Raises:
             InputError: the server does not embed one of ``modalities``.
             BatchError: some products failed, and ``on_error`` is ``raise``.
+            DeadlineExceededError: it was not over in ``timeout_s``, or a call not in the client's.
             ServerError: the server failed as a whole.
         """
         items = tuple(products)
-        return self._run(lambda info: _operations.embed(items, modalities, on_error, info))
+        return self._run(lambda info: _operations.embed(items, modalities, on_error, info), timeout_s)
 
     def similarity(
         self,
@@ -75,6 +81,7 @@ class Client(_channel.BaseClient):
         *,
         metric: Metric = Metric.COSINE,
         on_error: OnError = "raise",
+        timeout_s: float | None = None,
     ) -> Scores:
         """Score pairs: the first of ``left`` with the first of ``right``, and so on.
 
@@ -85,6 +92,7 @@ class Client(_channel.BaseClient):
             right: the other side.
             metric: the measure.
             on_error: what to do when some pairs fail; gaps of given embeddings are not raised.
+            timeout_s: how long all of it may take, see `embed`; of no account where no server is asked.
 
         Returns:
             One score per pair.
@@ -98,7 +106,7 @@ class Client(_channel.BaseClient):
         sides = _operations.held(left), _operations.held(right)
         if not _operations.needs_server(*sides, metric):
             return self._drive(_operations.similarity(*sides, metric, on_error, None))
-        return self._run(lambda info: _operations.similarity(*sides, metric, on_error, info))
+        return self._run(lambda info: _operations.similarity(*sides, metric, on_error, info), timeout_s)
 
     def similarity_matrix(
         self,
@@ -107,6 +115,7 @@ class Client(_channel.BaseClient):
         *,
         metric: Metric = Metric.COSINE,
         on_error: OnError = "raise",
+        timeout_s: float | None = None,
     ) -> ScoreMatrix:
         """Score every query with every candidate.
 
@@ -118,6 +127,7 @@ class Client(_channel.BaseClient):
             candidates: the same.
             metric: the measure.
             on_error: what to do when some products fail; gaps of given embeddings are not raised.
+            timeout_s: how long all of it may take, see `embed`; of no account where no server is asked.
 
         Returns:
             One row per query, one column per candidate.
@@ -130,39 +140,35 @@ class Client(_channel.BaseClient):
         sides = _operations.held(queries), _operations.held(candidates)
         if not _operations.needs_server(*sides, metric):
             return self._drive(_operations.similarity_matrix(*sides, metric, on_error, None))
-        return self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info))
+        return self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info), timeout_s)
 
-    def compare(self, left: Product, right: Product) -> Comparison:
+    def compare(self, left: Product, right: Product, *, timeout_s: float | None = None) -> Comparison:
         """Score one pair by every metric, and say how much each modality counted.
+
+        Args:
+            left: one product.
+            right: the other.
+            timeout_s: how long all of it may take, see `embed`.
 
         Raises:
             ProductError: one of the two failed.
             ServerError: the server failed.
         """
-        return self._run(lambda info: _operations.compare(left, right, info))
+        return self._run(lambda info: _operations.compare(left, right, info), timeout_s)
 
-    def info(self, *, refresh: bool = False) -> ServerInfo:
+    def info(self, *, refresh: bool = False, timeout_s: float | None = None) -> ServerInfo:
         """Return what the server offers; asked again every half minute, and when a model or the server has gone.
 
         Args:
             refresh: ask now, e.g. before vectors are put beside earlier ones: the server may have been replaced.
+            timeout_s: how long it may take, see `embed`.
 
         Raises:
             SpaceMismatchError: its repository is half rolled out, or of another space than ``space``.
             ServerError: it cannot be reached, or is not a Likeness server.
         """
-        self._check_place()
-        if refresh:
-            return self._ask(alone=True)
-        known, due = self._known()
-        if known and not due:
-            return known
-        try:
-            return self._ask(alone=False)
-        except _channel.OUT_OF_REACH:
-            if known is None:
-                raise
-            return known  # calls name the space that they want: if it is gone, they will say so
+        with self._within(timeout_s) as until:
+            return self._offered(until, refresh=refresh)
 
     def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -194,7 +200,8 @@ class Client(_channel.BaseClient):
         self._asking: Future[ServerInfo] | None = None
 
     def _here(self) -> tuple[object, str]:
-        return os.getpid(), "was first used before its process was forked: make one in each process"
+        where = "was first used before its process was forked: use none before that, and make one in each process"
+        return os.getpid(), where
 
     def _stub(self) -> Any:
         """Return the channel, opened at first use: one that exists before a fork does not work after it."""
@@ -206,39 +213,66 @@ class Client(_channel.BaseClient):
                 self._place, _ = self._here()
             return self._opened
 
-    def _ask(self, *, alone: bool) -> ServerInfo:
-        """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
-        with self._lock:
-            waited_for = None if alone else self._asking
-            asking: Future[ServerInfo] = waited_for or Future()
-            self._asking = asking
-        if waited_for:
-            return asking.result()
+    @contextmanager
+    def _within(self, timeout_s: float | None) -> Iterator[float]:
+        """Yield the moment at which what is done inside has to be over; it raises ``TimeoutError`` then."""
+        if timeout_s is None:
+            yield math.inf
+            return
+        _channel.check_timeout(timeout_s)
+        until = time.monotonic() + timeout_s
         try:
-            self._info = found = self._discover(needed=alone or self._info is None)
+            yield until
+        except TimeoutError as error:
+            if time.monotonic() < until:  # one of the caller's own, from a function that returns the headers
+                raise
+            raise self._late(timeout_s) from error
+
+    def _offered(self, until: float, *, refresh: bool = False) -> ServerInfo:
+        """Return what the server offers, see `info`."""
+        self._check_place()
+        if refresh:
+            return self._ask(until, alone=True)
+        known, due = self._known()
+        if known and not due:
+            return known
+        try:
+            return self._ask(until, alone=False)
+        except _channel.OUT_OF_REACH:
+            if known is None:
+                raise
+            return known  # calls name the space that they want: if it is gone, they will say so
+
+    def _ask(self, until: float, *, alone: bool) -> ServerInfo:
+        """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
+        # The caller's function for the headers is asked here: what it reads may belong to this thread.
+        settings = self._question_settings(needed=alone or self._info is None)
+        with self._lock:
+            asking = self._asking
+            if alone or asking is None or asking.done():
+                asking = Future()
+                # In a thread: one caller who leaves, late or by Ctrl-C, takes the answer from nobody else.
+                threading.Thread(target=self._learn, args=(asking, settings, alone), daemon=True).start()
+                self._asking = asking
+        return asking.result(_left_s(until))
+
+    def _learn(self, asking: Future[ServerInfo], settings: dict[str, Any], alone: bool) -> None:
+        try:
+            self._info = found = self._discover(settings)
             asking.set_result(found)
         except BaseException as error:
             if alone or not isinstance(error, _channel.OUT_OF_REACH):
                 self._info = None  # what is known may be wrong by now
-            # Ctrl-C, for one, is meant for the thread that it reached.
-            interrupted = ServerError("the thread that asked it was interrupted", self.address, code="CANCELLED")
-            asking.set_exception(error if isinstance(error, Exception) else interrupted)
-            raise
-        finally:
-            with self._lock:
-                if self._asking is asking:
-                    self._asking = None
-        return found
+            asking.set_exception(error)
 
-    def _discover(self, *, needed: bool) -> ServerInfo:
+    def _discover(self, settings: dict[str, Any]) -> ServerInfo:
         stub = self._stub()
 
         def config_of(name: str) -> Any:
-            return stub.get_model_config(name, **self._question_settings(needed=needed)).config
+            return stub.get_model_config(name, **settings).config
 
         with self._open(), translate(self.address):
-            index = stub.get_model_repository_index(**self._question_settings(needed=needed))
-            models = embed_models(index.models)
+            models = embed_models(stub.get_model_repository_index(**settings).models)
             ready = [name for name, reason in models.items() if not reason]
             # Side by side: five modalities have 31 ensembles, and a server may be far away.
             with ThreadPoolExecutor(self.max_concurrency) as pool:
@@ -255,32 +289,36 @@ class Client(_channel.BaseClient):
                 raise self._closed_error() from error
             raise
 
-    def _run(self, operation: Callable[[ServerInfo], Operation[T]]) -> T:
-        info = self.info()
-        try:
-            return self._drive(operation(info))
-        except (ModelNotFoundError, SpaceMismatchError):
-            self._forget(info)  # the repository may have changed since it was asked
-        except ServerUnavailableError:
-            self._forget(info)  # another one may stand in its place when it is back
-            if not info.unready:  # what was not ready when it was asked may be by now
-                raise
-        return self._drive(operation(self.info()))
+    def _run(self, operation: Callable[[ServerInfo], Operation[T]], timeout_s: float | None) -> T:
+        with self._within(timeout_s) as until:
+            info = self._offered(until)
+            try:
+                return self._drive(operation(info), until)
+            except (ModelNotFoundError, SpaceMismatchError):
+                self._forget(info)  # the repository may have changed since it was asked
+            except ServerUnavailableError:
+                self._forget(info)  # another one may stand in its place when it is back
+                if not info.unready:  # what was not ready when it was asked may be by now
+                    raise
+            return self._drive(operation(self._offered(until)), until)
 
-    def _drive(self, operation: Operation[T]) -> T:
+    def _drive(self, operation: Operation[T], until: float = math.inf) -> T:
         with translate(self.address):
             state = step(operation, None)
             while not isinstance(state, Done):
-                state = step(operation, self._execute(state))
+                state = step(operation, self._execute(state, until))
             return state.value
 
-    def _execute(self, calls: list[Call]) -> list[Answer]:
+    def _execute(self, calls: list[Call], until: float) -> list[Answer]:
         """Run calls at the same time; after the first failure no more are sent, and those on their way end.
 
         They are not cancelled: that can end a server of before 2025. Only Ctrl-C and its like do.
+
+        Raises:
+            TimeoutError: they have not ended ``until`` then.
         """
-        if len(calls) == 1:  # the usual case; waiting for another thread would cost more than it brings
-            self._take_slot()
+        if len(calls) == 1 and until == math.inf:  # the usual case; another thread would cost more than it brings
+            self._take_slot(until)
             try:
                 return [self._ask_alone(calls[0])]
             finally:
@@ -289,12 +327,13 @@ class Client(_channel.BaseClient):
         sent: list[tuple[Future[Answer], Any]] = []
         try:
             for call in calls:
-                self._take_slot()
+                self._take_slot(until)
                 if failed.is_set():
                     self._slots.release()
                     break
                 sent.append(self._send(call, failed))
-            wait(future for future, _ in sent)
+            if wait([future for future, _ in sent], _left_s(until)).not_done:
+                raise TimeoutError
         except BaseException as stop:
             if not isinstance(stop, Exception):
                 for _, context in sent:
@@ -302,8 +341,11 @@ class Client(_channel.BaseClient):
             raise
         return [future.result() for future, _ in sent]
 
-    def _take_slot(self) -> None:
-        if not self._slots.acquire(timeout=self.timeout_s):
+    def _take_slot(self, until: float) -> None:
+        left_s = min(self.timeout_s, until - time.monotonic())
+        if left_s <= 0 or not self._slots.acquire(timeout=left_s):
+            if left_s < self.timeout_s:
+                raise TimeoutError
             raise self._no_slot()
 
     def _ask_alone(self, call: Call) -> Answer:
@@ -340,3 +382,8 @@ class Client(_channel.BaseClient):
             self._slots.release()
             raise
         return future, context
+
+
+def _left_s(until: float) -> float | None:
+    """Return how long there is to wait; None: as long as it takes."""
+    return None if until == math.inf else max(0.0, until - time.monotonic())

@@ -8,11 +8,13 @@ import inspect
 import itertools
 import os
 import re
+import signal
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -388,7 +390,7 @@ def test_a_client_of_before_a_fork_says_so(endpoint: Endpoint, monkeypatch: pyte
         assert client.info().space == "space-1"
         with monkeypatch.context() as forked:
             forked.setattr(os, "getpid", lambda: -1)
-            with pytest.raises(LikenessError, match="first used before its process was forked: make one in each"):
+            with pytest.raises(LikenessError, match="used before its process was forked: use none before"):
                 client.embed(BATCH[:1])
         assert len(client.embed(BATCH[:1])) == 1
 
@@ -552,25 +554,88 @@ def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoin
     assert endpoint.servicer.index_calls == 2
 
 
-def test_an_interrupt_is_meant_for_the_thread_that_it_reached(
-    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = threading.Event()
-
-    def interrupted(_: Client, **_asked: object) -> None:
-        asked.set()
-        time.sleep(0.2)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Client, "_discover", interrupted)
-    with Client(endpoint.address) as client, ThreadPoolExecutor(2) as pool:
-        asks = pool.submit(client.info)
-        asked.wait()
-        waits = pool.submit(client.info)
-        with pytest.raises(ServerError, match=rf"at {endpoint.address}: the thread that asked it was interrupted"):
-            waits.result()
+def test_an_interrupt_is_meant_for_the_thread_that_it_reached(endpoint: Endpoint) -> None:
+    endpoint.servicer.index_delay_s = 0.6
+    with Client(endpoint.address) as client, ThreadPoolExecutor(1) as pool:
+        interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        waits: list[Future[Any]] = []
+        join = threading.Timer(0.1, lambda: waits.append(pool.submit(client.info)))
+        interrupt.start()
+        join.start()
         with pytest.raises(KeyboardInterrupt):
-            asks.result()
+            client.info()
+        assert waits[0].result().space == "space-1"
+    assert endpoint.servicer.index_calls == 1
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "embed": lambda client, **limit: client.embed(BATCH, **limit),
+    "embed one": lambda client, **limit: client.embed(BATCH[:1], **limit),
+    "similarity": lambda client, **limit: client.similarity(BATCH[:9], BATCH[9:18], **limit),
+    "similarity_matrix": lambda client, **limit: client.similarity_matrix(BATCH[:9], BATCH[9:18], **limit),
+    "compare": lambda client, **limit: client.compare(BATCH[0], BATCH[1], **limit),
+    "info": lambda client, **limit: client.info(refresh=True, **limit),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_ends_in_the_time_that_it_is_given(client: Any, endpoint: Endpoint, method: str) -> None:
+    ended: list[bool] = []
+    client.info()
+    endpoint.servicer.when_over = ended.append
+    endpoint.servicer.delay_s = endpoint.servicer.index_delay_s = 0.8
+    start = time.monotonic()
+    late = rf"^server at {endpoint.address}: not over in the 0\.2 s given .*raise timeout_s"
+    with pytest.raises(DeadlineExceededError, match=late):
+        METHODS[method](client, timeout_s=0.2)
+    assert time.monotonic() - start < 0.6
+    endpoint.servicer.delay_s = endpoint.servicer.index_delay_s = 0.0
+    METHODS[method](client, timeout_s=60)  # the client is as good as new, and the time may be longer than its own
+    assert all(ended)  # no call was cancelled
+
+
+def test_who_is_late_is_so_while_waiting_for_a_turn_too(endpoint: Endpoint) -> None:
+    endpoint.servicer.delay_s = 0.8
+    with Client(endpoint.address, max_concurrency=1) as client, ThreadPoolExecutor(1) as pool:
+        client.info()
+        first = pool.submit(client.embed, BATCH[:1])
+        time.sleep(0.2)
+        with pytest.raises(DeadlineExceededError, match=r"not over in the 0\.2 s given"):
+            client.embed(BATCH[:1], timeout_s=0.2)
+        assert not first.done()
+        assert len(first.result()) == 1
+
+
+def test_who_is_late_takes_the_answer_from_nobody_else(endpoint: Endpoint) -> None:
+    endpoint.servicer.index_delay_s = 0.5
+    with Client(endpoint.address) as client, ThreadPoolExecutor(1) as pool:
+        hurried = pool.submit(client.info, timeout_s=0.1)
+        time.sleep(0.05)
+        assert client.info().space == "space-1"
+        assert isinstance(hurried.exception(), DeadlineExceededError)
+
+    async def run() -> list[Any]:
+        async with AsyncClient(endpoint.address) as client:
+            return [*await asyncio.gather(client.info(timeout_s=0.1), client.info(), return_exceptions=True)]
+
+    hurried_one, other = asyncio.run(run())
+    assert isinstance(hurried_one, DeadlineExceededError)
+    assert other.space == "space-1"
+    assert endpoint.servicer.index_calls == 2
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_cannot_be_waited_for_is_refused(client: Any, timeout_s: float) -> None:
+    with pytest.raises(InputError, match="timeout_s must be positive, and not infinite, not "):
+        client.embed(BATCH[:1], timeout_s=timeout_s)
+
+
+def test_a_timeout_of_the_callers_own_function_stays_one(kind: Any, endpoint: Endpoint) -> None:
+    def headers() -> dict[str, str]:
+        raise TimeoutError("no token")
+
+    with kind(endpoint.address, headers=headers) as client, pytest.raises(TimeoutError, match="no token"):
+        client.embed(BATCH[:1], timeout_s=10)
 
 
 def test_a_small_operation_does_not_wait_for_the_end_of_a_large_one(endpoint: Endpoint) -> None:
@@ -675,13 +740,21 @@ def test_headers_may_be_asked_for_before_every_call(kind: Any, endpoint: Endpoin
         client.embed(BATCH[:1])
         client.embed(BATCH[:1])
     sent = [headers["authorization"] for headers in endpoint.servicer.headers]
-    assert len(set(sent)) == len(sent) > 2
+    assert len(set(sent)) == 3  # one for all questions about the server, one for each call
     wrong = kind(endpoint.address, headers=lambda: {"a": "line\nbreak"})
     with wrong as client, pytest.raises(InputError, match="header 'a' cannot be sent"):
         client.embed(BATCH[:1])
 
 
-@pytest.mark.parametrize("headers", [{"a b": "c"}, {"a": "line\nbreak"}, {"a": "ü"}])
+def test_headers_are_asked_for_where_the_caller_is(kind: Any, endpoint: Endpoint) -> None:
+    trace: ContextVar[str] = ContextVar("trace")
+    trace.set("00-ab-cd-01")
+    with kind(endpoint.address, headers=lambda: {"traceparent": trace.get()}) as client:
+        client.embed(BATCH)
+    assert {headers["traceparent"] for headers in endpoint.servicer.headers} == {"00-ab-cd-01"}
+
+
+@pytest.mark.parametrize("headers", [{"a b": "c"}, {"a": "line\nbreak"}, {"a": "ü"}, {"a-bin": "trace"}])
 def test_headers_that_cannot_be_sent_are_named(kind: Any, headers: dict[str, str]) -> None:
     with pytest.raises(InputError, match="header 'a"):
         kind("localhost:1", headers=headers)
