@@ -11,7 +11,7 @@ from pathlib import Path
 
 from likeness_client.errors import InputError
 
-from likeness_export.catalogue import Catalogue, named_keys, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
 from likeness_export.parts import Part
 from likeness_export.positives import training_pairs
 from likeness_export.recipe import Recipe
@@ -55,7 +55,7 @@ def _refuse_misspelled(recipe: Recipe, catalogue: Catalogue) -> None:
                 f"{where}: no product of {data.products} has {', '.join(missing)}; attributes are: {known}"
             )
     for field, allowed in data.only.items():
-        if absent := sorted({*allowed} - {*catalogue.needed_labels(field).tolist()}):
+        if absent := sorted({*map(as_label, allowed)} - {*catalogue.needed_labels(field).tolist()}):
             raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
 
 
