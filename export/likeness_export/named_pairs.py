@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+log = logging.getLogger(__name__)
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
 
@@ -55,6 +58,20 @@ def without_repeats(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -
     """Return the pairs that are no train pair in either order."""
     known = {frozenset((pair.left, pair.right)) for pair in train}
     return [pair for pair in measured if frozenset((pair.left, pair.right)) not in known]
+
+
+def warn_of_contradictions(pairs: Sequence[NamedPair], where: str) -> None:
+    """Say which pairs, in either order, are labelled both 1 and 0; one of the two labels is wrong."""
+    labels = defaultdict[frozenset[str], set[int]](set)
+    for pair in pairs:
+        labels[frozenset((pair.left, pair.right))].add(pair.label)
+    if both := [sorted(pair) for pair, said in labels.items() if len(said) > 1]:
+        log.warning(
+            "%s: %d pairs are labelled both 1 and 0, the first is %s: remove the wrong lines",
+            where,
+            len(both),
+            " and ".join(both[0]),
+        )
 
 
 def groups_of_pairs(ids: Sequence[str], pairs: Sequence[NamedPair]) -> NDArray[np.str_]:

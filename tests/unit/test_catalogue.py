@@ -10,7 +10,7 @@ from likeness_client.errors import InputError
 from likeness_client.records import Product
 from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue, recipe_catalogue
 from likeness_export.masking import Mask
-from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs
+from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs, warn_of_contradictions
 from likeness_export.recipe import DataSection
 
 HEADER = "left_id,right_id,label,split\n"
@@ -92,6 +92,17 @@ def test_a_label_of_a_whole_description_takes_no_room_in_all_the_others(tmp_path
     assert labels[0] == labels[300] != labels[1]
     assert len(set(labels.tolist())) == 599
     assert products.only({"group": [words]}).ids == ["p0", "p300"]
+
+
+def test_pairs_that_contradict_each_other_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    said = [("a", "b", 1), ("b", "a", 0), ("a", "c", 1), ("a", "c", 1), ("c", "d", 0)]
+    warn_of_contradictions([NamedPair(left=i, right=j, label=label) for i, j, label in said], "pairs.csv")
+    assert caplog.messages == [
+        "pairs.csv: 1 pairs are labelled both 1 and 0, the first is a and b: remove the wrong lines"
+    ]
+    caplog.clear()
+    warn_of_contradictions([NamedPair(left="a", right="b", label=1)] * 2, "pairs.csv")
+    assert not caplog.messages
 
 
 def test_labels_and_splits_are_compared_in_their_canonical_form(tmp_path: Path) -> None:
