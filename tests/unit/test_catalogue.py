@@ -106,7 +106,11 @@ def test_pairs_that_contradict_each_other_are_told(caplog: pytest.LogCaptureFixt
 
 
 def test_labels_and_splits_are_compared_in_their_canonical_form(tmp_path: Path) -> None:
-    lines = [{"split": "train "}, {"split": 1.0, "brand": "Cafe\u0301"}, {"split": "1", "brand": "Caf\u00e9 "}]
+    lines: list[dict[str, Any]] = [
+        {"split": "train "},
+        {"split": 1.0, "brand": "Cafe\u0301"},
+        {"split": "1", "brand": "Caf\u00e9 "},
+    ]
     products = read_catalogue(write(tmp_path, *lines))
     assert len(products.of_splits(["train"])) == 1
     assert len(products.of_splits(["1"])) == 2
