@@ -71,7 +71,7 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
     chosen = [
         (product, field_value(record, config.field))
         for product, record in rows
-        if not config.split or record.get("split") == config.split
+        if not config.split or field_value(record, "split") == config.split
     ]
     if not any(label for _, label in chosen):
         split = f" in split '{config.split}'" if config.split else ""

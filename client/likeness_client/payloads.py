@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from likeness_client.contract import InputSchema
 from likeness_client.errors import ProductError
-from likeness_client.records import Product, characters, compose_text, is_number, plain_number
+from likeness_client.records import Product, canonical, characters, compose_text, is_number, plain_number
 
 
 def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -> dict[str, bytes]:
@@ -137,7 +137,7 @@ _WAYS_OUT: Mapping[str, str] = {
 def _plain(product: Product, key: str, value: object) -> str | int | float:
     """Return an attribute in its canonical form; empty when blank."""
     if isinstance(value, str):
-        return " ".join(value.split())
+        return canonical(value)
     if not is_number(value):
         raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {_shown(value)}")
     return plain_number(value)

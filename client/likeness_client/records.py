@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -129,11 +130,15 @@ def field_value(record: Mapping[str, Any], field: str) -> str:
 
     Args:
         record: a raw record.
-        field: a key, a dotted path (``attributes.baseColour``, ``extra.mid_label``), or several joined with ``+``.
+        field: a key, a dotted path (``attributes.baseColour``, ``extra.mid_label``), or several joined with ``+``. A
+            key that itself has one, or blanks at its ends, wins.
 
     Returns:
-        The value; lists joined with ``/``, several fields with ``+``. Empty when any part is missing or empty.
+        The value in its `canonical` form; lists joined with ``/``, several fields with ``+``. Empty when any part is
+        missing or empty.
     """
+    if whole := _scalar(_find(record, field)):
+        return whole
     parts = [_scalar(_find(record, part.strip())) for part in field.split("+")]
     return "+".join(parts) if all(parts) else ""
 
@@ -146,12 +151,20 @@ def compose_text(product: Product, fields: tuple[str, ...]) -> str:
         fields: ``title``, ``description`` or ``attributes.<key>``, in the order of the text.
 
     Returns:
-        The non-empty parts with one space between; runs of whitespace become one space; always valid Unicode.
+        The non-empty parts with one space between, in their `canonical` form; always valid Unicode.
 
     Raises:
         InputError: a field is none of these.
     """
-    return " ".join(" ".join(_part(product, field) for field in fields).split())
+    return canonical(" ".join(_part(product, field) for field in fields))
+
+
+def canonical(text: str) -> str:
+    """Return text in the form in which it is compared: in NFC, and runs of whitespace become one space.
+
+    An accented letter may be one character or two, which look the same: files from macOS and texts from PDFs have two.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -235,8 +248,7 @@ def _scalar(value: Any) -> str:
         return ""  # what data frames write into gaps
     if is_number(value):
         value = plain_number(value)  # and of the whole numbers beside those they make 12.0
-    text = str(value) if isinstance(value, str | int | float) else ""
-    return text if text.strip() else ""
+    return canonical(str(value)) if isinstance(value, str | int | float) else ""
 
 
 def _text(record: Mapping[str, Any], key: str, product_id: str) -> str:

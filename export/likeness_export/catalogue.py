@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError, ProductError, RecordError
-from likeness_client.records import Product, Record, field_value, scan_products
+from likeness_client.records import Product, Record, canonical, field_value, scan_products
 from numpy.typing import NDArray
 
 from likeness_export.masking import Mask
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _NO_LABELS = {"product_id", "title", "description", "images", "video"}
 _SHOWN_KEYS = 12
+_LONGEST_LABEL = 200
 _NAMED_LINES = 10  # as `likeness embed` names; a CSV instead of JSON lines has as many as the shop has products
 
 
@@ -49,8 +51,8 @@ class Catalogue:
         return [product.product_id for product in self.products]
 
     def labels(self, field: str) -> NDArray[np.str_]:
-        """Return a label per product (see `field_value`); empty where there is none."""
-        return np.array([field_value(record, field) for record in self.records], dtype=np.str_)
+        """Return a label per product (see `field_value`), the hash of a long one; empty where there is none."""
+        return np.array([_bounded(field_value(record, field)) for record in self.records], dtype=np.str_)
 
     def needed_labels(self, field: str, splits: Sequence[str] = ()) -> NDArray[np.str_]:
         """Return the labels where they are asked for by name, so that a wrong name does not pass for no label.
@@ -87,7 +89,9 @@ class Catalogue:
         """
         if not values:
             return self
-        kept = np.logical_and.reduce([np.isin(self.labels(field), allowed) for field, allowed in values.items()])
+        kept = np.logical_and.reduce(
+            [np.isin(self.labels(field), [*map(as_label, allowed)]) for field, allowed in values.items()]
+        )
         if not kept.any():
             wanted = "; ".join(f"{field} = {' or '.join(allowed)}" for field, allowed in values.items())
             raise InputError(f"data.only leaves none of {len(self)} products: no product has {wanted}")
@@ -104,7 +108,7 @@ class Catalogue:
         """
         if not fields:
             return self
-        values = {field: set(self.labels(field).tolist()) - {""} for field in fields}
+        values = {field: {field_value(record, field) for record in self.records} - {""} for field in fields}
         if unknown := [field for field, found in values.items() if not found]:
             raise InputError(f"data.masked: no product has a value in {', '.join(unknown)}; is the name spelled right?")
         mask = Mask(set().union(*values.values()))
@@ -121,15 +125,15 @@ class Catalogue:
         Raises:
             InputError: one of them has none; names the splits that there are.
         """
-        known = {str(record.get("split")) for record in self.records}
-        if missing := [split for split in dict.fromkeys(splits) if split not in known]:
-            there = ", ".join(sorted(known)) if known != {str(None)} else "none, as no product has the key split"
+        known = {*self.labels("split").tolist()} - {""}
+        if missing := [split for split in dict.fromkeys(splits) if as_label(split) not in known]:
+            there = named_keys(sorted(known)) if known else "none, as no product has the key split"
             raise InputError(f"no product has split {' or '.join(missing)}; there are: {there}")
         return self.select(np.flatnonzero(self.in_splits(splits)))
 
     def in_splits(self, splits: Sequence[str]) -> NDArray[np.bool_]:
         """Return BOOL [n]: which products are of these splits."""
-        return np.isin([str(record.get("split")) for record in self.records], splits)
+        return np.isin(self.labels("split"), [*map(as_label, splits)])
 
     def parts(self, schema: InputSchema, modalities: Sequence[str], *, in_part: bool = False) -> list[dict[str, Part]]:
         """Return what each product has, by modality.
@@ -166,6 +170,16 @@ class Catalogue:
             self.products[copies[0]].product_id,
         )
         return self.select(rows)
+
+
+def as_label(value: str) -> str:
+    """Return a value that is given by name as `Catalogue.labels` has it."""
+    return _bounded(canonical(value))
+
+
+def _bounded(label: str) -> str:
+    # In an array every label takes as much room as the longest: one that is a whole description fills the memory.
+    return label if len(label) <= _LONGEST_LABEL else hashlib.sha256(label.encode("utf-8", "replace")).hexdigest()
 
 
 def first_of_each(ids: Iterable[str]) -> dict[str, int]:

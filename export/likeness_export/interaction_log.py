@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likeness_client.errors import InputError
-from likeness_client.records import field_value, read_jsonl
+from likeness_client.records import Record, field_value, read_jsonl
 from likeness_client.writing import written_aside
 
 from likeness_export.csv_lines import read_lines
@@ -58,7 +58,7 @@ def join_log(products: Path, log: Path, out: Path) -> JoinedLog:
             f"{products.parent / out.name}"
         )
     counts: dict[str, defaultdict[str, float]] = {
-        name: defaultdict(float) for record in read_jsonl(products) if (name := field_value(record, "product_id"))
+        name: defaultdict(float) for record in read_jsonl(products) if (name := _name(record))
     }
     strange = Counter[str]()
     for user, item, count in _read_log(log):
@@ -72,7 +72,7 @@ def join_log(products: Path, log: Path, out: Path) -> JoinedLog:
     total = known = 0
     with written_aside(out) as aside, aside.open("w", encoding="utf-8") as file:
         for record in read_jsonl(products):
-            found = counts.get(field_value(record, "product_id"))
+            found = counts.get(_name(record))
             record.pop("interactions", None)
             if found:
                 record["interactions"] = {user: _whole(count) for user, count in found.items()}
@@ -87,6 +87,12 @@ def write_log(path: Path, lines: Iterator[tuple[str, str, float]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(lines)
+
+
+def _name(record: Record) -> str:
+    """Return a product's id as it stands there; a label would be compared in its canonical form."""
+    name = record.get("product_id")
+    return name if isinstance(name, str) else field_value(record, "product_id")
 
 
 def _read_log(path: Path) -> Iterator[tuple[str, str, float]]:

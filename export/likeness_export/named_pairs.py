@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from likeness_export.csv_lines import read_lines
 
+log = logging.getLogger(__name__)
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
 
 
@@ -56,6 +59,20 @@ def without_repeats(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -
     """Return the pairs that are no train pair in either order."""
     known = {frozenset((pair.left, pair.right)) for pair in train}
     return [pair for pair in measured if frozenset((pair.left, pair.right)) not in known]
+
+
+def warn_of_contradictions(pairs: Sequence[NamedPair], where: str) -> None:
+    """Say which pairs, in either order, are labelled both 1 and 0; one of the two labels is wrong."""
+    labels = defaultdict[frozenset[str], set[int]](set)
+    for pair in pairs:
+        labels[frozenset((pair.left, pair.right))].add(pair.label)
+    if both := [sorted(pair) for pair, said in labels.items() if len(said) > 1]:
+        log.warning(
+            "%s: %d pairs are labelled both 1 and 0, the first is %s: remove the wrong lines",
+            where,
+            len(both),
+            " and ".join(both[0]),
+        )
 
 
 def groups_of_pairs(ids: Sequence[str], pairs: Sequence[NamedPair]) -> NDArray[np.str_]:

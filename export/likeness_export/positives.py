@@ -279,7 +279,10 @@ def training_pairs(data: DataSection, data_root: Path) -> list[NamedPair]:
     path = data_root / data.pairs
     of_splits = {split: read_named_pairs(path, [split]) for split in data.train_splits}
     if missing := [split for split, pairs in of_splits.items() if not pairs]:
-        raise InputError(f"data.train_splits: {path} has no pair of split {', '.join(map(repr, missing))}")
+        raise InputError(
+            f"data.train_splits: {path} has no pair of split {', '.join(map(repr, missing))}: give what its column "
+            "split says"
+        )
     return hold_out([*chain.from_iterable(of_splits.values())], data.held_out, data.fold)[0]
 
 

@@ -240,7 +240,7 @@ class Recipe(_Section):
         """Return which of some fields, of which ``a + b`` means both, are also read, as text or as attributes."""
         schema = self.input_schema()
         read = {*schema.text_fields, *(f"attributes.{key}" for key in schema.attribute_keys)}
-        return sorted(read & {part.strip() for field in fields for part in field.split("+")})
+        return sorted(read & {part for field in fields for part in (field, *map(str.strip, field.split("+")))})
 
     def digest(self) -> str:
         """Return a SHA-256 of everything that shapes the trained weights (serving choices do not)."""

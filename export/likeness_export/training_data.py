@@ -11,7 +11,8 @@ from pathlib import Path
 
 from likeness_client.errors import InputError
 
-from likeness_export.catalogue import Catalogue, named_keys, read_recipe_catalogue
+from likeness_export.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
+from likeness_export.named_pairs import warn_of_contradictions
 from likeness_export.parts import Part
 from likeness_export.positives import training_pairs
 from likeness_export.recipe import Recipe
@@ -32,7 +33,9 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
         return catalogue.of_splits(data.train_splits)
-    wanted = {name for pair in training_pairs(data, data_root) for name in (pair.left, pair.right)}
+    pairs = training_pairs(data, data_root)
+    warn_of_contradictions(pairs, "data.pairs")
+    wanted = {name for pair in pairs for name in (pair.left, pair.right)}
     rows = [row for row, name in enumerate(catalogue.ids) if name in wanted]
     if not rows:
         raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")
@@ -55,7 +58,7 @@ def _refuse_misspelled(recipe: Recipe, catalogue: Catalogue) -> None:
                 f"{where}: no product of {data.products} has {', '.join(missing)}; attributes are: {known}"
             )
     for field, allowed in data.only.items():
-        if absent := sorted({*allowed} - {*catalogue.needed_labels(field).tolist()}):
+        if absent := sorted({*map(as_label, allowed)} - {*catalogue.needed_labels(field).tolist()}):
             raise InputError(f"data.only.{field}: no product of {data.products} has {', '.join(map(repr, absent))}")
 
 

@@ -88,6 +88,14 @@ def test_equal_attributes_are_equal_bytes() -> None:
     assert first == second == {"attributes": b'{"colour":"dark red","price_usd":52}'}
 
 
+def test_letters_that_look_the_same_are_equal_bytes() -> None:
+    composed, decomposed = (
+        encode(Product(title=f"{word} au lait", attributes={"colour": word})) for word in ("Caf\u00e9", "Cafe\u0301")
+    )
+    assert composed == decomposed
+    assert composed["text"].decode() == "Caf\u00e9 au lait"
+
+
 @pytest.mark.parametrize("value", [True, None, [], float("nan"), 10**400, pytest.param(10**5000, id="5000 digits")])
 def test_an_attribute_that_is_neither_text_nor_number_fails(value: object) -> None:
     with pytest.raises(ProductError, match="'colour' must be a string or a finite number") as caught:

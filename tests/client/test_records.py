@@ -142,6 +142,19 @@ def test_field_value(field: str, value: str) -> None:
     assert field_value(record, field) == value
 
 
+@pytest.mark.parametrize("key", ["RAM+ROM", "a.b+c", " colour", "colour "])
+def test_a_key_that_is_written_otherwise_than_a_path_is_found_as_it_stands(key: str) -> None:
+    assert field_value({"attributes": {key: "x"}}, f"attributes.{key}") == "x"
+    assert field_value({key: "x", "d": "y"}, key) == "x"
+
+
+def test_labels_that_look_the_same_are_the_same() -> None:
+    composed, decomposed = "Caf\u00e9 Noir", "Cafe\u0301 Noir"
+    written = [composed, decomposed, f" {composed}", "Caf\u00e9  Noir\u00a0"]
+    assert {field_value({"brand": brand}, "brand") for brand in written} == {composed}
+    assert field_value({"path": ["A ", decomposed]}, "path") == f"A/{composed}"
+
+
 def test_every_modality_has_its_fields() -> None:
     assert tuple(MODALITY_FIELDS) == MODALITIES
     known = {field.name for field in fields(Product)}

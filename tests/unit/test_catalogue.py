@@ -10,7 +10,7 @@ from likeness_client.errors import InputError
 from likeness_client.records import Product
 from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue, recipe_catalogue
 from likeness_export.masking import Mask
-from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs
+from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs, warn_of_contradictions
 from likeness_export.recipe import DataSection
 
 HEADER = "left_id,right_id,label,split\n"
@@ -83,11 +83,52 @@ def test_a_label_that_nobody_has_is_refused_with_those_that_there_are(tmp_path: 
     assert "title" not in products.label_keys()
 
 
+def test_a_label_of_a_whole_description_takes_no_room_in_all_the_others(tmp_path: Path) -> None:
+    words = " ".join(f"w{place}" for place in range(20_000))
+    lines = [{"product_id": f"p{place}", "group": words if place % 300 == 0 else f"{place}"} for place in range(600)]
+    products = read_catalogue(write(tmp_path, *lines))
+    labels = products.labels("group")
+    assert labels.nbytes < 1_000_000
+    assert labels[0] == labels[300] != labels[1]
+    assert len(set(labels.tolist())) == 599
+    assert products.only({"group": [words]}).ids == ["p0", "p300"]
+
+
+def test_pairs_that_contradict_each_other_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    said = [("a", "b", 1), ("b", "a", 0), ("a", "c", 1), ("a", "c", 1), ("c", "d", 0)]
+    warn_of_contradictions([NamedPair(left=i, right=j, label=label) for i, j, label in said], "pairs.csv")
+    assert caplog.messages == [
+        "pairs.csv: 1 pairs are labelled both 1 and 0, the first is a and b: remove the wrong lines"
+    ]
+    caplog.clear()
+    warn_of_contradictions([NamedPair(left="a", right="b", label=1)] * 2, "pairs.csv")
+    assert not caplog.messages
+
+
+def test_labels_and_splits_are_compared_in_their_canonical_form(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"split": "train "},
+        {"split": 1.0, "brand": "Cafe\u0301"},
+        {"split": "1", "brand": "Caf\u00e9 "},
+    ]
+    products = read_catalogue(write(tmp_path, *lines))
+    assert len(products.of_splits(["train"])) == 1
+    assert len(products.of_splits(["1"])) == 2
+    for brand in ("Caf\u00e9", "Cafe\u0301"):
+        assert len(products.only({"brand": [brand]})) == 2
+
+
+def test_of_many_splits_the_first_are_named(tmp_path: Path) -> None:
+    products = read_catalogue(write(tmp_path, *({"split": f"{place}"} for place in range(100, 200))))
+    with pytest.raises(InputError, match=r"there are: 100, 101, .*, and 88 more$"):
+        products.of_splits(["train"])
+
+
 def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> None:
     products = catalogue(tmp_path)
     assert [product.product_id for product in products.of_splits(["train"]).products] == ["a", "c"]
     assert [record["product_id"] for record in products.of_splits(["val", "train"]).records] == ["a", "b", "c"]
-    with pytest.raises(InputError, match="no product has split test or dev; there are: None, train, val"):
+    with pytest.raises(InputError, match="no product has split test or dev; there are: train, val"):
         products.of_splits(["test", "dev", "test", "train"])
     with pytest.raises(InputError, match="no product has split train; there are: none, as no product has the key spli"):
         products.select([3]).of_splits(["train"])

@@ -517,6 +517,19 @@ def test_prices_in_quotation_marks_are_named(
     assert ("attribute 'price' is a number in quotation marks" in caplog.text) == warns
 
 
+@pytest.mark.parametrize(
+    ("values", "warns"),
+    [([24.0, "24.0", "$ 24,00"] * 10, True), ([24.0, 25.0] * 15, False), (["S", "M", 42] * 10, False)],
+)
+def test_prices_of_several_formats_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Sequence[object], warns: bool
+) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("price",))
+    config.prepare([json.dumps({"price": value}).encode() for value in values], tmp_path, tmp_path)
+    told = "attribute 'price' is a number in 10 of 30 products, and text in the others"
+    assert (told in caplog.text) == warns
+
+
 def test_one_word_among_numbers_makes_no_words_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = OneHotConfig(encoder="one_hot", keys=("price", "size"))
     items = [{"price": float(number), "size": number if number % 2 else str(number)} for number in range(30)]

@@ -381,3 +381,11 @@ def test_the_guide_has_every_key_with_its_default() -> None:
             assert found, f"{name}.{key}"
             if isinstance(field.default, int | float) and not isinstance(field.default, bool):
                 assert float(found[1]) == field.default, f"{name}.{key}"
+
+
+def test_a_label_of_a_key_with_a_plus_sign_is_seen_to_be_read() -> None:
+    changed = raw()
+    changed["towers"] = {"facts": {"encoder": "one_hot", "keys": ["RAM+ROM", "kind"]}}
+    recipe = parse_recipe(changed, "test")
+    assert recipe.read_of(["attributes.RAM+ROM"]) == ["attributes.RAM+ROM"]
+    assert recipe.read_of(["group+attributes.kind"]) == ["attributes.kind"]

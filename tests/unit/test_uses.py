@@ -517,6 +517,18 @@ def test_blanks_in_a_value_neither_hide_that_it_is_missing_nor_make_it_another_o
     assert (report.known, report.missing) == (3, 1)
 
 
+def test_another_spelling_of_a_value_is_no_other_value() -> None:
+    near = nearest(unit([[1, 0]] * 6), 5)
+    kinds = ("Caf\u00e9", "cafe\u0301", "CAF\u00c9", "Caf\u00e9", "thing", "")
+    proposals, (report,) = mine([Product(attributes={"kind": kind}) for kind in kinds], near, ["kind"], 0.7)
+    assert [(found.row, found.value, found.support) for found in proposals] == [(5, "Caf\u00e9", 4)]
+    assert (report.precision, report.coverage) == (0.8, 1.0)
+    sizes: tuple[str | float, ...] = (16, 16.0, "16")
+    products = [*(Product(attributes={"size": size}) for size in sizes), Product()]
+    (found,), _ = mine(products, nearest(unit([[1, 0]] * 4), 3), ["size"], 1.0)
+    assert (found.value, type(found.value)) == (16, int)
+
+
 def test_keys_are_checked() -> None:
     products = [Product(attributes={"b": 1.0}), Product(attributes={"a": "x"})]
     assert check_keys(products, []) == ["a", "b"]
@@ -602,7 +614,7 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     folds = ("--fold", "0", "--fold", "1")
     with pytest.raises(InputError, match="has seen all pairs: leave --server out"):
         run("match", *files, "--label", "group", "--held-out", "0.2", *folds, "--server", "localhost:1")
-    with pytest.raises(InputError, match="timeout_s and max_concurrency must be positive, and not infinite"):
+    with pytest.raises(InputError, match="timeout_s must be positive, and not infinite"):
         run("match", *files, "--label", "group", "--server", "localhost:1", "--timeout-s", "inf")
 
 

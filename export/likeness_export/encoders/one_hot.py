@@ -93,6 +93,14 @@ class OneHotConfig(EncoderConfig):
                 "the marks, it would be known by its size",
                 name,
             )
+        elif typed and len(numbers) > len(values) / 2:
+            log.warning(
+                "attribute %r is a number in %d of %d products, and text in the others, so that all are read as words: "
+                "if it is a number, write it as one everywhere",
+                name,
+                typed,
+                len(values),
+            )
         return {"name": name, "values": kept}
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)

@@ -109,7 +109,7 @@ def judged_products(run: Run, data_root: Path) -> Products:
         found = read_named_pairs(data_root / data.pairs, ["val"])
         split, pairs = ("val", found) if found else ("train", training_pairs(data, data_root))
         return _read(run, recipe, _paired(catalogue, pairs), split, pairs)
-    if any(record.get("split") == "val" for record in catalogue.records):
+    if catalogue.in_splits(["val"]).any():
         split = "val (trained on)" if "val" in data.train_splits else "val"
         return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), split)
     return _read(run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _MOST, _OF_EACH), "train")

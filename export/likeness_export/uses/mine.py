@@ -9,10 +9,11 @@ from typing import TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
-from likeness_client.records import Product
+from likeness_client.records import Product, canonical, plain_number
 from numpy.typing import NDArray
 
 from likeness_export.catalogue import named_keys
+from likeness_export.preprocessing.attributes import normalised
 from likeness_export.uses.related import Neighbours
 
 Value: TypeAlias = str | float
@@ -162,13 +163,18 @@ def check_keys(products: Sequence[Product], keys: Sequence[str]) -> list[str]:
 
 
 def _codes(products: Sequence[Product], key: str) -> tuple[list[Value], NDArray[np.intp]]:
-    """Return the values of a key, and the place of each product's own among them; -1 where it is missing or blank."""
-    places: dict[Value, int] = {}
-    codes = np.full(len(products), -1, dtype=np.intp)
-    for row, product in enumerate(products):
+    """Return the values of a key, and the place of each product's own among them; -1 where it is missing or blank.
+
+    Values are the same as they are in one-hot vectors, whatever their case; the most frequent spelling stands for them.
+    """
+    spellings: dict[str, Counter[Value]] = {}
+    names: list[str] = []
+    for product in products:
         value = product.attributes.get(key, "")
-        if isinstance(value, str):
-            value = " ".join(value.split())  # as it is embedded
-        if value != "":
-            codes[row] = places.setdefault(value, len(places))
-    return list(places), codes
+        value = canonical(value) if isinstance(value, str) else plain_number(value)
+        names.append(normalised(value))
+        spellings.setdefault(names[-1], Counter())[value] += 1
+    spellings.pop("", None)
+    places = {name: place for place, name in enumerate(spellings)}
+    values = [found.most_common(1)[0][0] for found in spellings.values()]
+    return values, np.array([places.get(name, -1) for name in names], dtype=np.intp)
