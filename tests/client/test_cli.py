@@ -157,6 +157,16 @@ def test_embed_waits_for_a_server_that_has_answered(
     assert len(Embeddings.load(out)) == 24
 
 
+def test_embed_waits_no_longer_than_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+) -> None:
+    monkeypatch.setattr(_bulk, "_PAUSE_S", 0.01)
+    gone_after(1, endpoint, 500, grpc.StatusCode.INTERNAL)  # for seconds
+    arguments = ("--out", str(file.with_suffix(".npz")), "--server", endpoint.address, "--batch-size", "4")
+    assert run(monkeypatch, "embed", str(file), *arguments, "--patience-s", "0.2") == 1
+    assert "waiting, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
 def test_an_embed_does_not_wait_for_what_waiting_does_not_cure(
     monkeypatch: pytest.MonkeyPatch,

@@ -133,6 +133,13 @@ def test_failures_are_later_than_any_answer() -> None:
     assert figures.p99_with_failures_ms([]) is None
 
 
+@pytest.mark.parametrize("count", [99, 100])
+def test_it_is_said_of_how_many_requests_the_p99_is_the_maximum(count: int) -> None:
+    found = Percentiles.of([rank / 1000 for rank in range(count)])
+    assert found is not None
+    assert bool(figures.too_few(count)) == (found.p99_ms == found.max_ms)
+
+
 @pytest.mark.parametrize("count", [1, 7, 99, 100, 101, 250, 1000])
 def test_without_failures_both_p99_are_one(count: int) -> None:
     took_s = np.random.default_rng(count).exponential(0.1, count).tolist()
