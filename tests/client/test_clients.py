@@ -159,21 +159,22 @@ def test_a_server_that_is_replaced_during_an_operation_leaves_nothing_of_the_old
     assert next(calls) > 8  # batches of four; what had its answer already was asked again
 
 
-def test_info_is_asked_again_after_a_while(client: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client.info().space == "space-1"
-    endpoint.servicer.fake.space = "space-2"
-    assert client.info().space == "space-1"
-    monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
-    assert client.info().space == "space-2"
-    monkeypatch.undo()
-    endpoint.servicer.fake.space = "space-3"
-    assert client.info(refresh=True).space == "space-3"
-    endpoint.servicer.fake.space = "space-4"
-    endpoint.servicer.interfere = lambda _: grpc.StatusCode.UNAVAILABLE
-    with pytest.raises(ServerUnavailableError):
-        client.embed(BATCH[:1])
-    endpoint.servicer.interfere = lambda _: None
-    assert client.embed(BATCH[:1]).space == "space-4"
+def test_info_is_asked_again_after_a_while(kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kind(endpoint.address, max_attempts=1) as client:
+        assert client.info().space == "space-1"
+        endpoint.servicer.fake.space = "space-2"
+        assert client.info().space == "space-1"
+        monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
+        assert client.info().space == "space-2"
+        monkeypatch.undo()
+        endpoint.servicer.fake.space = "space-3"
+        assert client.info(refresh=True).space == "space-3"
+        endpoint.servicer.fake.space = "space-4"
+        endpoint.servicer.interfere = lambda _: grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(ServerUnavailableError):
+            client.embed(BATCH[:1])
+        endpoint.servicer.interfere = lambda _: None
+        assert client.embed(BATCH[:1]).space == "space-4"
 
 
 def test_what_is_known_is_not_waited_for_long(kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +333,7 @@ AWAY = (
 
 
 def test_no_server(kind: Any) -> None:
-    with kind("127.0.0.1:1", timeout_s=5) as client, pytest.raises(ServerUnavailableError, match=AWAY):
+    with kind("127.0.0.1:1", max_attempts=1) as client, pytest.raises(ServerUnavailableError, match=AWAY):
         client.embed([])
 
 
