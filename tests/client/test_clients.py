@@ -210,6 +210,18 @@ def test_a_replica_that_cannot_say_what_it_offers_costs_nobody_an_answer(
             client.embed(BATCH[:1])
 
 
+def test_what_is_known_is_relied_on_no_more_where_the_server_answers_otherwise(
+    kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kind(endpoint.address, max_attempts=1) as client:
+        client.embed(BATCH[:1])
+        monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
+        for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
+            endpoint.servicer.index_fails = code
+            with pytest.raises(ServerError, match=code.name):
+                client.embed(BATCH[:1])
+
+
 def test_a_client_of_one_space_accepts_no_other(kind: Any, endpoint: Endpoint) -> None:
     with kind(endpoint.address, space="space-1") as client:
         held = client.embed(BATCH[:1])
@@ -319,6 +331,24 @@ def test_calls_beside_a_failed_one_end_by_themselves(client: Any, endpoint: Endp
     with pytest.raises(ServerError, match=r"\[INTERNAL\]"):
         client.embed([Product(title="a"), Product(title="b", attributes={"colour": "red"}), Product(images=(b"c",))])
     assert ended == [True, True]
+
+
+def test_ctrl_c_cancels_the_calls_on_their_way(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    endpoint.servicer.when_over = wanted.append
+    endpoint.servicer.delay_s = 0.3
+
+    def interrupted(_: object) -> None:
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("likeness_client.client.wait", interrupted)
+    with Client(endpoint.address) as client:
+        client.info()
+        with pytest.raises(KeyboardInterrupt):
+            client.embed(BATCH[:8])
+        time.sleep(0.4)
+        assert wanted == [False, False]
 
 
 def test_calls_of_a_cancelled_caller_end_by_themselves_and_keep_their_slots(endpoint: Endpoint) -> None:
@@ -598,6 +628,22 @@ def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoin
 
     asyncio.run(run())
     assert endpoint.servicer.index_calls == 2
+
+
+def test_who_wants_to_know_anew_is_not_given_an_answer_to_an_earlier_question(endpoint: Endpoint) -> None:
+    endpoint.servicer.index_delay_s = 0.2
+    with Client(endpoint.address) as client, ThreadPoolExecutor(1) as pool:
+        earlier = pool.submit(client.info)
+        time.sleep(0.1)
+        assert client.info(refresh=True) == earlier.result()
+    assert endpoint.servicer.index_calls == 2
+
+    async def run() -> None:
+        async with AsyncClient(endpoint.address) as client:
+            await asyncio.gather(client.info(), client.info(refresh=True))
+
+    asyncio.run(run())
+    assert endpoint.servicer.index_calls == 4
 
 
 def test_an_interrupt_is_meant_for_the_thread_that_it_reached(
