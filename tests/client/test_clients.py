@@ -630,6 +630,21 @@ def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoin
     assert endpoint.servicer.index_calls == 2
 
 
+def test_who_leaves_takes_the_answer_from_nobody_else(endpoint: Endpoint) -> None:
+    endpoint.servicer.index_delay_s = 0.2
+
+    async def run() -> None:
+        async with AsyncClient(endpoint.address) as client:
+            leaves, stays = (asyncio.create_task(client.info()) for _ in range(2))
+            await asyncio.sleep(0.1)
+            leaves.cancel()
+            assert (await stays).space == "space-1"
+            assert leaves.cancelled()
+
+    asyncio.run(run())
+    assert endpoint.servicer.index_calls == 1
+
+
 def test_who_wants_to_know_anew_is_not_given_an_answer_to_an_earlier_question(endpoint: Endpoint) -> None:
     endpoint.servicer.index_delay_s = 0.2
     with Client(endpoint.address) as client, ThreadPoolExecutor(1) as pool:
