@@ -305,7 +305,7 @@ def test_after_a_failure_no_more_calls_are_sent(kind: Any, endpoint: Endpoint) -
     calls: list[str] = []
     with kind(endpoint.address, max_concurrency=1, timeout_s=5) as client:
         client.info()
-        endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.INTERNAL
+        endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.INTERNAL  # type: ignore[func-returns-value]
         with pytest.raises(ServerError, match=r"\[INTERNAL\]"):
             client.embed(BATCH)
         assert len(calls) == 1
