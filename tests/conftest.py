@@ -5,23 +5,32 @@ All of it is made once per session, and only when a test asks for it. Tests that
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 from likeness_client import Client, Product, read_products
+from likeness_export import exporting
 from likeness_export.demo.catalogue import render_catalogue
 from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
 from likeness_export.exporting import export_run
+from likeness_export.onnx_export import ExportReport
+from likeness_export.pipeline import StepSpec
 from likeness_export.recipe import load_recipe
 from likeness_export.run import Run
+from likeness_export.servable import MANIFEST
 from likeness_export.server import ServeConfig, serving, unused_ports
 from likeness_export.training import train
 from numpy.typing import NDArray
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import np_to_triton_dtype
 
@@ -45,6 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("server") is not None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """Before each network torch makes its table of ONNX operators anew, in the time that tracing a small one takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The product file of a small demo catalogue."""
@@ -65,6 +82,25 @@ def repository(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("repository") / "repository"
     export_run(trained_run, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def already_verified(repository: Path) -> Callable[[], AbstractContextManager[None]]:
+    """Inside the block `trained_run` is exported with the networks of `repository`: they take most of its time."""
+    manifest = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
+    reports = {report["name"]: ExportReport(**report) for report in manifest["networks"]}
+
+    def copied(_: object, spec: StepSpec, path: Path, *__: int) -> ExportReport:
+        shutil.copyfile(repository.joinpath(*path.parts[-3:]), path)
+        return reports[spec.name]
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporting, "export_network", copied)
+            yield
+
+    return patched
 
 
 @dataclass(frozen=True, kw_only=True)

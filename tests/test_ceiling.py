@@ -103,12 +103,12 @@ def test_recall_of_a_signature_is_that_of_products_whose_modalities_are_all_know
 
 def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: list[Product]) -> None:
     work = WorkloadConfig(batch_size={1: 0.5, 3: 0.5})
-    load = LoadConfig(address=address, concurrency=3, duration_s=1.0, warm_up_s=0.1, timeout_s=60.0, workload=work)
-    mixed = {"text": 0.5, "text_image": 0.5}
+    load = LoadConfig(address=address, concurrency=3, duration_s=0.5, warm_up_s=0.1, timeout_s=60.0, workload=work)
+    mixed = {"text": 0.5, "text_attributes": 0.5}  # of the quick ones, as each load has a hundred requests
     config = CeilingConfig(
         load=load,
         repository=repository,
-        cases={"image": {"image": 1.0}, "mixed": mixed},
+        cases={"attributes": {"attributes": 1.0}, "mixed": mixed},
         rounds=2,
         trial_s=0.02,
         label=LabelConfig(field="group"),
@@ -125,7 +125,7 @@ def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: l
     assert report.ended == "complete"
     assert report.space == space_of(repository)
     assert report.cpu_threads == cpu_threads_of(repository)
-    assert [case.name for case in report.cases] == ["image", "mixed"]
+    assert [case.name for case in report.cases] == ["attributes", "mixed"]
     assert report.cases[0].recall is not None
     assert report.cases[1].recall is None  # a mix is no embedding of its own
     for case in report.cases:
@@ -140,7 +140,7 @@ def test_a_server_beside_its_ceiling(address: str, repository: Path, complete: l
             assert found.throughput_ratio == pytest.approx(found.served_products_per_s / found.ceiling_products_per_s)
             assert found.served_p50_ms is not None
             assert found.latency_ratio == pytest.approx(found.served_p50_ms / found.alone_p50_ms)
-    turns = [text.rpartition(": ")[2] for text in said if text.startswith("image, round 1")]
+    turns = [text.rpartition(": ")[2] for text in said if text.startswith("attributes, round 1")]
     assert turns == ["the ceiling", "load", "one at a time", "one caller", "half load"]
 
 

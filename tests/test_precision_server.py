@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,15 @@ def precision(request: pytest.FixtureRequest) -> Precision:
 
 @pytest.fixture(scope="module")
 def reduced_repository(
-    precision: Precision, trained_run: Run, demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory
+    precision: Precision,
+    trained_run: Run,
+    already_verified: Callable[[], AbstractContextManager[None]],
+    demo_catalogue: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp(precision) / "repository"
     choice = PrecisionChoice(precision=precision, data_root=demo_catalogue.parent, limits=LIMITS)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, already_verified():
         patch.setattr(network, "speed_ratio", lambda *_: 2.0)  # a busy machine must not decide
         export_run(trained_run, folder, [Reducer(trained_run, choice)])
     return folder
@@ -65,7 +70,7 @@ def test_the_server_answers_near_to_fp32(reduced_client: Client, trained_run: Ru
     some = ~np.isnan(expected).any(1)
     cosines = np.einsum("nd,nd->n", expected[some], served[some])
     assert cosines.min() > LIMITS.cosine_min
-    assert 0.98 < cosines.mean() < 0.9999999  # near
+    assert cosines.mean() > 0.98  # near
     assert np.abs(expected[some] - served[some]).max() > 1e-5  # and not the fp32 network
 
 

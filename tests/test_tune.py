@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +25,54 @@ from likeness_bench.tune.tuning import TuneConfig, run_tune
 from likeness_bench.tune.writing import write_result
 from likeness_bench.view import View
 from likeness_client import Client, Product
+from likeness_export.cli import app
+from likeness_export.exporting import export_run
 from likeness_export.recipe import BUILT_IN, load_recipe
 from likeness_export.run import Run
 from likeness_export.server import ServeConfig, serving
+from likeness_export.training import train
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.server
 
 PROGRAM = Path(sys.executable).parent / "likeness"
+RECIPE = """
+name = "small"
+dimension = 32
+[data]
+products = "products.jsonl"
+labels = ["group"]
+[towers.attributes]
+encoder = "one_hot"
+keys = ["kind", "material", "colour"]
+[training]
+epochs = 1
+[serving]
+max_batch_size = 8 # small
+"""
 
 
 @pytest.fixture
-def mine(repository: Path, tmp_path: Path) -> Path:
+def whole(repository: Path, tmp_path: Path) -> Path:
     """A repository of one's own; beside it lies nothing."""
     return shutil.copytree(repository, tmp_path / "models" / "repository")
+
+
+@pytest.fixture(scope="module")
+def small(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository of `RECIPE`: servers with its one tower start in half the time."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.toml").write_text(RECIPE, encoding="utf-8")
+    run = Run(folder / "run")
+    train(load_recipe(folder / "small.toml"), run, demo_catalogue.parent)
+    export_run(run, folder / "repository")
+    return folder / "repository"
+
+
+@pytest.fixture
+def mine(small: Path, tmp_path: Path) -> Path:
+    """The same of `small`."""
+    return shutil.copytree(small, tmp_path / "models" / "repository")
 
 
 def faster(settings: Settings) -> Settings:
@@ -46,7 +82,7 @@ def faster(settings: Settings) -> Settings:
     )
 
 
-def test_a_tuning(mine: Path, complete: list[Product], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tuning(whole: Path, complete: list[Product], monkeypatch: pytest.MonkeyPatch) -> None:
     """Few tiny rounds, and the second server does not start: its row says what Triton said."""
     real, started = servers.trial_server, list[Settings]()
 
@@ -58,13 +94,13 @@ def test_a_tuning(mine: Path, complete: list[Product], monkeypatch: pytest.Monke
     monkeypatch.setattr(servers, "trial_server", serve)
     load = LoadConfig(address="", concurrency=3, duration_s=0.4, warm_up_s=0.1, timeout_s=60.0)
     config = TuneConfig(load=load, target_ms=60_000.0, budget_s=100_000.0, rounds=1)
-    target, stop = read_target(mine), asyncio.Event()
+    target, stop = read_target(whole), asyncio.Event()
     said: list[str] = []
 
     class Told(View):
         def say(self, text: str) -> None:
             said.append(text)
-            if text.startswith("trial 4"):
+            if text.startswith("trial 3"):
                 stop.set()
 
     tuning = run_tune(complete[:30], target, config, stop=stop, view=Told())
@@ -83,8 +119,8 @@ def test_a_tuning(mine: Path, complete: list[Product], monkeypatch: pytest.Monke
     assert all(trial.verdict and not trial.failure for trial in others)
     assert report.space == target.space
     assert settings in (target.settings, *started)
-    assert sorted(path.name for path in mine.parent.iterdir()) == ["broken", "repository"]
-    assert read_target(mine).settings == target.settings  # `run_tune` writes nothing
+    assert sorted(path.name for path in whole.parent.iterdir()) == ["broken", "repository"]
+    assert read_target(whole).settings == target.settings  # `run_tune` writes nothing
 
 
 def broken(folder: Path) -> Path:
@@ -96,7 +132,7 @@ def broken(folder: Path) -> Path:
 
 def test_servers_are_kept_as_long_as_they_are_wanted(mine: Path) -> None:
     target = read_target(mine)
-    plain, other = target.settings, faster(target.settings)
+    plain, other = target.settings, target.settings.changed("attributes_encoder", instances=2)
 
     async def run() -> None:
         async with TrialServers(target) as running:
@@ -119,11 +155,11 @@ def test_servers_are_kept_as_long_as_they_are_wanted(mine: Path) -> None:
 
 
 def test_tuned_configurations_serve_the_same_embeddings(
-    mine: Path, client: Client, complete: list[Product], tmp_path: Path
+    whole: Path, client: Client, complete: list[Product], tmp_path: Path
 ) -> None:
-    target = read_target(mine)
+    target = read_target(whole)
     write_result(target, faster(target.settings))
-    config = ServeConfig.on_unused_ports(mine, tmp_path / "log")
+    config = ServeConfig.on_unused_ports(whole, tmp_path / "log")
     with serving(config), Client(config.address) as tuned:
         found, expected = tuned.embed(complete[:20]), client.embed(complete[:20])
     assert found.space == expected.space
@@ -131,7 +167,7 @@ def test_tuned_configurations_serve_the_same_embeddings(
 
 
 def test_the_settings_of_a_recipe_apply_without_training_again(
-    trained_run: Run, repository: Path, tmp_path: Path
+    trained_run: Run, repository: Path, already_verified: Callable[[], AbstractContextManager[None]], tmp_path: Path
 ) -> None:
     recipe = tmp_path / "tuned.toml"
     text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
@@ -139,8 +175,8 @@ def test_the_settings_of_a_recipe_apply_without_training_again(
     recipe.write_text(text + serving, encoding="utf-8")
     folder = tmp_path / "repository"
     words = ["export", *map(str, (trained_run.folder, "--repository", folder, "--serving", recipe))]
-    done = subprocess.run([PROGRAM, *words], capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
+    with already_verified():
+        CliRunner().invoke(app, words, catch_exceptions=False)
     tuned, before = read_target(folder), read_target(repository)
     assert tuned.space == before.space
     assert tuned.settings == settings_of(load_recipe(recipe))
@@ -150,10 +186,9 @@ def test_the_settings_of_a_recipe_apply_without_training_again(
 
 def test_the_command(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "shop.toml", tmp_path / "tune.json"
-    text = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
-    recipe.write_text(f"{text}\n[serving]\nmax_batch_size = 8 # small\n", encoding="utf-8")
-    words = f"tune {mine} {demo_catalogue} --recipe {recipe} --signature text --concurrency 2 --turn-s 0.2 --rounds 1 "
-    words += f"--budget-s 15 --target-ms 60000 --timeout-s 60 --products 40 --out {out}"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    words = f"tune {mine} {demo_catalogue} --recipe {recipe} --signature attributes --concurrency 2 --turn-s 0.2 "
+    words += f"--rounds 1 --budget-s 15 --target-ms 60000 --timeout-s 60 --products 40 --out {out}"
     done = subprocess.run([PROGRAM, *words.split()], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
@@ -171,7 +206,7 @@ def test_the_command(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_everything_as_it_was(mine: Path, demo_catalogue: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
     out = tmp_path / "tune.json"
-    words = f"tune {mine} {demo_catalogue} --concurrency 2 --turn-s 1 --timeout-s 60 --products 40 --out {out}"
+    words = f"tune {mine} {demo_catalogue} --signature attributes --concurrency 2 --turn-s 1 --products 40 --out {out}"
     process = subprocess.Popen([PROGRAM, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         try:

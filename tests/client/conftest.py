@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -238,8 +239,8 @@ def suffix(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
+@contextmanager
+def listening() -> Iterator[Endpoint]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     server = grpc.server(ThreadPoolExecutor(max_workers=16), options=options)
     servicer = Servicer()
@@ -248,3 +249,15 @@ def endpoint() -> Iterator[Endpoint]:
     server.start()
     yield Endpoint(f"127.0.0.1:{port}", servicer)
     server.stop(grace=None)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with listening() as found:
+        yield found
+
+
+@pytest.fixture
+def other_endpoint() -> Iterator[Endpoint]:
+    with listening() as found:
+        yield found

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_embed_names_ten_failures_and_counts_the_others(
     assert said.count("has none of") == 10
     assert "and 5 more" in said
     assert "nothing was written" in said
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_without_products_says_so_and_asks_nobody(
@@ -157,6 +158,16 @@ def test_embed_waits_for_a_server_that_has_answered(
     assert len(Embeddings.load(out)) == 24
 
 
+def test_embed_waits_no_longer_than_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+) -> None:
+    monkeypatch.setattr(_bulk, "_PAUSE_S", 0.01)
+    gone_after(1, endpoint, 500, grpc.StatusCode.INTERNAL)  # for seconds
+    arguments = ("--out", str(file.with_suffix(".npz")), "--server", endpoint.address, "--batch-size", "4")
+    assert run(monkeypatch, "embed", str(file), *arguments, "--patience-s", "0.2") == 1
+    assert "waiting, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
 def test_an_embed_does_not_wait_for_what_waiting_does_not_cure(
     monkeypatch: pytest.MonkeyPatch,
@@ -176,7 +187,7 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(
 ) -> None:
     out = file.with_suffix(".npz")
     arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address, "--batch-size", "4")
-    gone_after(3, endpoint, 10_000)
+    gone_after(3, endpoint, 10_000, grpc.StatusCode.INTERNAL)  # which gRPC itself does not try again
     assert run(monkeypatch, *arguments, "--patience-s", "0") == 1
     assert f"what was embedded is kept in {out}.steps: the same command goes on from there" in capsys.readouterr().err
     assert not out.exists()
@@ -256,11 +267,15 @@ def test_kept_steps_of_another_space_or_another_photo_are_embedded_again(tmp_pat
     names = {_bulk._digest(products, None, "one space"), _bulk._digest(products, None, "another space")}
     names.add(_bulk._digest(products, ["text"], "one space"))
     names.add(_bulk._digest(products[::-1], None, "one space"))
+    before = photo.stat()
+    photo.write_bytes(b"two")
+    os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))  # as copying with its times does
+    names.add(_bulk._digest(products, None, "one space"))
     photo.write_bytes(b"other")
     names.add(_bulk._digest(products, None, "one space"))
     photo.unlink()
     names.add(_bulk._digest(products, None, "one space"))
-    assert len(names) == 6
+    assert len(names) == 7
 
 
 def test_embed_does_not_wait_for_a_network_that_was_down_from_the_start(

@@ -40,7 +40,7 @@ from likeness_client import (
 )
 from likeness_client.contract import all_signatures
 from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
     from tests.client.conftest import Endpoint
@@ -161,31 +161,36 @@ def test_a_server_that_is_replaced_during_an_operation_leaves_nothing_of_the_old
     assert next(calls) > 8  # batches of four; what had its answer already was asked again
 
 
-def test_info_is_asked_again_after_a_while(client: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client.info().space == "space-1"
-    endpoint.servicer.fake.space = "space-2"
-    assert client.info().space == "space-1"
-    monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
-    assert client.info().space == "space-2"
-    monkeypatch.undo()
-    endpoint.servicer.fake.space = "space-3"
-    assert client.info(refresh=True).space == "space-3"
-    endpoint.servicer.fake.space = "space-4"
-    endpoint.servicer.interfere = lambda _: grpc.StatusCode.UNAVAILABLE
-    with pytest.raises(ServerUnavailableError):
-        client.embed(BATCH[:1])
-    endpoint.servicer.interfere = lambda _: None
-    assert client.embed(BATCH[:1]).space == "space-4"
+def test_info_is_asked_again_after_a_while(kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kind(endpoint.address, max_attempts=1) as client:
+        assert client.info().space == "space-1"
+        endpoint.servicer.fake.space = "space-2"
+        assert client.info().space == "space-1"
+        monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
+        assert client.info().space == "space-2"
+        monkeypatch.undo()
+        endpoint.servicer.fake.space = "space-3"
+        assert client.info(refresh=True).space == "space-3"
+        endpoint.servicer.fake.space = "space-4"
+        endpoint.servicer.interfere = lambda _: grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(ServerUnavailableError):
+            client.embed(BATCH[:1])
+        endpoint.servicer.interfere = lambda _: None
+        assert client.embed(BATCH[:1]).space == "space-4"
 
 
-def test_what_is_known_is_not_waited_for_long(kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    with kind(endpoint.address, timeout_s=60) as client:
+@pytest.mark.parametrize(("timeout_s", "at_most_s"), [(60, 10), (2, 3)])
+def test_what_is_known_is_not_waited_for_long(
+    kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, timeout_s: float, at_most_s: float
+) -> None:
+    with kind(endpoint.address, timeout_s=timeout_s) as client:
         client.embed(BATCH[:1])
         monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
         client.embed(BATCH[:1])
         client.info(refresh=True)
         first, second, wanted = endpoint.servicer.patience_s
-        assert second < 10 < min(first, wanted)
+        assert second < at_most_s
+        assert min(first, wanted) > 0.8 * timeout_s
 
 
 OUT_OF_REACH = [getattr(grpc.StatusCode, name) for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")]
@@ -205,6 +210,18 @@ def test_a_replica_that_cannot_say_what_it_offers_costs_nobody_an_answer(
             client.info(refresh=True)
         with pytest.raises(ServerError):  # what was asked for explicitly and failed is known no more
             client.embed(BATCH[:1])
+
+
+def test_what_is_known_is_relied_on_no_more_where_the_server_answers_otherwise(
+    kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kind(endpoint.address, max_attempts=1) as client:
+        client.embed(BATCH[:1])
+        monkeypatch.setattr("likeness_client._channel._INFO_S", 0.0)
+        for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
+            endpoint.servicer.index_fails = code
+            with pytest.raises(ServerError, match=code.name):
+                client.embed(BATCH[:1])
 
 
 def test_a_client_of_one_space_accepts_no_other(kind: Any, endpoint: Endpoint) -> None:
@@ -229,9 +246,37 @@ def test_grpc_retries_what_can_be_retried(client: Any, endpoint: Endpoint, size:
 def test_retries_end(kind: Any, endpoint: Endpoint) -> None:
     calls: list[str] = []
     endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.UNAVAILABLE  # type: ignore[func-returns-value]
-    with kind(endpoint.address, max_attempts=2) as client, pytest.raises(ServerUnavailableError, match="embed_text"):
-        client.embed(BATCH[:1])
+    with kind(endpoint.address, max_attempts=2) as client:
+        client.info()
+        start = time.monotonic()
+        with pytest.raises(ServerUnavailableError, match="embed_text"):
+            client.embed(BATCH[:1])
     assert len(calls) == 2
+    assert time.monotonic() - start > 0.3  # a server that starts again is given time
+
+
+def test_calls_are_spread_over_all_addresses_of_a_name(endpoint: Endpoint, other_endpoint: Endpoint) -> None:
+    servicers = [endpoint.servicer, other_endpoint.servicer]
+    addresses = f"ipv4:{endpoint.address},{other_endpoint.address}"  # what a name would lead to
+    with grpc.insecure_channel(addresses, options=_channel.channel_args(1)) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        deadline = time.monotonic() + 10  # the first calls go where a connection is first
+        while min(servicer.index_calls for servicer in servicers) < 2:
+            assert time.monotonic() < deadline
+            stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
+
+
+def test_while_most_attempts_fail_nothing_is_tried_again(endpoint: Endpoint) -> None:
+    calls: list[str] = []
+    endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.UNAVAILABLE  # type: ignore[func-returns-value]
+    with Client(endpoint.address, max_attempts=2, max_concurrency=80) as client, ThreadPoolExecutor(80) as pool:
+        client.info()
+        failed = [pool.submit(client.embed, BATCH[:1]).exception for _ in range(80)]
+        assert all(isinstance(exception(), ServerUnavailableError) for exception in failed)
+        before = len(calls)
+        with pytest.raises(ServerUnavailableError):
+            client.embed(BATCH[:1])
+    assert len(calls) == before + 1
 
 
 def test_what_cannot_be_retried_is_not(client: Any, endpoint: Endpoint) -> None:
@@ -258,6 +303,18 @@ def test_one_failed_call_fails_the_operation_and_frees_the_client(client: Any, e
         assert len(client.embed(BATCH)) == len(BATCH)
 
 
+def test_after_a_failure_no_more_calls_are_sent(kind: Any, endpoint: Endpoint) -> None:
+    calls: list[str] = []
+    with kind(endpoint.address, max_concurrency=1, timeout_s=5) as client:
+        client.info()
+        endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.INTERNAL  # type: ignore[func-returns-value]
+        with pytest.raises(ServerError, match=r"\[INTERNAL\]"):
+            client.embed(BATCH)
+        assert len(calls) == 1
+        endpoint.servicer.interfere = lambda _: None
+        assert len(client.embed(BATCH)) == len(BATCH)  # and its slot is free
+
+
 def test_calls_beside_a_failed_one_end_by_themselves(client: Any, endpoint: Endpoint) -> None:
     client.info()
 
@@ -276,6 +333,24 @@ def test_calls_beside_a_failed_one_end_by_themselves(client: Any, endpoint: Endp
     with pytest.raises(ServerError, match=r"\[INTERNAL\]"):
         client.embed([Product(title="a"), Product(title="b", attributes={"colour": "red"}), Product(images=(b"c",))])
     assert ended == [True, True]
+
+
+def test_ctrl_c_cancels_the_calls_on_their_way(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    endpoint.servicer.when_over = wanted.append
+    endpoint.servicer.delay_s = 0.3
+
+    def interrupted(*_: object) -> None:
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("likeness_client.client.wait", interrupted)
+    with Client(endpoint.address) as client:
+        client.info()
+        with pytest.raises(KeyboardInterrupt):
+            client.embed(BATCH[:8])
+        time.sleep(0.4)
+        assert wanted == [False, False]
 
 
 def test_calls_of_a_cancelled_caller_end_by_themselves_and_keep_their_slots(endpoint: Endpoint) -> None:
@@ -334,7 +409,7 @@ AWAY = (
 
 
 def test_no_server(kind: Any) -> None:
-    with kind("127.0.0.1:1", timeout_s=5) as client, pytest.raises(ServerUnavailableError, match=AWAY):
+    with kind("127.0.0.1:1", max_attempts=1) as client, pytest.raises(ServerUnavailableError, match=AWAY):
         client.embed([])
 
 
@@ -521,17 +596,19 @@ def test_both_clients_have_the_same_methods() -> None:
     assert methods(Client) == methods(AsyncClient)
 
 
-def test_all_callers_get_over_a_model_that_is_gone(endpoint: Endpoint) -> None:
+def test_all_callers_get_over_a_model_that_is_gone_and_one_asks_for_all(endpoint: Endpoint) -> None:
     def missing(_: str) -> grpc.StatusCode | None:
-        if next(asked) >= 8:
+        if (place := next(asked)) >= 8:
             return None
-        together.wait()  # so that no caller asks anew before all have been refused
+        together.wait()  # so that no caller asks anew before all have called
+        time.sleep(0.02 * place)  # so that the first one has asked anew before the last one is refused
         return grpc.StatusCode.NOT_FOUND
 
     together, asked = threading.Barrier(8), iter(range(1000))
     endpoint.servicer.interfere = missing
     with Client(endpoint.address) as client, ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(lambda product: client.embed([product]), BATCH[:8]))) == 8
+    assert endpoint.servicer.index_calls == 2
 
     async def run() -> int:
         async with AsyncClient(endpoint.address) as client:
@@ -539,6 +616,7 @@ def test_all_callers_get_over_a_model_that_is_gone(endpoint: Endpoint) -> None:
 
     asked = iter(range(1000))
     assert asyncio.run(run()) == 8
+    assert endpoint.servicer.index_calls == 4
 
 
 def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoint) -> None:
@@ -552,6 +630,37 @@ def test_what_the_server_offers_is_asked_once_for_all_who_wait(endpoint: Endpoin
 
     asyncio.run(run())
     assert endpoint.servicer.index_calls == 2
+
+
+def test_who_leaves_takes_the_answer_from_nobody_else(endpoint: Endpoint) -> None:
+    endpoint.servicer.index_delay_s = 0.2
+
+    async def run() -> None:
+        async with AsyncClient(endpoint.address) as client:
+            leaves, stays = (asyncio.create_task(client.info()) for _ in range(2))
+            await asyncio.sleep(0.1)
+            leaves.cancel()
+            assert (await stays).space == "space-1"
+            assert leaves.cancelled()
+
+    asyncio.run(run())
+    assert endpoint.servicer.index_calls == 1
+
+
+def test_who_wants_to_know_anew_is_not_given_an_answer_to_an_earlier_question(endpoint: Endpoint) -> None:
+    endpoint.servicer.index_delay_s = 0.2
+    with Client(endpoint.address) as client, ThreadPoolExecutor(1) as pool:
+        earlier = pool.submit(client.info)
+        time.sleep(0.1)
+        assert client.info(refresh=True) == earlier.result()
+    assert endpoint.servicer.index_calls == 2
+
+    async def run() -> None:
+        async with AsyncClient(endpoint.address) as client:
+            await asyncio.gather(client.info(), client.info(refresh=True))
+
+    asyncio.run(run())
+    assert endpoint.servicer.index_calls == 4
 
 
 def test_an_interrupt_is_meant_for_the_thread_that_it_reached(endpoint: Endpoint) -> None:
@@ -744,6 +853,18 @@ def test_headers_may_be_asked_for_before_every_call(kind: Any, endpoint: Endpoin
     wrong = kind(endpoint.address, headers=lambda: {"a": "line\nbreak"})
     with wrong as client, pytest.raises(InputError, match="header 'a' cannot be sent"):
         client.embed(BATCH[:1])
+
+
+def test_calls_that_could_not_be_sent_hold_no_slot(kind: Any, endpoint: Endpoint) -> None:
+    headers = {"a": "b"}
+    with kind(endpoint.address, headers=lambda: headers, max_concurrency=1, timeout_s=5) as client:
+        client.info()
+        headers["a"] = "line\nbreak"
+        for products in (BATCH, BATCH[:1]):
+            with pytest.raises(InputError, match="header 'a' cannot be sent"):
+                client.embed(products)
+        headers["a"] = "c"
+        assert len(client.embed(BATCH)) == len(BATCH)
 
 
 def test_headers_are_asked_for_where_the_caller_is(kind: Any, endpoint: Endpoint) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client import _calls, _operations
-from likeness_client._calls import Answer, Call, Vector, read_errors
+from likeness_client._calls import Answer, Call, Item, Vector, read_errors
 from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT, NOTHING_KNOWN, Metric, all_signatures
 from likeness_client.errors import (
     BatchError,
@@ -132,11 +132,19 @@ def test_equal_products_are_computed_once(fake: FakeServer) -> None:
 
 def test_calls_are_bounded_in_bytes(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "MAX_CALL_BYTES", 10)
-    photos = [Product(images=(bytes([i]) * size,)) for i, size in enumerate([4, 4, 30, 4, 4, 4])]
+    photos = [Product(images=(bytes([i]) * size,)) for i, size in enumerate([5, 5, 30, 5, 5, 5])]
     embed(fake, *photos)
     assert sorted(len(call.inputs["image"]) for call in fake.rounds[0]) == [1, 1, 2, 2]
     pairs(fake, [Product(images=(bytes([i]),)) for i in (6, 7)], [photos[0], photos[2]])
     assert [len(call.inputs["right_image"]) for call in fake.rounds[1]] == [1, 1]
+
+
+@pytest.mark.parametrize("modality", [None, "image"])
+def test_what_a_product_has_is_not_asked_for_again_where_the_server_knows_nothing_in_what_it_lacks(
+    fake: FakeServer, modality: str | None
+) -> None:
+    answer = ProductError(NOTHING_KNOWN, modality=modality)
+    assert _calls.without_unknown(Item("text", (b"a",)), answer, fake.info) is None
 
 
 def test_texts_of_like_length_share_a_batch(fake: FakeServer) -> None:
@@ -413,13 +421,16 @@ def test_learned_blocks_are_bounded_and_complete(
     assert max(map(len, fake.rounds)) <= 3  # what is held beside the matrix does not grow with it
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 5000), (5000, 3), (2000, 2000)])
-def test_no_side_of_a_learned_block_is_larger_than_a_plan_takes(fake: FakeServer, rows: int, columns: int) -> None:
+@pytest.mark.parametrize(("rows", "columns", "count"), [(1, 5000, 5), (5000, 3, 40), (2000, 2000, 256)])
+def test_no_side_of_a_learned_block_is_larger_than_a_plan_takes_nor_smaller_than_needed(
+    fake: FakeServer, rows: int, columns: int, count: int
+) -> None:
     left, right = np.zeros((rows, 2), np.float32), np.zeros((columns, 2), np.float32)
     calls = _calls.matrix_calls(left, right, Metric.LEARNED, fake.info)
     shapes = [(call.inputs["left"].shape[1], call.inputs["right"].shape[1]) for call, _, _ in calls]
     assert all(a <= MAX_BLOCK_LEFT and b <= MAX_BLOCK_RIGHT for a, b in shapes)
     assert sum(a * b for a, b in shapes) == rows * columns
+    assert len(calls) == count
 
 
 def test_equal_vectors_are_at_distance_zero(fake: FakeServer) -> None:

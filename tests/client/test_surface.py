@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import likeness_client
+import pytest
 
 HEAVY = ("PIL", "hypothesis", "likeness_export", "onnxruntime", "pandas", "pyarrow", "rich", "torch", "typer")
 
@@ -44,13 +46,10 @@ def test_the_public_surface_is_deliberate() -> None:
     assert all(hasattr(likeness_client, name) for name in likeness_client.__all__)
 
 
-def test_importing_the_client_loads_nothing_heavy() -> None:
-    code = f"import sys, likeness_client; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_command_loads_no_torch_for_its_own_commands() -> None:
-    code = "import sys, likeness_client.cli; print([name for name in ('rich', 'torch', 'PIL') if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("likeness_client", HEAVY), ("likeness_client.cli", ("rich", "torch", "PIL"))]
+)
+def test_importing_it_loads_nothing_heavy(module: str, heavy: Sequence[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

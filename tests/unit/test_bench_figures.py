@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from likeness_bench import figures, processes
-from likeness_bench.drive import Record
+from likeness_bench.drive import NOT_SENT, Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.search import RateSearch, decisive, middle, settled
@@ -92,6 +92,8 @@ def test_of_a_mix_it_does_not_matter_whether_more_slow_ones_come_last() -> None:
         for place, one in enumerate(queued(20.0))
     ]
     assert figures.answered_share(mixed) > figures.KEEPS_UP
+    apart = [replace(one, finished_s=one.finished_s + 60 * (place % 2)) for place, one in enumerate(queued(20.0)[:96])]
+    assert figures.answered_share(apart) > figures.KEEPS_UP  # although all the quick ones are answered first
 
 
 def test_a_server_that_becomes_faster_answers_no_more_than_all() -> None:
@@ -112,6 +114,14 @@ def test_failures_are_not_answered() -> None:
     assert figures.answered_share([]) == figures.answered_share(queued(8.0)[:5]) == 1.0  # too few to tell
 
 
+def test_what_the_harness_sent_does_not_depend_on_the_answers() -> None:
+    well = [replace(one, finished_s=60 + 2 * one.finished_s, error="ServerError") for one in queued(20.0)]
+    assert figures.sent_share(well) == pytest.approx(1.0)
+    late = [replace(one, started_s=2 * one.scheduled_s) for one in well]
+    assert figures.sent_share(late) == pytest.approx(0.5)
+    assert figures.sent_share([*well[:75], *(replace(one, error=NOT_SENT) for one in well[75:])]) == 0.75
+
+
 def test_latency_counts_from_when_a_request_was_due() -> None:
     assert figures.latency_s(OK) == 1.0
 
@@ -121,6 +131,13 @@ def test_failures_are_later_than_any_answer() -> None:
     assert figures.p99_with_failures_ms([OK] * 99 + [FAILED]) == 1000.0  # 1 % may lie beyond it
     assert figures.p99_with_failures_ms([OK] * 98 + [FAILED] * 2) is None
     assert figures.p99_with_failures_ms([]) is None
+
+
+@pytest.mark.parametrize("count", [99, 100])
+def test_it_is_said_of_how_many_requests_the_p99_is_the_maximum(count: int) -> None:
+    found = Percentiles.of([rank / 1000 for rank in range(count)])
+    assert found is not None
+    assert bool(figures.too_few(count)) == (found.p99_ms == found.max_ms)
 
 
 @pytest.mark.parametrize("count", [1, 7, 99, 100, 101, 250, 1000])
@@ -142,9 +159,12 @@ def test_errors_are_counted_by_kind() -> None:
 
 
 def test_the_timeline_goes_by_when_requests_were_due() -> None:
-    rows = figures.timeline([OK, replace(OK, scheduled_s=3.2, finished_s=9.0), FAILED], warm_up_s=1.0)
+    late = replace(FAILED, finished_s=9.0)
+    rows = figures.timeline([OK, replace(OK, scheduled_s=3.2, finished_s=9.0), late], warm_up_s=1.0)
     assert [(row.second, row.requests, row.errors) for row in rows] == [(0, 2, 1), (2, 1, 0)]
-    assert rows[0].p50_ms == rows[0].p99_ms == 1000.0
+    assert rows[0].p50_ms == rows[0].p99_ms == 1000.0  # of what was answered
+    (none_answered,) = figures.timeline([FAILED], warm_up_s=1.0)
+    assert none_answered.p50_ms is none_answered.p99_ms is None
 
 
 def test_each_signature_has_its_own_latency() -> None:

@@ -117,6 +117,9 @@ def test_workers_share_rows_of_like_length_and_one_keeps_them_together() -> None
     unlike = np.array([60, 20, 20, 20])  # as costly as three short ones: like lengths stay together
     assert sorted(map(sorted, runs_side_by_side(unlike, RUN_TOKENS, 2))) == [[0], [1, 2, 3]]
     assert len(runs_side_by_side(np.full(8, 2), 1_000, 2)) == 1  # where one more run costs more than it saves
+    # Sixteen tokens more for both workers together, and the batch is over twelve sooner.
+    runs = runs_side_by_side(np.array([40, 40, 60, 60]), RUN_TOKENS, 2)
+    assert [run.tolist() for run in runs] == [[2], [3], [0], [1]]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -142,3 +145,25 @@ def test_runs_are_computed_at_the_same_time() -> None:
         return tensors
 
     assert by_number([[np.arange(4)]], compute, 2, Workers(2))[0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "expected"), [(8, 1, [4, 4]), (5, 2, [3, 2]), (8, 3, [3, 3, 2]), (9, 2, [4, 4, 1])]
+)
+def test_no_worker_is_idle_while_a_few_rows_at_a_time_run(rows: int, workers: int, expected: list[int]) -> None:
+    seen: list[int] = []
+
+    def compute(tensors: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        seen.append(len(tensors[0]))
+        return tensors
+
+    by_number([[np.arange(rows)]], compute, 4, Workers(workers))
+    assert sorted(seen, reverse=True) == expected
+
+
+def test_a_single_run_wakes_no_other_thread() -> None:
+    def compute(tensors: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        return [tensors[0] * 0 + threading.get_ident()]
+
+    (found,) = by_number([[np.zeros(1, np.int64)]], compute, 4, Workers(2))
+    assert found.tolist() == [threading.get_ident()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -43,10 +44,19 @@ def test_contrastive_is_formula_4_1(labels: list[int]) -> None:
     assert float(contrastive(z, positives, TAU)) == pytest.approx(formula_4_1(z, positives), abs=1e-5)
 
 
-def test_the_diagonal_does_not_matter() -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [
+        contrastive,
+        decoupled,
+        lambda z, positives, tau: across(z, z.flip(0), positives, tau),
+        lambda z, positives, tau: across(z, z.flip(0), positives, tau, decouple=True),
+    ],
+)
+def test_the_diagonal_does_not_matter(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     z, positives = embeddings(), alike([0, 0, 1, 1, 2, 2, 3, 3, 3])
     without = positives & ~torch.eye(N, dtype=torch.bool)
-    assert float(contrastive(z, positives, TAU)) == float(contrastive(z, without, TAU))
+    assert float(loss(z, positives, TAU)) == float(loss(z, without, TAU))
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0, 1, 2, 3], [0, 0, 0, 0]])
@@ -86,19 +96,25 @@ def test_metric_loss_is_finite(labels: list[int], nothing_judged: bool) -> None:
         assert network.scale.grad.isfinite()
 
 
-def test_metric_loss_takes_two_of_the_hardest_judged_negatives_per_product() -> None:
-    network, z, positives = metric(), embeddings(), alike([0, 0, 1, 1, 2, 2, 3, 3, 3])
-    pairs = [(i, j) for i in range(N) for j in range(i + 1, N)]
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2, 3, 3, 3], [0] * 10 + [1] * 10], ids=["few", "many"])
+def test_metric_loss_takes_as_many_of_the_hardest_judged_negatives_as_positives_or_two_per_product(
+    labels: list[int],
+) -> None:
+    n = len(labels)
+    network, z, positives = metric(), embeddings(n), alike(labels)
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
     same = [(i, j) for i, j in pairs if positives[i, j]]
     i, j = max((pair for pair in pairs if pair not in same), key=lambda pair: float(z[pair[0]] @ z[pair[1]]))
-    judged = ~torch.zeros(N, N, dtype=torch.bool)
+    judged = ~torch.zeros(n, n, dtype=torch.bool)
     judged[i, j] = judged[j, i] = False  # the hardest of all
     other = sorted(
         (pair for pair in pairs if pair not in same and judged[pair]), key=lambda pair: -float(z[pair[0]] @ z[pair[1]])
     )
+    wanted = max(len(same), 2 * n)
+    assert wanted < len(other)
     probability = {(i, j): torch.sigmoid(network(z[i], z[j])).item() for i, j in pairs}
     terms = [-math.log(probability[pair]) for pair in same]
-    terms += [-math.log(1 - probability[pair]) for pair in other[: 2 * N]]
+    terms += [-math.log(1 - probability[pair]) for pair in other[:wanted]]
     assert metric_loss(network, z, positives, judged).item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
 
 

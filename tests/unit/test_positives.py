@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client.errors import InputError
 from likeness_export.catalogue import read_catalogue
+from likeness_export.named_pairs import NamedPair, hold_out
 from likeness_export.objective import drop_modalities
 from likeness_export.positives import LabelPositives, PairPositives, positives_of
 from likeness_export.recipe import TrainingSection, parse_recipe
@@ -59,6 +60,14 @@ def test_a_batch_draws_several_of_each_of_its_groups_and_no_product_twice() -> N
         assert sorted(np.unique(labels[rows], return_counts=True)[1]) == [3, 3, 3, 3]
 
 
+def test_large_groups_come_up_by_the_root_of_their_size() -> None:
+    labels = np.array([*["large"] * 100, *(f"g{row // 4}" for row in range(80))])
+    positives = LabelPositives([labels], batch_of(2, 2))
+    drawn = [rows for seed in range(20) for rows in positives.batches(np.random.default_rng(seed), NONE)]
+    share = np.mean([(rows < 100).any() for rows in drawn])
+    assert share == pytest.approx(1 - 40 / 50 * 38 / 48, abs=0.05)  # 10 beside twenty times 2
+
+
 def test_the_draws_of_a_group_take_turns_over_the_sources() -> None:
     labels = np.array([f"g{row // 10}" for row in range(40)])
     source = np.array(["shop" if row % 10 == 0 else "photo" for row in range(40)])  # one of ten
@@ -79,8 +88,8 @@ def test_products_that_share_only_a_coarser_label_are_drawn_by_that() -> None:
     positives = LabelPositives([coarse, finest], batch_of(8, 8))
     # 0, 1 and 6, 7 by the finest; 3, 4, 5 by the coarse one; 2 with its mates, as nobody else is left there.
     assert sorted(map(sorted, (group.tolist() for group in positives.groups))) == [[0, 1], [0, 1, 2], [3, 4, 5], [6, 7]]
-    for rows in positives.batches(np.random.default_rng(0), NONE):
-        assert sorted(rows.tolist()) == [0, 1, 2, 3, 4, 5, 6, 7]  # nobody twice
+    (rows,) = positives.batches(np.random.default_rng(0), NONE)  # one batch, however few they are
+    assert sorted(rows.tolist()) == [0, 1, 2, 3, 4, 5, 6, 7]  # nobody twice
 
 
 def test_a_batch_is_never_of_hard_groups_alone() -> None:
@@ -175,6 +184,14 @@ def test_hard_negatives_of_pairs_are_mined_for_products_with_a_known_match_only(
     positives = PairPositives(unmatched, all_of(6), batch_of(2, hard_negatives=0.4))
     drawn = [rows.tolist() for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), embeddings)]
     assert [4, 5] in drawn  # nothing is mined for 4 alone
+
+
+def test_hard_negatives_of_pairs_lie_near_to_one_of_the_left_sides_not_between_them() -> None:
+    angle = np.radians([0, 0, 90, 90, 5, 45])
+    embeddings = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    positives = PairPositives([(0, 1, 1), (2, 3, 1)], all_of(6), batch_of(2, hard_negatives=0.2))
+    (rows,) = positives.batches(np.random.default_rng(0), embeddings)
+    assert rows.tolist() == [0, 1, 2, 3, 4]
 
 
 def plainly_grouped(labels: list[NDArray[np.str_]]) -> list[list[int]]:
@@ -273,6 +290,22 @@ def test_the_recipe_chooses_labels_or_the_pairs_of_its_training_splits(tiny: Tin
     positives = positives_of(parse_recipe(raw, "test"), catalogue, tiny.root)
     assert isinstance(positives, PairPositives)
     assert positives.candidates == {0: [1], 3: [4], 6: [7]}
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_pairs_that_the_recipe_holds_out_are_not_learned_from(tiny: Tiny, fold: int) -> None:
+    pairs = [NamedPair(left=f"{group}-0", right=f"{group}-{other}", label=1) for group in range(12) for other in (1, 2)]
+    lines = [f"{pair.left},{pair.right},1,train" for pair in pairs]
+    (tiny.root / "pairs.csv").write_text("\n".join(["left_id,right_id,label,split", *lines]), encoding="utf-8")
+    raw = tiny.recipe.model_dump(mode="json")
+    raw["data"] |= {"labels": [], "pairs": "pairs.csv", "held_out": 0.5, "fold": fold}
+    catalogue = read_catalogue(tiny.products)
+    positives = positives_of(parse_recipe(raw, "test"), catalogue, tiny.root)
+    assert isinstance(positives, PairPositives)
+    drawn = {(catalogue.ids[i], catalogue.ids[j]) for i, others in positives.candidates.items() for j in others}
+    kept, held = hold_out(pairs, 0.5, fold)
+    assert drawn == {(pair.left, pair.right) for pair in kept}
+    assert held
 
 
 @pytest.mark.parametrize("kind", ["labels", "pairs"])

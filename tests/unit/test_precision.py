@@ -78,6 +78,27 @@ def test_a_product_that_moved_to_the_others_is_counted() -> None:
     assert drift.cosine_min < 0.4 < drift.cosine_mean
 
 
+def test_a_query_lost_and_another_won_are_no_loss_but_two_that_chance_may_turn() -> None:
+    def at(*degrees: float) -> list[list[float]]:
+        """Two pairs that are alike, each with a stranger, in planes of their own."""
+        angle = np.radians(degrees)
+        apart = np.concatenate([np.stack([np.cos(angle), np.sin(angle)], 1), np.zeros((6, 2))], 1)
+        return [*apart[:3].tolist(), *np.roll(apart[3:], 2, axis=1).tolist()]
+
+    labels = {"group": np.array(["a", "a", "stranger", "b", "b", "other"])}
+    drift = measure(embedded(at(0, 20, 30, 0, 20, 15)), embedded(at(0, 20, 15, 0, 20, 30)), labels)
+    loss = drift.recall_loss["group"]
+    assert (loss.points, loss.queries) == (0, 4)
+    assert loss.error == pytest.approx(100 * 2**0.5 / 4)
+
+
+def test_a_vector_whose_length_is_a_little_off_has_not_moved() -> None:
+    longer = Embedded(together=np.float32(1.01) * unit(FOUR), alone=np.float32(0.99) * unit(FOUR))
+    drift = measure(embedded(FOUR), longer, LABELS)
+    assert drift.cosine_mean == pytest.approx(1)
+    assert drift.batch_distance == pytest.approx(0, abs=1e-6)
+
+
 def test_products_without_a_vector_and_without_a_label_do_not_count() -> None:
     absent = unit(FOUR)
     absent[3] = np.nan
@@ -124,6 +145,8 @@ def test_which_of_equal_neighbours_comes_first_means_nothing() -> None:
     many = [[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 2
     shifted = [[1.0, 0.001 * place] for place in range(30)] + many[30:]
     assert measure(embedded(many), embedded(shifted), {}).overlap_at_10 == pytest.approx(1)
+    nearly = [[1.0, 1e-4 * place] for place in range(32)]  # to fp32 sums
+    assert measure(embedded(nearly), embedded(nearly[::-1]), {}).overlap_at_10 == pytest.approx(1)
     swapped = [*many[:29], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
     assert measure(embedded(many), embedded(swapped), {}).overlap_at_10 < 1
 
@@ -156,8 +179,8 @@ def test_every_limit_refuses(drift: Drift, said: str) -> None:
     assert Limits().faults(drift) == [said]
 
 
-def losing(points: float) -> Drift:
-    return good(recall_loss={"group": RecallLoss(points=points, error=1, queries=99)})
+def losing(points: float, figure: str = "recall_loss") -> Drift:
+    return good(**{figure: {"group": RecallLoss(points=points, error=1, queries=99)}})
 
 
 def test_a_network_may_not_lose_more_than_the_limit_by_itself_whatever_chance_does() -> None:
@@ -176,6 +199,10 @@ def test_a_single_signature_may_by_chance_but_not_the_mean_of_all(exported: Expo
     ]
     assert faults(Limits(), 1.4, 1.2) == ["recall@1 by group, mean of signatures, falls 1.30 points > 0.5"]
     assert faults(Limits(recall_loss=2), 1.4, 1.2) == []
+    mixed = [losing(points, "mixed_recall_loss") for points in (1.4, 1.2)]
+    assert Limits().mean_faults(mixed) == [
+        "recall@1 by group, fp32 gallery, mean of signatures, falls 1.30 points > 0.5"
+    ]
     assert mean_points([drift.recall_loss for drift in (losing(1.4), losing(1.2))]) == {"group": pytest.approx(1.3)}
 
 
@@ -660,3 +687,8 @@ def test_an_index_that_stays_as_it_is_is_asked_too() -> None:
     before, after = (Embedded(together=vectors, alone=vectors) for vectors in (old, new))
     drift = measure(before, after, {"group": np.array(["a", "a", "b", "b"])})
     assert (drift.recall_loss["group"].points, drift.mixed_recall_loss["group"].points) == (0.0, 50.0)
+    # Of the reduced queries, not of the fp32 ones among reduced neighbours.
+    moved = unit([[1, 0], [3, 1], [0, 1], [-1, 3]]), unit([[-1, 6], [3, 1], [0, 1], [-1, 3]])
+    before, after = (Embedded(together=vectors, alone=vectors) for vectors in moved)
+    drift = measure(before, after, {"group": np.array(["a", "a", "b", "b"])})
+    assert drift.mixed_recall_loss["group"].points == 25.0
