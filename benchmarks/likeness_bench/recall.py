@@ -10,7 +10,7 @@ import numpy as np
 from likeness_client import Client, InputError, Product
 from likeness_client.contract import modalities_of
 from likeness_client.payloads import sendable
-from likeness_client.records import Record, field_value
+from likeness_client.records import Record, canonical, field_value
 from likeness_client.results import require_same_space
 from numpy.typing import NDArray
 
@@ -71,7 +71,7 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
     chosen = [
         (product, field_value(record, config.field))
         for product, record in rows
-        if not config.split or field_value(record, "split") == config.split
+        if not config.split or field_value(record, "split") == canonical(config.split)
     ]
     if not any(label for _, label in chosen):
         split = f" in split '{config.split}'" if config.split else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +37,7 @@ _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's 
 _HEADER_NAME = re.compile(r"(?!.*-bin$)[a-z0-9_.-]+")  # gRPC takes bytes only under a name in -bin
 _HEADER_VALUE = re.compile(r"[ -~]*")
 _INFO_S = 30.0  # how long the server's answer to what it offers is relied on
+_LONGEST_S = 365 * 86_400.0  # clocks of gRPC and of threads end after some centuries
 _REFRESH_S = 5.0  # how long each question may take of those that follow
 OUT_OF_REACH = (ServerUnavailableError, DeadlineExceededError, OverloadedError)
 """What says nothing about what a server offers: one replica of several may be down, or hang, or a gateway be full."""
@@ -177,7 +177,7 @@ class BaseClient:
             code="DEADLINE_EXCEEDED",
         )
 
-    def _late(self, timeout_s: float | None) -> DeadlineExceededError:
+    def _late(self, timeout_s: float) -> DeadlineExceededError:
         return DeadlineExceededError(f"not over in the {timeout_s:g} s given", self.address, code="DEADLINE_EXCEEDED")
 
     def _closed_error(self) -> LikenessError:
@@ -208,8 +208,8 @@ def check_timeout(timeout_s: float) -> None:
     Raises:
         InputError: it cannot.
     """
-    if not (timeout_s > 0 and math.isfinite(timeout_s)):
-        raise InputError(f"timeout_s must be positive, and not infinite, not {timeout_s}")
+    if not 0 < timeout_s <= _LONGEST_S:
+        raise InputError(f"timeout_s must be positive, and at most {_LONGEST_S:g} (a year), not {timeout_s}")
 
 
 def channel_args(max_attempts: int) -> list[tuple[str, str | int]]:

@@ -94,8 +94,8 @@ class AsyncClient(_channel.BaseClient):
 
     async def info(self, *, refresh: bool = False, timeout_s: float | None = None) -> ServerInfo:
         """Return what the server offers; see `Client.info`."""
-        async with self._within(timeout_s):
-            return await self._offered(refresh=refresh)
+        async with self._within(timeout_s) as until:
+            return await self._offered(until, refresh=refresh)
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail. Closing twice does no harm."""
@@ -131,39 +131,40 @@ class AsyncClient(_channel.BaseClient):
         return self._opened
 
     @asynccontextmanager
-    async def _within(self, timeout_s: float | None) -> AsyncIterator[None]:
-        """Leave what is done inside after this time, as a caller who is cancelled does."""
-        if timeout_s is not None:
-            _channel.check_timeout(timeout_s)
+    async def _within(self, timeout_s: float | None) -> AsyncIterator[float | None]:
+        """Leave what is done inside after this time, as a caller who is cancelled does; yield when that is."""
+        if timeout_s is None:
+            yield None
+            return
+        _channel.check_timeout(timeout_s)
         limit = asyncio.timeout(timeout_s)
         try:
             async with limit:
-                yield
+                yield limit.when()
         except TimeoutError as error:
             if not limit.expired():  # one of the caller's own, from a function that returns the headers
                 raise
             raise self._late(timeout_s) from error
 
-    async def _offered(self, *, refresh: bool = False) -> ServerInfo:
+    async def _offered(self, until: float | None, *, refresh: bool = False) -> ServerInfo:
         """Return what the server offers, see `info`."""
         self._check_place()
-        if refresh:
-            return await self._ask(alone=True)
-        known, due = self._known()
-        if known and not due:
+        known, due = (None, True) if refresh else self._known()
+        if known is None:
+            return await self._ask(alone=refresh)
+        if not due:
             return known
         try:
-            return await self._ask(alone=False)
-        except _channel.OUT_OF_REACH:
-            if known is None:
-                raise
+            async with asyncio.timeout_at(until and (asyncio.get_running_loop().time() + until) / 2):
+                return await self._ask(alone=False)
+        except (TimeoutError, *_channel.OUT_OF_REACH):
             return known  # calls name the space that they want: if it is gone, they will say so
 
     async def _ask(self, *, alone: bool) -> ServerInfo:
         """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
-        if alone or self._asking is None or self._asking.done():
+        if alone or self._asking is None:
             self._asking = asyncio.create_task(self._learn(alone=alone))
-            self._asking.add_done_callback(_has_failed)
+            self._asking.add_done_callback(self._answered)
         # One caller that is cancelled takes the answer from nobody else.
         return await asyncio.shield(self._asking)
 
@@ -175,6 +176,12 @@ class AsyncClient(_channel.BaseClient):
                 self._info = None  # what is known may be wrong by now
             raise
         return found
+
+    def _answered(self, asking: asyncio.Task[ServerInfo]) -> None:
+        """Let the next caller ask anew; an error would also hold what those who got it had in hand, such as photos."""
+        _has_failed(asking)
+        if self._asking is asking:
+            self._asking = None
 
     async def _discover(self, *, needed: bool) -> ServerInfo:
         stub, settings = self._stub(), self._question_settings(needed=needed)
@@ -191,8 +198,8 @@ class AsyncClient(_channel.BaseClient):
     async def _run(
         self, operation: Callable[[ServerInfo], Operation[T]], timeout_s: float | None, brief: bool = False
     ) -> T:
-        async with self._within(timeout_s):
-            info = await self._offered()
+        async with self._within(timeout_s) as until:
+            info = await self._offered(until)
             try:
                 return await self._drive(operation(info), brief)
             except (ModelNotFoundError, SpaceMismatchError):
@@ -201,7 +208,7 @@ class AsyncClient(_channel.BaseClient):
                 self._forget(info)  # another one may stand in its place when it is back
                 if not info.unready:  # what was not ready when it was asked may be by now
                     raise
-            return await self._drive(operation(await self._offered()), brief)
+            return await self._drive(operation(await self._offered(until)), brief)
 
     async def _drive(self, operation: Operation[T], brief: bool) -> T:
         with translate(self.address):

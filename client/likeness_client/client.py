@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -161,7 +161,7 @@ class Client(_channel.BaseClient):
 
         Args:
             refresh: ask now, e.g. before vectors are put beside earlier ones: the server may have been replaced.
-            timeout_s: how long it may take, see `embed`.
+            timeout_s: how long it may take, see `embed`; the question goes on, but is no call and takes no turn.
 
         Raises:
             SpaceMismatchError: its repository is half rolled out, or of another space than ``space``.
@@ -231,39 +231,62 @@ class Client(_channel.BaseClient):
     def _offered(self, until: float, *, refresh: bool = False) -> ServerInfo:
         """Return what the server offers, see `info`."""
         self._check_place()
-        if refresh:
-            return self._ask(until, alone=True)
-        known, due = self._known()
-        if known and not due:
+        known, due = (None, True) if refresh else self._known()
+        if known is None:
+            return self._ask(until, alone=refresh)
+        if not due:
             return known
         try:
-            return self._ask(until, alone=False)
-        except _channel.OUT_OF_REACH:
-            if known is None:
-                raise
+            return self._ask(until if until == math.inf else (time.monotonic() + until) / 2, alone=False)
+        except (TimeoutError, *_channel.OUT_OF_REACH):
             return known  # calls name the space that they want: if it is gone, they will say so
 
     def _ask(self, until: float, *, alone: bool) -> ServerInfo:
         """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
-        # The caller's function for the headers is asked here: what it reads may belong to this thread.
-        settings = self._question_settings(needed=alone or self._info is None)
-        with self._lock:
-            asking = self._asking
-            if alone or asking is None or asking.done():
-                asking = Future()
-                # In a thread: one caller who leaves, late or by Ctrl-C, takes the answer from nobody else.
-                threading.Thread(target=self._learn, args=(asking, settings, alone), daemon=True).start()
+        while True:
+            with self._lock:
+                theirs = None if alone else self._asking
+                asking = theirs or Future()
                 self._asking = asking
-        return asking.result(_left_s(until))
+            if theirs is None:
+                self._begin(asking, alone=alone)
+            try:
+                return asking.result(_left_s(until))
+            except CancelledError:  # who was to ask could not: somebody else has to
+                continue
+            finally:
+                del theirs, asking  # the traceback of an error holds this frame: it would hold itself
+
+    def _begin(self, asking: Future[ServerInfo], *, alone: bool) -> None:
+        try:
+            # The caller's function for the headers is asked here: what it reads may belong to this thread.
+            settings = self._question_settings(needed=alone or self._info is None)
+            # In a thread: one caller who leaves, late or by Ctrl-C, takes the answer from nobody else.
+            threading.Thread(target=self._learn, args=(asking, settings, alone), daemon=True).start()
+        except BaseException:
+            self._answered(asking)
+            asking.cancel()
+            raise
 
     def _learn(self, asking: Future[ServerInfo], settings: dict[str, Any], alone: bool) -> None:
+        if not asking.set_running_or_notify_cancel():
+            return  # who began it was interrupted
         try:
             self._info = found = self._discover(settings)
-            asking.set_result(found)
         except BaseException as error:
             if alone or not isinstance(error, _channel.OUT_OF_REACH):
                 self._info = None  # what is known may be wrong by now
+            self._answered(asking)
             asking.set_exception(error)
+        else:
+            self._answered(asking)
+            asking.set_result(found)
+
+    def _answered(self, asking: Future[ServerInfo]) -> None:
+        """Let the next caller ask anew; an error would also hold what those who got it had in hand, such as photos."""
+        with self._lock:
+            if self._asking is asking:
+                self._asking = None
 
     def _discover(self, settings: dict[str, Any]) -> ServerInfo:
         stub = self._stub()

@@ -41,6 +41,7 @@ _LIBRARIES = (
     "onnxscript",
     "tokenizers",
     "pillow",
+    "joblib",
     "av",
     "scikit-learn",
     "gensim",

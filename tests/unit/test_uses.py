@@ -614,7 +614,7 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     folds = ("--fold", "0", "--fold", "1")
     with pytest.raises(InputError, match="has seen all pairs: leave --server out"):
         run("match", *files, "--label", "group", "--held-out", "0.2", *folds, "--server", "localhost:1")
-    with pytest.raises(InputError, match="timeout_s must be positive, and not infinite"):
+    with pytest.raises(InputError, match="timeout_s must be positive, and at most"):
         run("match", *files, "--label", "group", "--server", "localhost:1", "--timeout-s", "inf")
 
 

@@ -168,7 +168,7 @@ def _ranking(
 def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -> Line:
     last, first = views_of(catalogue.of_splits(measure.splits))
     similarity = _similarity(*(source.features(method, side.products) for side in (last, first)))
-    names = last.labels("product_id")
+    names = np.array(last.ids)
     nowhere = np.full(len(names), -1, dtype=np.intp)
     found = ranking(similarity.astype(np.float32), names, names, nowhere)
     return line_of(measure.name, "product_id", f"{method} ({IMAGE})", found)

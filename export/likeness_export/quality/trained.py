@@ -203,7 +203,7 @@ def _views(measure: Views, run: Run, catalogue: Catalogue) -> Line:
     last, first = views_of(catalogue.of_splits(measure.splits))
     queries, gallery = (OfflineEmbedder(run, side).embed([IMAGE]) for side in (last, first))
     usable = ~np.isnan(queries).any(1) & ~np.isnan(gallery).any(1)
-    names = last.labels("product_id")[usable]
+    names = np.array(last.ids)[usable]
     nowhere = np.full(len(names), -1, dtype=np.intp)  # the answer is the product itself
     found = retrieval(queries[usable], gallery[usable], names, names, nowhere)
     return line_of(measure.name, "product_id", IMAGE, found)
