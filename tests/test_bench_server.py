@@ -149,11 +149,11 @@ def test_a_sweep_from_far_above_the_capacity_finds_its_way_down(address: str, co
     """Triton goes on with requests that were given up; the next rate must not wait behind them."""
     load = LoadConfig(
         address=address,
-        rate=240.0,
+        rate=400.0,
         duration_s=0.5,
         warm_up_s=0.1,
         timeout_s=1.0,
-        workload=WorkloadConfig(signatures={"text_image_attributes": 1.0}, batch_size=4),
+        workload=WorkloadConfig(signatures={"text_image_attributes": 1.0}, batch_size=8),
     )
     config = SweepConfig(load=load, target_ms=1000.0, budget_s=120.0, max_repeats=1, precision=0.9)
     moved: list[bool] = []
