@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,25 @@ from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, ProductError
 from likeness_client.writing import told, written_aside
 
-if TYPE_CHECKING:
-    from likeness_client.results import Embeddings
-
 FORMAT = "likeness-embeddings-2"
 SUFFIXES = (".npz", ".parquet")
+
+
+class Part(Protocol):
+    """What a file holds of products, one after the other; `Embeddings` are such."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]: ...
+    @property
+    def product_ids(self) -> tuple[str, ...]: ...
+    @property
+    def signatures(self) -> tuple[str, ...]: ...
+    @property
+    def modality_weights(self) -> tuple[Mapping[str, float], ...]: ...
+    @property
+    def errors(self) -> Mapping[int, ProductError]: ...
+    @property
+    def space(self) -> str: ...
 
 
 def check_path(path: Path) -> None:
@@ -75,7 +89,7 @@ class Writer(Protocol):
     def rows(self) -> int:
         """How many were added."""
 
-    def add(self, part: Embeddings) -> None:
+    def add(self, part: Part) -> None:
         """Append a part; the positions of its errors count on."""
 
 
@@ -88,7 +102,7 @@ class _ToldWriter:
     def rows(self) -> int:
         return self.writer.rows
 
-    def add(self, part: Embeddings) -> None:
+    def add(self, part: Part) -> None:
         with told(self.path):
             self.writer.add(part)
 
@@ -121,7 +135,7 @@ class _NpzWriter:
     rows: int = 0
     dimension: int = 0
 
-    def add(self, part: Embeddings) -> None:
+    def add(self, part: Part) -> None:
         if not self.dimension:
             self._line({"format": FORMAT, "space": part.space})
             self.dimension = part.vectors.shape[1]
@@ -177,7 +191,7 @@ class _ParquetWriter:
     rows: int = 0
     file: Any = None
 
-    def add(self, part: Embeddings) -> None:
+    def add(self, part: Part) -> None:
         table = _table(part)
         if self.file is None:
             _, parquet = _pyarrow()
@@ -186,7 +200,7 @@ class _ParquetWriter:
         self.rows += len(part.vectors)
 
 
-def _table(part: Embeddings) -> Any:
+def _table(part: Part) -> Any:
     pa, _ = _pyarrow()
     count, dimension = part.vectors.shape
     errors = [part.errors.get(index) for index in range(count)]
