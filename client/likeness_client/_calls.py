@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from likeness_client._discovery import ServerInfo
 from likeness_client.contract import (
     EMBEDDING,
-    ERROR_SUFFIX,
     LEFT,
     MATRIX_MODEL,
     MAX_BLOCK_LEFT,
@@ -297,7 +296,7 @@ def read_errors(
         known = {outputs[name] for name, reason in reasons.items() if not reason}
         unknown = next((modality for modality in outputs.values() if modality not in known), None)
         if fault:
-            found.append(ProductError(reasons[fault], modality=fault.removesuffix(ERROR_SUFFIX), side=side))
+            found.append(ProductError(reasons[fault], modality=outputs[fault], side=side))
         else:
             found.append(ProductError(NOTHING_KNOWN, modality=unknown, side=side) if unknown else None)
     return found

@@ -26,14 +26,14 @@ class RecipeError(InputError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON, which runs keep, has neither
 
 
 class DataSection(_Section):
     """Which products, how their text is composed, and what makes two of them alike; without that nothing is learned."""
 
     products: str = Field(description="JSON lines, relative to the data root")
-    train_splits: tuple[str, ...] = ("train",)
+    train_splits: tuple[str, ...] = Field(default=("train",), min_length=1)
     only: dict[str, tuple[str, ...]] = Field(
         default={}, description="field -> the values that a product may have in it; default: all products"
     )

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 _PYTHON = ("instances", "preferred_batch_size", "queue_delay_us")
 _NETWORK = ("instances", "cpu_threads", "preferred_batch_size", "queue_delay_us")
 _BLOCKS = ("instances", "cpu_threads")  # a block is a batch by itself: nothing is gathered
+_MOST = 1024  # instances or threads; what Triton's configurations cannot hold would be found by the export only
+_LONGEST_US = 60_000_000
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -36,17 +38,22 @@ class StepSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instances: int | None = Field(default=None, ge=1, description="executions of this step that may run side by side")
+    instances: int | None = Field(
+        default=None, ge=1, le=_MOST, description="executions of this step that may run side by side"
+    )
     cpu_threads: int | None = Field(
         default=None,
         ge=1,
+        le=_MOST,
         description="of a network: threads of one execution on a CPU: runs side by side, or sharing operators",
     )
     # Every step must take the ensemble's largest batch, so this, and not `max_batch_size`, is a step's own choice.
     preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="sizes that the batcher tries to gather; default: whatever is there"
     )
-    queue_delay_us: int | None = Field(default=None, ge=0, description="how long it waits for more requests")
+    queue_delay_us: int | None = Field(
+        default=None, ge=0, le=_LONGEST_US, description="how long it waits for more requests"
+    )
 
 
 class ServingSection(BaseModel):
@@ -55,13 +62,16 @@ class ServingSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_batch_size: int = Field(default=32, ge=1, le=1024)
-    queue_delay_us: int = Field(default=0, ge=0, description="how long a step waits for more requests to join a batch")
+    queue_delay_us: int = Field(
+        default=0, ge=0, le=_LONGEST_US, description="how long a step waits for more requests to join a batch"
+    )
     cpu_threads: int = Field(
         default=2,
         ge=1,
+        le=_MOST,
         description="threads of one execution in the cpu profile: runs side by side, or sharing operators",
     )
-    instances: int = Field(default=1, ge=1, description="executions of a step that may run side by side")
+    instances: int = Field(default=1, ge=1, le=_MOST, description="executions of a step that may run side by side")
     signatures: tuple[str, ...] = Field(
         default=(), description="the sets of modalities to serve, e.g. text_image; default: every one there is"
     )

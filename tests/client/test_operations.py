@@ -196,7 +196,7 @@ def test_a_tower_that_knows_something_stands_in_for_its_neighbour() -> None:
         None,
         ("text", NOTHING_KNOWN),
         ("image", "bad photo"),
-        ("terms", "bad words"),
+        ("text", "bad words"),
     ]
 
 

@@ -136,6 +136,32 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
             lambda r: r["towers"].update(transformer={"encoder": "transformer"}),
             "towers.transformer.source: is missing (directory, package or hub name of a Hugging Face encoder)",
         ),
+        (
+            lambda r: r["training"].update(temperature=float("inf")),
+            "training.temperature: must be a finite number (given: inf)",
+        ),
+        (
+            lambda r: r["towers"]["image"].update(learning_rate=float("inf")),
+            "towers.image.learning_rate: must be a finite number (given: inf)",
+        ),
+        (
+            lambda r: r["towers"].update(text={"encoder": "word_vectors", "seed": 2**32}),
+            "towers.text.seed: must be less than 4294967296 (given: 4294967296)",
+        ),
+        (
+            lambda r: r["towers"].update(text={"encoder": "word_vectors", "window": 2**32}),
+            "towers.text.window: must be less than or equal to 10000 (given: 4294967296)",
+        ),
+        (
+            lambda r: r.update(serving={"instances": 2**32}),
+            "serving.instances: must be less than or equal to 1024 (given: 4294967296)",
+        ),
+        (
+            lambda r: r.update(serving={"steps": {"text_encoder": {"queue_delay_us": 2**64}}}),
+            "serving.steps.text_encoder.queue_delay_us: must be less than or equal to 60000000 (given: "
+            "18446744073709551616)",
+        ),
+        (lambda r: r["data"].update(train_splits=[]), "data.train_splits: must not be empty"),
         (lambda r: r.update(towers={}), "towers: must not be empty"),
         (lambda r: r.update(data="x"), "data: must be a section (given: 'x')"),
         (lambda r: r["towers"].update(image=5), "towers.image: must be a section (given: 5)"),

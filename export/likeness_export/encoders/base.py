@@ -70,7 +70,7 @@ class Encoder(nn.Module, ABC):
 class EncoderConfig(BaseModel, ABC):
     """The part of a recipe that belongs to one tower. A subclass adds its own keys and a literal ``encoder``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     modality: ClassVar[str]
     preprocessing: ClassVar[ModuleType]

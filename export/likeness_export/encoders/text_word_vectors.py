@@ -48,9 +48,10 @@ class WordVectorsConfig(EncoderConfig):
     )
     vector_size: int = Field(default=100, ge=2, le=1024, description="of vectors that are learned")
     epochs: int = Field(default=20, ge=1, description="of learning the vectors")
-    window: int = Field(default=5, ge=1, description="how many words to either side are a word's context")
+    # gensim reads no more words of a text than that, and waits forever if the number does not fit into its 32 bits.
+    window: int = Field(default=5, ge=1, le=10_000, description="how many words to either side are a word's context")
     min_count: int = Field(default=2, ge=1, description="words seen less often get no vector")
-    seed: int = Field(default=7, ge=0, description="of learning the vectors")
+    seed: int = Field(default=7, ge=0, lt=2**32, description="of learning the vectors")
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Ids of the known words, of varying length."""
