@@ -670,6 +670,17 @@ def test_the_command_says_what_was_refused_and_exits_with_1(
     assert (tmp_path / "new" / "manifest.json").is_file()
 
 
+def test_the_command_does_not_send_to_a_limit_where_nothing_was_judged(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    root = str(exported.run.folder.parent / "data")
+    assert command(monkeypatch, exported, tmp_path / "new", "--precision", "int8", "--data-root", root) == 1
+    said = capsys.readouterr()
+    assert "are needed: add some, or stay with fp32" in said.out
+    assert said.err.endswith("not int8, because nothing passed the gate: image_encoder\n")
+
+
 def test_the_command_needs_the_products_and_asks_for_them_first(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
