@@ -212,6 +212,18 @@ def test_limits_that_a_manifest_cannot_hold_are_refused_before_the_export(limit:
         Limits(**limit)
 
 
+@pytest.mark.parametrize("points", [-25, 25])
+def test_a_query_of_a_rare_signature_does_not_outweigh_the_others(points: float) -> None:
+    common, rare = (
+        good(recall_loss={"group": RecallLoss(points=lost, error=1, queries=queries)})
+        for lost, queries in ((1.2, 1000), (points, 4))
+    )
+    (fault,) = Limits().mean_faults([common, rare])
+    assert fault == "recall@1 by group, mean of signatures, falls 1.20 points > 0.5"
+    assert Limits().mean_faults([rare]) == Limits().mean_faults([rare, rare])
+    assert bool(Limits().mean_faults([rare])) == (points > 0)  # where all are rare, they are all that there is
+
+
 def test_one_of_two_hundred_queries_is_half_a_point_and_no_more() -> None:
     before = np.repeat(np.eye(100, dtype=np.float32), 2, axis=0)
     after = before.copy()
