@@ -226,6 +226,7 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
     whole_products = complete(embedder.present, embedded.values())
     everything = signature_of(modalities)
     embedded[AS_THEY_ARE] = embedded[everything] if everything in embedded else embedder.embed(modalities)
+    measured = dict.fromkeys(task.labels, 0)
     for signature, vectors in embedded.items():
         usable = ~np.isnan(vectors).any(1) & (whole_products | (signature == AS_THEY_ARE))
         queries, gallery = np.flatnonzero(is_query & usable), np.flatnonzero(is_gallery & usable)
@@ -233,4 +234,11 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
         for label in task.labels:
             labels = catalogue.labels(label)
             figures = retrieval(vectors[queries], vectors[gallery], labels[queries], labels[gallery], itself)
+            measured[label] += figures.queries
             yield Row(label=label, signature=signature, figures=figures)
+    for label in (label for label, queries in measured.items() if not queries):
+        log.warning(
+            "nothing was measured by %s: no query that has an embedding has another product alike in the gallery; name "
+            "a coarser label with --label, or other splits with --split and --gallery",
+            label,
+        )

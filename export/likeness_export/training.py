@@ -166,6 +166,21 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
             tower.prepare(items, run.towers / name, data_root)
 
 
+def _refuse_unusable(inputs: Mapping[str, TowerInputs], product_ids: Sequence[str]) -> None:
+    """Refuse a tower to which no training product says anything: it would answer without having learned.
+
+    Raises:
+        InputError: names the tower, and what is wrong with the first product.
+    """
+    for name, found in inputs.items():
+        if not found.known.any():
+            row, reason = next(iter(found.errors.items()))
+            raise InputError(
+                f"towers.{name}: no training product has anything that it can learn from; of the {len(found.errors)} "
+                f"that it reads the first is {product_ids[row]}: {reason}. Mend them, or leave the tower out"
+            )
+
+
 class _Trainer:
     """The state of one training."""
 
@@ -182,6 +197,7 @@ class _Trainer:
             recipe.towers, run.towers, parts, catalogue.ids, once=self.frozen
         )
         self.features = {name: self._features(name) for name in self.frozen}
+        _refuse_unusable(self.inputs, catalogue.ids)
         present = present_modalities(self.network.tower_modalities, self.inputs)
         self.present = torch.from_numpy(present).to(device)
         self.positives: Positives = positives_of(recipe, catalogue, data_root, present.any(1))

@@ -174,6 +174,14 @@ def test_factors_that_cannot_be_computed_are_named_with_the_way_out(tmp_path: Pa
         fit(tmp_path, items, config)
 
 
+def test_factors_of_which_nothing_is_left_are_refused(tmp_path: Path) -> None:
+    """Such products would all have the same features."""
+    items = [encode({f"u{user}": 1 + user for user in range(10)}) for _ in range(4)]
+    config = AlsConfig(encoder="als", regularization=1e5)
+    with pytest.raises(InputError, match=r"towers\.\w+: regularization 100000 leaves nothing .* of 10 users: lower it"):
+        fit(tmp_path, items, config)
+
+
 def test_factors_that_find_no_room_are_named(tmp_path: Path, little_room: LittleRoom) -> None:
     items = [encode({f"u{user}": 1 + user for user in range(10)}) for _ in range(4)]
     with little_room(2000), pytest.raises(InputError, match=r"^cannot write .*factors\.npy \(.*\): make room there"):

@@ -212,6 +212,18 @@ def test_limits_that_a_manifest_cannot_hold_are_refused_before_the_export(limit:
         Limits(**limit)
 
 
+@pytest.mark.parametrize("points", [-25, 25])
+def test_a_query_of_a_rare_signature_does_not_outweigh_the_others(points: float) -> None:
+    common, rare = (
+        good(recall_loss={"group": RecallLoss(points=lost, error=1, queries=queries)})
+        for lost, queries in ((1.2, 1000), (points, 4))
+    )
+    (fault,) = Limits().mean_faults([common, rare])
+    assert fault == "recall@1 by group, mean of signatures, falls 1.20 points > 0.5"
+    assert Limits().mean_faults([rare]) == Limits().mean_faults([rare, rare])
+    assert bool(Limits().mean_faults([rare])) == (points > 0)  # where all are rare, they are all that there is
+
+
 def test_one_of_two_hundred_queries_is_half_a_point_and_no_more() -> None:
     before = np.repeat(np.eye(100, dtype=np.float32), 2, axis=0)
     after = before.copy()
@@ -668,6 +680,17 @@ def test_the_command_says_what_was_refused_and_exits_with_1(
     assert "not int8, because nothing passed the gate: image_encoder" in said.err
     assert "image_encoder stays fp32: recall@1 falls" in said.out
     assert (tmp_path / "new" / "manifest.json").is_file()
+
+
+def test_the_command_does_not_send_to_a_limit_where_nothing_was_judged(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    root = str(exported.run.folder.parent / "data")
+    assert command(monkeypatch, exported, tmp_path / "new", "--precision", "int8", "--data-root", root) == 1
+    said = capsys.readouterr()
+    assert "are needed: add some, or stay with fp32" in said.out
+    assert said.err.endswith("not int8, because nothing passed the gate: image_encoder\n")
 
 
 def test_the_command_needs_the_products_and_asks_for_them_first(

@@ -530,6 +530,14 @@ def test_prices_of_several_formats_are_named(
     assert (told in caplog.text) == warns
 
 
+def test_an_attribute_of_which_no_value_comes_again_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("colour", "model"))
+    items = [json.dumps({"colour": "red", "model": f"X-{place}"}).encode() for place in range(6)]
+    config.prepare(items, tmp_path, tmp_path)
+    assert "attribute 'model' says nothing: none of its 6 values is that of 2 training products" in caplog.text
+    assert "'colour'" not in caplog.text
+
+
 def test_one_word_among_numbers_makes_no_words_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = OneHotConfig(encoder="one_hot", keys=("price", "size"))
     items = [{"price": float(number), "size": number if number % 2 else str(number)} for number in range(30)]

@@ -225,6 +225,17 @@ def test_only_the_signatures_that_are_there_are_measured(exported: Exported) -> 
     assert found["image"].figures.queries > 0
 
 
+def test_a_label_by_which_nothing_can_be_measured_is_named(
+    exported: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalogue = read_catalogue(exported.run.folder.parent / "data" / "products.jsonl")
+    embedder = OfflineEmbedder(exported.run, catalogue)
+    task = Task(labels=("group", "product_id"), queries=("train",), gallery=("train",))
+    list(evaluate(embedder, catalogue, exported.recipe.modalities(), task))
+    assert "nothing was measured by product_id: no query" in caplog.text
+    assert "measured by group" not in caplog.text
+
+
 def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported) -> None:
     root = exported.run.folder.parent / "data"
     catalogue = read_catalogue(root / "products.jsonl")

@@ -227,7 +227,7 @@ def test_tfidf_has_nothing_to_learn(term_tower: Prepared) -> None:
 
 
 def test_terms_that_are_too_rare_leave_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"towers\.words: no term is in 2 of the training texts"):
+    with pytest.raises(InputError, match=r"towers\.words: no term is in 2 of the training texts: lower min_count"):
         TfidfConfig(encoder="tfidf").prepare([b"one", b"two words"], tmp_path / "words", tmp_path)
 
 
@@ -359,7 +359,7 @@ def test_weights_fit_what_is_built_without_a_source(word_tower: Prepared) -> Non
 
 
 def test_words_that_are_too_rare_leave_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"towers\.words: no word is said 2 times in the training texts"):
+    with pytest.raises(InputError, match=r"towers\.words: no word is said 2 times in the training texts: lower min_"):
         LEARNED.prepare([b"one", b"two words"], tmp_path / "words", tmp_path)
 
 

@@ -307,6 +307,16 @@ def test_a_product_with_a_broken_image_is_logged_and_left_out(
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
+def test_a_tower_that_nobody_says_anything_to_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """It would answer, and be served, as it was drawn at random."""
+    for photo in (tiny.root / "images").iterdir():
+        photo.write_bytes(b"no image")
+    with pytest.raises(
+        InputError, match=r"^towers\.image: no .* of the \d+ .* the first is 0-0: not an image.*leave the"
+    ):
+        train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
+
+
 def test_a_product_whose_photo_is_not_there_is_learned_from_without_it(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -111,6 +111,14 @@ def test_files_that_do_not_meet_are_refused(tmp_path: Path, ids: list[str], rows
         read_embedded(products, embeddings)
 
 
+def test_where_all_of_a_split_have_failed_that_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    products = write(tmp_path / "p.jsonl", [{"product_id": name, "split": name} for name in "ab"])
+    embeddings = save(tmp_path / "e.npz", ["a", "b"], np.array([[np.nan] * 2, [1, 0]], dtype=np.float32))
+    with pytest.raises(InputError, match=r"no product of split a of .*p\.jsonl has an embedding"):
+        read_embedded(products, embeddings, ["a"])
+    assert "products left out, embedding failed: 1, the first is 'a'" in caplog.text
+
+
 # Related
 
 

@@ -21,6 +21,8 @@ from likeness_export.encoders.base import ASSETS, Encoder, EncoderConfig, write_
 from likeness_export.preprocessing import interactions
 from likeness_export.tensors import TensorSpec
 
+_VANISHED = 1e-6  # the length of a user's factors; where there is something to tell, they are some tenths long
+
 
 class AlsConfig(EncoderConfig):
     """``encoder = "als"``."""
@@ -62,6 +64,11 @@ class AlsConfig(EncoderConfig):
                 f"towers.{tower.name}: the factors of {len(users)} users cannot be computed ({error}): raise "
                 "regularization, or lower alpha or factors"
             ) from error
+        if np.linalg.norm(factors, axis=1).max() < _VANISHED:  # a product's would be too short to have a direction
+            raise InputError(
+                f"towers.{tower.name}: regularization {self.regularization:g} leaves nothing of the factors of "
+                f"{len(users)} users: lower it, or give more interactions"
+            )
         settings = {"alpha": self.alpha, "regularization": self.regularization, "max_bytes": limit}
         write_asset(tower, interactions.SETTINGS_FILE, settings)
         write_asset(tower, interactions.USERS_FILE, users)

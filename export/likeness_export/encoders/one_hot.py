@@ -101,6 +101,14 @@ class OneHotConfig(EncoderConfig):
                 typed,
                 len(values),
             )
+        elif not kept:
+            log.warning(
+                "attribute %r says nothing: none of its %d values is that of %d training products; min_count = 1 keeps "
+                "them, and a tower `hashed` compares values that training has not seen, too",
+                name,
+                len(counts),
+                self.min_count,
+            )
         return {"name": name, "values": kept}
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)

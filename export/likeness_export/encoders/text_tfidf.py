@@ -77,7 +77,10 @@ class TfidfConfig(EncoderConfig):
         try:
             vectorizer.fit(decoded(items))
         except ValueError as error:  # the configuration is checked: this means that nothing is left
-            raise InputError(f"towers.{tower.name}: no term is in {self.min_count} of the training texts") from error
+            raise InputError(
+                f"towers.{tower.name}: no term is in {self.min_count} of the training texts: lower min_count, or leave "
+                "the tower out"
+            ) from error
         terms = [str(term) for term in vectorizer.get_feature_names_out()]
         vocabulary = {
             "analyzer": self.analyzer,

@@ -66,7 +66,10 @@ class WordVectorsConfig(EncoderConfig):
         texts = [words.words_of(text) for text in decoded(items)]
         vectors = read_word_vectors(data_root / self.source, self.max_words) if self.source else self._learn(texts)
         if not vectors:
-            raise InputError(f"towers.{tower.name}: no word is said {self.min_count} times in the training texts")
+            raise InputError(
+                f"towers.{tower.name}: no word is said {self.min_count} times in the training texts: lower min_count, "
+                "or leave the tower out"
+            )
         known = list(vectors)
         table = np.stack([np.zeros_like(vectors[known[0]]), *vectors.values()])
         weights = np.array([0.0, *self._weights(known, texts)], np.float32)

@@ -11,6 +11,7 @@ from likeness_client.errors import InputError
 from numpy.typing import NDArray
 
 _NEIGHBOURS = 10
+_FEW = 50  # queries; one of fewer is more than two points
 _TIE = 1e-5  # cosines that are nearer to each other than fp32 sums are exact
 
 
@@ -144,12 +145,17 @@ class Limits:
 
 
 def mean_points(losses: Collection[Mapping[str, RecallLoss]]) -> dict[str, float]:
-    """Return label -> loss of recall@1 in points, mean over signatures."""
-    found: dict[str, list[float]] = {}
+    """Return label -> loss of recall@1 in points, mean over signatures.
+
+    Of signatures with few queries only where none has more: one query of a rare one would outweigh all that the others
+    have lost.
+    """
+    found: dict[str, list[RecallLoss]] = {}
     for of_labels in losses:
         for label, loss in of_labels.items():
-            found.setdefault(label, []).append(loss.points)
-    return {label: float(np.mean(points)) for label, points in found.items()}
+            found.setdefault(label, []).append(loss)
+    counted = {label: [loss for loss in every if loss.queries >= _FEW] or every for label, every in found.items()}
+    return {label: float(np.mean([loss.points for loss in some])) for label, some in counted.items()}
 
 
 def measure(before: Embedded, after: Embedded, labels: Mapping[str, NDArray[np.str_]]) -> Drift:

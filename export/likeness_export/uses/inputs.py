@@ -70,13 +70,14 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
     missing = [name for name in places if name not in row_of]
     broken = [name for name in places if name in row_of and failed[row_of[name]]]
     usable = [name for name in places if name in row_of and not failed[row_of[name]]]
-    if not usable:
-        raise InputError(
-            f"no product of {products} has an embedding in {embeddings}: they are matched by product_id; "
-            f"make the embeddings with `likeness embed {products} --out {embeddings}`"
-        )
     _report(f"not in {embeddings}", len(missing), missing)
     _report("embedding failed", len(broken), broken)
+    if not usable:
+        where = f" of split {' or '.join(splits)}" if splits else ""
+        raise InputError(
+            f"no product{where} of {products} has an embedding in {embeddings}: they are matched by product_id; "
+            f"make the embeddings with `likeness embed {products} --out {embeddings}`"
+        )
     return Embedded(
         catalogue=catalogue.select([places[name] for name in usable]),
         vectors=found.vectors[[row_of[name] for name in usable]],
