@@ -28,7 +28,7 @@ def join_runs(runs: Sequence[Run], out: Run) -> None:
     """Join trained runs into a new one, ``z = [z_1; ...; z_k] / sqrt(k)``.
 
     Cosine and learned metric are the means of the runs' own, exactly, for products that have the modalities of every
-    run; for others, late fusion shares out the weights anew.
+    run, and of which every tower knows something; for others, late fusion shares out the weights anew.
 
     Args:
         runs: what to join; each has one tower, or fuses late.
