@@ -181,9 +181,8 @@ def export(
         if not reducer.report.mean_recall_loss:
             typer.echo("recall@1 was not measured: no two of the judged products are known to be alike", err=True)
         if refused := reducer.report.refused():
-            judged = any(
-                found.refused and found.drift for found in reducer.report.networks
-            )  # not only too few products
+            # Where there were too few products to judge, no limit helps.
+            judged = any(found.refused and found.drift for found in reducer.report.networks)
             limits_said = "; --max-recall-loss and --recall-slack say what recall@1 may lose" if judged else ""
             typer.echo(f"not {precision}, because nothing passed the gate: {', '.join(refused)}{limits_said}", err=True)
             raise typer.Exit(1)
