@@ -68,10 +68,11 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
     Raises:
         InputError: there are none, or none has a label.
     """
+    wanted = canonical(config.split)
     chosen = [
         (product, field_value(record, config.field))
         for product, record in rows
-        if not config.split or field_value(record, "split") == canonical(config.split)
+        if not wanted or field_value(record, "split") == wanted
     ]
     if not any(label for _, label in chosen):
         split = f" in split '{config.split}'" if config.split else ""
