@@ -22,7 +22,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
 
 reference: $(VENV)/.installed ## render model_repository/ again after a change of the contract or the default recipe
-	$(BIN)/python -m likeness_export.repository_reference model_repository
+	$(BIN)/python -m likeness_export.repository.reference model_repository
 
 # torch is named with its exact version, so that pip takes a CPU build where one is offered.
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt

@@ -18,17 +18,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 from likeness_client import Client, Product, read_products
-from likeness_export import exporting
 from likeness_export.demo.catalogue import render_catalogue
-from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
-from likeness_export.exporting import export_run
-from likeness_export.onnx_export import ExportReport
+from likeness_export.evaluation.evaluate import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
+from likeness_export.exporting import export as exporting
+from likeness_export.exporting.export import export_run
+from likeness_export.exporting.onnx_export import ExportReport
 from likeness_export.pipeline import StepSpec
 from likeness_export.recipe import load_recipe
+from likeness_export.repository.servable import MANIFEST
 from likeness_export.run import Run
-from likeness_export.servable import MANIFEST
-from likeness_export.server import ServeConfig, serving, unused_ports
-from likeness_export.training import train
+from likeness_export.server.serve import ServeConfig, serving, unused_ports
+from likeness_export.training.train import train
 from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import np_to_triton_dtype

@@ -23,7 +23,7 @@ from likeness_bench.sweep import SweepConfig, SweepReport, run_sweep
 from likeness_bench.watching import counters_of
 from likeness_bench.workload import OperationKind, WorkloadConfig
 from likeness_client import Metric, Product
-from likeness_export.server import ServeConfig, serving
+from likeness_export.server.serve import ServeConfig, serving
 
 pytestmark = pytest.mark.server
 

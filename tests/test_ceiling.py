@@ -24,7 +24,7 @@ from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, Workload, WorkloadConfig, reduce_to
 from likeness_client import Client, Product, SpaceMismatchError, read_products
 from likeness_client.contract import modalities_of
-from likeness_export.evaluation import Row, ServedEmbedder, Task, evaluate, read_task_catalogue
+from likeness_export.evaluation.evaluate import Row, ServedEmbedder, Task, evaluate, read_task_catalogue
 from likeness_export.run import Run
 from numpy.typing import NDArray
 from typer.testing import CliRunner

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from likeness_client import Client, Embeddings, Product, read_products
 from likeness_client.records import read_jsonl
-from likeness_export.evaluation import Row
+from likeness_export.evaluation.evaluate import Row
 from likeness_export.run import Run
 
 pytestmark = pytest.mark.server

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 from likeness_client import Client, Product
-from likeness_export.server import ServeConfig, serving
+from likeness_export.server.serve import ServeConfig, serving
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 

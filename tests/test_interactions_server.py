@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from likeness_client import Client, Product
 from likeness_client.contract import NOTHING_KNOWN
-from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.demo.shoppers import log_shoppers
-from likeness_export.evaluation import Embedder, OfflineEmbedder, ServedEmbedder, complete
-from likeness_export.exporting import export_run
-from likeness_export.interaction_log import join_log
+from likeness_export.evaluation.evaluate import Embedder, OfflineEmbedder, ServedEmbedder, complete
+from likeness_export.exporting.export import export_run
 from likeness_export.preprocessing import interactions
+from likeness_export.products.catalogue import Catalogue, read_catalogue
+from likeness_export.products.interaction_log import join_log
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
-from likeness_export.training import train
+from likeness_export.server.serve import ServeConfig, serving
+from likeness_export.training.train import train
 
 pytestmark = pytest.mark.server
 

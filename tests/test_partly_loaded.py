@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from likeness_client import Client, Product, ServerUnavailableError
 from likeness_client.contract import encoder_model
-from likeness_export.servable import MANIFEST
-from likeness_export.server import ServeConfig, serving
+from likeness_export.repository.servable import MANIFEST
+from likeness_export.server.serve import ServeConfig, serving
 
 pytestmark = pytest.mark.server
 

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from likeness_client import Client, Product
-from likeness_export.evaluation import OfflineEmbedder, Task, read_task_catalogue
-from likeness_export.exporting import export_run
+from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, read_task_catalogue
+from likeness_export.exporting.export import export_run
 from likeness_export.precision import network
 from likeness_export.precision.gate import Limits
 from likeness_export.precision.reducing import Precision, PrecisionChoice, Reducer
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
+from likeness_export.server.serve import ServeConfig, serving
 
 pytestmark = pytest.mark.server
 

@@ -19,16 +19,16 @@ import torch
 from likeness_client import Client, MissingExtraError, Product
 from likeness_client.contract import encoder_model, tower_embedding
 from likeness_client.payloads import payloads
-from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.encoders.base import ASSETS
 from likeness_export.encoders.image_timm import import_timm
-from likeness_export.evaluation import OfflineEmbedder
-from likeness_export.exporting import export_run
+from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.exporting.export import export_run
+from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
-from likeness_export.training import train
-from likeness_export.training_data import training_catalogue
+from likeness_export.server.serve import ServeConfig, serving
+from likeness_export.training.train import train
+from likeness_export.training.training_data import training_catalogue
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from likeness_client import Client, read_products
-from likeness_export.catalogue import Catalogue
-from likeness_export.evaluation import OfflineEmbedder
+from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.products.catalogue import Catalogue
 from likeness_export.run import Run
 
 DATA = Path(os.environ.get("LIKENESS_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from likeness_client import Client, Product
 from likeness_client.contract import embed_model, encoder_model, preprocess_model
-from likeness_export import server_watch
-from likeness_export.servable import NETWORK_FILES
-from likeness_export.server import ServeConfig, ServeError, find_tritonserver, serving
+from likeness_export.repository.servable import NETWORK_FILES
+from likeness_export.server import watch as server_watch
+from likeness_export.server.serve import ServeConfig, ServeError, find_tritonserver, serving
 from tritonclient.grpc import InferenceServerClient
 
 pytestmark = pytest.mark.server
@@ -278,7 +278,7 @@ def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_asked_often")
 def test_a_server_that_hangs_is_reported(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likeness_export.server._STOP_S", 1.0)
+    monkeypatch.setattr("likeness_export.server.serve._STOP_S", 1.0)
     config = ServeConfig.on_unused_ports(small, tmp_path / "log")
     with serving(config) as process:
         members = family(process.pid)

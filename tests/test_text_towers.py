@@ -11,14 +11,14 @@ import pytest
 import torch
 from likeness_client import Client, Product
 from likeness_client.contract import NOTHING_KNOWN, Metric, modalities_of
-from likeness_export.catalogue import Catalogue, read_catalogue
-from likeness_export.evaluation import OfflineEmbedder
-from likeness_export.exporting import export_run
-from likeness_export.joining import join_runs
+from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.exporting.export import export_run
+from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
-from likeness_export.training import train
+from likeness_export.server.serve import ServeConfig, serving
+from likeness_export.training.joining import join_runs
+from likeness_export.training.train import train
 
 pytestmark = pytest.mark.server
 

@@ -26,11 +26,11 @@ from likeness_bench.tune.writing import write_result
 from likeness_bench.view import View
 from likeness_client import Client, Product
 from likeness_export.cli import app
-from likeness_export.exporting import export_run
+from likeness_export.exporting.export import export_run
 from likeness_export.recipe import BUILT_IN, load_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
-from likeness_export.training import train
+from likeness_export.server.serve import ServeConfig, serving
+from likeness_export.training.train import train
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.server

@@ -20,12 +20,12 @@ from likeness_export.demo.catalogue import render_catalogue
 from likeness_export.demo.clips import CLIP_PX, PRODUCTS_FILE, add_clips
 from likeness_export.demo.shapes import SHAPES
 from likeness_export.demo.shoppers import LOG_FILE
-from likeness_export.evaluation import OfflineEmbedder, Task, read_task_catalogue
-from likeness_export.exporting import export_run
+from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, read_task_catalogue
+from likeness_export.exporting.export import export_run
 from likeness_export.recipe import load_recipe
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
-from likeness_export.training import train
+from likeness_export.server.serve import ServeConfig, serving
+from likeness_export.training.train import train
 
 MODALITIES = ("attributes", "video")
 OVERRIDES = (

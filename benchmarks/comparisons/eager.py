@@ -14,7 +14,7 @@ from likeness_bench.workload import Workload
 from likeness_client import Product
 from likeness_client.contract import signature_of
 from likeness_export.run import Run
-from likeness_export.server import unused_ports
+from likeness_export.server.serve import unused_ports
 
 from comparisons.contenders import json_embed, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # ships no type information
 import typer
 from likeness_bench.processes import find_server
-from likeness_export.server import ServeConfig, serving, stop_group
+from likeness_export.server.serve import ServeConfig, serving, stop_group
 
 from comparisons.rounds import ComparisonError
 

@@ -18,7 +18,7 @@ import typer
 from likeness_bench.processes import look
 from likeness_bench.sources import rendered
 from likeness_client import InputError
-from likeness_export.server import stop_group
+from likeness_export.server.serve import stop_group
 
 from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching

@@ -14,8 +14,8 @@ from statistics import median
 import numpy as np
 from likeness_bench.processes import look
 from likeness_client import Client, Product
-from likeness_export.servable import check_repository
-from likeness_export.server import stop_group, unused_ports
+from likeness_export.repository.servable import check_repository
+from likeness_export.server.serve import stop_group, unused_ports
 
 from comparisons.measured import Measurement, Quantity, measure, measure_all
 from comparisons.report import Comparison, machine

@@ -17,8 +17,8 @@ from likeness_client import InputError, InputSchema, Product
 from likeness_client.contract import SCHEMA_PARAMETER, embed_model, encoder_model, preprocess_model
 from likeness_client.payloads import sendable
 from likeness_export.preprocessing.text import SETTINGS_FILE, TOKENIZER_FILE, Preprocessor
-from likeness_export.serving.lengths import by_length, used_lengths
-from likeness_export.serving.session import open_session
+from likeness_export.repository.adapters.lengths import by_length, used_lengths
+from likeness_export.repository.adapters.session import open_session
 from numpy.typing import NDArray
 
 from comparisons.measured import Measurement, Quantity, measure

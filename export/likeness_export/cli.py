@@ -43,7 +43,7 @@ def train(
     start()
     from likeness_export.recipe import load_recipe
     from likeness_export.run import Run
-    from likeness_export.training import train as run_training
+    from likeness_export.training.train import train as run_training
 
     run_training(load_recipe(recipe, override or ()), Run(out), data_root, device)
     typer.echo(f"trained: {out}")
@@ -60,8 +60,8 @@ def join(
     late.
     """
     start()
-    from likeness_export.joining import join_runs
     from likeness_export.run import Run
+    from likeness_export.training.joining import join_runs
 
     join_runs([Run(run) for run in runs], Run(out))
     typer.echo(f"joined: {out}")
@@ -87,7 +87,7 @@ def evaluate(
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
     start()
-    from likeness_export.evaluation import (
+    from likeness_export.evaluation.evaluate import (
         OfflineEmbedder,
         ServedEmbedder,
         Task,
@@ -95,7 +95,7 @@ def evaluate(
         labels_to_judge_by,
         read_task_catalogue,
     )
-    from likeness_export.exporting import fingerprint
+    from likeness_export.exporting.export import fingerprint
     from likeness_export.reports import retrieval_table, write_rows
     from likeness_export.run import Run
 
@@ -154,13 +154,13 @@ def export(
     because no file of the wanted precision passes the gate. Reduced files are calibrated and judged on real products.
     """
     start()
-    from likeness_export.exporting import ExportStep, export_run
+    from likeness_export.exporting.export import ExportStep, export_run
+    from likeness_export.exporting.tensorrt_plans import PlanStep, TensorRTBuilder
     from likeness_export.precision.gate import Limits
     from likeness_export.precision.reducing import PrecisionChoice, Reducer
     from likeness_export.recipe import load_recipe
     from likeness_export.reports import export_table, precision_tables
     from likeness_export.run import Run
-    from likeness_export.tensorrt_plans import PlanStep, TensorRTBuilder
 
     source = Run(run, load_recipe(serving).serving if serving else None)
     steps: list[ExportStep] = []
@@ -205,8 +205,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model repository with a real tritonserver until Ctrl-C, SIGTERM or the end of the terminal."""
-    from likeness_export.server import ServeConfig, serving
-    from likeness_export.server_watch import watch
+    from likeness_export.server.serve import ServeConfig, serving
+    from likeness_export.server.watch import watch
 
     # SIGTERM ends the block below just as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -240,7 +240,7 @@ def explain(
 ) -> None:
     """Show where the attended parts of a run's image tower look in a photo."""
     start()
-    from likeness_export.explain import explain as draw_explanation
+    from likeness_export.evaluation.explain import explain as draw_explanation
     from likeness_export.run import Run
 
     draw_explanation(Run(run), image, out)
@@ -296,7 +296,7 @@ def interactions(
     out: Annotated[Path, typer.Option(help="Where to write the products, in the folder that they are in.")],
 ) -> None:
     """Give products the interactions of a log: who viewed or bought them, and how often."""
-    from likeness_export.interaction_log import join_log
+    from likeness_export.products.interaction_log import join_log
 
     found = join_log(file, log, out)
     if found.strange:

@@ -10,9 +10,9 @@ from pathlib import Path
 from likeness_client.writing import write_text
 
 from likeness_export.console import console, figure, figures_table
-from likeness_export.evaluation import Row
+from likeness_export.evaluation.evaluate import Row
+from likeness_export.exporting.onnx_export import ExportReport
 from likeness_export.json_values import without_nan
-from likeness_export.onnx_export import ExportReport
 from likeness_export.precision.gate import Drift
 from likeness_export.precision.reducing import PrecisionReport
 

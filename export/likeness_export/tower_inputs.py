@@ -19,9 +19,9 @@ from torch import Tensor
 
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
-from likeness_export.onnx_export import ExportError, export_network
-from likeness_export.parts import Part
+from likeness_export.exporting.onnx_export import ExportError, export_network
 from likeness_export.pipeline import StepSpec
+from likeness_export.products.parts import Part
 from likeness_export.progress import each
 from likeness_export.tensors import TensorSpec
 

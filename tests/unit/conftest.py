@@ -17,13 +17,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
-from likeness_export.exporting import export_run
-from likeness_export.onnx_export import ExportReport
+from likeness_export.exporting.export import export_run
+from likeness_export.exporting.onnx_export import ExportReport
 from likeness_export.recipe import Recipe, load_recipe, parse_recipe
-from likeness_export.repository import render, write_configs
+from likeness_export.repository.rendering import render, write_configs
+from likeness_export.repository.servable import MANIFEST
 from likeness_export.run import Run
-from likeness_export.servable import MANIFEST
-from likeness_export.training import train
+from likeness_export.training.train import train
 from PIL import Image
 
 LittleRoom: TypeAlias = Callable[[int], AbstractContextManager[None]]

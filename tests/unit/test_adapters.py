@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
-from likeness_export import serving
-from likeness_export.serving import lengths, session
+from likeness_export.repository import adapters
+from likeness_export.repository.adapters import lengths, session
 from numpy.typing import NDArray
 
-FOLDER = Path(str(serving.__file__)).parent
+FOLDER = Path(str(adapters.__file__)).parent
 
 
 @dataclass

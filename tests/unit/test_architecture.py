@@ -23,7 +23,10 @@ FORBIDDEN = {
     "likeness_bench": {"likeness_export", "torch"},
 }
 TUNER = PACKAGES["likeness_bench"] / "tune"
-LIGHT_EXPORT = {f"likeness_export.{name}" for name in ("recipe", "repository", "servable", "server", "serving_section")}
+LIGHT_EXPORT = {
+    f"likeness_export.{name}"
+    for name in ("recipe", "serving_section", "repository.rendering", "repository.servable", "server.serve")
+}
 """What the tuner needs of the export: the settings, what renders them into configurations, and what serves these.
 
 It may, and no other part of the harness: it does not only load a server, it makes and serves repositories with other
@@ -74,7 +77,7 @@ def test_the_tuner_takes_from_the_export_only_what_declares_renders_and_serves(p
 HEAVY = ("torch", "transformers", "PIL")
 
 
-@pytest.mark.parametrize("name", ["likeness_export.cli", "likeness_export.server", "likeness_bench.cli"])
+@pytest.mark.parametrize("name", ["likeness_export.cli", "likeness_export.server.serve", "likeness_bench.cli"])
 def test_commands_and_serving_start_without_anything_heavy(name: str) -> None:
     code = f"import {name}, sys; print(sorted({{*{HEAVY}}} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -91,7 +94,7 @@ def test_preprocessing_runs_where_this_package_is_not_installed(path: Path) -> N
     assert not imports(path) & others
 
 
-ADAPTERS = sorted((PACKAGES["likeness_export"] / "serving").glob("*_model.py"))
+ADAPTERS = sorted((PACKAGES["likeness_export"] / "repository" / "adapters").glob("*_model.py"))
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.name)
@@ -144,6 +147,6 @@ def test_the_wheel_holds_the_three_packages_and_what_they_read(tmp_path: Path) -
     (wheel,) = tmp_path.glob("likeness-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
-    for needed in ("recipes/demo.toml", "recipes/fashion.toml", "serving/network_model.py", "py.typed"):
+    for needed in ("recipes/demo.toml", "recipes/fashion.toml", "repository/adapters/network_model.py", "py.typed"):
         assert f"likeness_export/{needed}" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith((".onnx", ".pt"))]

@@ -35,7 +35,7 @@ from likeness_bench.view import View
 from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind, Workload, WorkloadConfig
 from likeness_client import InputError, InputSchema, Product, ServerInfo
-from likeness_export.serving import lengths
+from likeness_export.repository.adapters import lengths
 from tritonclient.grpc import model_config_pb2
 
 INFO = ServerInfo(

@@ -8,9 +8,15 @@ import pytest
 from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
 from likeness_client.records import Product
-from likeness_export.catalogue import Catalogue, read_catalogue, read_recipe_catalogue, recipe_catalogue
-from likeness_export.masking import Mask
-from likeness_export.named_pairs import NamedPair, groups_of_pairs, hold_out, read_named_pairs, warn_of_contradictions
+from likeness_export.products.catalogue import Catalogue, read_catalogue, read_recipe_catalogue, recipe_catalogue
+from likeness_export.products.masking import Mask
+from likeness_export.products.named_pairs import (
+    NamedPair,
+    groups_of_pairs,
+    hold_out,
+    read_named_pairs,
+    warn_of_contradictions,
+)
 from likeness_export.recipe import DataSection
 
 HEADER = "left_id,right_id,label,split\n"

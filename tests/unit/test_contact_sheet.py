@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from likeness_client import Product
 from likeness_export.cli import app
-from likeness_export.contact_sheet import card_of, draw_rows
+from likeness_export.evaluation.contact_sheet import card_of, draw_rows
 from PIL import ExifTags, Image
 from typer.testing import CliRunner
 

@@ -17,8 +17,8 @@ from likeness_export.encoders.image_efficientnet_lite import (
     find_weights,
     load_weights,
 )
+from likeness_export.exporting.onnx_export import TOLERANCE, export_network
 from likeness_export.networks.product import Tower
-from likeness_export.onnx_export import TOLERANCE, export_network
 from likeness_export.pipeline import StepSpec
 from likeness_export.tensors import TensorSpec
 from PIL import Image

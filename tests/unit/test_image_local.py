@@ -14,15 +14,15 @@ from likeness_client.errors import InputError, MissingExtraError
 from likeness_export.cli import app
 from likeness_export.encoders.image_local import GeneralisedMean, LocalFeatures, LocalFeaturesConfig, as_map
 from likeness_export.encoders.image_timm import TimmConfig, TimmNetwork, import_timm
-from likeness_export.explain import attention_of, draw, explain
-from likeness_export.exporting import export_run
+from likeness_export.evaluation.explain import attention_of, draw, explain
+from likeness_export.exporting.export import export_run
+from likeness_export.exporting.onnx_export import TOLERANCE, export_network
 from likeness_export.networks.product import Tower
-from likeness_export.onnx_export import TOLERANCE, export_network
 from likeness_export.pipeline import StepSpec
 from likeness_export.recipe import Recipe, RecipeError, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tensors import TensorSpec
-from likeness_export.training import train
+from likeness_export.training.train import train
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel as Networks

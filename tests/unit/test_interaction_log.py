@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from likeness_client import InputError, RecordError, read_products
 from likeness_export.cli import app
-from likeness_export.interaction_log import join_log
+from likeness_export.products.interaction_log import join_log
 from typer.testing import CliRunner
 
 

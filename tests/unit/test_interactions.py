@@ -12,17 +12,17 @@ from likeness_client.contract import MAX_BYTES, MODALITIES, NOTHING_KNOWN, Input
 from likeness_client.errors import InputError, ProductError, RecordError
 from likeness_client.payloads import payloads
 from likeness_client.records import Product
-from likeness_export.catalogue import read_catalogue
 from likeness_export.demo.shoppers import COLD_SHARE, draw_interactions, log_shoppers
 from likeness_export.encoders.als import AlsConfig
-from likeness_export.evaluation import OfflineEmbedder
-from likeness_export.exporting import export_run
-from likeness_export.interaction_log import join_log
-from likeness_export.onnx_export import TOLERANCE
+from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.exporting.export import export_run
+from likeness_export.exporting.onnx_export import TOLERANCE
 from likeness_export.preprocessing.interactions import Preprocessor
+from likeness_export.products.catalogue import read_catalogue
+from likeness_export.products.interaction_log import join_log
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.training import train
+from likeness_export.training.train import train
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ import pytest
 import torch
 from likeness_client.contract import encoder_model
 from likeness_client.errors import InputError
-from likeness_export import joining
-from likeness_export.catalogue import read_catalogue
 from likeness_export.cli import app
-from likeness_export.evaluation import OfflineEmbedder
-from likeness_export.exporting import export_run
-from likeness_export.joining import join_runs, joined_recipe
+from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.exporting.export import export_run
 from likeness_export.networks.similarity import LearnedMetric, mean_metric
+from likeness_export.products.catalogue import read_catalogue
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.training import train
+from likeness_export.training import joining
+from likeness_export.training.joining import join_runs, joined_recipe
+from likeness_export.training.train import train
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from likeness_export.serving.lengths import (
+from likeness_export.repository.adapters.lengths import (
     Workers,
     at_once,
     by_length,

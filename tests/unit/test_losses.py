@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from likeness_export.losses import across, contrastive, decoupled, metric_loss, proxy_loss
 from likeness_export.networks.similarity import LearnedMetric
+from likeness_export.training.losses import across, contrastive, decoupled, metric_loss, proxy_loss
 from torch import Tensor
 
 N, DIMENSION, TAU = 9, 6, 0.3

@@ -10,7 +10,7 @@ import pytest
 
 _FAULTS = """
 import resource, torch
-from likeness_export.memory import keep_freed_memory
+from likeness_export.training.memory import keep_freed_memory
 keep_freed_memory()
 def once():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from likeness_export.evaluation import Row
+from likeness_export.evaluation.evaluate import Row
+from likeness_export.evaluation.metrics import Retrieval, retrieval
 from likeness_export.json_values import without_nan
-from likeness_export.metrics import Retrieval, retrieval
 from likeness_export.reports import retrieval_table, write_rows
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score

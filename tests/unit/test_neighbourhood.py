@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from likeness_export.named_pairs import NamedPair
+from likeness_export.products.named_pairs import NamedPair
 from likeness_export.uses.match import Judged, among_neighbours, cosine, match
 from likeness_export.uses.neighbourhood import NEIGHBOURS, Rows, Values, in_context, surroundings
 

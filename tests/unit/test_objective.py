@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from likeness_export.encoders.base import Encoder
-from likeness_export.losses import across, contrastive, decoupled, metric_loss, proxy_loss
 from likeness_export.networks.product import ProductNetwork, Tower
-from likeness_export.objective import Objective, drop_modalities
-from likeness_export.positives import LabelPositives
 from likeness_export.recipe import parse_recipe
+from likeness_export.training.losses import across, contrastive, decoupled, metric_loss, proxy_loss
+from likeness_export.training.objective import Objective, drop_modalities
+from likeness_export.training.positives import LabelPositives
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness_client.errors import InputError
-from likeness_export.catalogue import read_catalogue
-from likeness_export.named_pairs import NamedPair, hold_out
-from likeness_export.objective import drop_modalities
-from likeness_export.positives import LabelPositives, PairPositives, positives_of
+from likeness_export.products.catalogue import read_catalogue
+from likeness_export.products.named_pairs import NamedPair, hold_out
 from likeness_export.recipe import TrainingSection, parse_recipe
+from likeness_export.training.objective import drop_modalities
+from likeness_export.training.positives import LabelPositives, PairPositives, positives_of
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:

@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from likeness_client.cli import main
 from likeness_client.errors import InputError
-from likeness_export import exporting
-from likeness_export.catalogue import read_catalogue
 from likeness_export.encoders.image_local import GeneralisedMean
-from likeness_export.exporting import export_run
-from likeness_export.onnx_export import ExportReport, check_signature, export_network, open_session
+from likeness_export.exporting import export as exporting
+from likeness_export.exporting.export import export_run
+from likeness_export.exporting.onnx_export import ExportReport, check_signature, export_network, open_session
 from likeness_export.pipeline import StepSpec, encoder_networks
 from likeness_export.precision import graph, network, reducing, speed
-from likeness_export.precision.fp16 import Half
+from likeness_export.precision.fp16 import Fp16
 from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, mean_points, measure
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import Outcome, Task, reduce_network
@@ -32,8 +31,9 @@ from likeness_export.precision.pipeline_drift import Pipeline
 from likeness_export.precision.products import PAIRS, Feed, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.precision.speed import speed_ratio
-from likeness_export.repository import cpu_parameters
-from likeness_export.serving.session import Sessions
+from likeness_export.products.catalogue import read_catalogue
+from likeness_export.repository.adapters.session import Sessions
+from likeness_export.repository.rendering import cpu_parameters
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
@@ -301,11 +301,14 @@ def test_static_int8_for_tensorrt_is_symmetric_and_rounds_weights_in_the_graph(
 
 def test_fp16_keeps_the_types_of_inputs_and_outputs(block: Path, tmp_path: Path) -> None:
     target = tmp_path / "half.onnx"
-    writer = Half(block)
+    writer = Fp16(block)
     writer.write(target)
     check_signature(TOKENS, target)
     assert 0 < difference(block, target) < 0.01
     assert {tensor.data_type for tensor in onnx.load(target).graph.initializer} >= {onnx.TensorProto.FLOAT16}
+    onnx.checker.check_model(target, full_check=True)
+    writer.write(target, writer.layers[:2])
+    onnx.checker.check_model(target, full_check=True)
     writer.write(target, writer.layers)
     assert difference(block, target) < 0.001
 
@@ -335,7 +338,7 @@ class SharpMean(nn.Module):
 def test_powers_in_an_fp16_file_stay_in_range(powers: nn.Module, tmp_path: Path) -> None:
     source, target = tmp_path / "model.onnx", tmp_path / "half.onnx"
     export_network(powers, TOKENS, source, 4)
-    Half(source).write(target)
+    Fp16(source).write(target)
     onnx.checker.check_model(target)
     tokens = np.random.default_rng(0).normal(size=(3, 5, 16)).astype(np.float32)
     # onnxruntime computes powers in fp32 on a CPU, whatever the file says; the reference does what it says.
@@ -345,7 +348,7 @@ def test_powers_in_an_fp16_file_stay_in_range(powers: nn.Module, tmp_path: Path)
 
 def test_vectors_of_an_fp16_file_have_unit_length(exported: Exported, tmp_path: Path) -> None:
     source, target = exported.repository / "image_encoder/1/model.onnx", tmp_path / "half.onnx"
-    Half(source).write(target)
+    Fp16(source).write(target)
     session = open_session("image", target)
     (given,) = session.get_inputs()
     nodes = onnx.load(target).graph.node

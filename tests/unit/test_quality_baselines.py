@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from likeness_client import InputError
-from likeness_export.catalogue import read_catalogue
+from likeness_export.products.catalogue import read_catalogue
 from likeness_export.quality.baselines import _Source, measure_baselines, standardised
 from likeness_export.quality.kinds import Ranking, Table, Views
 from likeness_export.quality.tables import BACKBONES, TABLES

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError
-from likeness_export.catalogue import Catalogue, read_catalogue
-from likeness_export.evaluation import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
-from likeness_export.metrics import retrieval
-from likeness_export.named_pairs import NamedPair, without_repeats
+from likeness_export.evaluation.evaluate import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
+from likeness_export.evaluation.metrics import retrieval
+from likeness_export.products.catalogue import Catalogue, read_catalogue
+from likeness_export.products.named_pairs import NamedPair, without_repeats
 from likeness_export.quality.baselines import measure_baselines
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.pair_sets import (

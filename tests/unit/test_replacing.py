@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from likeness_client.errors import InputError
-from likeness_export.replacing import replaced_repository
+from likeness_export.repository.replacing import replaced_repository
 
 OURS = 'parameters {{ key: "space" value {{ string_value: "{}" }} }}'
 

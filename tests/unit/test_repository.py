@@ -9,10 +9,10 @@ import pytest
 from likeness_client.contract import SCHEMA_PARAMETER, SPACE_PARAMETER, InputSchema, all_signatures, space_version
 from likeness_client.errors import InputError
 from likeness_export.recipe import RecipeError, load_recipe
-from likeness_export.repository import UNTRAINED, VERSION, ModelConfig, RenderedModel, render, write_configs
-from likeness_export.repository_check import RepositoryError, check
-from likeness_export.repository_reference import write_reference
-from likeness_export.servable import NETWORK_FILES
+from likeness_export.repository.check import RepositoryError, check
+from likeness_export.repository.reference import write_reference
+from likeness_export.repository.rendering import UNTRAINED, VERSION, ModelConfig, RenderedModel, render, write_configs
+from likeness_export.repository.servable import NETWORK_FILES
 from tritonclient.grpc import model_config_pb2
 
 RECIPE = load_recipe(Path("demo"))
@@ -161,7 +161,7 @@ def test_the_number_of_instances_is_never_left_to_triton() -> None:
 def test_the_committed_repository_is_what_the_code_renders(tmp_path: Path) -> None:
     write_reference(RECIPE, tmp_path / "fresh")
     again, committed = files(tmp_path / "fresh"), files(REFERENCE)
-    advice = "render it again: python -m likeness_export.repository_reference model_repository"
+    advice = "render it again: python -m likeness_export.repository.reference model_repository"
     assert sorted(committed) == sorted(again), advice
     assert [name for name in again if committed[name] != again[name]] == [], advice
     assert f'string_value: "{UNTRAINED}"' in committed["text_encoder/config.pbtxt"].decode()

@@ -18,8 +18,8 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.cli import app
-from likeness_export.servable import MANIFEST, check_repository
-from likeness_export.server import (
+from likeness_export.repository.servable import MANIFEST, check_repository
+from likeness_export.server.serve import (
     ServeConfig,
     ServeError,
     Tritonserver,
@@ -101,7 +101,7 @@ def change(file: Path, old: str, new: str) -> None:
 def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likeness_export.server._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("likeness_export.server.serve._SHARED_MEMORY", tmp_path)
     killed = [tmp_path / f"likeness-serve-killed{suffix}" for suffix in (".claim", "1", "2")]
     others = [
         tmp_path / name for name in ("triton_python_backend_1", "likeness-serve-nobodys", "likeness-serve-*.claim")
@@ -137,7 +137,7 @@ def test_options_of_tritonserver_come_last(tmp_path: Path, monkeypatch: pytest.M
         asked.append(config)
         raise InputError("enough")
 
-    monkeypatch.setattr("likeness_export.server.serving", refuse)
+    monkeypatch.setattr("likeness_export.server.serve.serving", refuse)
     CliRunner().invoke(app, ["serve", str(tmp_path), "--http-port", "9", "--", "--grpc-max-connection-age=1", "--x"])
     (config,) = asked
     assert (config.http_port, config.options) == (9, ("--grpc-max-connection-age=1", "--x"))

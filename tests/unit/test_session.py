@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-from likeness_export import onnx_export
-from likeness_export.serving.session import Sessions, open_session
+from likeness_export.exporting import onnx_export
+from likeness_export.repository.adapters.session import Sessions, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def test_int8_is_exact_on_every_processor_and_judged_as_it_is_served(
 ) -> None:
     """With VNNI it is anyway, and the exact kernels are half as fast."""
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
-    monkeypatch.setattr("likeness_export.serving.session._CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("likeness_export.repository.adapters.session._CPU_INFO", tmp_path / "cpuinfo")
     for session in (open_session(network, 1), onnx_export.open_session("plus", network)):
         options = session.get_session_options()
         if exact:

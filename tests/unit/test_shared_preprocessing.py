@@ -10,15 +10,15 @@ import pytest
 from likeness_bench.in_process import Pipeline, Threads
 from likeness_client.contract import embed_model, tower_error
 from likeness_client.payloads import payloads
-from likeness_export.catalogue import read_catalogue
-from likeness_export.evaluation import OfflineEmbedder
-from likeness_export.exporting import export_run, share_preprocessing
+from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.exporting.export import export_run, share_preprocessing
 from likeness_export.pipeline import preprocess_steps
+from likeness_export.products.catalogue import read_catalogue
 from likeness_export.recipe import Recipe, RecipeError, parse_recipe
-from likeness_export.repository import render
-from likeness_export.repository_check import check
+from likeness_export.repository.check import check
+from likeness_export.repository.rendering import render
 from likeness_export.run import Run
-from likeness_export.training import train
+from likeness_export.training.train import train
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Tiny

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.encoders.base import ASSETS
-from likeness_export.exporting import export_run
+from likeness_export.exporting.export import export_run
+from likeness_export.exporting.tensorrt_plans import PlanStep, Range, TensorRTBuilder, plan_ranges
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.tensorrt_plans import PlanStep, Range, TensorRTBuilder, plan_ranges
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exported

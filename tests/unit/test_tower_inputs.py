@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from likeness_export.catalogue import Catalogue, read_catalogue
 from likeness_export.encoders import Encoder
-from likeness_export.evaluation import OfflineEmbedder
+from likeness_export.evaluation.evaluate import OfflineEmbedder
 from likeness_export.feature_cache import cached_features
-from likeness_export.parts import Part
+from likeness_export.products.catalogue import Catalogue, read_catalogue
+from likeness_export.products.parts import Part
 from likeness_export.tower_inputs import TowerInputs, present_modalities, unknown_modalities
 from numpy.typing import NDArray
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 from likeness_client.errors import InputError
-from likeness_export import training
 from likeness_export.cli import app
-from likeness_export.evaluation import Task, read_task_catalogue
+from likeness_export.evaluation.evaluate import Task, read_task_catalogue
 from likeness_export.networks.product import build_network
-from likeness_export.positives import Judgement, LabelPositives
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
-from likeness_export.training import prepare_towers, train
-from likeness_export.training_data import training_catalogue
+from likeness_export.training import train as training
+from likeness_export.training.positives import Judgement, LabelPositives
+from likeness_export.training.train import prepare_towers, train
+from likeness_export.training.training_data import training_catalogue
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
 from typer.testing import CliRunner

@@ -18,7 +18,7 @@ from likeness_client.errors import InputError
 from likeness_export.networks.product import ProductNetwork
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
-from likeness_export.training import train
+from likeness_export.training.train import train
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only

@@ -17,8 +17,8 @@ from likeness_client import InputError
 from likeness_client.contract import space_version
 from likeness_client.writing import write_text
 from likeness_export.recipe import BUILT_IN, load_recipe, with_serving
-from likeness_export.repository import render, write_configs
-from likeness_export.servable import MANIFEST
+from likeness_export.repository.rendering import render, write_configs
+from likeness_export.repository.servable import MANIFEST
 
 DEMO = (BUILT_IN / "demo.toml").read_text(encoding="utf-8").partition("\n[serving")[0]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from likeness_client import Client, Embeddings, InputError, Product
-from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs
 from likeness_export.networks.similarity import LearnedMetric
+from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs
 from likeness_export.uses.cli import BETRAYED, TURNED, uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
 from likeness_export.uses.decision import best_threshold, figures, fit_decision

@@ -23,14 +23,14 @@ from likeness_client.contract import (
     preprocess_model,
     signature_of,
 )
-from likeness_export.exporting import fingerprint, share_preprocessing
+from likeness_export.exporting.export import fingerprint, share_preprocessing
+from likeness_export.exporting.onnx_export import export_network
 from likeness_export.networks.product import ProductNetwork
-from likeness_export.onnx_export import export_network
 from likeness_export.pipeline import StepSpec, fusion_networks
 from likeness_export.recipe import Recipe
-from likeness_export.repository import VERSION
+from likeness_export.repository.rendering import VERSION
+from likeness_export.repository.servable import MANIFEST
 from likeness_export.run import Run
-from likeness_export.servable import MANIFEST
 from likeness_export.tensors import TensorSpec
 from tritonclient.grpc import model_config_pb2
 

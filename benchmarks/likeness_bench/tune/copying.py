@@ -10,8 +10,8 @@ from itertools import count
 from pathlib import Path
 
 from likeness_client import InputError
-from likeness_export.repository import render, write_configs
-from likeness_export.servable import MANIFEST
+from likeness_export.repository.rendering import render, write_configs
+from likeness_export.repository.servable import MANIFEST
 
 from likeness_bench.tune.recipes import recipe_with
 from likeness_bench.tune.settings import Settings

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likeness_client import LikenessError
-from likeness_export.server import ServeConfig, serving
+from likeness_export.server.serve import ServeConfig, serving
 
 from likeness_bench.tune.copying import trial_repository
 from likeness_bench.tune.settings import Settings

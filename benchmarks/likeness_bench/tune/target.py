@@ -12,8 +12,8 @@ from typing import Any
 from google.protobuf import text_format
 from likeness_client import InputError
 from likeness_export.recipe import Recipe, load_recipe, parse_recipe, with_serving
-from likeness_export.repository import ModelConfig, render
-from likeness_export.servable import MANIFEST
+from likeness_export.repository.rendering import ModelConfig, render
+from likeness_export.repository.servable import MANIFEST
 
 from likeness_bench.configs import parse_config
 from likeness_bench.tune.recipes import recipe_text, settings_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product
-from likeness_export.servable import NETWORK_FILES
-from likeness_export.server import find_tritonserver
+from likeness_export.repository.servable import NETWORK_FILES
+from likeness_export.server.serve import find_tritonserver
 
 from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import RunFigures

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from likeness_client import InputError
 from likeness_client.writing import write_text
-from likeness_export.repository import render
-from likeness_export.servable import MANIFEST
+from likeness_export.repository.rendering import render
+from likeness_export.repository.servable import MANIFEST
 
 from likeness_bench.tune.recipes import recipe_text, recipe_with
 from likeness_bench.tune.settings import Settings

@@ -11,7 +11,7 @@ import numpy as np
 from likeness_client.records import Record, field_value, read_jsonl
 from numpy.typing import NDArray
 
-from likeness_export.interaction_log import write_log
+from likeness_export.products.interaction_log import write_log
 
 LOG_FILE = "interactions.csv"
 COLD_SHARE = 0.25

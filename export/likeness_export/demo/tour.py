@@ -14,17 +14,17 @@ from likeness_client import Client, Metric
 from likeness_client.records import field_value
 from rich.table import Table
 
-from likeness_export.catalogue import Catalogue
 from likeness_export.console import console, cut
-from likeness_export.contact_sheet import card_of, draw_rows, name_of
 from likeness_export.demo.catalogue import render_catalogue
-from likeness_export.evaluation import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
-from likeness_export.exporting import export_run
+from likeness_export.evaluation.contact_sheet import card_of, draw_rows, name_of
+from likeness_export.evaluation.evaluate import OfflineEmbedder, Row, Task, evaluate, read_task_catalogue
+from likeness_export.exporting.export import export_run
+from likeness_export.products.catalogue import Catalogue
 from likeness_export.recipe import load_recipe
 from likeness_export.reports import export_table, retrieval_table
 from likeness_export.run import Run
-from likeness_export.server import ServeConfig, serving
-from likeness_export.training import train
+from likeness_export.server.serve import ServeConfig, serving
+from likeness_export.training.train import train
 
 log = logging.getLogger(__name__)
 _NEIGHBOURS = 4

@@ -19,7 +19,7 @@ _EXACT = [*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceL2", "ReduceMean", "Sqrt"]
 _TYPES = ("Conv", "Gemm", "LayerNormalization", "LSTM", "MatMul", "Softmax")
 
 
-class Half:
+class Fp16:
     """Weights and arithmetic in fp16; inputs and outputs keep their types, so that no configuration changes.
 
     The answer, a unit vector, is divided by its length once more in fp32: rounding leaves it up to 5e-4 off one.
@@ -41,6 +41,7 @@ class Half:
         model = convert_float_to_float16(source, keep_io_types=True, op_block_list=_EXACT, node_block_list=exact)
         _normalise_again(model.graph)
         _join_exact(model)
+        del model.graph.value_info[:]  # the converter calls fp16 what stays fp32; what reads the file infers them anew
         onnx.save(model, target)
 
 

@@ -24,7 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from likeness_export.precision.graph import kind_of, layers
 from likeness_export.precision.products import Feed, Products
-from likeness_export.serving.session import has_vnni
+from likeness_export.repository.adapters.session import has_vnni
 
 _CALIBRATION_BATCH = 16
 _PERCENTILE = 99.99

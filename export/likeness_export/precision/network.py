@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from likeness_export.onnx_export import check_signature, open_session
+from likeness_export.exporting.onnx_export import check_signature, open_session
 from likeness_export.pipeline import StepSpec
 from likeness_export.precision.gate import Drift, Embedded, Limits, measure
 from likeness_export.precision.products import Products

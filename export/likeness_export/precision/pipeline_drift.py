@@ -10,11 +10,11 @@ import numpy as np
 from likeness_client.contract import EMBEDDING, fusion_model, tower_embedding
 from numpy.typing import NDArray
 
-from likeness_export.onnx_export import open_session
+from likeness_export.exporting.onnx_export import open_session
 from likeness_export.pipeline import towers_of
 from likeness_export.precision.gate import Drift, Embedded, Limits, measure
 from likeness_export.recipe import Recipe
-from likeness_export.repository import VERSION
+from likeness_export.repository.rendering import VERSION
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from likeness_client.contract import encoder_model
 from likeness_client.writing import written_aside
 
 from likeness_export.pipeline import StepSpec, encoder_networks
-from likeness_export.precision.fp16 import Half
+from likeness_export.precision.fp16 import Fp16
 from likeness_export.precision.gate import Drift, Limits, mean_points
 from likeness_export.precision.graph import kind_of
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
@@ -24,7 +24,7 @@ from likeness_export.precision.network import FP32, Outcome, Task, Writer, reduc
 from likeness_export.precision.pipeline_drift import Pipeline
 from likeness_export.precision.products import Products, calibration_products, judged_products
 from likeness_export.progress import each
-from likeness_export.repository import VERSION, cpu_parameters
+from likeness_export.repository.rendering import VERSION, cpu_parameters
 from likeness_export.run import Run
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Reducer:
         if kind == "small":
             return None
         if self.choice.precision == "fp16":
-            return Half(source)
+            return Fp16(source)
         if kind == "transformer" and not self.choice.for_tensorrt:
             return DynamicInt8(source, work)
         return StaticInt8(source, work, spec.tower, self.calibration, for_tensorrt=self.choice.for_tensorrt)

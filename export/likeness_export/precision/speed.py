@@ -12,8 +12,8 @@ from typing import TypeAlias
 import onnxruntime as ort
 
 from likeness_export.precision.products import Feed, Products
-from likeness_export.serving.lengths import Columns, Compute, gathering
-from likeness_export.serving.session import Sessions
+from likeness_export.repository.adapters.lengths import Columns, Compute, gathering
+from likeness_export.repository.adapters.session import Sessions
 
 Seconds: TypeAlias = Callable[[Feed], float]
 """Runs a batch; says how long that took."""

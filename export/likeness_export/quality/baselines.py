@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from likeness_export.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
-from likeness_export.metrics import places_in, ranking
-from likeness_export.parts import Part
+from likeness_export.evaluation.metrics import places_in, ranking
+from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
+from likeness_export.products.parts import Part
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Scorer, measure_pair_sets

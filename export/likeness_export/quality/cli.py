@@ -80,7 +80,7 @@ def sheet(
     from likeness_client.contract import all_signatures, modalities_of
 
     start()
-    from likeness_export.evaluation import OfflineEmbedder, Task, labels_to_judge_by, read_task_catalogue
+    from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, labels_to_judge_by, read_task_catalogue
     from likeness_export.quality.sheet import draw_sheet
     from likeness_export.run import Run
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue
-from likeness_export.contact_sheet import Card, card_of, draw_rows
-from likeness_export.evaluation import Task
+from likeness_export.evaluation.contact_sheet import Card, card_of, draw_rows
+from likeness_export.evaluation.evaluate import Task
+from likeness_export.products.catalogue import Catalogue
 
 _NEIGHBOURS = 5
 _ROWS = 5

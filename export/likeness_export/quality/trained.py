@@ -10,10 +10,9 @@ import numpy as np
 from likeness_client.contract import all_signatures, modalities_of, signature_of
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, recipe_catalogue
-from likeness_export.evaluation import OfflineEmbedder, Task, complete, evaluate
-from likeness_export.joining import join_runs
-from likeness_export.metrics import Retrieval, places_in, retrieval
+from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, complete, evaluate
+from likeness_export.evaluation.metrics import Retrieval, places_in, retrieval
+from likeness_export.products.catalogue import Catalogue, recipe_catalogue
 from likeness_export.quality.costs import Cost, cost_of, train_measured
 from likeness_export.quality.kinds import Incomplete, Measure, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
@@ -21,6 +20,7 @@ from likeness_export.quality.pair_sets import Lesson, Scorer, measure_pair_sets,
 from likeness_export.quality.sheet import draw_sheet
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
+from likeness_export.training.joining import join_runs
 
 IMAGE = "image"
 

@@ -15,11 +15,11 @@ from typing import Any
 from likeness_client.errors import InputError
 from likeness_client.writing import write_text
 
-from likeness_export.joining import joined_recipe
 from likeness_export.quality.kinds import PairSets, Table, Variant
 from likeness_export.quality.lines import Line
 from likeness_export.recipe import Recipe, load_recipe
 from likeness_export.run import Run
+from likeness_export.training.joining import joined_recipe
 
 FORMAT = 2
 """Raised when the same declaration is measured in another way, so that kept figures are not taken for the new ones."""

@@ -131,7 +131,7 @@ def match(
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
     if split == train_split:
         raise InputError(f"the decision is learned from split {split!r}: measure on another, --split or --train-split")
-    from likeness_export.named_pairs import without_repeats
+    from likeness_export.products.named_pairs import without_repeats
     from likeness_export.uses.match import HeldOut, match_by_all
     from likeness_export.uses.pairs import pairs_of
     from likeness_export.uses.tables import matching_table, write_matching

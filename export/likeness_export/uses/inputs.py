@@ -13,7 +13,7 @@ from likeness_client.errors import InputError
 from likeness_client.results import Embeddings
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import Catalogue, first_of_each, read_catalogue
+from likeness_export.products.catalogue import Catalogue, first_of_each, read_catalogue
 
 log = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]

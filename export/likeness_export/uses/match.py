@@ -14,7 +14,7 @@ from likeness_client.results import Embeddings
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from likeness_export.named_pairs import NamedPair, hold_out
+from likeness_export.products.named_pairs import NamedPair, hold_out
 from likeness_export.progress import each
 from likeness_export.uses.decision import Decision, Features, Figures, Probabilities, figures, fit_decision
 from likeness_export.uses.inputs import Embedded, Vectors

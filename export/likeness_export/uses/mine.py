@@ -12,8 +12,8 @@ from likeness_client.errors import InputError
 from likeness_client.records import Product, canonical, plain_number
 from numpy.typing import NDArray
 
-from likeness_export.catalogue import named_keys
 from likeness_export.preprocessing.attributes import normalised
+from likeness_export.products.catalogue import named_keys
 from likeness_export.uses.related import Neighbours
 
 Value: TypeAlias = str | float

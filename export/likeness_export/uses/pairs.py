@@ -9,7 +9,7 @@ import numpy as np
 from likeness_client.errors import InputError
 from numpy.typing import NDArray
 
-from likeness_export.named_pairs import NamedPair, read_named_pairs, warn_of_contradictions
+from likeness_export.products.named_pairs import NamedPair, read_named_pairs, warn_of_contradictions
 from likeness_export.progress import each
 from likeness_export.uses.inputs import Embedded, Vectors
 

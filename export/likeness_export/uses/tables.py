@@ -15,7 +15,7 @@ from rich.table import Table
 
 from likeness_export.console import console, cut, figure, figures_table
 from likeness_export.json_values import without_nan
-from likeness_export.named_pairs import NamedPair
+from likeness_export.products.named_pairs import NamedPair
 from likeness_export.uses.cluster import Agreement, Clustering
 from likeness_export.uses.match import Matching
 from likeness_export.uses.mine import KeyReport

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from likeness_export.csv_lines import read_lines
+from likeness_export.products.csv_lines import read_lines
 
 log = logging.getLogger(__name__)
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")

@@ -16,7 +16,7 @@ from likeness_client.contract import LEFT, MATRIX_MODEL, MAX_BLOCK_LEFT, MAX_BLO
 from likeness_client.errors import InputError
 from likeness_client.writing import written_aside
 
-from likeness_export.onnx_export import ExportError
+from likeness_export.exporting.onnx_export import ExportError
 from likeness_export.pipeline import StepSpec, networks
 from likeness_export.progress import each
 from likeness_export.run import Run

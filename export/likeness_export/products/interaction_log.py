@@ -15,7 +15,7 @@ from likeness_client.errors import InputError
 from likeness_client.records import Record, field_value, read_jsonl
 from likeness_client.writing import written_aside
 
-from likeness_export.csv_lines import read_lines
+from likeness_export.products.csv_lines import read_lines
 
 COLUMNS = ("user", "item", "count")
 

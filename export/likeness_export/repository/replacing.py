@@ -13,7 +13,7 @@ from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import InputError
 from likeness_client.writing import told_if_full
 
-from likeness_export.servable import MANIFEST
+from likeness_export.repository.servable import MANIFEST
 
 _NEW, _OLD = "partial", "old"
 

@@ -9,7 +9,7 @@ from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import LikenessError
 from tritonclient.grpc import model_config_pb2
 
-from likeness_export.repository import ModelConfig, RenderedModel
+from likeness_export.repository.rendering import ModelConfig, RenderedModel
 
 
 class RepositoryError(LikenessError):

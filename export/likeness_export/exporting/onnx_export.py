@@ -23,8 +23,8 @@ from likeness_export.encoders import Encoder
 from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec
-from likeness_export.serving import session as served_session
-from likeness_export.serving.lengths import used_lengths
+from likeness_export.repository.adapters import session as served_session
+from likeness_export.repository.adapters.lengths import used_lengths
 
 OPSET = 20
 _ALL_CORES = 0  # as onnxruntime has it

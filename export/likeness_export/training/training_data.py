@@ -11,11 +11,11 @@ from pathlib import Path
 
 from likeness_client.errors import InputError
 
-from likeness_export.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
-from likeness_export.named_pairs import warn_of_contradictions
-from likeness_export.parts import Part
-from likeness_export.positives import training_pairs
+from likeness_export.products.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
+from likeness_export.products.named_pairs import warn_of_contradictions
+from likeness_export.products.parts import Part
 from likeness_export.recipe import Recipe
+from likeness_export.training.positives import training_pairs
 
 log = logging.getLogger(__name__)
 

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Protocol
 from likeness_client.contract import preprocess_model
 
 from likeness_export.encoders.base import ASSETS
+from likeness_export.exporting.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
 from likeness_export.json_values import without_nan
 from likeness_export.networks.product import ProductNetwork
-from likeness_export.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
 from likeness_export.pipeline import networks
 from likeness_export.progress import each
 from likeness_export.recipe import Recipe, with_serving
-from likeness_export.replacing import replaced_repository
-from likeness_export.repository import VERSION, RenderedModel, render, write_configs
-from likeness_export.repository_check import check
+from likeness_export.repository.adapter_files import write_adapters
+from likeness_export.repository.check import check
+from likeness_export.repository.rendering import VERSION, RenderedModel, render, write_configs
+from likeness_export.repository.replacing import replaced_repository
+from likeness_export.repository.servable import MANIFEST
 from likeness_export.run import Run
-from likeness_export.servable import MANIFEST
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-ADAPTERS = Path(__file__).parent / "serving"
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -108,24 +108,6 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         text = json.dumps(without_nan(manifest), indent=1, allow_nan=False)
         (aside / MANIFEST).write_text(text, encoding="utf-8")
     return reports
-
-
-def write_adapters(recipe: Recipe, models: dict[str, RenderedModel], folder: Path) -> None:
-    """Copy ``model.py`` beside every network, and byte-identical preprocessing beside every preprocessing step."""
-    preprocessing = {preprocess_model(name): recipe.towers[name].preprocessing for name in recipe.preprocessed_towers()}
-    for name, model in models.items():
-        version = folder / name / str(model.version)
-        if name in preprocessing:
-            shutil.copyfile(ADAPTERS / "preprocess_model.py", version / "model.py")
-            shutil.copyfile(ADAPTERS / "counting.py", version / "counting.py")
-            shutil.copyfile(inspect.getfile(preprocessing[name]), version / "preprocessing.py")
-        elif "cpu" in model.profiles:
-            shutil.copyfile(ADAPTERS / "network_model.py", version / "model.py")
-            shutil.copyfile(ADAPTERS / "session.py", version / "session.py")
-        else:
-            continue
-        for shared in ("answering.py", "lengths.py"):
-            shutil.copyfile(ADAPTERS / shared, version / shared)
 
 
 def share_preprocessing(recipe: Recipe, run: Run) -> Recipe:

@@ -19,19 +19,19 @@ from likeness_client.records import MODALITY_FIELDS
 from likeness_client.writing import told, told_if_full, write_text
 from torch import Tensor, nn
 
-from likeness_export.catalogue import Catalogue
 from likeness_export.encoders import Encoder
 from likeness_export.feature_cache import cached_features
-from likeness_export.memory import keep_freed_memory
 from likeness_export.networks.product import ProductNetwork, build_network
-from likeness_export.objective import Objective
-from likeness_export.parts import Part, Read
-from likeness_export.positives import Positives, Rows, positives_of
+from likeness_export.products.catalogue import Catalogue
+from likeness_export.products.parts import Part, Read
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run, load_state, save_state
 from likeness_export.tower_inputs import TowerInputs, present_modalities, read_inputs
-from likeness_export.training_data import alike_key, data_key, records_key, training_catalogue
+from likeness_export.training.memory import keep_freed_memory
+from likeness_export.training.objective import Objective
+from likeness_export.training.positives import Positives, Rows, positives_of
+from likeness_export.training.training_data import alike_key, data_key, records_key, training_catalogue
 
 log = logging.getLogger(__name__)
 _WARM_UP = 0.06  # share of all steps in which the learning rate rises
@@ -232,7 +232,7 @@ class _Trainer:
         """Run all epochs that are left."""
         head_epochs = self.recipe.training.head_epochs
         epochs = head_epochs + self.recipe.training.epochs
-        # Every epoch draws from its own seed: a resumed training takes the very steps of an uninterrupted one.
+        # Every epoch draws from its own seed: a resumed training takes, on a CPU, the very steps of an uninterrupted one.
         per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.cpu().numpy())))
         factor = _schedule(head_epochs * per_epoch, self.recipe.training.epochs * per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from likeness_export.server import PROBE_CHANNEL, ServeError
+from likeness_export.server.serve import PROBE_CHANNEL, ServeError
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient

@@ -16,10 +16,10 @@ from likeness_client.errors import InputError, SpaceMismatchError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from likeness_export.catalogue import Catalogue, recipe_catalogue
+from likeness_export.evaluation.metrics import Retrieval, places_in, retrieval
 from likeness_export.feature_cache import cached_features
-from likeness_export.metrics import Retrieval, places_in, retrieval
-from likeness_export.parts import Part
+from likeness_export.products.catalogue import Catalogue, recipe_catalogue
+from likeness_export.products.parts import Part
 from likeness_export.run import Run
 from likeness_export.tower_inputs import (
     TowerInputs,

@@ -23,7 +23,7 @@ from typing import Any
 
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
-from likeness_export.servable import NETWORK_FILES, check_repository
+from likeness_export.repository.servable import NETWORK_FILES, check_repository
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _SHARED_MEMORY = Path("/dev/shm")

@@ -17,8 +17,8 @@ from likeness_client.errors import InputError, ProductError, RecordError
 from likeness_client.records import Product, Record, canonical, field_value, scan_products
 from numpy.typing import NDArray
 
-from likeness_export.masking import Mask
-from likeness_export.parts import Part, parts_of
+from likeness_export.products.masking import Mask
+from likeness_export.products.parts import Part, parts_of
 
 if TYPE_CHECKING:
     from likeness_export.recipe import DataSection

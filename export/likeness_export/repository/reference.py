@@ -1,6 +1,6 @@
 """The reference: a recipe's model repository without weights and assets, committed for people to read.
 
-``python -m likeness_export.repository_reference model_repository`` renders it again; a test compares.
+``python -m likeness_export.repository.reference model_repository`` renders it again; a test compares.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from likeness_export.exporting import write_adapters
 from likeness_export.recipe import Recipe, load_recipe
-from likeness_export.replacing import replaced_repository
-from likeness_export.repository import render, write_configs
-from likeness_export.repository_check import check
+from likeness_export.repository.adapter_files import write_adapters
+from likeness_export.repository.check import check
+from likeness_export.repository.rendering import render, write_configs
+from likeness_export.repository.replacing import replaced_repository
 
 
 def write_reference(recipe: Recipe, folder: Path) -> None:

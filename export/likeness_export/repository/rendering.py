@@ -39,7 +39,7 @@ from likeness_export.pipeline import (
     towers_of,
 )
 from likeness_export.recipe import Recipe
-from likeness_export.servable import KEPT_FOLDER
+from likeness_export.repository.servable import KEPT_FOLDER
 from likeness_export.serving_section import StepSettings
 from likeness_export.tensors import TensorSpec
 
@@ -165,7 +165,8 @@ class _Renderer:
             # Runs of texts are few and unequal: from two full requests threads get more equal shares than from one.
             cpu.max_batch_size *= 2
         if encoder and encoder.modality in ("image", "video"):
-            # On GPUs, by heuristics: the default measures all algorithms, anew for every size of batch.
+            # On GPUs, by heuristics: the default measures all algorithms, anew for every size of batch. Said in the
+            # older of two ways: whatever is said in the newer one, other parameters, `space` for one, take back.
             onnx.parameters["cudnn_conv_algo_search"].string_value = "1"
         return RenderedModel(default=onnx, profiles={"cpu": self.python(cpu), "tensorrt": tensorrt})
 

@@ -16,8 +16,8 @@ from likeness_client.errors import InputError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from likeness_export.catalogue import Catalogue
-from likeness_export.named_pairs import NamedPair, hold_out, read_named_pairs
+from likeness_export.products.catalogue import Catalogue
+from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs
 from likeness_export.recipe import DataSection, Recipe, TrainingSection
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""How well a run finds what is alike, in figures and in pictures."""
