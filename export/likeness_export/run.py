@@ -13,7 +13,7 @@ import torch
 from likeness_client.errors import InputError
 from likeness_client.writing import write_text, written_aside
 
-from likeness_export.networks.product import ProductNetwork, build_network
+from likeness_export.product_network import ProductNetwork, build_network
 from likeness_export.recipe import Recipe, parse_recipe, with_serving
 from likeness_export.serving_section import ServingSection
 

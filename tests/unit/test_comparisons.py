@@ -24,7 +24,7 @@ from likeness_bench.drive import LoadConfig
 from likeness_bench.workload import OperationKind, Request
 from likeness_client import InputError, Product, ServerInfo
 from likeness_client.contract import InputSchema
-from likeness_export.networks.product import SignatureFusion, Tower, build_network
+from likeness_export.product_network import SignatureFusion, Tower, build_network
 from likeness_export.recipe import parse_recipe
 from numpy.typing import NDArray
 from typer.testing import CliRunner

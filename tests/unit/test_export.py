@@ -20,10 +20,10 @@ from likeness_export.exporting import export as exporting
 from likeness_export.exporting import onnx_export
 from likeness_export.exporting.export import export_run, fingerprint
 from likeness_export.exporting.onnx_export import TOLERANCE, ExportError, export_network, module_of
-from likeness_export.networks.product import ProductNetwork
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec, networks
 from likeness_export.preprocessing import attributes, image
+from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import RecipeError
 from likeness_export.repository.rendering import render, write_configs
 from likeness_export.run import Run

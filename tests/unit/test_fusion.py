@@ -19,7 +19,7 @@ from likeness_export.networks.fusion import (
     LateConfig,
     LateFusion,
 )
-from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
+from likeness_export.product_network import ProductNetwork, SignatureFusion, Tower
 from likeness_export.recipe import parse_recipe
 from torch import Tensor
 

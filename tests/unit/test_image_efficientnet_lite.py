@@ -18,8 +18,8 @@ from likeness_export.encoders.image_efficientnet_lite import (
     load_weights,
 )
 from likeness_export.exporting.onnx_export import TOLERANCE, export_network
-from likeness_export.networks.product import Tower
 from likeness_export.pipeline import StepSpec
+from likeness_export.product_network import Tower
 from likeness_export.tensors import TensorSpec
 from PIL import Image
 from pydantic import ValidationError

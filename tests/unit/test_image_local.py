@@ -17,8 +17,8 @@ from likeness_export.encoders.image_timm import TimmConfig, TimmNetwork, import_
 from likeness_export.evaluation.explain import attention_of, draw, explain
 from likeness_export.exporting.export import export_run
 from likeness_export.exporting.onnx_export import TOLERANCE, export_network
-from likeness_export.networks.product import Tower
 from likeness_export.pipeline import StepSpec
+from likeness_export.product_network import Tower
 from likeness_export.recipe import Recipe, RecipeError, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tensors import TensorSpec

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from likeness_export.encoders.base import Encoder
-from likeness_export.networks.product import ProductNetwork, Tower
+from likeness_export.product_network import ProductNetwork, Tower
 from likeness_export.recipe import parse_recipe
 from likeness_export.training.losses import across, contrastive, decoupled, metric_loss, proxy_loss
 from likeness_export.training.objective import Objective, drop_modalities

@@ -25,9 +25,9 @@ from likeness_export.encoders.text_transformer import TextTransformer, TextTrans
 from likeness_export.encoders.text_word_vectors import MeanOfWords, WordVectorsConfig
 from likeness_export.encoders.word_vector_file import VectorFileError, read_word_vectors
 from likeness_export.exporting.onnx_export import export_network
-from likeness_export.networks.product import Tower
 from likeness_export.pipeline import StepSpec
 from likeness_export.preprocessing import tfidf, words
+from likeness_export.product_network import Tower
 from likeness_export.recipe import RecipeError, parse_recipe
 from likeness_export.repository.adapters.lengths import used_lengths
 from likeness_export.tensors import TensorSpec

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from likeness_client.errors import InputError
-from likeness_export.networks.product import ProductNetwork
+from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
 from likeness_export.training.train import train

@@ -25,9 +25,9 @@ from likeness_export.encoders.video_c3d import C3d, C3dConfig
 from likeness_export.encoders.video_cnn_lstm import CnnLstm, CnnLstmConfig
 from likeness_export.encoders.video_common import LIMITS, augment_frames
 from likeness_export.exporting.onnx_export import export_network
-from likeness_export.networks.product import Tower
 from likeness_export.pipeline import StepSpec
 from likeness_export.preprocessing import video
+from likeness_export.product_network import Tower
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
 from PIL import Image

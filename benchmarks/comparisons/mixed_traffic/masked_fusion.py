@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from likeness_export.networks.product import ProductNetwork
+from likeness_export.product_network import ProductNetwork
 from torch import Tensor, nn
 
 _HALF = 0.4

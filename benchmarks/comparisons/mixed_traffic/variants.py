@@ -25,8 +25,8 @@ from likeness_client.contract import (
 )
 from likeness_export.exporting.export import fingerprint, share_preprocessing
 from likeness_export.exporting.onnx_export import export_network
-from likeness_export.networks.product import ProductNetwork
 from likeness_export.pipeline import StepSpec, fusion_networks
+from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import Recipe
 from likeness_export.repository.rendering import VERSION
 from likeness_export.repository.servable import MANIFEST

@@ -19,8 +19,8 @@ from likeness_client.contract import preprocess_model
 from likeness_export.encoders.base import ASSETS
 from likeness_export.exporting.onnx_export import OPSET, ExportError, ExportReport, export_network, module_of
 from likeness_export.json_values import without_nan
-from likeness_export.networks.product import ProductNetwork
 from likeness_export.pipeline import networks
+from likeness_export.product_network import ProductNetwork
 from likeness_export.progress import each
 from likeness_export.recipe import Recipe, with_serving
 from likeness_export.repository.adapter_files import write_adapters

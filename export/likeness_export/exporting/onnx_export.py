@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
-from likeness_export.networks.product import ProductNetwork, SignatureFusion, Tower
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec
+from likeness_export.product_network import ProductNetwork, SignatureFusion, Tower
 from likeness_export.repository.adapters import session as served_session
 from likeness_export.repository.adapters.lengths import used_lengths
 

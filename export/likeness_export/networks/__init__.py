@@ -1,1 +1,1 @@
-"""The networks after the encoders: towers, fusion, learned metric, and the product network that joins them."""
+"""The networks after the encoders: fusion and the learned metric."""

@@ -14,7 +14,7 @@ import torch
 from joblib import cpu_count
 from likeness_client.writing import write_text
 
-from likeness_export.networks.product import ProductNetwork
+from likeness_export.product_network import ProductNetwork
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run

@@ -13,7 +13,7 @@ import torch
 from likeness_client.errors import InputError
 from numpy.typing import NDArray
 
-from likeness_export.networks.product import ProductNetwork
+from likeness_export.product_network import ProductNetwork
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs, without_repeats
 from likeness_export.quality.kinds import PairSets

@@ -16,8 +16,8 @@ from likeness_client.errors import InputError
 from likeness_client.writing import told_if_full
 
 from likeness_export.networks.fusion import LateConfig, LateFusion
-from likeness_export.networks.product import ProductNetwork, build_network
 from likeness_export.networks.similarity import mean_metric
+from likeness_export.product_network import ProductNetwork, build_network
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 

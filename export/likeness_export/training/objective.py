@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from likeness_export.networks.product import ProductNetwork
+from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import Recipe
 from likeness_export.training.losses import across, contrastive, decoupled, metric_loss, proxy_loss
 from likeness_export.training.positives import Judgement

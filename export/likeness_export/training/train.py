@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
 from likeness_export.feature_cache import cached_features
-from likeness_export.networks.product import ProductNetwork, build_network
+from likeness_export.product_network import ProductNetwork, build_network
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.products.parts import Part, Read
 from likeness_export.progress import stages
@@ -232,7 +232,7 @@ class _Trainer:
         """Run all epochs that are left."""
         head_epochs = self.recipe.training.head_epochs
         epochs = head_epochs + self.recipe.training.epochs
-        # Every epoch draws from its own seed: a resumed training takes, on a CPU, the very steps of an uninterrupted one.
+        # Every epoch draws from its own seed: a resumed training takes on a CPU the very steps of an uninterrupted one.
         per_epoch = len(list(self.positives.batches(np.random.default_rng(0), self.latest.cpu().numpy())))
         factor = _schedule(head_epochs * per_epoch, self.recipe.training.epochs * per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
