@@ -32,7 +32,7 @@ class Unread(Encoder):
         return tensors[0]
 
 
-def objective_of(loss: str, *, joint: bool) -> Objective:
+def objective_of(loss: str, *, joint: bool) -> tuple[Objective, ProductNetwork]:
     """Four towers of three modalities; every parameter has a value, as heads start with zeros."""
     torch.manual_seed(1)
     towers = {
@@ -54,17 +54,17 @@ def objective_of(loss: str, *, joint: bool) -> Objective:
     network = ProductNetwork({name: Tower(Unread(), DIMENSION) for name in towers}, recipe)
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape)
-    return Objective(recipe, network, LabelPositives([COARSE, FINE], recipe.training).class_counts)
+    return Objective(recipe, LabelPositives([COARSE, FINE], recipe.training).class_counts), network
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "decoupled"])
 def test_the_loss_is_the_weighted_sum_of_its_parts(loss: str) -> None:
-    objective = objective_of(loss, joint=False)
-    network, present = objective.network, PRESENT.bool()
+    objective, network = objective_of(loss, joint=False)
+    present = PRESENT.bool()
     vectors = F.normalize(torch.randn(len(present), 4, DIMENSION), dim=-1)
     judgement = LabelPositives([COARSE, FINE], objective.training_section).judge(np.arange(len(present)))
     torch.manual_seed(2)
-    found, whole = objective(vectors, present, judgement)
+    found, whole = objective(network, vectors, present, judgement)
 
     torch.manual_seed(2)
     kept = drop_modalities(present, objective.training_section.modality_dropout)
@@ -102,6 +102,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(loss: str) -> None:
 def test_the_learned_metric_shapes_the_space_only_where_the_recipe_says_so(joint: bool) -> None:
     z = F.normalize(torch.randn(4, DIMENSION), dim=1).requires_grad_()
     alike = torch.eye(2, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    error = objective_of("contrastive", joint=joint).metric_error(z, alike, torch.ones_like(alike))
+    objective, network = objective_of("contrastive", joint=joint)
+    error = objective.metric_error(network.metric, z, alike, torch.ones_like(alike))
     error.backward()  # type: ignore[no-untyped-call]  # torch's own gap
     assert (z.grad is not None) == joint

@@ -8,6 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from likeness_export.networks.similarity import LearnedMetric
 from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import Recipe
 from likeness_export.training.losses import across, contrastive, decoupled, metric_loss, proxy_loss
@@ -24,7 +25,7 @@ class Objective(nn.Module):
             them. They are trained with the network and belong to no export.
     """
 
-    def __init__(self, recipe: Recipe, network: ProductNetwork, class_counts: Sequence[int] = ()) -> None:
+    def __init__(self, recipe: Recipe, class_counts: Sequence[int]) -> None:
         super().__init__()
         self.training_section, self.joint = recipe.training, recipe.similarity.joint
         self.contrast = _CONTRASTS[recipe.training.loss]
@@ -33,17 +34,14 @@ class Objective(nn.Module):
         counts = class_counts if recipe.training.proxies else ()
         size = recipe.embedding_dimension()
         self.proxies = nn.ParameterList(torch.randn(count, size) / size**0.5 for count in counts)
-        self._network = [network]  # in a list, so that its parameters are not taken for those of the objective
 
-    @property
-    def network(self) -> ProductNetwork:
-        """The network that is trained."""
-        return self._network[0]
-
-    def forward(self, vectors: Tensor, present: Tensor, judgement: Judgement) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, network: ProductNetwork, vectors: Tensor, present: Tensor, judgement: Judgement
+    ) -> tuple[Tensor, Tensor]:
         """Compute the loss.
 
         Args:
+            network: what is trained.
             vectors: FP32 [n, t, d], the towers' unit vectors.
             present: BOOL [n, m], the modalities that each product has.
             judgement: what is known about the products.
@@ -54,16 +52,17 @@ class Objective(nn.Module):
         settings = self.training_section
         # Products are embedded with all that they have, and again with a random part of it: one space for all
         # signatures. Not twice alike, though: a copy would be everybody's nearest, and leave nothing to learn.
-        whole, _ = self.network.fuse(vectors, present)
+        whole, _ = network.fuse(vectors, present)
         kept = drop_modalities(present, settings.modality_dropout)
         reduced = (kept != present).any(1).nonzero().flatten()
-        part, _ = self.network.fuse(vectors[reduced], kept[reduced])
+        part, _ = network.fuse(vectors[reduced], kept[reduced])
         embeddings = torch.cat([whole, part])  # (n + n', e)
         rows = torch.cat([torch.arange(len(vectors)), reduced])
         itself = torch.eye(len(vectors), dtype=torch.bool)
         masks = [mask | itself for mask in judgement.alike]
 
-        loss = self.metric_error(embeddings, masks[-1][rows][:, rows], (judgement.judged | itself)[rows][:, rows])
+        positives, judged = masks[-1][rows][:, rows], judgement.judged[rows][:, rows]
+        loss = self.metric_error(network.metric, embeddings, positives, judged)
         for place, (weight, mask) in enumerate(zip(self.notion_weights, masks, strict=True)):
             loss = loss + settings.contrast * weight * self.contrast(
                 embeddings, mask[rows][:, rows], settings.temperature
@@ -72,22 +71,22 @@ class Objective(nn.Module):
                 classes = judgement.classes[place][rows]
                 loss = loss + settings.proxies * weight * proxy_loss(embeddings, self.proxies[place], classes)
         if settings.co_learning:
-            loss = loss + settings.co_learning * self._co_learning(vectors, present, masks[-1])
+            loss = loss + settings.co_learning * self._co_learning(network, vectors, present, masks[-1])
         return loss, whole
 
-    def metric_error(self, embeddings: Tensor, positives: Tensor, judged: Tensor) -> Tensor:
+    def metric_error(self, metric: LearnedMetric, embeddings: Tensor, positives: Tensor, judged: Tensor) -> Tensor:
         """Return the learned metric's loss; it shapes the space only where the recipe says so."""
         vectors = embeddings if self.joint else embeddings.detach()
-        return metric_loss(self.network.metric, vectors, positives, judged)
+        return metric_loss(metric, vectors, positives, judged)
 
-    def _co_learning(self, vectors: Tensor, present: Tensor, alike: Tensor) -> Tensor:
+    def _co_learning(self, network: ProductNetwork, vectors: Tensor, present: Tensor, alike: Tensor) -> Tensor:
         """Contrast every two modalities over the products that have both."""
         losses = []
         for left, right in combinations(range(present.shape[1]), 2):
             both = present[:, left] & present[:, right]
             if both.sum() > 1:
-                one = self.network.modality_vector(vectors[both], left)
-                other = self.network.modality_vector(vectors[both], right)
+                one = network.modality_vector(vectors[both], left)
+                other = network.modality_vector(vectors[both], right)
                 settings = self.training_section
                 decouple = settings.loss == "decoupled"
                 losses.append(across(one, other, alike[both][:, both], settings.temperature, decouple=decouple))

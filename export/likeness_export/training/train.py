@@ -201,7 +201,7 @@ class _Trainer:
         present = present_modalities(self.network.tower_modalities, self.inputs)
         self.present = torch.from_numpy(present).to(device)
         self.positives: Positives = positives_of(recipe, catalogue, data_root, present.any(1))
-        self.objective = Objective(recipe, self.network, self.positives.class_counts).to(device)
+        self.objective = Objective(recipe, self.positives.class_counts).to(device)
         # Every product's embedding when it was last in a batch; zeros before.
         self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension(), device=device)
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.training.weight_decay)
@@ -259,7 +259,7 @@ class _Trainer:
         self.network.train()
         for rows in self.positives.batches(np.random.default_rng([self.recipe.seed, epoch]), embeddings):
             judgement = self.positives.judge(rows).to(self.device)
-            loss, whole = self.objective(self._vectors(rows), self.present[rows], judgement)
+            loss, whole = self.objective(self.network, self._vectors(rows), self.present[rows], judgement)
             self.latest[rows] = whole.detach()
             self.optimizer.zero_grad(set_to_none=True)
             if not torch.isfinite(loss):
