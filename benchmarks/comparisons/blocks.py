@@ -23,7 +23,7 @@ CALLER_METRICS = (Metric.COSINE, Metric.EUCLIDEAN)
 PRODUCT = "numpy matrix product"
 NOWHERE = "localhost:1"
 WITHIN = 1.5
-"""Scores at the caller should take at most so many times what the bare matrix product takes."""
+"""How many times the bare matrix product's time scores at the caller may take."""
 MS = Quantity(name="ms", digits=2, compared=True)
 PAIRS_PER_S = Quantity(name="10^6 pairs/s", digits=3, higher_is_better=True)
 ARRAYS_MB = Quantity(name="MB of arrays", digits=1)

@@ -13,7 +13,7 @@ from likeness_client import InputError, LikenessError
 from comparisons.turns import Turn, Turns
 
 ENOUGH = 5
-"""So many rounds a median should have."""
+"""A median should have at least this many rounds."""
 Take = Callable[[int], Mapping[str, float]]
 """Takes the figures of one contender in the round of this number, from 1."""
 

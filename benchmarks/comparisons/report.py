@@ -21,7 +21,7 @@ from comparisons.rounds import ComparisonError
 FORMAT = "likeness-comparison-1"
 BUSY = "cores busy before"
 BUSY_CORES = 0.3
-"""From so many on, something else ran when the comparison began (a load average counts what has ended, too)."""
+"""From this load on, something else ran when the comparison began (a load average counts what has ended, too)."""
 LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that hold some servers back, and others not."""
 

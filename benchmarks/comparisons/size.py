@@ -134,14 +134,14 @@ def write_photos(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def unique_records(templates: Sequence[Mapping[str, Any]], count: int) -> Iterator[dict[str, Any]]:
-    """Yield so many records, no two of which a client would send once: their titles differ."""
+    """Yield records whose titles all differ, or a client would send some of them only once."""
     for place in range(count):
         template = templates[place % len(templates)]
         yield {**template, "product_id": f"p{place}", "title": f"No. {place} {template['title']}"}
 
 
 def write_products(templates: Sequence[Mapping[str, Any]], count: int, file: Path) -> Path:
-    """Write a product file with so many records."""
+    """Write a product file with ``count`` records."""
     with file.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(record) + "\n" for record in unique_records(templates, count))
     return file

@@ -16,6 +16,6 @@ def drawn(count: int, dimension: int, space: str, seed: int) -> Embeddings:
 
 
 def parts_of(embeddings: Embeddings, size: int) -> Iterator[Embeddings]:
-    """Cut embeddings into parts of so many."""
+    """Cut embeddings into parts of ``size``."""
     for start in range(0, len(embeddings), size):
         yield Embeddings.from_vectors(embeddings.vectors[start : start + size], embeddings.space)

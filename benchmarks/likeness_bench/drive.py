@@ -24,7 +24,7 @@ from likeness_bench.arrivals import Arrivals, arrival_times
 from likeness_bench.workload import OperationKind, Request, WorkloadConfig
 
 REFUSED_PAUSE_S = 0.1
-"""A closed loop waits so long after a refused call; who refuses at once would be asked as fast as it can refuse."""
+"""How long a closed loop waits after a refused call; who refuses at once would be asked as fast as it can refuse."""
 _REFUSALS = (ServerUnavailableError.__name__, OverloadedError.__name__)
 NOT_SENT = "NotSent"
 """Kind of the error rows of requests that the harness was too late for, by more than their deadline."""
@@ -315,7 +315,7 @@ async def ticking(lags_s: list[float]) -> None:
 
 
 async def stopped_within(stop: asyncio.Event, wait_s: float) -> bool:
-    """Wait so long; return at once, and true, when ``stop`` is set."""
+    """Wait for some seconds; return at once, and true, when ``stop`` is set."""
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), max(0.0, wait_s))
     return stop.is_set()

@@ -23,7 +23,7 @@ FORMAT = "likeness-load-1"
 ENOUGH = 100
 """Requests, for one of them to lie beyond the 99th percentile."""
 KEEPS_UP = 0.95
-"""So much of the rate that is due has to be answered, or the server falls behind."""
+"""The share of the rate that is due that has to be answered, or the server falls behind."""
 _FEW = 3  # answers: of fewer, the mean says nothing
 _SURPLUS = 1.3  # more than enough must be due, because arrivals are drawn
 DISTRIBUTION_PERCENT = (*range(0, 99), *(99 + tenth / 10 for tenth in range(11)))
@@ -291,7 +291,7 @@ def sent_share(records: Sequence[Record]) -> float:
 
 
 def _percentiles(values: Sequence[float] | NDArray[np.float64], percent: Sequence[float]) -> list[float]:
-    """Return for each percentage the smallest value that at least so many percent of the values do not exceed.
+    """Return for each percentage the smallest value that at least that share of the values does not exceed.
 
     Always a value that was measured, as there is none between an answer and a failure, which is infinitely late; so
     latencies with failures and without them are comparable.

@@ -209,7 +209,7 @@ class ProcessWatch:
 
 @dataclass
 class GpuWatch:
-    """Samples all GPUs of this machine by nvidia-smi, which may take so long."""
+    """Samples all GPUs of this machine by nvidia-smi, which has a time limit."""
 
     timeout_s: float = 5.0
     samples: list[list[tuple[str, ...]]] = field(default_factory=list)

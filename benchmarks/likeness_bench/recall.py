@@ -44,7 +44,7 @@ class LabelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """Of one signature.
+    """Recall of one signature.
 
     Attributes:
         at_1: share of the queries whose nearest neighbour is alike.

@@ -12,7 +12,7 @@ SETTLED = 0.10
 CLEARLY = 3.0
 """A first repeat this many times over the target, and over it by its p50, is not repeated: none would bring it back."""
 _DOUBTFUL = 3
-"""A miss is doubtful once so many rates in a row have kept the target, the last of them right below it: three of three
+"""A miss is doubtful once this many rates in a row have kept the target, the last right below it: three of three
 tries on one side of the answer are rare, and a server that had stalled by chance when it missed looks just so."""
 
 

@@ -21,7 +21,7 @@ from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, Request, Workload, WorkloadConfig, reduce_to
 
 _LARGEST_BATCH = 8
-"""Requests hold 1 to so many products, each number as often."""
+"""Requests hold 1 to this many products, each number equally often."""
 
 
 class SoakStoppedError(LikenessError):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PRODUCTS = 1000
-"""So many of a file are sent, where nothing else is said."""
+"""How many products of a file are sent by default."""
 _RENDERER = "likeness_export.demo.catalogue"
 _FEWEST_DESIGNS = 12  # the renderer draws at least one of each kind
 _LISTINGS_PER_DESIGN = 11  # a little below the mean, so that one rendering is mostly enough

@@ -22,7 +22,7 @@ from likeness_bench.workload import Workload
 
 FORMAT = "likeness-sweep-1"
 PATIENCE_S = 300.0
-"""So long a server may take, at most, to finish what a run left it with."""
+"""The longest that a server may take to finish what a run left it with."""
 _UNREST = "the server did not come to rest after a run with failures (begin with a lower --rate; keep other loads away)"
 
 

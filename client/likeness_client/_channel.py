@@ -36,7 +36,7 @@ _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's 
 )
 _HEADER_NAME = re.compile(r"(?!.*-bin$)[a-z0-9_.-]+")  # gRPC takes bytes only under a name in -bin
 _HEADER_VALUE = re.compile(r"[ -~]*")
-_INFO_S = 30.0  # how long the server's answer to what it offers is relied on
+_INFO_S = 30.0  # how long what the server has said of itself is trusted
 _LONGEST_S = 365 * 86_400.0  # clocks of gRPC and of threads end after some centuries
 _REFRESH_S = 5.0  # how long each question may take of those that follow
 OUT_OF_REACH = (ServerUnavailableError, DeadlineExceededError, OverloadedError)

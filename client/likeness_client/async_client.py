@@ -24,11 +24,11 @@ from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 T = TypeVar("T")
 
 _FEW = 8
-"""So many products that need no file and no encoding are prepared sooner than a thread is woken for them."""
+"""Up to this many products without files are prepared sooner than a thread is woken for them."""
 _SMALL = 200_000
 """Bytes of an image that are hashed in that time."""
 _LARGE = 1_000_000
-"""From so many bytes on, a call is put together in a thread: that takes a millisecond and more."""
+"""From this many bytes on, a call is put together in a thread: that takes a millisecond and more."""
 _MANY = 1_000
 """Shoppers of a product who are put into JSON in the time in which a thread is woken."""
 

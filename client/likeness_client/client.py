@@ -33,7 +33,7 @@ from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 T = TypeVar("T")
 
 _CLOSES_S = 2.0
-"""So long may a channel take to close; usually it is a matter of a millisecond."""
+"""The longest that a channel may take to close; usually it is a matter of a millisecond."""
 
 
 class Client(_channel.BaseClient):

@@ -34,7 +34,7 @@ class TensorSpec:
         return -1 in self.dims
 
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
-        """Return its shape in a batch of so many, where sizes that vary are ``length``."""
+        """Return its shape in a batch of ``batch`` rows, where sizes that vary are ``length``."""
         return (batch, *(length if size == -1 else size for size in self.dims))
 
     @property

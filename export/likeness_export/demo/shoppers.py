@@ -16,7 +16,7 @@ from likeness_export.products.interaction_log import write_log
 LOG_FILE = "interactions.csv"
 COLD_SHARE = 0.25
 """How many listings nobody has interacted with."""
-_VIEWS, _VIEWS_PER_PURCHASE, _PURCHASE = 24, 4, 5  # of one shopper; a purchase counts like so many views
+_VIEWS, _VIEWS_PER_PURCHASE, _PURCHASE = 24, 4, 5  # of one shopper; a purchase counts like five views
 _STRAY = 0.15  # of all views go anywhere
 
 

@@ -17,7 +17,7 @@ class _FusionConfig(BaseModel, ABC):
 
     @abstractmethod
     def build(self, towers: int, dimension: int) -> Fusion:
-        """Build the head for so many towers, whose vectors have so many dimensions."""
+        """Build the head for a number of towers, whose vectors are ``dimension`` long."""
 
     def embedding_dimension(self, towers: int, dimension: int) -> int:  # noqa: ARG002 (one kind needs it)
         """Return the length of the embedding."""

@@ -30,7 +30,7 @@ PAIRS = "pairs"
 """Label of what the pairs of a recipe connect."""
 _MOST = 1500  # judged products; a point of recall@1 is then fifteen of them
 _CALIBRATION = 128
-_OF_EACH = 300  # judged products of a modality that few have, if there are so many
+_OF_EACH = 300  # judged products of a modality that few have, or all of them
 _ALONE = 64  # products of each signature that are also run in a batch of one
 
 

@@ -22,7 +22,7 @@ _GREYS = ("#b9b6b0", "#8d8a85")
 _WIDTH, _HEIGHT = 12.0, 3.4
 _LEAST_PLACES = 5  # a panel of fewer is not stretched to its whole width
 _WIDEST = 0.4  # bar, of a place
-_MANY_PANELS = 8  # so many, or more, stand in two columns
+_MANY_PANELS = 8  # this many or more stand in two columns
 _LABEL_WIDTH = 14  # letters
 
 

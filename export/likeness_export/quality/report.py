@@ -16,7 +16,7 @@ from likeness_export.quality.units import Finished
 
 UNTRAINED = "untrained"
 MANY_LABELS = 4
-"""A task with so many labels, or more, has one table for all of them; in pictures, a place for each variant."""
+"""A task with this many labels or more has one table for all of them; in pictures, a place for each variant."""
 _NO_CONTEST = ("lost", "F1 best", "F1 fitted", "F1 repeats")  # more of it is not better, or it is no result
 _COST_COLUMNS = {
     "parameters": "parameters",

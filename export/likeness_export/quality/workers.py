@@ -92,7 +92,7 @@ def _ended(code: int | None) -> str:
 
 @contextmanager
 def _threads_per_process(threads: int) -> Iterator[None]:
-    """Have processes that start in this block use so many threads; numerical libraries read it when imported."""
+    """Limit the threads of processes that start in this block; numerical libraries read the limit when imported."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(threads)))

@@ -98,7 +98,7 @@ def proxy_loss(embeddings: Tensor, proxies: Tensor, classes: Tensor) -> Tensor:
 def metric_loss(metric: LearnedMetric, embeddings: Tensor, positives: Tensor, judged: Tensor) -> Tensor:
     """Cross-entropy of the learned metric on all positive pairs of a batch and on its hardest negatives.
 
-    There are as many negatives as positives, but no fewer than two per product, if there are so many.
+    There are as many negatives as positives, but no fewer than two per product, as far as there are any.
 
     Args:
         metric: the network.
