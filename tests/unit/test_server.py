@@ -19,6 +19,7 @@ import pytest
 from likeness_client.errors import InputError
 from likeness_export.cli import app
 from likeness_export.repository.servable import MANIFEST, check_repository
+from likeness_export.server.memory import shared_memory
 from likeness_export.server.serve import (
     ServeConfig,
     ServeError,
@@ -101,17 +102,18 @@ def change(file: Path, old: str, new: str) -> None:
 def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likeness_export.server.serve._SHARED_MEMORY", tmp_path)
-    killed = [tmp_path / f"likeness-serve-killed{suffix}" for suffix in (".claim", "1", "2")]
-    others = [
-        tmp_path / name for name in ("triton_python_backend_1", "likeness-serve-nobodys", "likeness-serve-*.claim")
-    ]
+    monkeypatch.setattr("likeness_export.server.memory._SHARED_MEMORY", tmp_path)
+    # Triton's own beginning: whoever asks to register memory of such a name is refused.
+    start = "triton_python_backend_shm_region_"
+    killed = [tmp_path / f"{start}likeness-serve-killed{suffix}" for suffix in (".claim", "1", "2")]
+    others = [tmp_path / f"{start}{name}" for name in ("1", "likeness-serve-nobodys", "likeness-serve-*.claim")]
     for path in (*killed, *others):
         path.touch()
-    with _runtime() as first:
-        own = tmp_path / f"{first.name}1"
+    with shared_memory("likeness-serve-first") as first:
+        assert first == f"{start}likeness-serve-first"
+        own = tmp_path / f"{first}1"
         own.touch()
-        with _runtime():
+        with shared_memory("likeness-serve-second"):
             assert own.exists()
         assert own.exists()
     assert sorted(tmp_path.iterdir()) == sorted(others)
@@ -141,7 +143,7 @@ def test_options_of_tritonserver_come_last(tmp_path: Path, monkeypatch: pytest.M
     CliRunner().invoke(app, ["serve", str(tmp_path), "--http-port", "9", "--", "--grpc-max-connection-age=1", "--x"])
     (config,) = asked
     assert (config.http_port, config.options) == (9, ("--grpc-max-connection-age=1", "--x"))
-    command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path)
+    command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path, "memory")
     assert command[-2:] == ["--grpc-max-connection-age=1", "--x"]
 
 
@@ -156,7 +158,7 @@ def test_names_become_addresses_and_ipv6_is_written_as_each_endpoint_reads_it(tm
     assert [_address_of(host) for host in ("127.0.0.1", "localhost", "::1")] == ["127.0.0.1", "127.0.0.1", "::1"]
     config = ServeConfig(repository=tmp_path, host="::1")
     assert config.address == "[::1]:8001"
-    command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path)
+    command, _ = _command(Tritonserver(Path("tritonserver")), config, "cpu", tmp_path, "memory")
     assert {"--grpc-address=[::1]", "--http-address=ipv6:::1", "--metrics-address=ipv6:::1"} <= {*command}
 
 
@@ -165,7 +167,8 @@ def test_a_container_s_server_keeps_its_own_libraries_and_computes_fp32_as_such(
 ) -> None:
     for name in ("LD_LIBRARY_PATH", "NVIDIA_TF32_OVERRIDE"):
         monkeypatch.delenv(name, raising=False)
-    _, environment = _command(Tritonserver(Path("tritonserver")), ServeConfig(repository=tmp_path), "onnx", tmp_path)
+    config = ServeConfig(repository=tmp_path)
+    _, environment = _command(Tritonserver(Path("tritonserver")), config, "onnx", tmp_path, "memory")
     assert "LD_LIBRARY_PATH" not in environment
     assert environment["NVIDIA_TF32_OVERRIDE"] == "0"
 

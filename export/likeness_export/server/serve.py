@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -24,11 +22,9 @@ from typing import Any
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
 from likeness_export.repository.servable import NETWORK_FILES, check_repository
+from likeness_export.server.memory import OWN, shared_memory
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
-_SHARED_MEMORY = Path("/dev/shm")
-_PREFIX, _CLAIM = "likeness-serve-", ".claim"
-_NAME = re.compile(rf"{_PREFIX}\w+{re.escape(_CLAIM)}")
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
 _OWN_OPTIONS = {f"--{what}-{of}" for what in ("grpc", "http", "metrics") for of in ("address", "port")}
 _OWN_OPTIONS |= {"--model-repository", "--model-config-name"}
@@ -147,8 +143,8 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
             f"the tritonserver from pip has no backend for profile {profile}: use profile cpu or a container"
         )
     check_repository(config.repository, profile)
-    with _runtime() as runtime, _log(config.log_file) as log:
-        command, environment = _command(server, config, profile, runtime)
+    with _runtime() as runtime, shared_memory(runtime.name) as memory, _log(config.log_file) as log:
+        command, environment = _command(server, config, profile, runtime, memory)
         # A process group of its own: Ctrl-C reaches this process only, which then stops the group in order.
         tied = [sys.executable, "-ISc", _TIE, str(os.getpid()), *command]
         process = subprocess.Popen(tied, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -216,7 +212,7 @@ def _check_ports(config: ServeConfig) -> None:
 
 
 def _command(
-    server: Tritonserver, config: ServeConfig, profile: str, runtime: Path
+    server: Tritonserver, config: ServeConfig, profile: str, runtime: Path, memory: str
 ) -> tuple[list[str], dict[str, str]]:
     is_ipv6 = ":" in config.host
     grpc_host, http_host = (f"[{config.host}]", f"ipv6:{config.host}") if is_ipv6 else (config.host, config.host)
@@ -231,7 +227,7 @@ def _command(
         f"--metrics-address={http_host}",
         f"--metrics-port={config.metrics_port}",
         "--exit-timeout-secs=10",
-        f"--backend-config=python,shm-region-prefix-name={runtime.name}",
+        f"--backend-config=python,shm-region-prefix-name={memory}",
         # Every configuration is written whole: to complete one, Triton would start each Python model a first time.
         "--disable-auto-complete-config",
         # Most of a start is waiting for processes to come up, so let all of them come up at once.
@@ -286,14 +282,9 @@ def _link_python_backend(package: Path, backend: Path) -> None:
 
 @contextmanager
 def _runtime() -> Iterator[Path]:
-    """Give a folder for a server; its name begins those of the server's shared memory, and both go with the block.
-
-    A server or model process that is killed, by a lack of memory for instance, frees none of it. Where this process is
-    killed as well, the next one frees it: a container that starts anew finds the memory still taken.
-    """
-    _free_abandoned_memory()
+    """Give a folder for what a server is started with."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        folder = tempfile.TemporaryDirectory(prefix=OWN)
     except OSError as error:  # a container may be read-only
         raise InputError(
             f"no temporary folder can be made ({error.strerror}): name a place for it by TMPDIR"
@@ -302,41 +293,7 @@ def _runtime() -> Iterator[Path]:
         runtime = Path(folder.name)
         if not _is_plain(runtime):
             raise InputError(f"TMPDIR is {runtime.parent}, which a shell reads otherwise: name a folder without spaces")
-        with _claim(runtime.name):
-            try:
-                yield runtime
-            finally:
-                _free_memory(runtime.name)
-
-
-@contextmanager
-def _claim(prefix: str) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends: who shares the memory may not see the process."""
-    if not _SHARED_MEMORY.is_dir():
-        yield
-        return
-    path = _SHARED_MEMORY / f"{prefix}{_CLAIM}"
-    with ExitStack() as held:
-        claim = held.enter_context(path.open("wb"))
-        fcntl.flock(claim, fcntl.LOCK_EX)
-        if not path.exists():  # who frees abandoned memory was quicker
-            claim = held.enter_context(path.open("wb"))
-            fcntl.flock(claim, fcntl.LOCK_EX)
-        yield
-
-
-def _free_abandoned_memory() -> None:
-    for path in _SHARED_MEMORY.glob(f"{_PREFIX}*{_CLAIM}"):
-        with suppress(OSError), path.open("rb") as claim:  # gone, another user's, or held
-            mine = os.fstat(claim.fileno()).st_uid == os.getuid() and _NAME.fullmatch(path.name)
-            if mine:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _free_memory(path.name.removesuffix(_CLAIM))
-
-
-def _free_memory(prefix: str) -> None:
-    for left in _SHARED_MEMORY.glob(f"{prefix}*"):
-        left.unlink(missing_ok=True)
+        yield runtime
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""The shared memory between a tritonserver and its model processes: whose it is, and that none of it stays.
+
+A server or model process that is killed, by a lack of memory for instance, frees none of it. Where the process that
+started them is killed as well, the next one frees it: a container that starts anew finds the memory still taken.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+OWN = "likeness-serve-"
+"""What the names of servers begin with."""
+_SHARED_MEMORY = Path("/dev/shm")
+_RESERVED = "triton_python_backend_shm_region_"  # Triton lets no caller register memory of such a name
+_CLAIM = ".claim"
+_NAME = re.compile(rf"{_RESERVED}{OWN}\w+{re.escape(_CLAIM)}")
+
+
+@contextmanager
+def shared_memory(name: str) -> Iterator[str]:
+    """Give a server a prefix for the names of its shared memory, all of which goes with the block.
+
+    Args:
+        name: of the server, no other one's: `OWN` and some letters or digits.
+    """
+    _free_abandoned()
+    prefix = f"{_RESERVED}{name}"
+    with _claim(prefix):
+        try:
+            yield prefix
+        finally:
+            _free(prefix)
+
+
+@contextmanager
+def _claim(prefix: str) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends: who shares the memory may not see the process."""
+    if not _SHARED_MEMORY.is_dir():
+        yield
+        return
+    path = _SHARED_MEMORY / f"{prefix}{_CLAIM}"
+    with ExitStack() as held:
+        claim = held.enter_context(path.open("wb"))
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        if not path.exists():  # who frees abandoned memory was quicker
+            claim = held.enter_context(path.open("wb"))
+            fcntl.flock(claim, fcntl.LOCK_EX)
+        yield
+
+
+def _free_abandoned() -> None:
+    for path in _SHARED_MEMORY.glob(f"{_RESERVED}{OWN}*{_CLAIM}"):
+        with suppress(OSError), path.open("rb") as claim:  # gone, another user's, or held
+            mine = os.fstat(claim.fileno()).st_uid == os.getuid() and _NAME.fullmatch(path.name)
+            if mine:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _free(path.name.removesuffix(_CLAIM))
+
+
+def _free(prefix: str) -> None:
+    for left in _SHARED_MEMORY.glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
