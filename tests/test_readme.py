@@ -109,7 +109,7 @@ def test_every_command_is_documented() -> None:
     text = "".join(guide.read_text(encoding="utf-8") for guide in GUIDES)
     program = Path(sys.executable).parent / "likeness"
     shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
-    commands = re.findall(r"^│ (\w+) +\S", shown[shown.index("Commands") :], flags=re.MULTILINE)
+    commands = re.findall(r"^[│|] (\w+) +\S", shown[shown.index("Commands") :], flags=re.MULTILINE)
     assert len(commands) >= 7
     assert [
         command for command in commands if f"likeness {command}" not in text and f"make {command}" not in text

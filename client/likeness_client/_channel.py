@@ -71,24 +71,7 @@ class Tls:
 
 
 class BaseClient:
-    """What both clients have in common: where the server is and how it is called.
-
-    Args:
-        address: ``host:port``; calls are balanced over all addresses that the host's name has, as with
-            ``dns:///host:port``.
-        timeout_s: the deadline of each call, retries included; before that, a call waits for its turn, at most as long.
-        max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
-            keep the batchers of a few steps busy; more only wait in the server's queues.
-        max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
-        tls: set for an encrypted channel.
-        headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server; or a
-            function that returns them, asked before every call (once for all questions about the server), in the
-            caller's thread and context, for tokens that change and for tracing.
-        space: the only embedding space to accept, of the vectors that a database holds, say; None: whichever is served.
-
-    Raises:
-        InputError: an argument is out of range.
-    """
+    """What both clients have in common: where the server is and how it is called."""
 
     def __init__(
         self,
@@ -101,6 +84,26 @@ class BaseClient:
         headers: Headers | None = None,
         space: str | None = None,
     ) -> None:
+        """Say where the server is and how it is called; it connects when it is first used.
+
+        Args:
+            address: ``host:port``; calls are balanced over all addresses that the host's name has, as with
+                ``dns:///host:port``.
+            timeout_s: the deadline of each call, retries included; before that, a call waits for its turn, at most as
+                long.
+            max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
+                keep the batchers of a few steps busy; more only wait in the server's queues.
+            max_attempts: how often a call is tried in all, 1 to 5, while the server is unavailable or overloaded.
+            tls: set for an encrypted channel.
+            headers: sent with every call, e.g. ``{"authorization": "Bearer ..."}`` for a gateway before the server; or
+                a function that returns them, asked before every call (once for all questions about the server), in the
+                caller's thread and context, for tokens that change and for tracing.
+            space: the only embedding space to accept, of the vectors that a database holds, say; None: whichever
+                is served.
+
+        Raises:
+            InputError: an argument is out of range.
+        """
         if not address or _OTHER_SCHEME.match(address):
             expected = "host:port of the gRPC endpoint, or dns:///host:port, without another scheme"
             raise InputError(f"address must be {expected}, not {address!r}")

@@ -34,7 +34,7 @@ _MANY = 1_000
 
 
 class AsyncClient(_channel.BaseClient):
-    """Embeds and compares products on a Triton server; see `BaseClient` for the arguments.
+    """Embeds and compares products on a Triton server.
 
     One client may be shared by any number of tasks of one event loop: the one that it is first used in. Close it, or
     use it in an ``async with`` statement. Files are read and products encoded in a thread, so that the loop stays free

@@ -37,7 +37,7 @@ _CLOSES_S = 2.0
 
 
 class Client(_channel.BaseClient):
-    """Embeds and compares products on a Triton server; see `BaseClient` for the arguments.
+    """Embeds and compares products on a Triton server.
 
     One client may be shared by any number of threads. It connects when it is first used. Close it, or use it in a
     ``with`` statement.

@@ -103,7 +103,7 @@ class BatchError(LikenessError):
 
     def __init__(self, errors: Mapping[int, ProductError], result: Any) -> None:
         super().__init__(errors, result)
-        self.errors = dict(errors)
+        self.errors: dict[int, ProductError] = dict(errors)
         self.result = result
 
     def __str__(self) -> str:

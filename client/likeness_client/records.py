@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -30,6 +31,8 @@ MODALITY_FIELDS: Mapping[str, tuple[str, ...]] = {
 """Modality -> the fields of a `Product` that hold it; the text may also quote attributes, see `compose_text`."""
 Record: TypeAlias = dict[str, Any]
 """One line of a product file as it stands there, labels and all."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100  # characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +57,11 @@ class Product:
     images: tuple[ImageSource, ...] = ()
     video: VideoSource | None = None
     interactions: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        # In part: a line of a log is no place for the megabytes of a photo.
+        parts = (f"{one.name}={_SHORT.repr(getattr(self, one.name))}" for one in fields(self))
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], base: Path) -> Product:

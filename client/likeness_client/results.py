@@ -30,9 +30,9 @@ class Embeddings:
     """
 
     vectors: FloatArray
-    modality_weights: tuple[Mapping[str, float], ...]
-    signatures: tuple[str, ...]
-    product_ids: tuple[str, ...]
+    modality_weights: tuple[Mapping[str, float], ...] = field(repr=False)
+    signatures: tuple[str, ...] = field(repr=False)
+    product_ids: tuple[str, ...] = field(repr=False)
     space: str
     errors: Mapping[int, ProductError] = field(default_factory=dict)
 

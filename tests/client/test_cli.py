@@ -267,6 +267,8 @@ def test_kept_steps_of_another_space_or_another_photo_are_embedded_again(tmp_pat
     names = {_bulk._digest(products, None, "one space"), _bulk._digest(products, None, "another space")}
     names.add(_bulk._digest(products, ["text"], "one space"))
     names.add(_bulk._digest(products[::-1], None, "one space"))
+    long = "long " * 1000
+    names |= {_bulk._digest([Product(description=long + end + long)], None, "one space") for end in ("red", "blue")}
     before = photo.stat()
     photo.write_bytes(b"two")
     os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))  # as copying with its times does
@@ -275,7 +277,7 @@ def test_kept_steps_of_another_space_or_another_photo_are_embedded_again(tmp_pat
     names.add(_bulk._digest(products, None, "one space"))
     photo.unlink()
     names.add(_bulk._digest(products, None, "one space"))
-    assert len(names) == 7
+    assert len(names) == 9
 
 
 def test_embed_does_not_wait_for_a_network_that_was_down_from_the_start(

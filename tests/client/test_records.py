@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, RecordError
@@ -29,6 +30,14 @@ def test_a_record_becomes_a_product() -> None:
     )
     assert Product.from_record({"video": None}, Path()) == Product.from_record({"video": ""}, Path()) == Product()
     assert Product.from_record({}, Path()) == Product()
+
+
+def test_a_product_shows_itself_without_the_megabytes_of_its_photos() -> None:
+    photo, pixels = b"\xff" * 1_000_000, np.zeros((300, 300, 3), np.uint8)
+    shown = repr(Product(product_id="p1", title="Shoe", images=(photo, pixels, Path("a.jpg")), video=photo))
+    assert shown.startswith("Product(product_id='p1', title='Shoe', ")
+    assert "Path('a.jpg')" in shown
+    assert len(shown) < 1000
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import inspect
+import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import likeness_client
 import pytest
+from likeness_client import AsyncClient, Client
 
 HEAVY = ("PIL", "hypothesis", "likeness_export", "onnxruntime", "pandas", "pyarrow", "rich", "torch", "typer")
 
@@ -44,6 +48,13 @@ def test_the_public_surface_is_deliberate() -> None:
     ]
     assert likeness_client.__all__ == sorted(likeness_client.__all__)
     assert all(hasattr(likeness_client, name) for name in likeness_client.__all__)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_help_explains_every_argument_of_a_client(kind: type) -> None:
+    shown = pydoc.plain(pydoc.render_doc(kind))
+    for name in inspect.signature(kind).parameters:
+        assert re.search(rf"^ \|  +{name}: [`\w]", shown, flags=re.MULTILINE), name
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from joblib import cpu_count
 
 from likeness_bench import options
 from likeness_bench.drive import LoadConfig
@@ -54,6 +53,8 @@ def tune(
     Candidates are served beside the best so far, and compared with it in alternation. The result is written into the
     repository's configurations (and RECIPE) only if it beats the untuned ones in the end. Ctrl-C: a report, no changes.
     """
+    from joblib import cpu_count
+
     from likeness_bench.files import check_out
     from likeness_bench.output import deliver, signed
     from likeness_bench.running import run_shown
