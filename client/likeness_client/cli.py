@@ -41,7 +41,6 @@ EXTRA_OF = {
     "sklearn": "export",
     "threadpoolctl": "export",
     "torch": "export",
-    "torchmetrics": "export",
     "transformers": "export",
     "PIL": "serve",
     "av": "serve",

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from likeness_client.contract import MODALITIES, NOTHING_KNOWN
+from likeness_client.errors import InputError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -154,9 +155,21 @@ class TowerInputs:
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
     def encode(self, encoder: Encoder) -> NDArray[np.float32]:
-        """Return features FP32 [n, f]; zeros where a product is absent."""
+        """Return features FP32 [n, f]; zeros where a product is absent.
+
+        Raises:
+            InputError: they do not fit into memory.
+        """
         encoder.eval()
-        features = np.zeros((len(self.items), encoder.feature_dim), np.float32)
+        shape = len(self.items), encoder.feature_dim
+        try:
+            features = np.zeros(shape, np.float32)
+        except MemoryError as error:
+            raise InputError(
+                f"towers.{self.name}: {shape[1]} features of each of {shape[0]} products take "
+                f"{4e-9 * shape[0] * shape[1]:.0f} GB, which this machine does not have: keep fewer (`components` of "
+                "tfidf, a larger `min_count`), or give fewer products"
+            ) from error
         on_cpu = encoder.device.type == "cpu"
         at_once = self.run_rows if on_cpu else _CHUNK
         many = np.count_nonzero(self._held()) >= _WORTH_TRACING

@@ -9,7 +9,7 @@ from likeness_client.contract import InputSchema
 from likeness_client.errors import InputError
 from likeness_client.records import Product
 from likeness_export.products.catalogue import Catalogue, read_catalogue, read_recipe_catalogue, recipe_catalogue
-from likeness_export.products.masking import Mask
+from likeness_export.products.masking import Mask, _stem
 from likeness_export.products.named_pairs import (
     NamedPair,
     groups_of_pairs,
@@ -318,3 +318,11 @@ def test_pairs_connect_what_is_one_product() -> None:
     assert len({a, f, ""}) == 3
     assert (d, e, h) == ("", "", "")
     assert groups_of_pairs(["a"], []).tolist() == [""]
+
+
+def test_a_word_that_comes_again_is_not_reduced_again() -> None:
+    mask = Mask(["red"])
+    _stem.cache_clear()
+    for _ in range(3):
+        assert mask("scarves") == "scarves"
+    assert _stem.cache_info().misses == 1

@@ -108,3 +108,10 @@ def test_what_was_not_measured_is_no_figure(tmp_path: Path, capsys: pytest.Captu
     assert found["figures"]["recall_at"] == {"1": None, "5": None, "10": None}
     retrieval_table(rows, "val against val")
     assert "0.000" not in capsys.readouterr().out
+
+
+def test_a_large_gallery_is_ranked_in_blocks_to_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, labels = vectors(23, 1), np.array(list("abc") * 8)[:23]
+    whole = retrieval(queries, queries, labels, labels, np.arange(23))
+    monkeypatch.setattr("likeness_export.evaluation.metrics._BLOCK_SCORES", 60)  # two queries at a time, in the end one
+    assert retrieval(queries, queries, labels, labels, np.arange(23)) == whole

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,6 +153,16 @@ def test_pairs_labelled_1_are_alike_and_those_labelled_0_are_judged_in_both_dire
     assert torch.equal(judgement.judged, judgement.judged.T)
     (mask,) = PairPositives([*PAIRS, (2, 0, 0)], all_of(6), batch_of(2)).judge(np.arange(6)).alike
     assert pairs_in(mask) == {(0, 1), (2, 3), (1, 2), (1, 3)}  # what somebody has looked at counts more
+
+
+def test_what_a_product_of_many_matches_makes_alike_is_not_held_in_memory() -> None:
+    many = 1500
+    tracemalloc.start()
+    positives = PairPositives([(row, many, 1) for row in range(many)], all_of(many + 1), batch_of(2))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6  # a bit for each two of them would be 280 kB, an entry of a set for each 90 MB
+    assert positives.judge(np.arange(3)).alike[0].sum() == 6
 
 
 def pairs_in(mask: torch.Tensor) -> set[tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder
 from likeness_export.evaluation.evaluate import OfflineEmbedder
 from likeness_export.feature_cache import cached_features
@@ -199,3 +200,9 @@ def test_evaluating_a_fine_tuned_run_again_encodes_nothing(
     again = OfflineEmbedder(exported.run, catalogue)
     assert np.array_equal(first.embed(whole), again.embed(whole), equal_nan=True)
     assert np.array_equal(first.present, again.present)
+
+
+def test_features_that_no_memory_holds_are_refused_with_the_way_out(read: Read, encoder: Encoder) -> None:
+    encoder.feature_dim = 10**13  # of more bytes than processors address
+    with pytest.raises(InputError, match=r"towers\.image: 10+ features of each of \d+ products .* GB.*components"):
+        read(once=True).encode(encoder)

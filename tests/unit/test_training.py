@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from likeness_client.errors import InputError
 from likeness_export.cli import app
 from likeness_export.evaluation.evaluate import Task, read_task_catalogue
 from likeness_export.product_network import build_network
+from likeness_export.products.catalogue import Catalogue
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training import train as training
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import prepare_towers, train
-from likeness_export.training.training_data import training_catalogue
+from likeness_export.training.training_data import records_key, training_catalogue
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
 from typer.testing import CliRunner
@@ -516,3 +518,13 @@ def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> No
     found = inputs.map(rows, encode).flatten().tolist()
     assert found == [float(inputs._sizes[row]) for row in rows]
     assert shapes == [32, 32, 32, 4]
+
+
+def test_the_key_of_a_large_catalogue_takes_no_memory_of_its_size() -> None:
+    records = tuple({"title": "long " * 200, "product_id": f"p{row}", "a": None} for row in range(1000))
+    tracemalloc.start()
+    found = records_key(Catalogue(products=(), records=records))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+    assert peak < 100_000  # of a file of a megabyte

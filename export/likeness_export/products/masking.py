@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import pairwise
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019]\w*)?|\d+")
@@ -59,6 +60,7 @@ def _gaps(spans: list[tuple[int, int]], length: int) -> Iterable[tuple[int, int]
     return zip(edges[::2], edges[1::2], strict=True)
 
 
+@lru_cache(maxsize=100_000)  # the words of a catalogue come again and again
 def _stem(word: str) -> str:
     """Return what a word has in common with its plural and its possessive: both lose the same letters."""
     plain = re.sub(r"['\u2019]s?$", "", word.lower())

@@ -160,7 +160,7 @@ def _ranking(
     itself = places_in(gallery, queries)
     for label in measure.labels:
         labels = some.labels(label)
-        found = ranking(np.asarray(similarity, np.float32), labels[queries], labels[gallery], itself)
+        found = ranking([np.asarray(similarity, np.float32)], labels[queries], labels[gallery], itself)
         if found.queries:
             yield line_of(measure.name, label, method, found)
 
@@ -170,7 +170,7 @@ def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -
     similarity = _similarity(*(source.features(method, side.products) for side in (last, first)))
     names = np.array(last.ids)
     nowhere = np.full(len(names), -1, dtype=np.intp)
-    found = ranking(similarity.astype(np.float32), names, names, nowhere)
+    found = ranking([similarity.astype(np.float32)], names, names, nowhere)
     return line_of(measure.name, "product_id", f"{method} ({IMAGE})", found)
 
 

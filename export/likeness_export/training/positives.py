@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from likeness_client.errors import InputError
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from likeness_export.products.catalogue import Catalogue
@@ -180,18 +181,10 @@ class PairPositives:
     def __init__(
         self, pairs: Sequence[tuple[int, int, int]], usable: NDArray[np.bool_], training: TrainingSection
     ) -> None:
-        products = len(usable)
         self.usable = usable
-        self.partners: list[set[int]] = [set() for _ in range(products)]
-        self.rejected: list[set[int]] = [set() for _ in range(products)]
-        for i, j, label in pairs:
-            known = self.partners if label == 1 else self.rejected
-            known[i].add(j)
-            known[j].add(i)
-        self.alike = [
-            partners.union(*(self.partners[other] for other in partners)) - self.rejected[row] - {row}
-            for row, partners in enumerate(self.partners)
-        ]
+        self.matched, self.rejected = (
+            _linked([(i, j) for i, j, said in pairs if said == label], len(usable)) for label in (1, 0)
+        )
         matches = sum(label for _, _, label in pairs)
         if matches < 2:
             raise InputError(
@@ -214,7 +207,7 @@ class PairPositives:
             rows = np.unique([*drawn, *(other for left in drawn for other in self.candidates[left])])
             wanted = round(len(rows) * self.hard_negatives / (1 - self.hard_negatives))
             if wanted and embeddings.any():
-                rows = np.concatenate([rows, self._mined(drawn, rows, embeddings)[:wanted]])
+                rows = np.concatenate([rows, self._mined(drawn, rows, embeddings, wanted)])
             yield rows.astype(np.intp)
 
     def _ordered(self, random: np.random.Generator) -> list[int]:
@@ -239,25 +232,35 @@ class PairPositives:
                 spread.clear()
         return ordered
 
-    def _mined(self, drawn: Sequence[int], rows: Rows, embeddings: Vectors) -> Rows:
-        """Return products outside ``rows``, those first that lie nearest to a drawn left side with a known match."""
-        matched = [left for left in drawn if self.partners[left]]
+    def _mined(self, drawn: Sequence[int], rows: Rows, embeddings: Vectors, count: int) -> Rows:
+        """Return so many products outside ``rows``: those nearest to a drawn left side with a known match."""
+        matched = [left for left in drawn if self.matched.indptr[left] < self.matched.indptr[left + 1]]
         if not matched:
             return np.empty(0, np.intp)
         nearness = (embeddings @ embeddings[matched].T).max(1)  # (n,)
         others = self.usable.copy()
         others[rows] = False
         nearness[~others] = -np.inf
-        nearest: Rows = np.argsort(-nearness, kind="stable")[: others.sum()]
+        count = min(count, int(others.sum()))
+        near = np.flatnonzero(nearness >= np.partition(nearness, -count)[-count]) if count else np.empty(0, np.intp)
+        nearest: Rows = near[np.argsort(-nearness[near], kind="stable")][:count]
         return nearest
 
     def judge(self, rows: Rows) -> Judgement:
         """Pairs labelled 1 are alike; those labelled 0, and no others, are judged too."""
-        alike, matched, rejected = (
-            torch.from_numpy(np.array([[int(j) in known[i] for j in rows] for i in rows]))
-            for known in (self.alike, self.partners, self.rejected)
-        )
-        return Judgement(alike=(alike,), judged=matched | rejected)
+        partners = self.matched[rows]
+        matched, rejected = (links[rows][:, rows].toarray() > 0 for links in (self.matched, self.rejected))
+        # Common partners are counted here: of a product that matches thousands all pairs would not fit into memory.
+        alike = (matched | ((partners @ partners.T).toarray() > 0)) & ~rejected
+        np.fill_diagonal(alike, val=False)
+        return Judgement(alike=(torch.from_numpy(alike),), judged=torch.from_numpy(matched | rejected))
+
+
+def _linked(pairs: Sequence[tuple[int, int]], products: int) -> csr_array:
+    """Return a number above 0 where a pair links two products, in either order: INT32 [n, n], sparse."""
+    left, right = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
+    sides = np.concatenate([left, right]), np.concatenate([right, left])
+    return csr_array((np.ones(len(sides[0]), np.int32), sides), shape=(products, products))
 
 
 def _nearest_others(centres: Vectors, drawn: Rows, count: int, random: np.random.Generator) -> Rows:

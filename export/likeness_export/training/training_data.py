@@ -76,7 +76,11 @@ def alike_key(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
 
 def records_key(catalogue: Catalogue) -> str:
     """Return a SHA-256 of the products as their file has them, labels included, without the photos that they name."""
-    return hashlib.sha256(json.dumps(catalogue.records, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256()
+    for place, record in enumerate(catalogue.records):  # of all at once the text would be as long as the file
+        key.update((", " if place else "[").encode() + json.dumps(record, sort_keys=True).encode())
+    key.update(b"]")
+    return key.hexdigest()
 
 
 def data_key(product_ids: Sequence[str], parts: Sequence[Mapping[str, Part]]) -> str:

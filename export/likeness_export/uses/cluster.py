@@ -86,7 +86,7 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
         labels = _cut(trees, len(vectors), candidate)
         return Clustering(labels=labels, threshold=candidate, silhouette=silhouette(vectors, labels))
 
-    return max(map(cut_at, THRESHOLDS if threshold is None else (threshold,)), key=_rank)
+    return max(map(cut_at, each(THRESHOLDS if threshold is None else (threshold,), "thresholds")), key=_rank)
 
 
 def _rank(found: Clustering) -> tuple[bool, float]:

@@ -250,7 +250,7 @@ def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: HeldOut) ->
 
 
 def among_neighbours(ids: Sequence[str], judged: Judged, known: Sequence[NamedPair], score: Score) -> Judged:
-    """Return the same pairs to be judged among their neighbours, which are found by cosine.
+    """Return the same pairs to be judged among their neighbours, which are found by cosine among all products.
 
     Where no product stands on the left of one pair and on the right of another, the two sides are two catalogues, and
     neighbours are looked for on the other side.
@@ -258,7 +258,7 @@ def among_neighbours(ids: Sequence[str], judged: Judged, known: Sequence[NamedPa
     Args:
         ids: n product ids.
         judged: the pairs.
-        known: all pairs that are known, whatever their labels.
+        known: all pairs that are known, whatever their labels; the surroundings of their products are measured.
         score: the measure.
     """
     vectors, left, right = judged.vectors, {pair.left for pair in known}, {pair.right for pair in known}
@@ -272,7 +272,8 @@ def among_neighbours(ids: Sequence[str], judged: Judged, known: Sequence[NamedPa
     def score_rows(queries: Rows, others: Rows) -> Scores:
         return score(vectors[queries], vectors[others])
 
-    return replace(judged, local=surroundings(np.arange(len(ids)), sides, search, score_rows))
+    asked = np.flatnonzero([name in left or name in right for name in ids])
+    return replace(judged, local=surroundings(np.arange(len(ids)), sides, search, score_rows, asked))
 
 
 def _features(judged: Judged, row_of: dict[str, int], score: Score) -> Features:

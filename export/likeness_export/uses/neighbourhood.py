@@ -28,10 +28,12 @@ PairScore: TypeAlias = Callable[[Rows, Rows], Values]
 """Scores of pairs, rows [p] and [p] -> FP32 [p]."""
 NEIGHBOURS = (1, 2, 3, 5, 10)
 """The numbers of neighbours, k."""
-_BLOCK = 256
+_BLOCK_VALUES = 8_000_000
 
 
-def surroundings(members: Rows, sides: NDArray[np.str_], search: Search, score: PairScore) -> Values:
+def surroundings(
+    members: Rows, sides: NDArray[np.str_], search: Search, score: PairScore, asked: Rows | None = None
+) -> Values:
     """Return r(x) for every number of neighbours.
 
     Args:
@@ -39,19 +41,22 @@ def surroundings(members: Rows, sides: NDArray[np.str_], search: Search, score: 
         sides: [m], per member its side; neighbours stand on the other sides, or, where all sides are equal, anywhere.
         search: finds the neighbours.
         score: scores a product with each of them.
+        asked: places among the members, whose surroundings are wanted; those of the others stay zero. None: all.
 
     Returns:
         FP32 [len(NEIGHBOURS), m]; a product with fewer neighbours has the mean of those, one without any zero.
     """
+    asked = np.arange(len(members)) if asked is None else asked
     count = min(max(NEIGHBOURS), len(members) - 1)
     found = np.zeros((len(NEIGHBOURS), len(members)), np.float32)
-    one_side = len(np.unique(sides)) < 2
-    for start in each(range(0, len(members) if count else 0, _BLOCK), "neighbours"):
-        here = np.arange(start, min(start + _BLOCK, len(members)))
+    side = np.unique(sides, return_inverse=True)[1]
+    size = max(1, _BLOCK_VALUES // max(1, len(members)))
+    for start in each(range(0, len(asked) if count else 0, size), "neighbours"):
+        here = asked[start : start + size]
         values = search(members[here], members).astype(np.float32)
         values[np.arange(len(here)), here] = -np.inf
-        if not one_side:
-            values[sides[here, None] == sides[None, :]] = -np.inf
+        if side.any():
+            values[side[here, None] == side] = -np.inf
         nearest = np.argpartition(-values, count - 1, axis=1)[:, :count]
         usable = np.isfinite(np.take_along_axis(values, nearest, 1))
         query, place = np.nonzero(usable)

@@ -77,14 +77,15 @@ def _hardest(vectors: Vectors, codes: NDArray[np.intp], wanted: int) -> list[tup
     count = len(vectors)
     size = max(1, _BLOCK_SCORES // max(1, count))
     for start in each(range(0, count if wanted else 0, size), "hardest negatives"):
-        scores = vectors[start : start + size] @ vectors.T
-        here = np.arange(start, start + len(scores))
-        allowed = (codes[here, None] != codes) & (np.arange(count) > here[:, None])
+        scores = vectors[start : start + size] @ vectors[start:].T  # those before were compared with these
+        allowed = np.triu(codes[start : start + size, None] != codes[start:], 1)
         if len(kept) == wanted:
-            allowed &= scores > kept_scores.min()
+            allowed &= scores > kept_scores[-1]
         i, j = np.nonzero(allowed)
+        if not len(i):
+            continue
         kept_scores = np.concatenate([kept_scores, scores[i, j]])
-        kept = np.concatenate([kept, np.stack([here[i], j], 1)])
+        kept = np.concatenate([kept, np.stack([i, j], 1) + start])
         first = np.argsort(-kept_scores, kind="stable")[:wanted]
         kept_scores, kept = kept_scores[first], kept[first]
     return [(int(i), int(j)) for i, j in kept]
