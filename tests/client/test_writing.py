@@ -116,6 +116,21 @@ def test_a_full_disk_is_told_from_the_faults_of_others(tmp_path: Path) -> None:
         raise ConnectionResetError(errno.ECONNRESET, "another one's")
 
 
+def test_of_arrays_that_find_no_room_only_that_is_said(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "from likeness_client import InputError; from likeness_client.writing import write_arrays\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_arrays(Path(sys.argv[1]), whole=np.zeros(3), too_long=np.zeros(1000))\n"
+        "except InputError as error: print(error)"
+    )
+    path = tmp_path / "a.npz"
+    said = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True)
+    assert said.stdout == f"cannot write {path} (File too large): make room there, or give another path\n"
+    assert not said.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_many_open_files_are_no_lack_of_room(tmp_path: Path) -> None:
     expected = r"cannot write .*a\.txt \(Too many open files\): raise the limit \(ulimit -n\)$"
     with pytest.raises(InputError, match=expected), told(tmp_path / "a.txt"):
