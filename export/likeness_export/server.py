@@ -27,6 +27,7 @@ from likeness_export.servable import NETWORK_FILES, check_repository
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _SHARED_MEMORY = Path("/dev/shm")
+_STUB = "triton_python_backend_stub"  # the process of a Python model
 _PREFIX, _CLAIM = "likeness-serve-", ".claim"
 _NAME = re.compile(rf"{_PREFIX}\w+{re.escape(_CLAIM)}")
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
@@ -276,7 +277,7 @@ def _is_plain(path: Path) -> bool:
 def _link_python_backend(package: Path, backend: Path) -> None:
     """Make a folder of links: this Python's stub must lie beside the backend; site-packages is not ours to write."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = package / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = package / "python_backend_stubs" / version / _STUB
     if not stub.is_file():
         raise ServeError(f"the installed tritonserver has no python backend for Python {version}: use 3.11")
     backend.mkdir(parents=True)
@@ -289,9 +290,9 @@ def _runtime() -> Iterator[Path]:
     """Give a folder for a server; its name begins those of the server's shared memory, and both go with the block.
 
     A server or model process that is killed, by a lack of memory for instance, frees none of it. Where this process is
-    killed as well, the next one frees it: a container that starts anew finds the memory still taken.
+    killed as well, the next one does that: a container that starts anew finds the memory still taken.
     """
-    _free_abandoned_memory()
+    _clear_abandoned()
     try:
         folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
     except OSError as error:  # a container may be read-only
@@ -325,13 +326,25 @@ def _claim(prefix: str) -> Iterator[None]:
         yield
 
 
-def _free_abandoned_memory() -> None:
+def _clear_abandoned() -> None:
     for path in _SHARED_MEMORY.glob(f"{_PREFIX}*{_CLAIM}"):
         with suppress(OSError), path.open("rb") as claim:  # gone, another user's, or held
             mine = os.fstat(claim.fileno()).st_uid == os.getuid() and _NAME.fullmatch(path.name)
             if mine:
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _free_memory(path.name.removesuffix(_CLAIM))
+                prefix = path.name.removesuffix(_CLAIM)
+                _end_abandoned_models(prefix)
+                _free_memory(prefix)
+                shutil.rmtree(Path(tempfile.gettempdir(), prefix), ignore_errors=True)
+
+
+def _end_abandoned_models(prefix: str) -> None:
+    """End what is left of a server that ended while it loaded: a model that was just coming up waits for it forever."""
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended by now
+            command = place.read_bytes()
+            if _STUB.encode() in command.split(b"\0")[0] and prefix.encode() in command:
+                os.kill(int(place.parent.name), signal.SIGKILL)
 
 
 def _free_memory(prefix: str) -> None:
