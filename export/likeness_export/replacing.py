@@ -16,6 +16,7 @@ from likeness_client.writing import told, told_if_full
 from likeness_export.servable import MANIFEST
 
 _NEW, _OLD = "partial", "old"
+_TUNED = r"tune-\d+"  # the copies that `likeness tune` serves
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def _is_ours(entry: Path) -> bool:
 
 def _tidy(folder: Path) -> None:
     """Clear away what killed processes have left; one killed between its two renames left the last good folder."""
-    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.({_NEW}|{_OLD})")
+    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.({_NEW}|{_OLD}|{_TUNED})")
     left = [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]
     # In a container every process may have the same number: one's own was another process's, too.
     dead = [path for path in left if not _of_another_process(path)]

@@ -111,6 +111,7 @@ def test_the_last_repository_outlives_an_export_that_was_killed_in_its_last_mome
     folder, number = tmp_path / "repository", os.getpid() if same_number else ended_process()
     write_model(tmp_path / f".repository.{number}.old", "last")
     write_model(tmp_path / f".repository.{number}.partial", "half")
+    write_model(tmp_path / f".repository.{number}.tune-1", "of a tuning that was killed")
     if swapped:
         write_model(folder, "newer")
     with pytest.raises(ZeroDivisionError), replaced_repository(folder):
