@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -138,11 +140,14 @@ def test_a_complete_catalogue_is_left_be_and_another_one_is_replaced(
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["catalogue"]
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_and_killed_runs_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> list[Line]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(catalogue, "_list_product", interrupted)
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / f".catalogue.{killed.pid}.partial" / "images").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
         render_catalogue(tmp_path / "catalogue")
     assert list(tmp_path.iterdir()) == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import secrets
 import shutil
 import stat
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ from numpy.typing import NDArray
 
 from likeness_client.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's, the user's, the largest file's
 
 
@@ -24,25 +31,57 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's, the user's, 
 def written_aside(path: Path) -> Iterator[Path]:
     """Give an empty file beside ``path``; it takes the place of ``path`` if the block ends well, and goes if not.
 
-    Missing folders are made. Where ``path`` is a link, what it points to is replaced.
+    It does so when all of it has reached the disk: a power cut leaves the one or the other, too. Missing folders are
+    made. Where ``path`` is a link, what it points to is replaced.
 
     Raises:
         InputError: it cannot be written. Other errors of the block are its own and stay as they are.
     """
-    with told(path):
-        path = path.resolve()
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
-        if path.exists():  # or that the one before has; but it must be possible to write it
-            aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
-    try:
-        with told_if_full(path):
-            yield aside
+    with ExitStack() as held:
         with told(path):
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+            path = path.resolve()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = _empty_beside(path, held)
+        try:
+            with told(path):
+                if path.exists():  # with the access that it has; but it must be possible to write it
+                    aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
+            with told_if_full(path):
+                yield aside
+            with told(path):
+                with aside.open("ab") as whole:
+                    os.fsync(whole.fileno())
+                aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _empty_beside(path: Path, held: ExitStack) -> Path:
+    """Make a file, with the access of any new one, or empty the one that a killed process has left.
+
+    A lock, which ends with its process however that one ends, tells such a file from one that is being written.
+
+    Args:
+        path: what it lies beside.
+        held: holds the lock.
+    """
+    usual = path.with_name(f".{path.name}.partial")
+    if fcntl:
+        with suppress(OSError), ExitStack() as unused:  # another process writes it, or here are no locks
+            left = unused.enter_context(open(usual, "ab", opener=_follow_no_link))
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(left.fileno()), usual.stat()):  # else it has just taken its place
+                left.truncate(0)
+                held.push(unused.pop_all())
+                return usual
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    own.touch(exist_ok=False)
+    return own
+
+
+def _follow_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # a link would have been laid there by somebody else
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -55,6 +94,18 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     np.save(whole, array)
     with written_aside(path) as aside:
         aside.write_bytes(whole.getbuffer())
+
+
+def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays as ``.npz``. NumPy's own leaves its archive open when the disk is full, which is told a second time.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with written_aside(path) as aside, zipfile.ZipFile(aside, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)  # type: ignore[no-untyped-call]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from likeness_client.errors import InputError
-from likeness_client.writing import written_aside
+from likeness_client.writing import write_arrays
 from numpy.typing import NDArray
 
 from likeness_export.encoders import Encoder, EncoderConfig
@@ -55,9 +55,8 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
             log.warning("%s is damaged (%s): its features are computed again", place, error)
     features, errors = inputs.encode(encoder), inputs.errors
     try:
-        with written_aside(place) as aside, aside.open("wb") as out:
-            rows = np.array([*errors], dtype=np.intp)
-            np.savez(out, features=features, rows=rows, errors=np.array([*errors.values()], dtype=np.str_))
+        rows = np.array([*errors], dtype=np.intp)
+        write_arrays(place, features=features, rows=rows, errors=np.array([*errors.values()], dtype=np.str_))
     except InputError as error:  # a run may be read-only to whoever evaluates it
         log.warning("%s: features are not kept, and computed again next time", error)
     return features

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,54 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_has_left_is_written_anew(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from likeness_client.writing import written_aside\n"
+        "with written_aside(Path(sys.argv[1])) as aside: aside.write_text('half of it'); os.kill(os.getpid(), 9)"
+    )
+    path = tmp_path / "a.txt"
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [left.read_text() for left in tmp_path.iterdir()] == ["half of it"]
+    write_text(path, "all")
+    assert path.read_text() == "all"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_writes_the_same_file_at_the_same_time_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with written_aside(path) as first:
+        first.write_text("first")
+        with written_aside(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        with pytest.raises(KeyboardInterrupt), written_aside(path):
+            raise KeyboardInterrupt
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    flushed: list[tuple[Path, str]] = []
+
+    def fsync(file: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{file}").readlink(), path.read_text()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(path, "new")
+    assert flushed == [(tmp_path / ".a.txt.partial", "old")]
+
+
+def test_nothing_is_written_through_a_link_that_lies_in_the_way(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.txt", tmp_path / "other.txt"
+    other.write_text("another one's")
+    (tmp_path / ".a.txt.partial").symlink_to(other)
+    write_text(path, "mine")
+    assert (path.read_text(), path.is_symlink(), other.read_text()) == ("mine", False, "another one's")
+
+
 def test_behind_a_link_lies_the_new_file(tmp_path: Path) -> None:
     (tmp_path / "v1.txt").write_text("old")
     link = tmp_path / "current.txt"
@@ -63,6 +114,21 @@ def test_a_full_disk_is_told_from_the_faults_of_others(tmp_path: Path) -> None:
             raise OSError(full, os.strerror(full))
     with pytest.raises(ConnectionResetError), written_aside(tmp_path / "a.txt"):
         raise ConnectionResetError(errno.ECONNRESET, "another one's")
+
+
+def test_of_arrays_that_find_no_room_only_that_is_said(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "from likeness_client import InputError; from likeness_client.writing import write_arrays\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_arrays(Path(sys.argv[1]), whole=np.zeros(3), too_long=np.zeros(1000))\n"
+        "except InputError as error: print(error)"
+    )
+    path = tmp_path / "a.npz"
+    said = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True)
+    assert said.stdout == f"cannot write {path} (File too large): make room there, or give another path\n"
+    assert not said.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_many_open_files_are_no_lack_of_room(tmp_path: Path) -> None:

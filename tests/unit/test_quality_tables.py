@@ -429,6 +429,22 @@ def train(unit: Unit) -> None:
     write_text(unit.folder / "figures.json", json.dumps({**kept, "lines": [asdict(line(0.5))]}))
 
 
+def test_what_another_process_has_finished_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "side_by_side", one_by_one)
+    plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    elsewhere = "small/two/seed-1"
+
+    def refused(unit: Unit) -> None:
+        if unit.name == elsewhere:
+            raise InputError("is being trained by another process")
+        train(next(one for one in plan.units(TABLE) if one.name == elsewhere))  # which comes to its end meanwhile
+        train(unit)
+
+    assert list(run_tables(plan, refused)) == [elsewhere]
+    assert "(all of 2 seeds)" in (text := (plan.out / "small.md").read_text(encoding="utf-8"))
+    assert "Failed" not in text
+
+
 def test_a_table_keeps_seeds_of_several_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "side_by_side", one_by_one)
     table = replace(TABLE, variants=(Variant(name="pairs", recipe="matching"),), baselines=())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any
@@ -97,6 +99,30 @@ def change(file: Path, old: str, new: str) -> None:
     changed, count = re.subn(old, new, file.read_text(encoding="utf-8"))
     assert count
     file.write_text(changed, encoding="utf-8")
+
+
+def test_models_that_a_killed_server_left_are_ended_and_those_of_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likeness_export.server.memory._SHARED_MEMORY", tmp_path)
+    start = "triton_python_backend_shm_region_"
+    (tmp_path / f"{start}likeness-serve-killed_by_a_test.claim").touch()
+    with ExitStack() as running:
+
+        def model(program: str, server: str) -> subprocess.Popen[bytes]:
+            command = [program, "-c", "import time; time.sleep(600)", f"{start}{server}-memory"]
+            process = running.enter_context(subprocess.Popen(command, executable=sys.executable))
+            running.callback(process.kill)
+            return process
+
+        left = model("triton_python_backend_stub", "likeness-serve-killed_by_a_test")
+        others = [
+            model("triton_python_backend_stub", "likeness-serve-another_of_a_test"),
+            model("tail", "likeness-serve-killed_by_a_test"),
+        ]
+        with shared_memory("likeness-serve-next"):
+            assert left.wait(20) == -signal.SIGKILL
+            assert [other.poll() for other in others] == [None, None]
 
 
 def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(

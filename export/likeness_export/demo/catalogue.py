@@ -7,7 +7,6 @@ designs look alike and differ in size, material and collection, and the colourwa
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
-from likeness_client.writing import told, told_if_full
 from rich.console import Console
 from rich.progress import track
 
@@ -33,6 +31,7 @@ from likeness_export.demo.wording import (
     write_description,
     write_title,
 )
+from likeness_export.repository.replacing import replaced_folder
 
 Line: TypeAlias = dict[str, Any]
 
@@ -227,8 +226,8 @@ def _render_into(directory: Path, *, seed: int, designs: int) -> None:
 def render_catalogue(directory: Path, *, seed: int = 7, designs: int = 60) -> Path:
     """Draws the catalogue, or leaves it be where the same one is already there.
 
-    It is drawn in a temporary directory beside `directory` and renamed when complete, so that `directory` never holds
-    half a catalogue. An older catalogue (one with another seed, say) is replaced.
+    It takes its place when it is complete, so that `directory` never holds half a catalogue. An older catalogue (one
+    with another seed, say) is replaced.
 
     Args:
         directory: where `products.jsonl`, `images/` and `catalogue.json` (the stamp) are to be.
@@ -249,20 +248,6 @@ def render_catalogue(directory: Path, *, seed: int = 7, designs: int = 60) -> Pa
         return target
     if not _may_replace(directory):
         raise InputError(f"{directory} holds something else than a rendered catalogue: name another folder")
-    directory = directory.resolve()
-    if directory.is_mount() or directory == Path.cwd():
-        raise InputError(
-            f"{directory} is a mount point or the folder you are in, which cannot be replaced: name one inside of it"
-        )
-    with told(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent)
-    with scratch as beside:
-        fresh = Path(beside) / "fresh"
-        fresh.mkdir()
-        with told_if_full(directory):
-            _render_into(fresh, seed=seed, designs=designs)
-        if directory.exists():
-            directory.rename(Path(beside) / "replaced")
-        fresh.rename(directory)
+    with replaced_folder(directory) as fresh:
+        _render_into(fresh, seed=seed, designs=designs)
     return target

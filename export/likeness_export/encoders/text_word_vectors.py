@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
-from likeness_client.writing import written_aside
+from likeness_client.writing import write_arrays
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -73,8 +73,7 @@ class WordVectorsConfig(EncoderConfig):
         known = list(vectors)
         table = np.stack([np.zeros_like(vectors[known[0]]), *vectors.values()])
         weights = np.array([0.0, *self._weights(known, texts)], np.float32)
-        with written_aside(tower / _TABLE_FILE) as aside, aside.open("wb") as out:
-            np.savez(out, table=table, weights=weights)
+        write_arrays(tower / _TABLE_FILE, table=table, weights=weights)
         vocabulary = {
             "max_tokens": self.max_tokens,
             "length_buckets": length_buckets(self.max_tokens),

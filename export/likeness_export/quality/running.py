@@ -128,13 +128,14 @@ def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
     Args:
         plan: the seeds and places.
         table: the table.
-        failed: unit -> why it failed.
+        failed: unit -> why it failed; another process may have finished it since.
     """
     place = plan.out / f"{table.file_stem}.json"
     seeds = sorted({*plan.seeds, *kept_seeds(table, place, plan.data_root)})
     units = replace(plan, seeds=seeds, only=()).units(table)
     here = {unit.name: found for unit in units if (found := read_finished(unit))}
     done = without_stale(units, kept_results(table, units, place, plan.data_root), here) | here
+    failed = {name: message for name, message in failed.items() if name not in here}
     variants = []
     for variant in table.variants:
         for one in (variant, variant.of_joined_seeds()):

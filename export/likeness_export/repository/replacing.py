@@ -1,4 +1,4 @@
-"""Putting a model repository in the place of an earlier one: whole or not at all, and nothing of anybody else's."""
+"""Putting a folder in the place of an earlier one: whole or not at all, and nothing of anybody else's."""
 
 from __future__ import annotations
 
@@ -11,32 +11,49 @@ from pathlib import Path
 
 from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import InputError
-from likeness_client.writing import told_if_full
+from likeness_client.writing import told, told_if_full
 
 from likeness_export.repository.servable import MANIFEST
 
 _NEW, _OLD = "partial", "old"
+_TUNED = r"tune-\d+"  # the copies that `likeness tune` serves
 
 
 @contextmanager
 def replaced_repository(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside a model repository that takes its place when the block ends well.
+    """Give an empty folder that takes the place of a model repository; see `replaced_folder`.
 
     Raises:
         InputError: there is something else than a repository of this project, or the place cannot be written to.
     """
-    folder = folder.resolve()
     _check(folder)
+    with replaced_folder(folder) as aside:
+        yield aside
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside another one that takes its place when the block ends well, and is on the disk.
+
+    What a killed process has left of it is cleared away, or put back.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
+    folder = folder.resolve()
+    if folder.is_mount() or folder == Path.cwd():
+        raise InputError(
+            f"{folder} is a mount point or the folder you are in, which cannot be replaced: name one inside of it"
+        )
     aside, old = _beside(folder, _NEW), _beside(folder, _OLD)
-    try:
+    with told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _tidy(folder)
         aside.mkdir()
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror} ({error.filename})") from error
     try:
         with told_if_full(folder):
             yield aside
+            _flush(aside)
         try:
             if folder.exists():
                 folder.rename(old)
@@ -51,9 +68,15 @@ def replaced_repository(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _flush(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk: after a power cut they could be there, and empty."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def _check(folder: Path) -> None:
-    if folder.is_mount():
-        raise InputError(f"{folder} is a mount point, which cannot be replaced: name a folder inside of it")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another place")
     for entry in sorted(folder.iterdir()) if folder.exists() else ():
@@ -67,8 +90,8 @@ def _is_ours(entry: Path) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Clear away what killed exports have left; one killed between its two renames left the last good repository."""
-    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.({_NEW}|{_OLD})")
+    """Clear away what killed processes have left; one killed between its two renames left the last good folder."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.({_NEW}|{_OLD}|{_TUNED})")
     left = [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]
     # In a container every process may have the same number: one's own was another process's, too.
     dead = [path for path in left if not _of_another_process(path)]

@@ -1,7 +1,7 @@
-"""The shared memory between a tritonserver and its model processes: whose it is, and that none of it stays.
+"""The shared memory between a tritonserver and its model processes: whose it is, and that nothing of a server stays.
 
 A server or model process that is killed, by a lack of memory for instance, frees none of it. Where the process that
-started them is killed as well, the next one frees it: a container that starts anew finds the memory still taken.
+started them is killed as well, the next one does that: a container that starts anew finds the memory still taken.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
+import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 OWN = "likeness-serve-"
 """What the names of servers begin with."""
+STUB = "triton_python_backend_stub"
+"""The program of a Python model's process."""
 _SHARED_MEMORY = Path("/dev/shm")
 _RESERVED = "triton_python_backend_shm_region_"  # Triton lets no caller register memory of such a name
 _CLAIM = ".claim"
@@ -26,9 +31,10 @@ def shared_memory(name: str) -> Iterator[str]:
     """Give a server a prefix for the names of its shared memory, all of which goes with the block.
 
     Args:
-        name: of the server, no other one's: `OWN` and some letters or digits.
+        name: of the server, no other one's: `OWN` and some letters or digits. What a server of this name has in the
+            folder for temporary files goes, too, where it was killed.
     """
-    _free_abandoned()
+    _clear_abandoned()
     prefix = f"{_RESERVED}{name}"
     with _claim(prefix):
         try:
@@ -53,13 +59,25 @@ def _claim(prefix: str) -> Iterator[None]:
         yield
 
 
-def _free_abandoned() -> None:
+def _clear_abandoned() -> None:
     for path in _SHARED_MEMORY.glob(f"{_RESERVED}{OWN}*{_CLAIM}"):
         with suppress(OSError), path.open("rb") as claim:  # gone, another user's, or held
             mine = os.fstat(claim.fileno()).st_uid == os.getuid() and _NAME.fullmatch(path.name)
             if mine:
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _free(path.name.removesuffix(_CLAIM))
+                prefix = path.name.removesuffix(_CLAIM)
+                _end_models(prefix)
+                _free(prefix)
+                shutil.rmtree(Path(tempfile.gettempdir(), prefix.removeprefix(_RESERVED)), ignore_errors=True)
+
+
+def _end_models(prefix: str) -> None:
+    """End what is left of a server that ended while it loaded: a model that was just coming up waits for it forever."""
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended by now
+            command = place.read_bytes()
+            if STUB.encode() in command.split(b"\0")[0] and prefix.encode() in command:
+                os.kill(int(place.parent.name), signal.SIGKILL)
 
 
 def _free(prefix: str) -> None:

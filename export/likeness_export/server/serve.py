@@ -22,7 +22,7 @@ from typing import Any
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
 from likeness_export.repository.servable import NETWORK_FILES, check_repository
-from likeness_export.server.memory import OWN, shared_memory
+from likeness_export.server.memory import OWN, STUB, shared_memory
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
@@ -272,7 +272,7 @@ def _is_plain(path: Path) -> bool:
 def _link_python_backend(package: Path, backend: Path) -> None:
     """Make a folder of links: this Python's stub must lie beside the backend; site-packages is not ours to write."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = package / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = package / "python_backend_stubs" / version / STUB
     if not stub.is_file():
         raise ServeError(f"the installed tritonserver has no python backend for Python {version}: use 3.11")
     backend.mkdir(parents=True)

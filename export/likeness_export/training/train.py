@@ -63,8 +63,6 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         run.folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with _alone(run):
-        for left in run.folder.glob(".*.partial"):  # of a training that was killed while it wrote
-            left.unlink(missing_ok=True)
         _claim(recipe, run)
         catalogue = training_catalogue(recipe, data_root)
         torch.manual_seed(recipe.seed)
@@ -205,6 +203,7 @@ class _Trainer:
         # Every product's embedding when it was last in a batch; zeros before.
         self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension(), device=device)
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=recipe.training.weight_decay)
+        self.log = ""  # kept with the state: the file has every epoch once, wherever a training was stopped
 
     def _parameter_groups(self) -> list[dict[str, object]]:
         encoders = {name: self.network.tower(name).encoder for name in self.recipe.towers}
@@ -237,6 +236,7 @@ class _Trainer:
         factor = _schedule(head_epochs * per_epoch, self.recipe.training.epochs * per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         first = self._restore(schedule)
+        write_text(self.run.log, self.log)
         if first < head_epochs:
             self.features |= {name: self._features(name) for name in self.recipe.towers if name not in self.frozen}
         with stages("epochs", "loss") as progress:
@@ -248,8 +248,10 @@ class _Trainer:
                 with self.device:  # where everything is made that a step draws or counts
                     loss = self._epoch(epoch, schedule)
                 seconds = time.perf_counter() - started
+                line = {"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}
+                self.log += json.dumps(line) + "\n"
                 self._save(epoch, schedule)
-                self._log(epoch, loss, seconds)  # after it is saved: no epoch is told twice
+                write_text(self.run.log, self.log)
                 progress.update(task, advance=1, loss=f"{loss:.4f}")
 
     def _epoch(self, epoch: int, schedule: torch.optim.lr_scheduler.LambdaLR) -> float:
@@ -311,6 +313,7 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "latest": self.latest,
+            "log": self.log,
         }
         save_state(state, self.run.checkpoint)
 
@@ -321,7 +324,6 @@ class _Trainer:
             InputError: it was made with other products, labels or pairs, or is damaged.
         """
         if not self.run.checkpoint.is_file():
-            write_text(self.run.log, "")
             return 0
         # On the CPU, where AdamW counts its steps: it would ask a GPU for each parameter's count in every step.
         state = load_state(self.run.checkpoint)
@@ -335,12 +337,9 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         self.latest = state["latest"].to(self.device)
+        self.log = state.get("log", "")
         log.info("going on after epoch %d", state["epoch"] + 1)
         return int(state["epoch"]) + 1
-
-    def _log(self, epoch: int, loss: float, seconds: float) -> None:
-        with told(self.run.log), self.run.log.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"epoch": epoch + 1, "loss": round(loss, 5), "seconds": round(seconds, 3)}) + "\n")
 
 
 def _schedule(head_steps: int, steps: int) -> Callable[[int], float]:
