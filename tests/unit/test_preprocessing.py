@@ -23,6 +23,7 @@ from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import attributes, hashing, image, text
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -270,6 +271,26 @@ def test_a_photo_of_countless_exif_segments_is_refused(images: image.Preprocesso
     photo, segment = encoded(picture(), "JPEG"), b"\xff\xe1\x00\x08Exif\0\0"
     _, errors = images([photo[:2] + 2 * segment + photo[2:], photo[:2] + 100 * segment + photo[2:]])
     assert errors == ["", "the image has far too many EXIF segments: send another copy"]
+
+
+def test_a_photo_of_countless_scans_is_refused(images: image.Preprocessor) -> None:
+    photo = encoded(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+    last = photo[photo.rindex(b"\xff\xc4") : -2]
+    assert last.count(b"\xff\xda") == 1
+    _, errors = images([photo[:-2] + 20 * last + photo[-2:], photo[:-2] + 400 * last + photo[-2:]])
+    assert errors == ["", "the image comes in far too many scans: save it anew"]
+
+
+def test_metadata_of_countless_numbers_is_not_read(images: image.Preprocessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def orientation(count: int) -> bytes:
+        head = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 5, count, 26, 0)
+        return encoded(picture(), exif=b"Exif\0\0" + head + struct.pack("<II", 1, 1) * count)
+
+    read: list[Image.Image] = []
+    monkeypatch.setattr(PngImageFile, "getexif", read.append)
+    _, errors = images([orientation(1), orientation(125_000)])
+    assert errors == ["", ""]
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("progressive", [False, True])

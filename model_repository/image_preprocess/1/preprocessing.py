@@ -31,6 +31,10 @@ _TURNS = {
 """EXIF orientation -> what makes it upright. `ImageOps.exif_transpose` also writes metadata anew, where it may fail."""
 _TILE_SIZE = (322, 323)  # TIFF's tags TileWidth and TileLength
 _EXIF_SEGMENTS = 64  # photos have one or two; Pillow joins them in a time that grows with the square of their number
+# A JPEG may come in scans, each of which goes over all pixels and takes a few bytes: 20 MB would be decoded for many
+# minutes. Photos have twenty at most; what stands behind a photo, such as a phone's clip, holds the marker by chance.
+_SCAN, _SCANS = b"\xff\xda", 100  # of the most pixels
+_EXIF_BYTES = 1_000_000  # of a photo they have 64 kB; Pillow makes an object of each number in a tag that it reads
 _LARGE_PIXELS = 4_000_000  # decoded one at a time: 50 million of them with transparency take 1 GB for a moment
 # Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
 # not safe in threads, it can leave every warning of the process silenced.
@@ -96,6 +100,8 @@ class Preprocessor:
         try:
             with Image.open(io.BytesIO(item), formats=FORMATS) as image:
                 self._check_size(*image.size)
+                if item.startswith(b"\xff\xd8"):
+                    self._check_scans(item.count(_SCAN), *image.size)
                 pixels = self._decoded_pixels(image)
                 # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
                 image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
@@ -141,9 +147,15 @@ class Preprocessor:
                 "send a smaller copy"
             )
 
+    def _check_scans(self, scans: int, width: int, height: int) -> None:
+        if scans * width * height > _SCANS * self.max_pixels:
+            raise ImageSizeError("the image comes in far too many scans: save it anew")
+
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn a loaded image as its orientation says; one whose metadata cannot be read stays as it is."""
+    if len(image.info.get("exif", b"")) > _EXIF_BYTES:
+        return image
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # metadata that is damaged takes nothing from the pixels, which are there
