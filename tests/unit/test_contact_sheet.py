@@ -27,7 +27,7 @@ def test_a_sheet_bears_titles_of_any_length_and_several_lines(tmp_path: Path) ->
 
 def test_a_sheet_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    draw_rows([[card_of(Product(title="a", images=(tmp_path / "pipe.jpg",)), "")]], tmp_path / "sheet.png")
+    draw_rows([[card_of(Product(title="a", images=(tmp_path / "pipe.jpg",)), "", right=None)]], tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").is_file()
 
 
