@@ -38,6 +38,22 @@ def test_what_belongs_together_is_named_alike() -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] > until_unasked + 30
 
 
+def test_a_server_that_was_taken_over_can_do_little() -> None:
+    documents: list[Any] = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8")))
+    by_kind = {document["kind"]: document["spec"] for document in documents}
+    pod = by_kind["Deployment"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert "Egress" in by_kind["NetworkPolicy"]["policyTypes"]
+    assert "egress" not in by_kind["NetworkPolicy"]
+
+
 @pytest.mark.server
 def test_a_server_has_these_options_and_metrics(repository: Path, tmp_path: Path) -> None:
     (_, deployment, *_) = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))

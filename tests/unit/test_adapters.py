@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
+from likeness_client.contract import MAX_BLOCK_LEFT, MAX_BLOCK_RIGHT
 from likeness_export.repository import adapters
 from likeness_export.repository.adapters import lengths, session
 from numpy.typing import NDArray
@@ -104,6 +105,18 @@ def network(tmp_path: Path) -> Any:
     adapter = load("network_model").TritonPythonModel()
     adapter.initialize(arguments(tmp_path, cpu_threads="1"))
     return adapter
+
+
+def test_a_block_of_too_many_pairs_is_refused_and_the_next_is_answered(network: Any) -> None:
+    network.batched, network.inputs = False, ["left", "right"]
+    network.gather = lambda columns, _: [sum(part.sum() for (part,) in columns) * np.ones((1, 1))]
+    small, large = np.ones((1, 128, 2), np.float32), np.ones((1, 1025, 2), np.float32)
+    refused, answered = network.execute(
+        [Request({"left": small, "right": large}), Request({"left": small, "right": large[:, 1:]})]
+    )
+    assert load("network_model").MAX_PAIRS == MAX_BLOCK_LEFT * MAX_BLOCK_RIGHT
+    assert "131200 pairs, 131072 are allowed: send smaller blocks" in refused.error
+    assert answered.error is None
 
 
 def arguments(repository: Path, **parameters: str) -> dict[str, str]:

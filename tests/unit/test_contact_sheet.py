@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,12 @@ def test_a_sheet_bears_titles_of_any_length_and_several_lines(tmp_path: Path) ->
     draw_rows([[card, card]], tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] < 600
+
+
+def test_a_sheet_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    draw_rows([[card_of(Product(title="a", images=(tmp_path / "pipe.jpg",)), "", right=None)]], tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_a_sheet_frames_what_is_right_green_and_what_is_wrong_red(tmp_path: Path) -> None:

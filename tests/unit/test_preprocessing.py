@@ -23,6 +23,7 @@ from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import attributes, hashing, image, text
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -270,6 +271,78 @@ def test_a_photo_of_countless_exif_segments_is_refused(images: image.Preprocesso
     photo, segment = encoded(picture(), "JPEG"), b"\xff\xe1\x00\x08Exif\0\0"
     _, errors = images([photo[:2] + 2 * segment + photo[2:], photo[:2] + 100 * segment + photo[2:]])
     assert errors == ["", "the image has far too many EXIF segments: send another copy"]
+
+
+def test_a_photo_of_countless_scans_is_refused(images: image.Preprocessor) -> None:
+    photo = encoded(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+    last = photo[photo.rindex(b"\xff\xc4") : -2]
+    assert last.count(b"\xff\xda") == 1
+    _, errors = images([photo[:-2] + 20 * last + photo[-2:], photo[:-2] + 400 * last + photo[-2:]])
+    assert errors == ["", "the image comes in far too many scans: save it anew"]
+
+
+def test_metadata_of_countless_numbers_is_not_read(images: image.Preprocessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def orientation(count: int) -> bytes:
+        head = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 5, count, 26, 0)
+        return encoded(picture(), exif=b"Exif\0\0" + head + struct.pack("<II", 1, 1) * count)
+
+    read: list[Image.Image] = []
+
+    def getexif(photo: Image.Image) -> dict[int, int]:
+        read.append(photo)
+        return {}
+
+    monkeypatch.setattr(PngImageFile, "getexif", getexif)
+    _, errors = images([orientation(1), orientation(125_000)])
+    assert errors == ["", ""]
+    assert len(read) == 1
+
+
+def tiff(further: bytes, *tags: tuple[int, int, int, bytes], order: str = "<") -> bytes:
+    """A grey TIFF of 8 x 8 pixels that has these tags, too: number, type, how many values, and these as bytes."""
+    start = 8 + 2 + 12 * (8 + len(tags)) + 4
+    plain = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: start, 278: 8, 279: 64}
+    entries = {tag: struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in plain.items()}
+    after = bytes(range(64)) + further
+    for tag, kind, count, values in tags:
+        place = values.ljust(4, b"\0") if len(values) <= 4 else struct.pack(order + "I", start + len(after))
+        after += values if len(values) > 4 else b""
+        entries[tag] = struct.pack(order + "HHI", tag, kind, count) + place
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries))
+    gap = bytes(12 * (8 + len(tags) - len(entries)) + 4)
+    return head + b"".join(entries[tag] for tag in sorted(entries)) + gap + after
+
+
+COUNT = 150_000
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_photo_whose_tags_hold_countless_numbers_is_refused(images: image.Preprocessor, order: str) -> None:
+    offsets = bytes(2 * COUNT)
+    inside = struct.pack(order + "HHHII", 1, 37500, 5, 2 * COUNT, 8)
+    after_pixels = 8 + 2 + 12 * 9 + 4 + 64
+    good = [
+        tiff(b"", order=order),
+        tiff(b"", (700, 1, 2 * COUNT, offsets), order=order),  # XMP, of bytes
+        tiff(inside[:2] + struct.pack(order + "HHII", 37500, 3, 1, 1) + bytes(4), order=order),
+    ]
+    bad = [
+        tiff(b"", (273, 1, 2 * COUNT, offsets), order=order),
+        tiff(b"", (282, 5, 2 * COUNT, 8 * offsets), order=order),
+        tiff(b"", (33432, 3, COUNT, offsets), (33550, 12, COUNT, 4 * offsets), order=order),
+        tiff(
+            inside.ljust(16 * COUNT), (34665, 4, 1, struct.pack(order + "I", after_pixels)), order=order
+        ),  # among those of EXIF
+        tiff(b"", (34665, 16, 1, bytes(8)), order=order),
+    ]
+    _, errors = images([*good, *bad])
+    assert errors[: len(good)] == [""] * len(good)
+    assert ["hold more than 250000 numbers" in error for error in errors[len(good) :]] == [True] * len(bad)
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"]))
+def test_tags_of_random_bytes_never_raise(rest: bytes, start: bytes) -> None:
+    assert image.numbers_in_tags(start + b"\x08\0\0\0" + rest) >= 0
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from av.container import Flags
 from av.stream import Disposition
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -350,6 +351,40 @@ def test_the_limits_let_ordinary_clips_pass() -> None:
     assert LIMITS["max_pixels"] >= 3840 * 2160
     assert LIMITS["max_decoded_pixels"] >= 60 * 60 * 1920 * 1080
     assert LIMITS["max_bytes"] == MAX_BYTES["video"]
+
+
+def element(name: str, content: bytes) -> bytes:
+    """An element of Matroska."""
+    return bytes.fromhex(name) + struct.pack(">Q", len(content) | 1 << 56) + content
+
+
+def tagged(count: int) -> bytes:
+    """A Matroska clip with so many tags of different names."""
+    head, segment = sample("Matroska").split(bytes.fromhex("18538067"))
+    tags = [element("67c8", element("45a3", b"%d" % tag) + element("4487", b"v")) for tag in range(count)]
+    unknown_size = bytes.fromhex("1853806701ffffffffffffff")
+    return head + unknown_size + element("1254c367", element("7373", b"".join(tags))) + segment[8:]
+
+
+def test_a_clip_of_countless_tags_is_refused_before_they_are_compared(videos: video.Preprocessor) -> None:
+    assert videos.decode(tagged(100)).any()
+    assert "more than 10000 tags" in reason_beside_neighbours(videos, tagged(11_000))
+
+
+@pytest.mark.parametrize("limit", ["_OPENING_S", "_DECODING_S"])
+def test_a_clip_that_takes_too_long_to_read_fails(
+    videos: video.Preprocessor, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(video, limit, -1.0)
+    long = encoded([np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)] * 40, "matroska")
+    with pytest.raises(video.VideoError, match="takes too long to read"):
+        videos.decode(long)
+
+
+def test_what_is_only_for_seeking_is_not_read(videos: video.Preprocessor) -> None:
+    file = video._File(sample("Matroska"))
+    with videos._open(file) as container:
+        assert Flags.ign_idx in Flags(container.flags)
 
 
 MAGIC = [b"", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", b"\x1aE\xdf\xa3\x42\x82\x84webm", b"GIF89a@\0\x30\0\xf0\0\0"]

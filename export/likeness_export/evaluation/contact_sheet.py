@@ -81,7 +81,7 @@ def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
 
 def _read_photo(card: Card) -> Image.Image | None:
     """Return a card's photo as networks see it; None without one that can be read: others are not lost for it."""
-    if not card.photo:
+    if not card.photo or not card.photo.is_file():  # a device or a pipe might never end
         return None
     try:
         with Image.open(card.photo, formats=FORMATS) as photo:

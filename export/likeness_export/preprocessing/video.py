@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
@@ -35,6 +36,12 @@ DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "gif")
 # clip is larger than this: a frame in 4K takes 57 MB at most; an index 24 bytes for each sample.
 _MAX_BLOCK = 64 << 20
 _MAX_STREAMS = 8  # pictures, sound, and what phones note beside them; each has an index of its own
+# FFmpeg compares each tag and chapter of a Matroska file with all before it, in one go: 100,000 take a minute. What is
+# counted are the numbers by which the format names them; by chance, one pair of bytes in 65,536 is such a number.
+_LISTED, _MAX_LISTED, _BY_CHANCE = (b"\x67\xc8", b"\x73\x73", b"\x73\xc4"), 10_000, 1 / 16_384
+_EBML = b"\x1aE\xdf\xa3"
+# Seconds of a processor. The largest clip within the limits takes one or two minutes, a header a fraction of a second.
+_OPENING_S, _DECODING_S = 10.0, 300.0
 _THREADS = 4  # clips at a time; each holds a few decoded frames, 12 MB each in 4K
 # Frames kept per frame wanted: the last one of each cell of time. So a sample was shown at its time, or before it by an
 # eighth of the gap between two at most. Of time, not of number: slides may last as long as the film behind them.
@@ -109,29 +116,40 @@ class Preprocessor:
         """
         if len(item) > self.max_bytes:
             raise VideoError(f"the video file has {len(item)} bytes, {self.max_bytes} are allowed: send a shorter clip")
+        if item.startswith(_EBML) and max(map(item.count, _LISTED)) > _MAX_LISTED + len(item) * _BY_CHANCE:
+            raise VideoError(f"the video has more than {_MAX_LISTED} tags or chapters: send a copy without them")
+        file = _File(item)
         try:
-            with self._open(item) as container:
+            with self._open(file) as container:
+                file.spend(_DECODING_S)
                 return self._sample(self._decoded(container, self._stream(container)))
         except VideoError:
             raise
         except Exception as error:  # FFmpeg reports damage with a dozen unrelated types
             raise VideoError(f"the video is damaged or cut short ({error}): send another copy") from error
 
-    def _open(self, item: bytes) -> InputContainer:
+    def _open(self, file: _File) -> InputContainer:
         # What stands here reaches the decoders that look for the streams' properties, too.
         limits = {
             "format_whitelist": ",".join(DEMUXERS),
             "codec_whitelist": ",".join(DECODERS),
             "max_pixels": str(self.max_pixels),
             "max_streams": str(_MAX_STREAMS),
+            # What is only for seeking, and for players' menus: both may take hours to sort.
+            "fflags": "+ignidx",
+            "ignore_chapters": "1",
         }
         try:
+            file.spend(_OPENING_S)
             try:
-                return av.open(io.BytesIO(item), "r", options=limits)
+                return av.open(file, "r", options=limits)
             except (
                 av.FFmpegError
             ):  # perhaps a fragmented MP4 that is cut inside an index; of a stream none is looked for
-                return av.open(_Pipe(item), "r", options=limits)
+                file.seek(0)
+                return av.open(_Pipe(file), "r", options=limits)
+        except VideoError:
+            raise
         except Exception as error:  # as above
             raise VideoError(
                 f"not a video in a known format ({FORMATS}), or damaged, or cut short, or of more than {_MAX_STREAMS} "
@@ -267,11 +285,30 @@ def _last_of_each(kept: list[_Kept], cell: int, *, by: bool) -> list[_Kept]:
     return [[*frames][-1] for _, frames in groupby(kept, lambda one: one[0][by] // cell)]
 
 
+class _File(io.BytesIO):
+    """A clip, which cannot be read any more when its thread has spent too long on it.
+
+    There are many ways to write a file that FFmpeg reads for hours, and nearly all need much of it read.
+    """
+
+    def spend(self, seconds: float) -> None:
+        """Give the thread so long from now on; not by the clock: it may wait for others."""
+        self.end, self.over = time.thread_time() + seconds, False
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.over:  # FFmpeg asks again before it gives up
+            return b""
+        self.over = time.thread_time() > self.end
+        if self.over:
+            raise VideoError("the video takes too long to read: send another copy, of the picture alone")
+        return super().read(size)
+
+
 class _Pipe:
     """A file that can only be read from its start to its end."""
 
-    def __init__(self, item: bytes) -> None:
-        self.read = io.BytesIO(item).read
+    def __init__(self, file: _File) -> None:
+        self.read = file.read
 
 
 def _until_damaged(packets: Iterator[av.Packet[VideoStream]]) -> Iterator[av.Packet[VideoStream]]:

@@ -98,7 +98,7 @@ class _Source:
 
 
 def _readable(photo: ImageSource) -> Path | None:
-    if isinstance(photo, Path) and os.access(photo, os.R_OK):
+    if isinstance(photo, Path) and photo.is_file() and os.access(photo, os.R_OK):  # a pipe might never end
         return photo
     log.warning("the baselines do without a photo that cannot be read: %s", photo)
     return None

@@ -1,6 +1,7 @@
 """Triton adapter: ``model.onnx`` on onnxruntime inside the python backend, so that the CPU path needs no container."""
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import triton_python_backend_utils as pb_utils
 from answering import each_answered
 from lengths import gathering
 from session import Sessions
+
+MAX_PAIRS = 128 * 1024  # of a block, as on a TensorRT plan; a pair takes 3 kB, which are not given back
 
 
 class TritonPythonModel:
@@ -34,6 +37,9 @@ class TritonPythonModel:
     def run(self, requests: list[Any]) -> list[Any]:
         """Run one batch; only outputs that some request wants are computed."""
         columns = [[pb_utils.get_input_tensor_by_name(r, n).as_numpy() for r in requests] for n in self.inputs]
+        pairs = len(columns[0][0]) * prod(size for parts in columns for size in parts[0].shape[1:2])
+        if not self.batched and pairs > MAX_PAIRS:
+            raise ValueError(f"a block of {pairs} pairs, {MAX_PAIRS} are allowed: send smaller blocks")
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
         session = self.sessions.for_batch(sum(map(len, columns[0])))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -30,7 +31,17 @@ _TURNS = {
 }
 """EXIF orientation -> what makes it upright. `ImageOps.exif_transpose` also writes metadata anew, where it may fail."""
 _TILE_SIZE = (322, 323)  # TIFF's tags TileWidth and TileLength
-_EXIF_SEGMENTS = 64  # photos have one or two; Pillow joins them in a time that grows with the square of their number
+_OFFSETS = (273, 324)  # TIFF's tags StripOffsets and TileOffsets
+_FURTHER_TAGS = (34665, 34853, 40965)  # TIFF's tags that say where more of them are, which Pillow reads, too
+_BYTES = (1, 2, 7)  # TIFF's types whose values stay as they are; of others Pillow makes an object for each number
+_PLACES = (4, 13)  # TIFF's types of such a tag
+_TAG_LISTS = 8
+_NUMBERS = 250_000  # in the tags of one TIFF; ten million of them would take a minute and gigabytes
+_EXIF_SEGMENTS = 16  # photos have one or two; Pillow joins them in a time that grows with the square of their number
+# A JPEG may come in scans, each of which goes over all pixels and takes a few bytes: 20 MB would be decoded for many
+# minutes. Photos have twenty at most; what stands behind a photo, such as a phone's clip, holds the marker by chance.
+_SCAN, _SCANS = b"\xff\xda", 100  # of the most pixels
+_EXIF_BYTES = 1_000_000  # photos have 64 kB at most; here, too, each number may become an object
 _LARGE_PIXELS = 4_000_000  # decoded one at a time: 50 million of them with transparency take 1 GB for a moment
 # Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
 # not safe in threads, it can leave every warning of the process silenced.
@@ -91,11 +102,15 @@ class Preprocessor:
         """
         if len(item) > self.max_bytes:
             raise ValueError(f"the image file has {len(item)} bytes, {self.max_bytes} are allowed: send a smaller copy")
+        if item.startswith((b"II", b"MM")) and numbers_in_tags(item) > _NUMBERS:
+            raise ImageSizeError(f"the image's tags are odd, or hold more than {_NUMBERS} numbers: save it anew")
         if item.startswith(b"\xff\xd8") and item.count(b"Exif\0\0") > _EXIF_SEGMENTS:
             raise ImageSizeError("the image has far too many EXIF segments: send another copy")
         try:
             with Image.open(io.BytesIO(item), formats=FORMATS) as image:
                 self._check_size(*image.size)
+                if item.startswith(b"\xff\xd8"):
+                    self._check_scans(item.count(_SCAN), *image.size)
                 pixels = self._decoded_pixels(image)
                 # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
                 image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
@@ -141,9 +156,40 @@ class Preprocessor:
                 "send a smaller copy"
             )
 
+    def _check_scans(self, scans: int, width: int, height: int) -> None:
+        if scans * width * height > _SCANS * self.max_pixels:
+            raise ImageSizeError("the image comes in far too many scans: save it anew")
+
+
+def numbers_in_tags(item: bytes) -> int:
+    """Return how many numbers the tags of a TIFF's first image hold, or more than `_NUMBERS` where they are odd.
+
+    It sees what Pillow would; where the file ends before its tags do, Pillow stops, too.
+    """
+    order = "<" if item.startswith(b"II") else ">"
+    header, few, entry, least = ("Q", "Q", "HHQQ", 8) if item[2:3] == b"+" else ("I", "H", "HHII", 4)  # +: BigTIFF
+    found, places = 0, list(struct.unpack_from(order + header, item.ljust(16, b"\0"), least))
+    for place in places:
+        with suppress(struct.error, OverflowError):
+            (tags,) = struct.unpack_from(order + few, item, place)
+            size = struct.calcsize(order + entry)
+            first = place + struct.calcsize(order + few)
+            for at in range(first, first + tags * size, size):
+                tag, kind, count, value = struct.unpack_from(order + entry, item, at)
+                if count <= len(item) and (kind not in _BYTES or tag in _OFFSETS):
+                    found += count
+                if tag in _FURTHER_TAGS:
+                    places.append(value & 0xFFFF_FFFF)
+                    found += 0 if kind in _PLACES and len(places) <= _TAG_LISTS else _NUMBERS + 1
+                if found > _NUMBERS:
+                    return found
+    return found
+
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn a loaded image as its orientation says; one whose metadata cannot be read stays as it is."""
+    if len(image.info.get("exif", b"")) > _EXIF_BYTES:
+        return image
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # metadata that is damaged takes nothing from the pixels, which are there
