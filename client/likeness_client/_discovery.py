@@ -89,8 +89,10 @@ def embed_models(index: Iterable[Any]) -> dict[str, str]:
             model=min(entry.name for entry in found),
             code="UNAVAILABLE",
         )
-    down = {entry.name: entry.reason or entry.state or of_steps for entry in found if entry.reason != _UNLOADED}
-    return {name: "" if name in ready else down[name] for name in sorted(ready | {name for name in down if down[name]})}
+    down = [entry for entry in found if entry.name not in ready and entry.reason != _UNLOADED]
+    reasons_of = {entry.name: entry.reason or entry.state or of_steps for entry in down}
+    offered = {name: reason for name, reason in reasons_of.items() if reason} | dict.fromkeys(ready, "")
+    return dict(sorted(offered.items()))
 
 
 def _is_broken_step(entry: Any) -> bool:

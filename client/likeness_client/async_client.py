@@ -85,7 +85,10 @@ class AsyncClient(_channel.BaseClient):
         sides = _operations.held(queries), _operations.held(candidates)
         if not _operations.needs_server(*sides, metric):
             return await self._drive(_operations.similarity_matrix(*sides, metric, on_error, None), brief=False)
-        return await self._run(lambda info: _operations.similarity_matrix(*sides, metric, on_error, info), timeout_s)
+        brief = _brief(*sides)
+        return await self._run(
+            lambda info: _operations.similarity_matrix(*sides, metric, on_error, info), timeout_s, brief
+        )
 
     async def compare(self, left: Product, right: Product, *, timeout_s: float | None = None) -> Comparison:
         """Score one pair by every metric; see `Client.compare`."""
@@ -195,9 +198,7 @@ class AsyncClient(_channel.BaseClient):
             asked = (config_of(name) for name, reason in models.items() if not reason)
             return self._accepted(discover(await asyncio.gather(*asked), models))
 
-    async def _run(
-        self, operation: Callable[[ServerInfo], Operation[T]], timeout_s: float | None, brief: bool = False
-    ) -> T:
+    async def _run(self, operation: Callable[[ServerInfo], Operation[T]], timeout_s: float | None, brief: bool) -> T:
         async with self._within(timeout_s) as until:
             info = await self._offered(until)
             try:

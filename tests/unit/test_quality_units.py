@@ -70,7 +70,7 @@ def test_a_unit_is_trained_measured_and_kept(
     work_on(unit)
     monkeypatch.undo()
     (unit.folder / "figures.json").unlink()
-    monkeypatch.setattr("likeness_export.training.train._Trainer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("likeness_export.training.train.Trainer", lambda *_: pytest.fail("trained again"))
     work_on(unit)
     again = read_finished(unit)
     assert again is not None
@@ -97,7 +97,7 @@ def test_joined_seeds_are_a_unit_that_trains_nothing(
         work_on(joined)
     for unit in trained:
         work_on(unit)
-    monkeypatch.setattr("likeness_export.training.train._Trainer", lambda *_: pytest.fail("trained once more"))
+    monkeypatch.setattr("likeness_export.training.train.Trainer", lambda *_: pytest.fail("trained once more"))
     features = {path.name for path in Run(trained[0].folder).features.iterdir()}
     work_on(joined)
     assert {path.name for path in Run(joined.folder).features.iterdir()} == features  # nothing is encoded again

@@ -22,7 +22,8 @@ from likeness_export.run import Run
 from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training import train as training
 from likeness_export.training.positives import Judgement, LabelPositives
-from likeness_export.training.train import prepare_towers, train
+from likeness_export.training.train import train
+from likeness_export.training.trainer import Trainer, prepare_towers
 from likeness_export.training.training_data import records_key, training_catalogue
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
@@ -61,16 +62,16 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 def train_interrupted(recipe: Recipe, run: Run, root: Path, *, after: int) -> None:
     """Train so many epochs, and end in the middle of the next."""
-    one_epoch = training._Trainer._epoch
+    one_epoch = Trainer._epoch
 
-    def interrupted(self: training._Trainer, epoch: int, *args: Any) -> float:
+    def interrupted(self: Trainer, epoch: int, *args: Any) -> float:
         loss = one_epoch(self, epoch, *args)
         if epoch == after:
             raise MachineStopsError
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Trainer, "_epoch", interrupted)
+        patch.setattr(Trainer, "_epoch", interrupted)
         with pytest.raises(MachineStopsError):
             train(recipe, run, root)
 
