@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from likeness_client.contract import MODALITIES, NOTHING_KNOWN
 from likeness_client.errors import InputError
@@ -20,17 +18,12 @@ from torch import Tensor
 
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
-from likeness_export.exporting.onnx_export import ExportError, export_network
-from likeness_export.pipeline import StepSpec
+from likeness_export.encoding import MOST_AT_ONCE, encode_with
 from likeness_export.products.parts import Part
 from likeness_export.progress import each
-from likeness_export.tensors import TensorSpec
 
 log = logging.getLogger(__name__)
 Rows: TypeAlias = NDArray[np.intp]
-_Encode: TypeAlias = Callable[[tuple[Tensor, ...]], NDArray[np.float32]]
-_WORTH_TRACING = 1000  # products; tracing and verifying an encoder takes some twenty seconds
-_CHUNK = 64
 _NOTHING = hashlib.sha256(b"\0").digest()
 _MAP_CHUNK = 32  # small enough that texts of like length meet
 
@@ -67,7 +60,7 @@ class TowerInputs:
         self._sizes = [item.size if item else 0 for item in items]
         self._product_ids = product_ids
         self.specs = config.tensors()
-        self.run_rows = config.run_rows * torch.get_num_threads() if config.run_rows else _CHUNK
+        self.run_rows = config.run_rows * torch.get_num_threads() if config.run_rows else MOST_AT_ONCE
         self.assets = tower / ASSETS
         self.preprocessor = config.preprocessing.Preprocessor(self.assets)
         self._errors: dict[int, str] | None = None
@@ -123,8 +116,8 @@ class TowerInputs:
 
     def _read_all(self) -> None:
         rows, errors = np.flatnonzero(self._held()), dict[int, str]()
-        for start in each(range(0, len(rows), _CHUNK), f"reading {self.name}"):
-            chunk = rows[start : start + _CHUNK]
+        for start in each(range(0, len(rows), MOST_AT_ONCE), f"reading {self.name}"):
+            chunk = rows[start : start + MOST_AT_ONCE]
             tensors, found = self.preprocessor(self._bytes(chunk))
             for name, kept in self._fixed.items():
                 kept[chunk] = tensors[name]
@@ -170,10 +163,8 @@ class TowerInputs:
                 f"{4e-9 * shape[0] * shape[1]:.0f} GB, which this machine does not have: keep fewer (`components` of "
                 "tfidf, a larger `min_count`), or give fewer products"
             ) from error
-        on_cpu = encoder.device.type == "cpu"
-        at_once = self.run_rows if on_cpu else _CHUNK
-        many = np.count_nonzero(self._held()) >= _WORTH_TRACING
-        run = self._traced(encoder) if on_cpu and many else partial(_eager, encoder)
+        at_once = self.run_rows if encoder.device.type == "cpu" else MOST_AT_ONCE
+        run = encode_with(encoder, self.specs, self.name, np.count_nonzero(self._held()))
         for rows, tensors in self._read_once(at_once) if self._unread else self._batches(at_once):
             features[rows] = run(tensors)
         return features
@@ -194,8 +185,8 @@ class TowerInputs:
         """Yield the same batches as `_batches`, read on the way, of which no more than a few are held at a time."""
         rows, errors = self._by_size(self._held()), dict[int, str]()
         ready: list[tuple[int, tuple[Tensor, ...]]] = []
-        for start in each(range(0, len(rows), _CHUNK), f"reading and encoding {self.name}"):
-            chunk = rows[start : start + _CHUNK]
+        for start in each(range(0, len(rows), MOST_AT_ONCE), f"reading and encoding {self.name}"):
+            chunk = rows[start : start + MOST_AT_ONCE]
             tensors, found = self.preprocessor(self._bytes(chunk))
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
             ready += [
@@ -214,41 +205,10 @@ class TowerInputs:
         """Return the chosen rows, neighbours of like length: they waste no padding."""
         return np.array(sorted(np.flatnonzero(chosen), key=lambda row: self._sizes[row]), dtype=np.intp)
 
-    def _traced(self, encoder: Encoder) -> _Encode:
-        """Return the encoder as onnxruntime runs it: on CPUs up to five times as fast as eager torch."""
-        if not any(True for _ in encoder.parameters()):
-            return partial(_eager, encoder)  # nothing in it that could be slow
-        output = TensorSpec("features", "FP32", (encoder.feature_dim,))
-        spec = StepSpec(name=f"encoder of {self.name}", inputs=self.specs, outputs=(output,))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "encoder.onnx"
-            try:
-                with torch.random.fork_rng():  # the samples' draws are nobody else's: a warm cache changes no training
-                    export_network(encoder, spec, path, _CHUNK)
-            except ExportError as error:
-                log.warning("%s; encoding in eager torch, which is slower", error)
-                return partial(_eager, encoder)
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-        def run(tensors: tuple[Tensor, ...]) -> NDArray[np.float32]:
-            feed = {spec.name: tensor.numpy() for spec, tensor in zip(self.specs, tensors, strict=True)}
-            found: NDArray[np.float32] = session.run(None, feed)[0]
-            return found
-
-        return run
-
 
 def _stacked(items: Sequence[tuple[int, tuple[Tensor, ...]]]) -> tuple[Rows, tuple[Tensor, ...]]:
     rows, tensors = zip(*items, strict=True)
     return np.array(rows, dtype=np.intp), tuple(torch.stack(column) for column in zip(*tensors, strict=True))
-
-
-@torch.inference_mode()
-def _eager(encoder: Encoder, tensors: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = encoder(*(tensor.to(encoder.device) for tensor in tensors)).cpu().numpy()
-    return found
 
 
 def read_inputs(
