@@ -122,7 +122,7 @@ def mixed(
     warm_up_s: options.WarmUpS = 3.0,
     out: Out = None,
 ) -> None:
-    """Fp16 full, a quarter text, a quarter image: signature ensembles, one ensemble with a mask, a BLS router."""
+    """Half full, a quarter text, a quarter image: signature ensembles, one ensemble with a mask, a BLS router."""
     from comparisons.mixed_traffic.comparison import MixedConfig, compare_mixed
 
     check_out(out)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
@@ -154,7 +154,8 @@ def _digest(products: Sequence[Product], *asked: object) -> str:
     """Return a name for these products and what they are asked for; a file counts by its size and time."""
     files = [source for product in products for source in (*product.images[:1], product.video)]
     times = [_stamp(source) for source in files if isinstance(source, Path)]
-    whole = (asked, [astuple(product) for product in products], times)  # a product shows itself only in part
+    # Field by field: a product shows itself only in part.
+    whole = (asked, [[getattr(product, one.name) for one in fields(product)] for product in products], times)
     return hashlib.sha256(repr(whole).encode("utf-8", "replace")).hexdigest()[:32]
 
 

@@ -31,8 +31,20 @@ MODALITY_FIELDS: Mapping[str, tuple[str, ...]] = {
 """Modality -> the fields of a `Product` that hold it; the text may also quote attributes, see `compose_text`."""
 Record: TypeAlias = dict[str, Any]
 """One line of a product file as it stands there, labels and all."""
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 100  # characters
+
+
+class _Short(reprlib.Repr):
+    """Shows values in part: a line of a log is no place for the megabytes of a photo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100  # characters
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        return repr(value) if len(value) <= self.maxother else f"<{len(value)} bytes>"
+
+
+_SHORT = _Short()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +71,6 @@ class Product:
     interactions: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        # In part: a line of a log is no place for the megabytes of a photo.
         parts = (f"{one.name}={_SHORT.repr(getattr(self, one.name))}" for one in fields(self))
         return f"{type(self).__name__}({', '.join(parts)})"
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import secrets
 import shutil
 import stat
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,69 +21,46 @@ from numpy.typing import NDArray
 
 from likeness_client.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's, the user's, the largest file's
+_A_DAY = 86_400.0
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Give an empty file beside ``path``; it takes the place of ``path`` if the block ends well, and goes if not.
 
-    It does so when all of it has reached the disk: a power cut leaves the one or the other, too. Missing folders are
-    made. Where ``path`` is a link, what it points to is replaced.
+    It does so when all of it has reached the disk: after a power cut, too, there is the old file or the new one.
+    Missing folders are made. Where ``path`` is a link, what it points to is replaced. What killed processes have left
+    of such files goes after a day.
 
     Raises:
         InputError: it cannot be written. Other errors of the block are its own and stay as they are.
     """
-    with ExitStack() as held:
+    with told(path):
+        path = path.resolve()
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_left(path)
+        aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
+        if path.exists():  # or that the one before has; but it must be possible to write it
+            aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
+    try:
+        with told_if_full(path):
+            yield aside
         with told(path):
-            path = path.resolve()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = _empty_beside(path, held)
-        try:
-            with told(path):
-                if path.exists():  # with the access that it has; but it must be possible to write it
-                    aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
-            with told_if_full(path):
-                yield aside
-            with told(path):
-                with aside.open("ab") as whole:
-                    os.fsync(whole.fileno())
-                aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+            with aside.open("r+b") as whole:
+                os.fsync(whole.fileno())
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
-def _empty_beside(path: Path, held: ExitStack) -> Path:
-    """Make a file, with the access of any new one, or empty the one that a killed process has left.
-
-    A lock, which ends with its process however that one ends, tells such a file from one that is being written.
-
-    Args:
-        path: what it lies beside.
-        held: holds the lock.
-    """
-    usual = path.with_name(f".{path.name}.partial")
-    if fcntl:
-        with suppress(OSError), ExitStack() as unused:  # another process writes it, or here are no locks
-            left = unused.enter_context(open(usual, "ab", opener=_follow_no_link))
-            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(left.fileno()), usual.stat()):  # else it has just taken its place
-                left.truncate(0)
-                held.push(unused.pop_all())
-                return usual
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    own.touch(exist_ok=False)
-    return own
-
-
-def _follow_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # a link would have been laid there by somebody else
+def _clear_left(path: Path) -> None:
+    """Remove what nobody has written to for a day: whoever did was killed, on this machine or another one."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):  # another one's, or somebody else was quicker
+            if time.time() - left.lstat().st_mtime > _A_DAY:
+                left.unlink()
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

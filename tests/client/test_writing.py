@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,18 +43,15 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_has_left_is_written_anew(tmp_path: Path) -> None:
-    script = (
-        "import os, sys; from pathlib import Path; from likeness_client.writing import written_aside\n"
-        "with written_aside(Path(sys.argv[1])) as aside: aside.write_text('half of it'); os.kill(os.getpid(), 9)"
-    )
-    path = tmp_path / "a.txt"
-    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert [left.read_text() for left in tmp_path.iterdir()] == ["half of it"]
+def test_what_a_killed_process_has_left_goes_after_a_day_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].txt"
+    names = (".a[1].txt.0123abcd.partial", ".a[1].txt.4567cdef.partial", ".a1.txt.0123abcd.partial")
+    left, written, of_another = (tmp_path / name for name in names)
+    for place, age_h in ((left, 25), (written, 23), (of_another, 25)):
+        place.write_text("half of it")
+        os.utime(place, 2 * (time.time() - 3600 * age_h,))
     write_text(path, "all")
-    assert path.read_text() == "all"
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == sorted([path, written, of_another])
 
 
 def test_who_writes_the_same_file_at_the_same_time_is_left_alone(tmp_path: Path) -> None:
@@ -79,15 +77,17 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_text(path, "new")
-    assert flushed == [(tmp_path / ".a.txt.partial", "old")]
+    ((flushed_file, there),) = flushed
+    assert re.fullmatch(r"\.a\.txt\.\w+\.partial", flushed_file.name)
+    assert there == "old"
 
 
-def test_nothing_is_written_through_a_link_that_lies_in_the_way(tmp_path: Path) -> None:
-    path, other = tmp_path / "a.txt", tmp_path / "other.txt"
-    other.write_text("another one's")
-    (tmp_path / ".a.txt.partial").symlink_to(other)
-    write_text(path, "mine")
-    assert (path.read_text(), path.is_symlink(), other.read_text()) == ("mine", False, "another one's")
+def test_a_file_that_somebody_takes_away_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(InputError, match="No such file"), written_aside(path) as aside:
+        aside.unlink()
+    assert path.read_text() == "old"
 
 
 def test_behind_a_link_lies_the_new_file(tmp_path: Path) -> None:

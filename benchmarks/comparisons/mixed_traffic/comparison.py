@@ -1,4 +1,4 @@
-"""Fp16 full products, a quarter with text only, a quarter with an image only, through all three ways."""
+"""Half full products, a quarter with text only, a quarter with an image only, through all three ways."""
 
 from __future__ import annotations
 

@@ -81,9 +81,11 @@ def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
 
 def _read_photo(card: Card) -> Image.Image | None:
     """Return a card's photo as networks see it; None without one that can be read: others are not lost for it."""
-    if not card.photo or not card.photo.is_file():  # a device or a pipe might never end
+    if not card.photo:
         return None
     try:
+        if not card.photo.is_file():  # a device or a pipe might never end
+            raise OSError("no file")
         with Image.open(card.photo, formats=FORMATS) as photo:
             photo.load()
             return to_rgb(upright(photo)).resize((_PHOTO, _PHOTO))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +50,7 @@ def retrieval(
         gallery_labels: see `ranking`.
         itself: see `ranking`.
     """
-    # In blocks: the whole matrix of a large catalogue would not fit into memory.
-    size = max(1, _BLOCK_SCORES // max(1, len(gallery)))
-    blocks = (queries[start : start + size] @ gallery.T for start in each(range(0, len(queries), size), "ranking"))
-    return ranking(blocks, query_labels, gallery_labels, itself)
+    return ranking(lambda rows: queries[rows] @ gallery.T, query_labels, gallery_labels, itself)
 
 
 def places_in(gallery: NDArray[np.intp], queries: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -63,7 +60,7 @@ def places_in(gallery: NDArray[np.intp], queries: NDArray[np.intp]) -> NDArray[n
 
 
 def ranking(
-    similarities: Iterable[NDArray[np.float32]],
+    similarities: Callable[[slice], NDArray[np.float32]],
     query_labels: NDArray[np.str_],
     gallery_labels: NDArray[np.str_],
     itself: NDArray[np.intp],
@@ -71,7 +68,7 @@ def ranking(
     """Rank the gallery for each query by similarity; ties keep the gallery's order.
 
     Args:
-        similarities: [b, g] per block of queries, in their order.
+        similarities: some queries -> [b, g]; of all of them the matrix of a large catalogue would not fit into memory.
         query_labels: a label per query; empty: the query is skipped.
         gallery_labels: an item is relevant if its label equals the query's.
         itself: per query, its own place in the gallery, which is left out of its ranking; -1 if it is not there.
@@ -79,14 +76,14 @@ def ranking(
     codes = np.unique(np.concatenate([[""], query_labels, gallery_labels]), return_inverse=True)[1]
     wanted, given = np.split(codes[1:], [len(query_labels)])  # the empty label is 0
     found: list[tuple[float, ...]] = []
-    start = 0
-    for block in similarities:
-        orders = torch.from_numpy(block).argsort(dim=1, descending=True, stable=True).numpy()  # all cores sort
+    size = max(1, _BLOCK_SCORES // max(1, len(gallery_labels)))
+    for start in each(range(0, len(query_labels), size), "ranking"):
+        block = similarities(slice(start, start + size))
+        orders = torch.from_numpy(-block).argsort(dim=1, stable=True).numpy()  # by all cores, unlike numpy's
         for query, order in enumerate(orders, start):
             ranks = np.flatnonzero(given[order[order != itself[query]]] == wanted[query])
             if wanted[query] and len(ranks):
                 found.append(_figures(ranks))
-        start += len(block)
     *hits, precision, gain = np.mean(found, 0).tolist() if found else [float("nan")] * (len(_FIRST) + 2)
     return Retrieval(
         queries=len(found),

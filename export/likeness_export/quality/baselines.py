@@ -98,7 +98,7 @@ class _Source:
 
 
 def _readable(photo: ImageSource) -> Path | None:
-    if isinstance(photo, Path) and photo.is_file() and os.access(photo, os.R_OK):  # a pipe might never end
+    if isinstance(photo, Path) and os.access(photo, os.R_OK) and photo.is_file():  # a pipe might never end
         return photo
     log.warning("the baselines do without a photo that cannot be read: %s", photo)
     return None
@@ -156,21 +156,22 @@ def _ranking(
     queries, gallery = (np.flatnonzero(some.in_splits(names)) for names in (measure.queries, measure.gallery))
     features = [source.features(part, some.products) for part in parts]
     matrices = [_similarity(found[queries], found[gallery]) for found in features]
-    similarity = matrices[0] if len(matrices) == 1 else sum(standardised(matrix) for matrix in matrices)
+    whole = matrices[0] if len(matrices) == 1 else sum(standardised(matrix) for matrix in matrices)
+    similarity = np.asarray(whole, np.float32)
     itself = places_in(gallery, queries)
     for label in measure.labels:
         labels = some.labels(label)
-        found = ranking([np.asarray(similarity, np.float32)], labels[queries], labels[gallery], itself)
+        found = ranking(similarity.__getitem__, labels[queries], labels[gallery], itself)
         if found.queries:
             yield line_of(measure.name, label, method, found)
 
 
 def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -> Line:
     last, first = views_of(catalogue.of_splits(measure.splits))
-    similarity = _similarity(*(source.features(method, side.products) for side in (last, first)))
+    similarity = _similarity(*(source.features(method, side.products) for side in (last, first))).astype(np.float32)
     names = np.array(last.ids)
     nowhere = np.full(len(names), -1, dtype=np.intp)
-    found = ranking([similarity.astype(np.float32)], names, names, nowhere)
+    found = ranking(similarity.__getitem__, names, names, nowhere)
     return line_of(measure.name, "product_id", f"{method} ({IMAGE})", found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from likeness_client.writing import told, told_if_full
 from likeness_export.repository.servable import MANIFEST
 
 _NEW, _OLD = "partial", "old"
+_NOT_SO_OPENED = (errno.EACCES, errno.EBADF, errno.EINVAL)  # what some network file systems say of files open to read
 _TUNED = r"tune-\d+"  # the copies that `likeness tune` serves
 
 
@@ -33,7 +35,7 @@ def replaced_repository(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside another one that takes its place when the block ends well, and is on the disk.
+    """Give an empty folder beside another one that takes its place when the block ends well, its files on the disk.
 
     What a killed process has left of it is cleared away, or put back.
 
@@ -41,7 +43,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         InputError: the place cannot be written to.
     """
     folder = folder.resolve()
-    if folder.is_mount() or folder == Path.cwd():
+    if folder.is_mount() or (folder.exists() and folder.samefile(os.curdir)):
         raise InputError(
             f"{folder} is a mount point or the folder you are in, which cannot be replaced: name one inside of it"
         )
@@ -73,7 +75,11 @@ def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                try:
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    if error.errno not in _NOT_SO_OPENED:
+                        raise
 
 
 def _check(folder: Path) -> None:

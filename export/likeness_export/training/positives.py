@@ -233,7 +233,7 @@ class PairPositives:
         return ordered
 
     def _mined(self, drawn: Sequence[int], rows: Rows, embeddings: Vectors, count: int) -> Rows:
-        """Return so many products outside ``rows``: those nearest to a drawn left side with a known match."""
+        """Return ``count`` products outside ``rows``, or all: those nearest to a drawn left side with a known match."""
         matched = [left for left in drawn if self.matched.indptr[left] < self.matched.indptr[left + 1]]
         if not matched:
             return np.empty(0, np.intp)

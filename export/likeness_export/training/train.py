@@ -50,6 +50,8 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         run.folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with _alone(run):
+        for left in run.folder.glob(".*.partial"):  # of a training that was killed while it wrote
+            left.unlink(missing_ok=True)
         _claim(recipe, run)
         catalogue = training_catalogue(recipe, data_root)
         torch.manual_seed(recipe.seed)

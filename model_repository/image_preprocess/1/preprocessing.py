@@ -34,13 +34,14 @@ _TILE_SIZE = (322, 323)  # TIFF's tags TileWidth and TileLength
 _OFFSETS = (273, 324)  # TIFF's tags StripOffsets and TileOffsets
 _FURTHER_TAGS = (34665, 34853, 40965)  # TIFF's tags that say where more of them are, which Pillow reads, too
 _BYTES = (1, 2, 7)  # TIFF's types whose values stay as they are; of others Pillow makes an object for each number
-_PLACES = (4, 13)  # TIFF's types of such a tag
+_PLACES = {4: (4, 13), 8: (4, 13, 16, 18)}  # TIFF's types of such a tag, whose value is 4 or, in BigTIFF, 8 bytes long
 _TAG_LISTS = 8
 _NUMBERS = 250_000  # in the tags of one TIFF; ten million of them would take a minute and gigabytes
 _EXIF_SEGMENTS = 16  # photos have one or two; Pillow joins them in a time that grows with the square of their number
 # A JPEG may come in scans, each of which goes over all pixels and takes a few bytes: 20 MB would be decoded for many
-# minutes. Photos have twenty at most; what stands behind a photo, such as a phone's clip, holds the marker by chance.
-_SCAN, _SCANS = b"\xff\xda", 100  # of the most pixels
+# minutes. Photos have twenty at most; what stands behind a photo, such as a phone's clip, holds the marker by chance:
+# one pair of bytes in 65,536 is such a number.
+_SCAN, _SCANS, _BY_CHANCE = b"\xff\xda", 100, 1 / 32_768  # of the most pixels
 _EXIF_BYTES = 1_000_000  # photos have 64 kB at most; here, too, each number may become an object
 _LARGE_PIXELS = 4_000_000  # decoded one at a time: 50 million of them with transparency take 1 GB for a moment
 # Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
@@ -110,7 +111,7 @@ class Preprocessor:
             with Image.open(io.BytesIO(item), formats=FORMATS) as image:
                 self._check_size(*image.size)
                 if item.startswith(b"\xff\xd8"):
-                    self._check_scans(item.count(_SCAN), *image.size)
+                    self._check_scans(item.count(_SCAN) - len(item) * _BY_CHANCE, *image.size)
                 pixels = self._decoded_pixels(image)
                 # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
                 image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
@@ -156,7 +157,7 @@ class Preprocessor:
                 "send a smaller copy"
             )
 
-    def _check_scans(self, scans: int, width: int, height: int) -> None:
+    def _check_scans(self, scans: float, width: int, height: int) -> None:
         if scans * width * height > _SCANS * self.max_pixels:
             raise ImageSizeError("the image comes in far too many scans: save it anew")
 
@@ -180,16 +181,20 @@ def numbers_in_tags(item: bytes) -> int:
                     found += count
                 if tag in _FURTHER_TAGS:
                     places.append(value & 0xFFFF_FFFF)
-                    found += 0 if kind in _PLACES and len(places) <= _TAG_LISTS else _NUMBERS + 1
+                    found += 0 if kind in _PLACES[least] and len(places) <= _TAG_LISTS else _NUMBERS + 1
                 if found > _NUMBERS:
                     return found
     return found
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn a loaded image as its orientation says; one whose metadata cannot be read stays as it is."""
+    """Turn a loaded image as its orientation says; one whose metadata cannot be read stays as it is.
+
+    Raises:
+        ImageSizeError: there is too much of it.
+    """
     if len(image.info.get("exif", b"")) > _EXIF_BYTES:
-        return image
+        raise ImageSizeError(f"the image has more than {_EXIF_BYTES} bytes of EXIF: save it anew without")
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # metadata that is damaged takes nothing from the pixels, which are there
