@@ -13,6 +13,13 @@ from session import Sessions
 MAX_PAIRS = 128 * 1024  # of a block, as on a TensorRT plan; a pair takes 3 kB, which are not given back
 
 
+def refuse_large(columns: list[Any]) -> None:
+    """Refuse a block of similarities that would fill the memory."""
+    pairs = len(columns[0][0]) * prod(size for (tensor,) in columns for size in tensor.shape[1:2])
+    if pairs > MAX_PAIRS:
+        raise ValueError(f"a block of {pairs} pairs, {MAX_PAIRS} are allowed: send smaller blocks")
+
+
 class TritonPythonModel:
     """Gathers all requests into one batch, or a few runs side by side; runs the session; scatters the outputs."""
 
@@ -37,9 +44,8 @@ class TritonPythonModel:
     def run(self, requests: list[Any]) -> list[Any]:
         """Run one batch; only outputs that some request wants are computed."""
         columns = [[pb_utils.get_input_tensor_by_name(r, n).as_numpy() for r in requests] for n in self.inputs]
-        pairs = len(columns[0][0]) * prod(size for parts in columns for size in parts[0].shape[1:2])
-        if not self.batched and pairs > MAX_PAIRS:
-            raise ValueError(f"a block of {pairs} pairs, {MAX_PAIRS} are allowed: send smaller blocks")
+        if not self.batched:
+            refuse_large(columns)
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
         session = self.sessions.for_batch(sum(map(len, columns[0])))
 
