@@ -70,7 +70,7 @@ def here(address: str, demo_catalogue: Path, trained_run: Run, repository: Path,
         "--duration-s 30": "--duration-s 1 --warm-up-s 0.1 --budget-s 2 --timeout-s 60",
         "--rounds 5": "--rounds 1 --turn-s 0.5 --warm-up-s 0.1 --trial-s 0.05 --timeout-s 60",
         "--target-ms 100 --budget-s 300": (
-            "--target-ms 60000 --rate 20 --budget-s 4 --duration-s 0.5 --warm-up-s 0 --timeout-s 60"
+            "--target-ms 60000 --rate 60 --budget-s 8 --duration-s 0.5 --warm-up-s 0 --timeout-s 60"
         ),
     }
 

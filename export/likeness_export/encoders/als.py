@@ -89,7 +89,7 @@ class AlsConfig(EncoderConfig):
                 iterations=self.iterations,
                 alpha=1.0,  # the values are confidences already; implicit's own are alpha * count, without the 1
                 use_cg=False,  # exact, so that folding in is the very step that training took
-                num_threads=1,
+                num_threads=0,  # all: each user's factors are solved for by themselves
                 random_state=self.seed,
             )
             model.fit(confidences, show_progress=False)
