@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from likeness_bench.workload import Workload, WorkloadConfig
 from likeness_client import Product
+from likeness_export.encoders.sources import locate
 from likeness_export.server.serve import unused_ports
-from likeness_export.sources import locate
 
 from comparisons.contenders import infinity_embed, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from likeness_client.errors import InputError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's, the user's, the largest file's
-_A_DAY = 86_400.0
 
 
 @contextmanager
@@ -30,8 +29,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Give an empty file beside ``path``; it takes the place of ``path`` if the block ends well, and goes if not.
 
     It does so when all of it has reached the disk: after a power cut, too, there is the old file or the new one.
-    Missing folders are made. Where ``path`` is a link, what it points to is replaced. What killed processes have left
-    of such files goes after a day.
+    Missing folders are made. Where ``path`` is a link, what it points to is replaced. What a killed process has left
+    goes when the same file is written a day or more later.
 
     Raises:
         InputError: it cannot be written. Other errors of the block are its own and stay as they are.
@@ -40,11 +39,12 @@ def written_aside(path: Path) -> Iterator[Path]:
         path = path.resolve()
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_left(path)
+        clear_left(path)
         aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
-        if path.exists():  # or that the one before has; but it must be possible to write it
-            aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
     try:
+        with told(path):
+            if path.exists():  # or that the one before has; but it must be possible to write it
+                aside.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
         with told_if_full(path):
             yield aside
         with told(path):
@@ -52,14 +52,20 @@ def written_aside(path: Path) -> Iterator[Path]:
                 os.fsync(whole.fileno())
             aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # the error before it says more
+            aside.unlink(missing_ok=True)
 
 
-def _clear_left(path: Path) -> None:
-    """Remove what nobody has written to for a day: whoever did was killed, on this machine or another one."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+def clear_left(path: Path, age_s: float = 86_400.0) -> None:
+    """Remove what killed processes, of this machine or another one, have left of a file.
+
+    Args:
+        path: the file.
+        age_s: for how long nobody has written to what they left.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
         with suppress(OSError):  # another one's, or somebody else was quicker
-            if time.time() - left.lstat().st_mtime > _A_DAY:
+            if time.time() - left.lstat().st_mtime >= age_s:
                 left.unlink()
 
 

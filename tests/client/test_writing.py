@@ -45,7 +45,7 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_has_left_goes_after_a_day_and_what_is_being_written_stays(tmp_path: Path) -> None:
     path = tmp_path / "a[1].txt"
-    names = (".a[1].txt.0123abcd.partial", ".a[1].txt.4567cdef.partial", ".a1.txt.0123abcd.partial")
+    names = (".a[1].txt.0123abcd.partial", ".a[1].txt.4567cdef.partial", ".a[1].txt.gz.0123abcd.partial")
     left, written, of_another = (tmp_path / name for name in names)
     for place, age_h in ((left, 25), (written, 23), (of_another, 25)):
         place.write_text("half of it")

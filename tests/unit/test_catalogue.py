@@ -12,7 +12,6 @@ from likeness_export.products.catalogue import Catalogue, read_catalogue, read_r
 from likeness_export.products.masking import Mask, _stem
 from likeness_export.products.named_pairs import (
     NamedPair,
-    each_once,
     groups_of_pairs,
     hold_out,
     read_named_pairs,
@@ -99,16 +98,6 @@ def test_a_label_of_a_whole_description_takes_no_room_in_all_the_others(tmp_path
     assert labels[0] == labels[300] != labels[1]
     assert len(set(labels.tolist())) == 599
     assert products.only({"group": [words]}).ids == ["p0", "p300"]
-
-
-def test_pairs_count_once_and_those_of_a_product_with_itself_not_at_all(caplog: pytest.LogCaptureFixture) -> None:
-    said = [("a", "b", 1), ("c", "d", 0), ("e", "e", 1), ("b", "a", 1), ("a", "b", 0), ("c", "d", 0)]
-    pairs = [NamedPair(left=i, right=j, label=label) for i, j, label in said]
-    assert each_once(pairs, "pairs.csv") == [pairs[0], pairs[1], pairs[4]]
-    assert "pairs.csv: left out: 3 pairs" in caplog.text
-    caplog.clear()
-    assert each_once(pairs[:2], "pairs.csv") == pairs[:2]
-    assert not caplog.text
 
 
 def test_pairs_that_contradict_each_other_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
 from likeness_export.encoders.image_common import Normalise
-from likeness_export.sources import locate
+from likeness_export.encoders.sources import locate
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (

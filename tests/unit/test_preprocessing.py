@@ -286,6 +286,17 @@ def test_what_stands_behind_a_photo_holds_the_marker_of_a_scan_by_chance(images:
     assert images([photo + clip])[1] == [""]
 
 
+@pytest.mark.parametrize(
+    "between", [20_000 * b"\xff\xe1\x00\x02", 20_000 * b"\xff", 20_000 * b"x"], ids=["segments", "fill", "rubbish"]
+)
+def test_a_photo_whose_header_is_endless_is_refused(images: image.Preprocessor, between: bytes) -> None:
+    photo = encoded(picture(), "JPEG")
+    start, end = photo[:2], photo[2:]
+    _, errors = images([start + between[:400] + end if between[:1] == b"\xff" else photo, start + between + end])
+    assert errors[0] == ""
+    assert "far too many segments, or too much between two of them" in errors[1]
+
+
 def test_metadata_of_countless_numbers_is_not_read(images: image.Preprocessor, monkeypatch: pytest.MonkeyPatch) -> None:
     def orientation(count: int) -> bytes:
         head = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 5, count, 26, 0)

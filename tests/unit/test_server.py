@@ -21,7 +21,6 @@ import pytest
 from likeness_client.errors import InputError
 from likeness_export.cli import app
 from likeness_export.repository.servable import MANIFEST, check_repository
-from likeness_export.server.memory import shared_memory
 from likeness_export.server.serve import (
     ServeConfig,
     ServeError,
@@ -34,6 +33,7 @@ from likeness_export.server.serve import (
     serving,
     unused_ports,
 )
+from likeness_export.server.shared_memory import shared_memory
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
 
@@ -104,7 +104,7 @@ def change(file: Path, old: str, new: str) -> None:
 def test_models_that_a_killed_server_left_are_ended_and_those_of_others_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likeness_export.server.memory._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("likeness_export.server.shared_memory._SHARED_MEMORY", tmp_path)
     start = "triton_python_backend_shm_region_"
     (tmp_path / f"{start}likeness-serve-killed_by_a_test.claim").touch()
     with ExitStack() as running:
@@ -128,7 +128,7 @@ def test_models_that_a_killed_server_left_are_ended_and_those_of_others_are_not(
 def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likeness_export.server.memory._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("likeness_export.server.shared_memory._SHARED_MEMORY", tmp_path)
     # Triton's own beginning: whoever asks to register memory of such a name is refused.
     start = "triton_python_backend_shm_region_"
     killed = [tmp_path / f"{start}likeness-serve-killed{suffix}" for suffix in (".claim", "1", "2")]

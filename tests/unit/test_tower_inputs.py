@@ -15,10 +15,10 @@ import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder
 from likeness_export.evaluation.evaluate import OfflineEmbedder
-from likeness_export.feature_cache import cached_features
+from likeness_export.features.cache import cached_features
+from likeness_export.features.tower_inputs import TowerInputs, present_modalities, unknown_modalities
 from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.parts import Part
-from likeness_export.tower_inputs import TowerInputs, present_modalities, unknown_modalities
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:

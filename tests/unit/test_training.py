@@ -15,11 +15,11 @@ import torch
 from likeness_client.errors import InputError
 from likeness_export.cli import app
 from likeness_export.evaluation.evaluate import Task, read_task_catalogue
+from likeness_export.features.tower_inputs import TowerInputs, read_inputs
 from likeness_export.product_network import build_network
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training import train as training
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train

@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
+from joblib import cpu_count
 from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
 from likeness_client.writing import write_array
@@ -89,7 +91,7 @@ class AlsConfig(EncoderConfig):
                 iterations=self.iterations,
                 alpha=1.0,  # the values are confidences already; implicit's own are alpha * count, without the 1
                 use_cg=False,  # exact, so that folding in is the very step that training took
-                num_threads=0,  # all: each user's factors are solved for by themselves
+                num_threads=min(torch.get_num_threads(), cpu_count()),  # each user's are solved for by themselves
                 random_state=self.seed,
             )
             model.fit(confidences, show_progress=False)

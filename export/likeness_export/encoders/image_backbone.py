@@ -16,7 +16,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder
 from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, StridedDepthwise, seen_at
-from likeness_export.sources import load_pretrained, locate
+from likeness_export.encoders.sources import load_pretrained, locate
 
 
 class ImageBackboneConfig(PhotoConfig):

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig, write_asset
+from likeness_export.encoders.sources import load_pretrained
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
-from likeness_export.sources import load_pretrained
 from likeness_export.tensors import TensorSpec
 
 # RoBERTa and its kin number positions from behind the id of padding; those before are never used.

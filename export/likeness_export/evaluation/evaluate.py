@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from likeness_export.evaluation.metrics import Retrieval, places_in, retrieval
-from likeness_export.feature_cache import cached_features
-from likeness_export.products.catalogue import Catalogue, recipe_catalogue
-from likeness_export.products.parts import Part
-from likeness_export.run import Run
-from likeness_export.tower_inputs import (
+from likeness_export.features.cache import cached_features
+from likeness_export.features.tower_inputs import (
     TowerInputs,
     present_modalities,
     read_inputs,
     unknown_modalities,
 )
+from likeness_export.products.catalogue import Catalogue, recipe_catalogue
+from likeness_export.products.parts import Part
+from likeness_export.run import Run
 
 log = logging.getLogger(__name__)
 AS_THEY_ARE = "as they are"

@@ -14,13 +14,13 @@ from likeness_client.payloads import sendable
 from numpy.typing import NDArray
 
 from likeness_export.exporting.onnx_export import open_session
+from likeness_export.features.tower_inputs import TowerInputs, read_inputs
 from likeness_export.pipeline import towers_of
 from likeness_export.precision.gate import Embedded
 from likeness_export.products.catalogue import Catalogue, recipe_catalogue
 from likeness_export.products.named_pairs import NamedPair, groups_of_pairs, read_named_pairs
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import TowerInputs, read_inputs
 from likeness_export.training.positives import training_pairs
 from likeness_export.training.training_data import training_catalogue
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -39,9 +40,11 @@ _TAG_LISTS = 8
 _NUMBERS = 250_000  # in the tags of one TIFF; ten million of them would take a minute and gigabytes
 _EXIF_SEGMENTS = 16  # photos have one or two; Pillow joins them in a time that grows with the square of their number
 # A JPEG may come in scans, each of which goes over all pixels and takes a few bytes: 20 MB would be decoded for many
-# minutes. Photos have twenty at most; what stands behind a photo, such as a phone's clip, holds the marker by chance:
-# one pair of bytes in 65,536 is such a number.
-_SCAN, _SCANS, _BY_CHANCE = b"\xff\xda", 100, 1 / 32_768  # of the most pixels
+# minutes. Photos have twenty at most.
+_SCANS = 100  # of the most pixels
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_SCAN, _END, _BARE = 0xDA, 0xD9, (0x01, 0xD8)  # markers of JPEG; the last two have no length behind them
+_SEGMENTS, _FILL = 10_000, 10_000  # Pillow reads each segment, and each byte between two, by itself
 _EXIF_BYTES = 1_000_000  # photos have 64 kB at most; here, too, each number may become an object
 _LARGE_PIXELS = 4_000_000  # decoded one at a time: 50 million of them with transparency take 1 GB for a moment
 # Pillow warns about odd metadata, and about bombs, which `Preprocessor` refuses. Set once: `warnings.catch_warnings` is
@@ -105,13 +108,15 @@ class Preprocessor:
             raise ValueError(f"the image file has {len(item)} bytes, {self.max_bytes} are allowed: send a smaller copy")
         if item.startswith((b"II", b"MM")) and numbers_in_tags(item) > _NUMBERS:
             raise ImageSizeError(f"the image's tags are odd, or hold more than {_NUMBERS} numbers: save it anew")
-        if item.startswith(b"\xff\xd8") and item.count(b"Exif\0\0") > _EXIF_SEGMENTS:
-            raise ImageSizeError("the image has far too many EXIF segments: send another copy")
+        if is_jpeg := item.startswith(b"\xff\xd8"):
+            if item.count(b"Exif\0\0") > _EXIF_SEGMENTS:
+                raise ImageSizeError("the image has far too many EXIF segments: send another copy")
+            _ = _SCAN in markers(item)  # what Pillow will read
         try:
             with Image.open(io.BytesIO(item), formats=FORMATS) as image:
                 self._check_size(*image.size)
-                if item.startswith(b"\xff\xd8"):
-                    self._check_scans(item.count(_SCAN) - len(item) * _BY_CHANCE, *image.size)
+                if is_jpeg:
+                    self._check_scans(item, *image.size)
                 pixels = self._decoded_pixels(image)
                 # A JPEG decodes faster at an eighth to a half of its size; twice the target keeps the quality.
                 image.draft("RGB", (2 * self.image_px, 2 * self.image_px))
@@ -157,9 +162,32 @@ class Preprocessor:
                 "send a smaller copy"
             )
 
-    def _check_scans(self, scans: float, width: int, height: int) -> None:
-        if scans * width * height > _SCANS * self.max_pixels:
+    def _check_scans(self, item: bytes, width: int, height: int) -> None:
+        most = _SCANS * self.max_pixels // (width * height)
+        # Counted twice, because what is fast also counts what looks like a scan by chance.
+        if item.count(bytes((0xFF, _SCAN))) > most and sum(marker == _SCAN for marker in markers(item)) > most:
             raise ImageSizeError("the image comes in far too many scans: save it anew")
+
+
+def markers(item: bytes) -> Iterator[int]:
+    """Yield the markers of a JPEG; those of what stands behind the photo, a phone's clip say, are not its own.
+
+    Raises:
+        ImageSizeError: it has far too many segments, or too much between two of them.
+    """
+    place, header = 0, True
+    for _ in range(_SEGMENTS):
+        found = _MARKER.search(item, place)
+        if found is None or (marker := item[found.end() - 1]) == _END:
+            return
+        if header and found.start() - place > _FILL:
+            break
+        yield marker
+        header = header and marker != _SCAN
+        place = found.end()
+        if marker not in _BARE:
+            place += int.from_bytes(item[place : place + 2], "big")
+    raise ImageSizeError("the image has far too many segments, or too much between two of them: save it anew")
 
 
 def numbers_in_tags(item: bytes) -> int:

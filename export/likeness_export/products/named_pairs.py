@@ -61,24 +61,6 @@ def without_repeats(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -
     return [pair for pair in measured if frozenset((pair.left, pair.right)) not in known]
 
 
-def each_once(pairs: Sequence[NamedPair], where: str) -> list[NamedPair]:
-    """Return the pairs without those of a product with itself and those that an earlier line has, in either order.
-
-    Each would count once more in a figure, and says nothing new. How many there are is logged.
-
-    Args:
-        pairs: the pairs.
-        where: they come from.
-    """
-    firsts: dict[tuple[frozenset[str], int], NamedPair] = {}
-    for pair in pairs:
-        if pair.left != pair.right:
-            firsts.setdefault((frozenset((pair.left, pair.right)), pair.label), pair)
-    if left_out := len(pairs) - len(firsts):
-        log.warning("%s: left out: %d pairs of a product with itself, or that an earlier line has", where, left_out)
-    return list(firsts.values())
-
-
 def warn_of_contradictions(pairs: Sequence[NamedPair], where: str) -> None:
     """Say which pairs, in either order, are labelled both 1 and 0; one of the two labels is wrong."""
     labels = defaultdict[frozenset[str], set[int]](set)

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
 from likeness_export.evaluation.metrics import places_in, ranking
+from likeness_export.features.tower_inputs import TowerInputs
 from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.products.parts import Part
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
@@ -27,7 +29,6 @@ from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Scorer, measure_pair_sets
 from likeness_export.quality.tables import BACKBONES
 from likeness_export.quality.trained import IMAGE, line_of, views_of
-from likeness_export.tower_inputs import TowerInputs
 from likeness_export.uses.neighbourhood import Rows
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,9 @@ class _Source:
 
 
 def _readable(photo: ImageSource) -> Path | None:
-    if isinstance(photo, Path) and os.access(photo, os.R_OK) and photo.is_file():  # a pipe might never end
-        return photo
+    with suppress(OSError, ValueError):  # of a path that no file can have
+        if isinstance(photo, Path) and photo.is_file() and os.access(photo, os.R_OK):  # a pipe might never end
+            return photo
     log.warning("the baselines do without a photo that cannot be read: %s", photo)
     return None
 

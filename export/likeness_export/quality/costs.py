@@ -14,11 +14,11 @@ import torch
 from joblib import cpu_count
 from likeness_client.writing import write_text
 
+from likeness_export.features.tower_inputs import present_modalities, read_inputs
 from likeness_export.product_network import ProductNetwork
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
-from likeness_export.tower_inputs import present_modalities, read_inputs
 from likeness_export.training.train import train
 
 _TIMED = 64

@@ -22,7 +22,7 @@ from typing import Any
 from likeness_client.errors import InputError, LikenessError, MissingExtraError
 
 from likeness_export.repository.servable import NETWORK_FILES, check_repository
-from likeness_export.server.memory import OWN, STUB, shared_memory
+from likeness_export.server.shared_memory import OWN, STUB, shared_memory
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle

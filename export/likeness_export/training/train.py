@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from likeness_client.errors import InputError
-from likeness_client.writing import told, write_text
+from likeness_client.writing import clear_left, told, write_text
 
 from likeness_export.product_network import ProductNetwork, build_network
 from likeness_export.products.catalogue import Catalogue
@@ -50,9 +50,9 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         run.folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with _alone(run):
-        for left in run.folder.glob(".*.partial"):  # of a training that was killed while it wrote
-            left.unlink(missing_ok=True)
         _claim(recipe, run)
+        for path in (run.weights, run.checkpoint, run.log):  # which nobody else writes
+            clear_left(path, age_s=0)
         catalogue = training_catalogue(recipe, data_root)
         torch.manual_seed(recipe.seed)
         if not recipe.learns:

@@ -1,4 +1,4 @@
-"""The epochs of one training: batches, steps, and the state from which an interrupted one goes on."""
+"""The trainer: fits towers, runs epochs, keeps the state from which an interrupted training goes on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from likeness_client.writing import told_if_full, write_text
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
-from likeness_export.feature_cache import cached_features
+from likeness_export.features.cache import cached_features
+from likeness_export.features.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.product_network import build_network
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.products.parts import Part, Read
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run, load_state, save_state
-from likeness_export.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.training.objective import Objective
 from likeness_export.training.positives import Positives, Rows, positives_of
 from likeness_export.training.training_data import alike_key, data_key

@@ -9,7 +9,7 @@ import numpy as np
 from likeness_client.errors import InputError
 from numpy.typing import NDArray
 
-from likeness_export.products.named_pairs import NamedPair, each_once, read_named_pairs, warn_of_contradictions
+from likeness_export.products.named_pairs import NamedPair, read_named_pairs, warn_of_contradictions
 from likeness_export.progress import each
 from likeness_export.uses.inputs import Embedded, Vectors
 
@@ -29,9 +29,9 @@ def pairs_of(held: Embedded, source: Path | str, split: str) -> list[NamedPair]:
         InputError: the file cannot be read, or no two products of the split have the same label.
     """
     if isinstance(source, Path):
-        pairs, where = read_named_pairs(source, [split]), f"{source}, split {split}"
-        warn_of_contradictions(pairs, where)
-        return each_once(pairs, where)
+        pairs = read_named_pairs(source, [split])
+        warn_of_contradictions(pairs, f"{source}, split {split}")
+        return pairs
     rows = np.flatnonzero(held.catalogue.in_splits([split]))
     labels = held.catalogue.needed_labels(source, [split])[rows]
     pairs = label_pairs([held.ids[row] for row in rows], held.vectors[rows], labels)

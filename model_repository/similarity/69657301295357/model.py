@@ -14,7 +14,7 @@ MAX_PAIRS = 128 * 1024  # of a block, as on a TensorRT plan; a pair takes 3 kB, 
 
 
 def refuse_large(columns: list[Any]) -> None:
-    """Refuse a block of similarities that would fill the memory."""
+    """Refuse a block of similarities, one tensor in each column, that would fill the memory."""
     pairs = len(columns[0][0]) * prod(size for (tensor,) in columns for size in tensor.shape[1:2])
     if pairs > MAX_PAIRS:
         raise ValueError(f"a block of {pairs} pairs, {MAX_PAIRS} are allowed: send smaller blocks")

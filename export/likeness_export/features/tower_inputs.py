@@ -18,7 +18,7 @@ from torch import Tensor
 
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
-from likeness_export.encoding import MOST_AT_ONCE, encode_with
+from likeness_export.features.encoding import MOST_AT_ONCE, encode_with
 from likeness_export.products.parts import Part
 from likeness_export.progress import each
 

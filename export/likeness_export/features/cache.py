@@ -14,7 +14,7 @@ from likeness_client.writing import write_arrays
 from numpy.typing import NDArray
 
 from likeness_export.encoders import Encoder, EncoderConfig
-from likeness_export.tower_inputs import TowerInputs
+from likeness_export.features.tower_inputs import TowerInputs
 
 log = logging.getLogger(__name__)
 _ONLY_TRAINING = {"freeze", "learning_rate", "token_dropout"}  # keys that change no feature

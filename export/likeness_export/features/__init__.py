@@ -1,0 +1,1 @@
+"""What encoders make of products: read once, encoded in batches, kept."""
