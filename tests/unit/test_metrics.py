@@ -110,6 +110,18 @@ def test_what_was_not_measured_is_no_figure(tmp_path: Path, capsys: pytest.Captu
     assert "0.000" not in capsys.readouterr().out
 
 
+def test_equal_vectors_keep_the_gallery_s_order_wherever_they_stand() -> None:
+    kinds, queries, count = vectors(3, 5), vectors(64, 6), 1001
+    of_kind = np.arange(count) % 3
+    labels = np.array([f"{row}" for row in range(count)])
+    sizes, cosines = np.bincount(of_kind), queries @ kinds.T
+    for row in (0, 500, 1000):
+        better = cosines > cosines[:, [of_kind[row]]]
+        ranks = (better * sizes).sum(1) + row // 3 + 1
+        found = retrieval(queries, kinds[of_kind], np.repeat(labels[row], 64), labels, np.full(64, NOWHERE))
+        assert found.mean_average_precision == pytest.approx((1 / ranks).mean(), rel=1e-12)
+
+
 def test_a_large_gallery_is_ranked_in_blocks_to_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, labels = vectors(23, 1), np.array(list("abc") * 8)[:23]
     whole = retrieval(queries, queries, labels, labels, np.arange(23))

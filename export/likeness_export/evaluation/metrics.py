@@ -50,7 +50,11 @@ def retrieval(
         gallery_labels: see `ranking`.
         itself: see `ranking`.
     """
-    return ranking(lambda rows: queries[rows] @ gallery.T, query_labels, gallery_labels, itself)
+    # Equal vectors are multiplied once: a product of matrices rounds differently at its edges, and ties would be none.
+    places: dict[bytes, int] = {}
+    distinct = [places.setdefault(vector.tobytes(), len(places)) for vector in gallery]
+    kept = gallery[np.unique(distinct, return_index=True)[1]]
+    return ranking(lambda rows: (queries[rows] @ kept.T)[:, distinct], query_labels, gallery_labels, itself)
 
 
 def places_in(gallery: NDArray[np.intp], queries: NDArray[np.intp]) -> NDArray[np.intp]:
