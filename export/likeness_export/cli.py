@@ -1,4 +1,4 @@
-"""The commands that train, serve and show; those of other rooms are added to them.
+"""The commands that train, serve and show; those of other packages are added to them.
 
 The module itself imports nothing heavy, so that ``likeness --help`` answers at once and without any extra.
 """

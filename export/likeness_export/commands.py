@@ -1,4 +1,4 @@
-"""What the commands of all rooms have in common."""
+"""What the commands of all packages have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables for people, JSON for programs."""
+"""What `evaluate` and `export` print and write: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
