@@ -18,11 +18,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
+
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # in the order in which gRPC looks for one
 
 
 class LikenessError(Exception):
@@ -173,6 +176,8 @@ class ServerUnavailableError(ServerError):
             return super().__str__()
         where = f" at {self.address}" if self.address else ""
         way_out = "start one with `likeness serve REPOSITORY`, and ask its --grpc-port, not the one of HTTP"
+        if proxy := next((name for name in _PROXIES if os.environ.get(name)), ""):
+            way_out += f"; {proxy} is set, which gRPC obeys: name the server in no_proxy if it should not"
         return f"no server answers{where}; {way_out} ({self.message}) [{self.code}]"
 
 

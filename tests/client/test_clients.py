@@ -429,6 +429,13 @@ def test_no_server(kind: Any) -> None:
         client.embed([])
 
 
+def test_a_proxy_that_calls_went_to_is_named(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    said = r"not the one of HTTP; http_proxy is set, which gRPC obeys: name the server in no_proxy"
+    with kind("127.0.0.1:1", max_attempts=1) as client, pytest.raises(ServerUnavailableError, match=said):
+        client.embed([])
+
+
 def test_a_server_that_is_not_ready_says_so(client: Any, endpoint: Endpoint) -> None:
     endpoint.servicer.index_state = "UNAVAILABLE"
     with pytest.raises(ServerUnavailableError, match=f"at {endpoint.address}: not ready"):
