@@ -88,7 +88,7 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
         assert not resumed.weights.exists()
         assert resumed.checkpoint.exists() == (epochs > 0)
     torch.manual_seed(99)  # what happened in the process before does not matter
-    half_written = resumed.folder / f".{resumed.checkpoint.name}.partial"
+    half_written = resumed.folder / f".{resumed.checkpoint.name}.0123abcd.partial"
     half_written.touch()  # by a process that was killed
     resumed.log.write_text(resumed.log.read_text()[:-10])  # or so it seems
     train(recipe, resumed, tiny.root)
@@ -456,7 +456,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
         inputs.extend(found.values())
         return found
 
-    monkeypatch.setattr(training, "read_inputs", noting)
+    monkeypatch.setattr("likeness_export.training.trainer.read_inputs", noting)
     train(frozen, run, tiny.root)
     assert [found._fixed for found in inputs] == [{}, {}]  # decoded photos are not kept
     assert len(list(run.features.iterdir())) == 2
