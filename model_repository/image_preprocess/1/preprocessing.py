@@ -111,7 +111,7 @@ class Preprocessor:
         if is_jpeg := item.startswith(b"\xff\xd8"):
             if item.count(b"Exif\0\0") > _EXIF_SEGMENTS:
                 raise ImageSizeError("the image has far too many EXIF segments: send another copy")
-            _ = _SCAN in markers(item)  # what Pillow will read
+            _refuse_endless_header(item)
         try:
             with Image.open(io.BytesIO(item), formats=FORMATS) as image:
                 self._check_size(*image.size)
@@ -188,6 +188,12 @@ def markers(item: bytes) -> Iterator[int]:
         if marker not in _BARE:
             place += int.from_bytes(item[place : place + 2], "big")
     raise ImageSizeError("the image has far too many segments, or too much between two of them: save it anew")
+
+
+def _refuse_endless_header(item: bytes) -> None:
+    for marker in markers(item):  # which raises
+        if marker == _SCAN:  # Pillow's own code reads up to here
+            return
 
 
 def numbers_in_tags(item: bytes) -> int:
