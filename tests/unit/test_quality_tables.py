@@ -12,11 +12,11 @@ import pytest
 from likeness_client.errors import InputError
 from likeness_client.writing import write_text
 from likeness_export.quality import running
-from likeness_export.quality.bars import draw_bars, panels_of
+from likeness_export.quality.bars import colours_of, draw_bars, panels_of
 from likeness_export.quality.kept import kept_results
 from likeness_export.quality.kinds import Ranking, Table, Variant
 from likeness_export.quality.lines import Line, over_seeds, spread
-from likeness_export.quality.report import TableResult, VariantResult, markdown, plain
+from likeness_export.quality.report import UNTRAINED, TableResult, VariantResult, markdown, plain
 from likeness_export.quality.running import Plan, run_tables
 from likeness_export.quality.tables import TABLES, tables_named, tables_with
 from likeness_export.quality.units import Finished, Unit, read_finished, units_of
@@ -215,7 +215,8 @@ def test_many_labels_share_a_table_and_have_a_panel_each() -> None:
     assert "| of | variant |" in markdown(replace(found, variants=result().variants[:1]))
     bars = panels_of(found)
     assert list(bars) == [(f"T: set {place}", "hit@1") for place in range(1, 5)]
-    assert [(bar.place, bar.series) for bar in bars["T: set 1", "hit@1"]] == [("untrained", "untrained, text")]
+    assert [(bar.place, bar.series) for bar in bars["T: set 1", "hit@1"]] == [("untrained", "untrained")]
+    assert bars["T: set 1", "hit@1"][0].name == "text"
 
 
 def test_json_holds_every_seed() -> None:
@@ -231,11 +232,25 @@ def test_bars(tmp_path: Path) -> None:
     with Image.open(tmp_path / "bars.png") as picture:
         assert picture.size[0] > 1000
     assert not draw_bars(result(variants=(), baselines=()), tmp_path / "none.png")
-    assert [(bar.place, bar.series) for bar in panels_of(result())["T: group", "hit@1"]] == [
-        ("untrained\nv2", "untrained"),
-        ("text", "one"),
-        ("text", "two"),
+    assert [(bar.place, bar.series, bar.name) for bar in panels_of(result())["T: group", "hit@1"]] == [
+        ("image", "untrained", "v2"),
+        ("text", "one", ""),
+        ("text", "two", ""),
     ]
+
+
+def test_an_untrained_method_stands_beside_what_looks_at_the_same() -> None:
+    methods = ("text", "masked text", "v2 (image)", "masked text+lite")
+    bars = panels_of(result(baselines=[line(0.5, what=method) for method in methods], variants=()))
+    assert [bar.place for bar in bars["T: group", "hit@1"]] == ["text", "text", "image", "text\nimage"]
+
+
+def test_eighteen_variants_have_colours_of_their_own() -> None:
+    names = [f"variant {place}" for place in range(18)]
+    colours = colours_of([UNTRAINED, *names])
+    assert len(set(colours.values())) == 19
+    assert next(iter(colours)) == UNTRAINED
+    assert UNTRAINED not in colours_of(names)
 
 
 # Resumption

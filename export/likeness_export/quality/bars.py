@@ -1,14 +1,16 @@
-"""Bars of a table: a panel per task and label, error bars over seeds, the untrained baselines beside in grey."""
+"""Bars of a table: a panel per task and label, error bars over seeds, the untrained baselines in grey."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from likeness_client.contract import signature_of
 from likeness_client.writing import written_aside
 
 from likeness_export.quality.lines import Spread, SpreadLine
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHOWN = ("hit@1", "F1", "R@1")
-_GREYS = ("#b9b6b0", "#8d8a85")
-_WIDTH, _HEIGHT = 12.0, 3.4
-_LEAST_PLACES = 5  # a panel of fewer is not stretched to its whole width
-_WIDEST = 0.4  # bar, of a place
-_MANY_PANELS = 8  # this many or more stand in two columns
-_LABEL_WIDTH = 14  # letters
+_GREY = "#c9c6c0"
+_TAB20_GREYS = (14, 15)
+_WIDTHS, _HEIGHT = {1: 12.0, 2: 16.0}, 3.2  # of a picture with so many columns, and of a panel: inches
+_FEW_BARS = 24  # where no panel has more, two stand side by side
+_GAP = 1.2  # between places, in bars
+_LABEL_WIDTH = 12  # letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,15 @@ class Bar:
 
     Attributes:
         place: what it stands over; bars of one place stand side by side.
-        series: what its colour means.
+        series: what its colour means; `UNTRAINED` is grey.
         value: its height.
+        name: what is written in it.
     """
 
     place: str
     series: str
     value: Spread
+    name: str = ""
 
 
 def draw_bars(result: TableResult, path: Path) -> bool:
@@ -52,20 +56,25 @@ def draw_bars(result: TableResult, path: Path) -> bool:
         Whether there was anything to draw.
     """
     from matplotlib.figure import Figure  # without pyplot nothing asks for a display
+    from matplotlib.patches import Patch
 
     panels = panels_of(result)
     if not panels:
         return False
-    columns = 2 if len(panels) >= _MANY_PANELS else 1
+    colours = colours_of([bar.series for bars in panels.values() for bar in bars])
+    columns = 2 if len(panels) > 1 and max(map(len, panels.values())) <= _FEW_BARS else 1
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows), layout="constrained")
+    figure = Figure(figsize=(_WIDTHS[columns], _HEIGHT * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).T.ravel()
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis, ((title, metric), bars) in zip(axes, panels.items(), strict=False):
-        _draw(axis, bars)
+        _draw(axis, bars, colours)
+        axis.set_xlim(-1.0, max(axis.get_xlim()[1], _FEW_BARS / columns))  # few bars are not stretched
         axis.set_ylabel(metric)
         axis.set_title(title, loc="left", fontsize=10)
+    key = [Patch(color=colour, label=series) for series, colour in colours.items()]
+    figure.legend(handles=key, loc="outside right upper", fontsize=9, frameon=False)
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     return True
@@ -75,57 +84,69 @@ def panels_of(result: TableResult) -> dict[tuple[str, str], list[Bar]]:
     """Return the bars of each panel by the panel's title and figure.
 
     Every label of a task has a panel. Few labels are different questions to the same variants, which stand side by side
-    for each set of modalities; many are different sets, most variants being of one: there each variant has its place.
+    for each set of modalities, beside the untrained methods that look at the same; many are different sets, most
+    variants being of one: there each variant has its place.
     """
     lines = all_lines(result)
     panels: dict[tuple[str, str], list[Bar]] = {}
     for task in dict.fromkeys(line.task for _, line in lines):
         labels = labels_of(lines, task)
-        place = _place if len(labels) < MANY_LABELS else _place_of_variant
+        bar_of = _bar_of_signature if len(labels) < MANY_LABELS else _bar_of_variant
         for label in labels:
             for variant, line in lines:
                 metric = next((name for name in _SHOWN if name in line.figures), "")
                 if metric and (line.task, line.label) == (task, label):
                     bars = panels.setdefault((f"{task}: {label}", metric), [])
-                    bars.append(place(variant, line, line.figures[metric]))
+                    bars.append(bar_of(variant, line, line.figures[metric]))
     return panels
 
 
-def _place(variant: str, line: SpreadLine, value: Spread) -> Bar:
-    where = f"{UNTRAINED}\n{line.what}" if variant == UNTRAINED else line.what
-    where = where.replace("_", "\n").replace("+", "\n+ ").replace("masked ", "masked\n")
-    return Bar(place=where, series=variant, value=value)
+def _bar_of_signature(variant: str, line: SpreadLine, value: Spread) -> Bar:
+    if variant != UNTRAINED:
+        return Bar(place=line.what.replace("_", "\n"), series=variant, value=value)
+    looks_at = signature_of("text" if part.endswith("text") else "image" for part in line.what.split("+"))
+    return Bar(place=looks_at.replace("_", "\n"), series=UNTRAINED, value=value, name=line.what)
 
 
-def _place_of_variant(variant: str, line: SpreadLine, value: Spread) -> Bar:
-    series = f"{UNTRAINED}, {line.what}" if variant == UNTRAINED else line.what
-    return Bar(place="\n".join(textwrap.wrap(variant, _LABEL_WIDTH)), series=series, value=value)
+def _bar_of_variant(variant: str, line: SpreadLine, value: Spread) -> Bar:
+    place = "\n".join(textwrap.wrap(variant, _LABEL_WIDTH))
+    if variant == UNTRAINED:
+        return Bar(place=place, series=UNTRAINED, value=value, name=line.what)
+    return Bar(place=place, series=line.what, value=value)
 
 
-def _draw(axis: Axes, bars: Sequence[Bar]) -> None:
-    places = list(dict.fromkeys(bar.place for bar in bars))
-    series = list(dict.fromkeys(bar.series for bar in bars))
-    grey = [name for name in series if name.startswith(UNTRAINED)]
-    coloured = [name for name in series if name not in grey]
-    beside = {
-        place: [name for name in series if any((b.place, b.series) == (place, name) for b in bars)] for place in places
-    }
-    width = {place: min(_WIDEST, 0.8 / len(names)) for place, names in beside.items()}
-    for name in series:
-        own = [bar for bar in bars if bar.series == name]
-        shifts = [beside[bar.place].index(name) - (len(beside[bar.place]) - 1) / 2 for bar in own]
+def colours_of(series: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each series, grey for what is untrained; up to eighteen others differ."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    strong, light = range(0, 20, 2), range(1, 20, 2)  # of each hue
+    own = [to_hex(colormaps["tab20"](place)) for place in (*strong, *light) if place not in _TAB20_GREYS]
+    trained = [name for name in dict.fromkeys(series) if name != UNTRAINED]
+    colours = {name: own[place % len(own)] for place, name in enumerate(trained)}
+    return {UNTRAINED: _GREY, **colours} if UNTRAINED in series else colours
+
+
+def _draw(axis: Axes, bars: Sequence[Bar], colours: Mapping[str, str]) -> None:
+    trained = dict.fromkeys(bar.place for bar in bars if bar.series != UNTRAINED)
+    places = [*dict.fromkeys(bar.place for bar in bars if bar.place not in trained), *trained]
+    groups = [[bar for bar in bars if bar.place == place] for place in places]
+    starts = list(accumulate((len(group) + _GAP for group in groups[:-1]), initial=0.0))
+    for start, group in zip(starts, groups, strict=True):
+        across = [start + place for place in range(len(group))]
         axis.bar(
-            [places.index(bar.place) + shift * width[bar.place] for bar, shift in zip(own, shifts, strict=True)],
-            [bar.value.mean for bar in own],
-            yerr=[bar.value.deviation or 0.0 for bar in own],
-            width=[0.94 * width[bar.place] for bar in own],
-            color=f"C{coloured.index(name)}" if name in coloured else _GREYS[grey.index(name) % len(_GREYS)],
+            across,
+            [bar.value.mean for bar in group],
+            yerr=[bar.value.deviation or math.nan for bar in group],
+            width=0.92,
+            color=[colours[bar.series] for bar in group],
             error_kw={"elinewidth": 1, "capsize": 2},
-            label=name,
         )
-    axis.set_xticks(range(len(places)), places, fontsize=8)
-    axis.set_xlim(-0.6, max(len(places), _LEAST_PLACES) - 0.4)
+        for x, bar in zip(across, group, strict=True):
+            axis.text(x, 0.02, bar.name, rotation=90, ha="center", va="bottom", fontsize=7)
+    middles = [start + (len(group) - 1) / 2 for start, group in zip(starts, groups, strict=True)]
+    axis.set_xticks(middles, places, fontsize=8)
+    axis.set_xlim(-1.0, starts[-1] + len(groups[-1]))
     axis.set_ylim(0, 1.02)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
