@@ -14,11 +14,13 @@ from likeness_client.errors import InputError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from likeness_export.encoders import AnyEncoderConfig
+from likeness_export.encoders.base import LearningRate
 from likeness_export.networks.fusion import AttentionConfig, FusionConfig
 from likeness_export.recipe_faults import explain
 from likeness_export.serving_section import ServingSection, keys_of_steps
 
 BUILT_IN = Path(__file__).parent / "recipes"
+_LONGEST_NAME = 64  # characters; names become those of files, with something behind them
 
 
 class RecipeError(InputError):
@@ -94,7 +96,7 @@ class TrainingSection(_Section):
     )
     groups_per_batch: int = Field(default=32, ge=2, description="labels, or left sides of pairs, drawn into a batch")
     group_size: int = Field(default=4, ge=2, description="products drawn per label")
-    learning_rate: float = Field(default=2e-3, gt=0, description="of projections, fusion head and learned metric")
+    learning_rate: LearningRate = Field(default=2e-3, description="of projections, fusion head and learned metric")
     weight_decay: float = Field(default=0.01, ge=0)
     loss: Literal["contrastive", "decoupled"] = Field(
         default="contrastive", description="InfoNCE (article, 4.1), or with the positives left out of the denominator"
@@ -117,12 +119,13 @@ class TrainingSection(_Section):
 class Recipe(_Section):
     """All of it. Immutable; checked once, here."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=_LONGEST_NAME)
     dimension: int = Field(default=128, ge=8, le=4096, description="length of every tower's vector")
     seed: int = Field(default=7, ge=0, lt=2**32, description="of all random draws")
     data: DataSection
     towers: dict[
-        Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], Annotated[AnyEncoderConfig, Field(discriminator="encoder")]
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$", max_length=_LONGEST_NAME)],
+        Annotated[AnyEncoderConfig, Field(discriminator="encoder")],
     ] = Field(min_length=1)
     fusion: FusionConfig = AttentionConfig()
     similarity: SimilaritySection = SimilaritySection()

@@ -145,6 +145,19 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
             "towers.image.learning_rate: must be a finite number (given: inf)",
         ),
         (
+            lambda r: r["towers"]["image"].update(learning_rate=1e38),
+            "towers.image.learning_rate: must be less than or equal to 10 (given: 1e+38)",
+        ),
+        (
+            lambda r: r["training"].update(learning_rate=11),
+            "training.learning_rate: must be less than or equal to 10 (given: 11)",
+        ),
+        (lambda r: r.update(name="n" * 65), f"name: must have at most 64 characters (given: '{'n' * 65}')"),
+        (
+            lambda r: r["towers"].update({"t" * 65: {"encoder": "small_cnn"}}),
+            f"towers.{'t' * 65}: must have at most 64 characters (given: '{'t' * 65}')",
+        ),
+        (
             lambda r: r["towers"].update(text={"encoder": "word_vectors", "seed": 2**32}),
             "towers.text.seed: must be less than 4294967296 (given: 4294967296)",
         ),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
 from likeness_client.errors import InputError
@@ -21,6 +21,8 @@ ASSETS = "assets"
 """Folder inside a tower's folder: the files that its preprocessing reads, and that the server gets a copy of."""
 BACKBONE = "backbone"
 """Folder inside a tower's folder: the architecture of a pretrained network, without its weights."""
+LearningRate: TypeAlias = Annotated[float, Field(gt=0, le=10)]
+"""AdamW's; beyond the bound a step is no number."""
 
 
 def write_asset(tower: Path, name: str, value: object) -> None:
@@ -85,8 +87,8 @@ class EncoderConfig(BaseModel, ABC):
     freeze: bool = Field(
         default=True, description="keep the encoder as it is and cache its features; only its projection learns"
     )
-    learning_rate: float = Field(
-        default=1e-4, gt=0, description="of the encoder's own parameters, when it is not frozen"
+    learning_rate: LearningRate = Field(
+        default=1e-4, description="of the encoder's own parameters, when it is not frozen"
     )
 
     @field_validator("freeze")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import Encoder
+from likeness_export.encoders.base import Encoder, LearningRate
 from likeness_export.encoders.image_backbone import load_backbone, write_architecture
 from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, seen_at
 
@@ -40,7 +40,7 @@ class LocalFeaturesConfig(PhotoConfig):
     # What can stay fixed is the backbone; gradients then end at its maps, which saves more than half of a step.
     freeze: bool = False
     freeze_backbone: bool = Field(default=True, description="keep the pretrained network; only parts and pooling learn")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of parts, pooling and a backbone that learns")
+    learning_rate: LearningRate = Field(default=1e-3, description="of parts, pooling and a backbone that learns")
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
         """Store the decoder's settings and the architecture."""

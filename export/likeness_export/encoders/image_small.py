@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from likeness_export.encoders.base import Encoder
+from likeness_export.encoders.base import Encoder, LearningRate
 from likeness_export.encoders.image_common import Normalise, PhotoConfig, augment_pixels
 
 _HALF = (0.5, 0.5, 0.5)
@@ -28,7 +28,7 @@ class SmallConvNetConfig(PhotoConfig):
         default=32, ge=8, le=128, description="channels of the first stage; each of four stages doubles them"
     )
     freeze: bool = False
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: LearningRate = 2e-3
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
         """Build it with random weights."""

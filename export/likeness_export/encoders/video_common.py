@@ -12,7 +12,7 @@ from likeness_client.contract import MAX_BYTES
 from pydantic import Field
 from torch import Tensor
 
-from likeness_export.encoders.base import EncoderConfig, write_asset
+from likeness_export.encoders.base import EncoderConfig, LearningRate, write_asset
 from likeness_export.encoders.image_common import MIN_PX, vary
 from likeness_export.preprocessing import video
 from likeness_export.tensors import TensorSpec
@@ -38,7 +38,7 @@ class VideoConfig(EncoderConfig):
     frames: int = Field(default=16, ge=2, le=64, description="how many frames are taken, evenly over the clip")
     video_px: int = Field(default=64, ge=32, le=512, description="side of the square that frames are squashed to")
     freeze: bool = False
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: LearningRate = 2e-3
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """RGB bytes of the frames."""
