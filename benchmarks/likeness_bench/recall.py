@@ -22,6 +22,7 @@ Labelled: TypeAlias = tuple[Product, str]
 _TIMEOUT_S = 60.0  # of a call; recall is no race
 _BLOCK = 1024  # queries at a time; bounds the memory
 _STEP = 256  # products that are embedded before it is asked whether to stop
+_TIE = 1e-5  # cosines that are nearer to each other than fp32 sums are exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ def served_recalls(
 
 
 def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recall:
-    """Rank every product against all others.
+    """Rank every product against all others; of equally near ones the first counts.
 
     Args:
         vectors: unit vectors [n, d]; rows of NaN are left out.
@@ -161,5 +162,6 @@ def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recal
         rows = queries[start : start + _BLOCK]
         scores = vectors[rows] @ vectors.T
         scores[np.arange(len(rows)), rows] = -np.inf  # not itself
-        hits += int((number[scores.argmax(axis=1)] == number[rows]).sum())
+        nearest = (scores >= scores.max(axis=1, keepdims=True) - _TIE).argmax(axis=1)
+        hits += int((number[nearest] == number[rows]).sum())
     return Recall(at_1=hits / max(1, len(queries)), queries=len(queries), gallery=len(vectors))

@@ -120,6 +120,11 @@ def test_recall_at_1_by_hand() -> None:
     assert recall_at_1(vectors[:0], labels[:0]) == Recall(at_1=0.0, queries=0, gallery=0)
 
 
+def test_of_equally_near_products_the_first_counts_however_they_are_rounded() -> None:
+    vectors = np.array([[1, 0], [0.6, 0.8], [0.6 + 1e-6, 0.8]], dtype=np.float32)
+    assert recall_at_1(vectors, np.array(["a", "a", "b"])) == Recall(at_1=1 / 2, queries=2, gallery=3)
+
+
 def test_labelled_products_are_those_of_the_split() -> None:
     rows = [(Product(product_id=str(row)), {"split": split, "group": f"g{row}"}) for row, split in enumerate("abab")]
     assert [label for _, label in labelled(rows, LabelConfig(field="group", split="a"))] == ["g0", "g2"]

@@ -236,6 +236,13 @@ def test_one_of_two_hundred_queries_is_half_a_point_and_no_more() -> None:
     assert Limits().faults(good(recall_loss=found)) == []
 
 
+def test_of_equally_near_products_the_first_counts_however_they_are_rounded() -> None:
+    same = [[1.0, 0.0], [0.6, 0.8], [0.6, 0.8]]
+    rounded = [*same[:2], [0.6 + 1e-6, 0.8]]
+    drift = measure(embedded(same), embedded(rounded), {"group": np.array(["a", "a", "b"])})
+    assert drift.recall_loss == drift.mixed_recall_loss == {"group": RecallLoss(points=0, error=0, queries=2)}
+
+
 # --- forms
 
 TOKENS = StepSpec(

@@ -210,7 +210,7 @@ def _losses(
         queries = np.flatnonzero(np.isin(values, distinct[(counts > 1) & (distinct != "")]))
         if not len(queries):
             continue
-        before, after = (values[scores[queries].argmax(1)] == values[queries] for scores in (old, new))
+        before, after = (values[_nearest(scores[queries])] == values[queries] for scores in (old, new))
         losses[label] = RecallLoss(
             # Counted, not a difference of means: 1 of 200 queries is 0.5 points, and no rounding more.
             points=100 * (int(np.sum(before)) - int(np.sum(after))) / len(queries),
@@ -218,6 +218,12 @@ def _losses(
             queries=len(queries),
         )
     return losses
+
+
+def _nearest(scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the place of the largest score in each row; of equally large ones the first, however they were rounded."""
+    found: NDArray[np.intp] = (scores >= scores.max(1, keepdims=True) - _TIE).argmax(1)
+    return found
 
 
 def _overlap(old: NDArray[np.float32], new: NDArray[np.float32]) -> float:
