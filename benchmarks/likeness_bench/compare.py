@@ -12,7 +12,7 @@ from likeness_client import InputError
 from likeness_bench import ceiling_report, figures, sweep
 from likeness_bench.files import read_report
 from likeness_bench.load_tables import load_name, source_name, work_name
-from likeness_bench.search import decisive, late
+from likeness_bench.search import SETTLED, decisive, late
 from likeness_bench.tables import NOTHING, Table, number
 
 Report: TypeAlias = Mapping[str, Any]
@@ -21,6 +21,10 @@ Found: TypeAlias = tuple[list[Row], list[str]]
 """The rows of both reports with their ratios, and notes on what else differs."""
 _OF_ALL_RUNS = ("label", "recall", "source", "machine", "software")
 """What a sweep says once for all of its runs."""
+_NOISE = (
+    f"a machine's speed drifts, and runs of one load differ by up to {100 * SETTLED:g} % when they have settled: of "
+    "smaller differences believe only those that come again, in turns"
+)
 _FIGURES = {
     "products/s": ("products_per_s",),
     "requests/s": ("requests_per_s",),
@@ -66,7 +70,7 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
 
 
 def _loads(reports: Sequence[Report], _paths: Sequence[Path]) -> Found:
-    return _rows(reports), [*_differences(reports, load_name), *_own_notes(reports)]
+    return _rows(reports), [_NOISE, *_differences(reports, load_name), *_own_notes(reports)]
 
 
 def _rows(reports: Sequence[Report]) -> list[Row]:
@@ -88,7 +92,8 @@ def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
     runs = [{**run, **found} for run, found in zip(runs, shared, strict=True)]
     rows = _rows(runs)
     # The rate is what was searched for.
-    notes = [*_differences(runs, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals"), *_own_notes(runs)]
+    differences = _differences(runs, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals")
+    notes = [_NOISE, *differences, *_own_notes(runs)]
     for which, report in zip(("first", "second"), reports, strict=True):
         if not report["complete"]:
             notes.insert(0, f"{which}: the search did not come to its end: {report['ended']}")

@@ -291,6 +291,7 @@ def test_comparing_gives_ratios_and_says_what_else_differs(report: LoadReport, t
     assert "server CPU s" not in ratios  # known of neither
     assert any("different embedding spaces" in note for note in notes)
     assert "second: slept" in notes
+    assert any("differ by up to 10 %" in note for note in notes)
     shown = CliRunner().invoke(cli.app, ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     assert shown.exit_code == 0
     assert "3.000" in shown.stdout
