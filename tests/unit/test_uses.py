@@ -286,6 +286,14 @@ def test_the_decision_nears_the_best_f1_more_closely_than_the_threshold_that_was
     assert 0 <= learned < happened / 2
 
 
+def test_the_threshold_is_lower_where_positive_pairs_cannot_be_matched() -> None:
+    scores, labels = drawn(5, 20_000)
+    scores[::2] = np.nan
+    found = fit_decision(scores[:, None], labels).score_threshold
+    assert found == pytest.approx(best_threshold(scores, labels), abs=0.03)
+    assert found < fit_decision(scores[1::2, None], labels[1::2]).score_threshold - 0.05
+
+
 def test_a_score_threshold_decides_as_the_probability_does() -> None:
     scores, labels = drawn(3, 500)
     decision = fit_decision(scores[:, None], labels)

@@ -82,7 +82,7 @@ def fit_decision(features: Features, labels: Labels) -> Decision:
     """Fit probabilities on labelled pairs, and choose the threshold with the best F1 that they let expect.
 
     Args:
-        features: FP32 [p, f]; pairs with NaN are left out: they can never be matched.
+        features: FP32 [p, f]; pairs with NaN teach nothing and can never be matched: of a positive one F1 is the lower.
         labels: [p], 1 or 0.
 
     Raises:
@@ -99,18 +99,24 @@ def fit_decision(features: Features, labels: Labels) -> Decision:
     scaling, regression = StandardScaler(), LogisticRegression(C=_TRUST)
     model = make_pipeline(scaling, regression).fit(features[usable].astype(np.float64), labels[usable])
     weights = regression.coef_[0] / scaling.scale_
+    probabilities = model.predict_proba(features[usable].astype(np.float64))[:, 1]
     return Decision(
         weights=tuple(weights.tolist()),
         intercept=float(regression.intercept_[0] - weights @ scaling.mean_),
-        threshold=_expected_best(model.predict_proba(features[usable].astype(np.float64))[:, 1]),
+        threshold=_expected_best(probabilities, int(labels[~usable].sum())),
     )
 
 
-def _expected_best(probabilities: Probabilities) -> float:
-    """Return half of the best expected F1; the expectation is taken in numerator and denominator apart."""
+def _expected_best(probabilities: Probabilities, lost: int) -> float:
+    """Return half of the best expected F1; the expectation is taken in numerator and denominator apart.
+
+    Args:
+        probabilities: of the pairs that can be matched.
+        lost: positive pairs that cannot.
+    """
     falling = np.sort(probabilities)[::-1]
     matched = np.arange(1, len(falling) + 1)
-    return float((2 * np.cumsum(falling) / (matched + falling.sum())).max() / 2)
+    return float((2 * np.cumsum(falling) / (matched + falling.sum() + lost)).max() / 2)
 
 
 def best_threshold(scores: NDArray[np.floating[Any]], labels: Labels) -> float:
