@@ -28,7 +28,7 @@ from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
 from likeness_export.server.serve import ServeConfig, serving
 from likeness_export.training.train import train
-from likeness_export.training.training_data import training_catalogue
+from likeness_export.training.training_data import read_training_data
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -244,7 +244,7 @@ def test_tfidf_through_the_server_is_what_scikit_learn_computes(
     served: Served, products: list[Product], answers: FloatArray
 ) -> None:
     recipe, network = served.run.read_network()
-    seen = training_catalogue(recipe, served.data_root).parts(recipe.input_schema(), ["text"])
+    seen = read_training_data(recipe, served.data_root).catalogue.parts(recipe.input_schema(), ["text"])
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, max_features=20_000)
     vectorizer.fit([found["text"].read().decode() for found in seen if "text" in found])
     weights = vectorizer.transform([product.title for product in products]).toarray()

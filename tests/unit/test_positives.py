@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from likeness_export.products.named_pairs import NamedPair, hold_out
 from likeness_export.recipe import TrainingSection, parse_recipe
 from likeness_export.training.objective import drop_modalities
 from likeness_export.training.positives import LabelPositives, PairPositives, positives_of
+from likeness_export.training.training_data import training_pairs
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def test_too_few_pairs_are_refused(pairs: list[tuple[int, int, int]]) -> None:
 
 def test_the_recipe_chooses_labels_or_the_pairs_of_its_training_splits(tiny: Tiny) -> None:
     catalogue = read_catalogue(tiny.products)
-    assert isinstance(positives_of(tiny.recipe, catalogue, tiny.root), LabelPositives)
+    assert isinstance(positives_of(tiny.recipe, catalogue, []), LabelPositives)
 
     (tiny.root / "pairs.csv").write_text(
         "left_id,right_id,label,split\n0-0,0-1,1,mine\n1-0,1-1,1,train\n2-0,2-1,1,train\n3-0,3-1,1,val\n",
@@ -298,7 +298,8 @@ def test_the_recipe_chooses_labels_or_the_pairs_of_its_training_splits(tiny: Tin
     )
     raw = tiny.recipe.model_dump(mode="json")
     raw["data"] |= {"labels": [], "pairs": "pairs.csv", "train_splits": ["train", "mine"]}
-    positives = positives_of(parse_recipe(raw, "test"), catalogue, tiny.root)
+    recipe = parse_recipe(raw, "test")
+    positives = positives_of(recipe, catalogue, training_pairs(recipe.data, tiny.root))
     assert isinstance(positives, PairPositives)
     assert positives.candidates == {0: [1], 3: [4], 6: [7]}
 
@@ -311,7 +312,8 @@ def test_pairs_that_the_recipe_holds_out_are_not_learned_from(tiny: Tiny, fold: 
     raw = tiny.recipe.model_dump(mode="json")
     raw["data"] |= {"labels": [], "pairs": "pairs.csv", "held_out": 0.5, "fold": fold}
     catalogue = read_catalogue(tiny.products)
-    positives = positives_of(parse_recipe(raw, "test"), catalogue, tiny.root)
+    recipe = parse_recipe(raw, "test")
+    positives = positives_of(recipe, catalogue, training_pairs(recipe.data, tiny.root))
     assert isinstance(positives, PairPositives)
     drawn = {(catalogue.ids[i], catalogue.ids[j]) for i, others in positives.candidates.items() for j in others}
     kept, held = hold_out(pairs, 0.5, fold)
@@ -327,18 +329,20 @@ def test_products_that_nothing_can_be_read_of_are_not_drawn(tiny: Tiny, kind: st
         (tiny.root / "pairs.csv").write_text("\n".join(["left_id,right_id,label,split", *lines]), encoding="utf-8")
         raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
     usable = np.arange(36) % 3 != 1  # of every group the second product is not
-    positives = positives_of(parse_recipe(raw, "test"), read_catalogue(tiny.products), tiny.root, usable)
+    recipe = parse_recipe(raw, "test")
+    named = training_pairs(recipe.data, tiny.root)
+    positives = positives_of(recipe, read_catalogue(tiny.products), named, usable)
     drawn = np.concatenate([rows for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), NONE)])
     assert usable[drawn].all()
     assert set(drawn) == set(np.flatnonzero(usable))
 
 
-def test_pairs_of_products_that_are_not_there_are_too_few(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "pairs.csv").write_text("left_id,right_id,label,split\nx,y,1,train\n", encoding="utf-8")
+def test_pairs_of_products_that_are_not_there_are_too_few(tiny: Tiny) -> None:
     raw = tiny.recipe.model_dump(mode="json")
-    raw["data"] |= {"labels": [], "pairs": str(tmp_path / "pairs.csv")}
+    raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
+    named = [NamedPair(left="x", right="y", label=1)]
     with pytest.raises(InputError, match="0 training pairs of usable products are labelled 1"):
-        positives_of(parse_recipe(raw, "test"), read_catalogue(tiny.products), tiny.root)
+        positives_of(parse_recipe(raw, "test"), read_catalogue(tiny.products), named)
 
 
 @settings(max_examples=100, deadline=None)

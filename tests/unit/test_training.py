@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,16 @@ from likeness_export.cli import app
 from likeness_export.evaluation.evaluate import Task, read_task_catalogue
 from likeness_export.features.tower_inputs import TowerInputs, read_inputs
 from likeness_export.product_network import build_network
+from likeness_export.products import named_pairs
 from likeness_export.products.catalogue import Catalogue
+from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.training import train as training
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
 from likeness_export.training.trainer import Trainer, prepare_towers
-from likeness_export.training.training_data import records_key, training_catalogue
+from likeness_export.training.training_data import read_training_data, records_key
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
 from typer.testing import CliRunner
@@ -166,7 +169,7 @@ def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
     lines[0].setdefault("attributes", {})["Ram+Rom"] = "8"
     tiny.products.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     recipe = changed(tiny.recipe, data={"text_fields": ["title", "attributes.Ram+Rom"]})
-    assert len(training_catalogue(recipe, tiny.root)) == len(lines)
+    assert len(read_training_data(recipe, tiny.root).catalogue) == len(lines)
 
 
 def test_every_epoch_draws_batches_and_modalities_of_its_own(
@@ -358,15 +361,15 @@ def test_a_finished_run_says_that_the_products_are_others_now(
 
 
 def test_a_label_that_a_tower_reads_is_named(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
-    training_catalogue(tiny.recipe, tiny.root)
+    read_training_data(tiny.recipe, tiny.root)
     assert "flatter" not in caplog.text
-    training_catalogue(changed(tiny.recipe, data={"labels": ["group", "group+attributes.kind"]}), tiny.root)
+    read_training_data(changed(tiny.recipe, data={"labels": ["group", "group+attributes.kind"]}), tiny.root)
     assert "data.labels: attributes.kind is also what a tower reads" in caplog.text
 
 
 def test_photos_are_read_again_and_not_held(exported: Exported) -> None:
     recipe = exported.recipe
-    catalogue = training_catalogue(recipe, exported.run.folder.parent / "data")
+    catalogue = read_training_data(recipe, exported.run.folder.parent / "data").catalogue
     for found in catalogue.parts(recipe.input_schema(), recipe.modalities()):
         for name, part in found.items():
             data = part.read()
@@ -437,7 +440,8 @@ def test_a_full_disk_is_named_and_the_training_goes_on_when_there_is_room(
 
 def test_a_tower_for_which_there_is_no_room_is_named(tiny: Tiny, tmp_path: Path, little_room: LittleRoom) -> None:
     run = Run(tmp_path / "run")
-    parts = training_catalogue(tiny.recipe, tiny.root).parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
+    catalogue = read_training_data(tiny.recipe, tiny.root).catalogue
+    parts = catalogue.parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
     with little_room(10), pytest.raises(InputError, match=f"^cannot write {run.towers / 'image'} .*: make room there"):
         prepare_towers(tiny.recipe, run, parts, tiny.root)
 
@@ -489,20 +493,29 @@ def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
     assert any(not torch.equal(weights(run)[name], untrained[name]) for name in encoder)
 
 
-def test_training_on_pairs_reads_the_products_that_they_name(tiny: Tiny, tmp_path: Path) -> None:
+def test_training_on_pairs_reads_the_products_that_they_name(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [f"{group}-0,{group}-1,1,train\n{group}-0,{(group + 1) % 12}-2,0,train" for group in range(6)]
     (tiny.root / "pairs.csv").write_text("\n".join(["left_id,right_id,label,split", *lines]), encoding="utf-8")
     raw = tiny.recipe.model_dump(mode="json")
     raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
     raw["similarity"]["joint"] = True
     recipe = parse_recipe(raw, "test")
-    assert len(training_catalogue(recipe, tiny.root)) == 6 * 3
-    run = Run(tmp_path / "run")
+    assert len(read_training_data(recipe, tiny.root).catalogue) == 6 * 3
+    run, read = Run(tmp_path / "run"), list[Path]()
+
+    def noting(path: Path, *given: Any) -> Iterator[tuple[str, dict[str, str]]]:
+        read.append(path)
+        return read_lines(path, *given)
+
+    monkeypatch.setattr(named_pairs, "read_lines", noting)
     train(recipe, run, tiny.root)
+    assert len(read) == 1  # a file that changes meanwhile gives no batch of other pairs
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     missing = parse_recipe(raw | {"data": raw["data"] | {"train_splits": ["other"]}}, "test")
     with pytest.raises(InputError, match=r"data\.train_splits: .*pairs\.csv has no pair of split 'other'"):
-        training_catalogue(missing, tiny.root)
+        read_training_data(missing, tiny.root)
 
 
 def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> None:

@@ -21,8 +21,7 @@ from likeness_export.products.catalogue import Catalogue, recipe_catalogue
 from likeness_export.products.named_pairs import NamedPair, groups_of_pairs, read_named_pairs
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
-from likeness_export.training.positives import training_pairs
-from likeness_export.training.training_data import training_catalogue
+from likeness_export.training.training_data import read_training_data, training_pairs
 
 Feed: TypeAlias = dict[str, NDArray[np.generic]]
 """A network's inputs by name."""
@@ -112,7 +111,8 @@ def judged_products(run: Run, data_root: Path) -> Products:
     if catalogue.in_splits(["val"]).any():
         split = "val (trained on)" if "val" in data.train_splits else "val"
         return _read(run, recipe, some_of(recipe, catalogue.of_splits(["val"]), _MOST, _OF_EACH), split)
-    return _read(run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _MOST, _OF_EACH), "train")
+    trained_on = read_training_data(recipe, data_root).catalogue
+    return _read(run, recipe, some_of(recipe, trained_on, _MOST, _OF_EACH), "train")
 
 
 def _paired(catalogue: Catalogue, pairs: Sequence[NamedPair]) -> Catalogue:
@@ -131,9 +131,8 @@ def calibration_products(run: Run, data_root: Path) -> Products:
         InputError: the recipe's data cannot be read below ``data_root``.
     """
     recipe = run.read_recipe()
-    return _read(
-        run, recipe, some_of(recipe, training_catalogue(recipe, data_root), _CALIBRATION, _CALIBRATION), "train"
-    )
+    trained_on = read_training_data(recipe, data_root).catalogue
+    return _read(run, recipe, some_of(recipe, trained_on, _CALIBRATION, _CALIBRATION), "train")
 
 
 def some_of(recipe: Recipe, catalogue: Catalogue, most: int, of_each: int) -> Catalogue:

@@ -6,8 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +16,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from likeness_export.products.catalogue import Catalogue
-from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs
-from likeness_export.recipe import DataSection, Recipe, TrainingSection
+from likeness_export.products.named_pairs import NamedPair
+from likeness_export.recipe import Recipe, TrainingSection
 
 log = logging.getLogger(__name__)
 Rows = NDArray[np.intp]
@@ -271,33 +269,15 @@ def _nearest_others(centres: Vectors, drawn: Rows, count: int, random: np.random
     return nearest
 
 
-def training_pairs(data: DataSection, data_root: Path) -> list[NamedPair]:
-    """Read the pairs that a recipe trains on; those that it holds out are not among them.
-
-    Raises:
-        InputError: see `read_named_pairs`; or a split has no pair.
-    """
-    if data.pairs is None:
-        return []
-    path = data_root / data.pairs
-    of_splits = {split: read_named_pairs(path, [split]) for split in data.train_splits}
-    if missing := [split for split, pairs in of_splits.items() if not pairs]:
-        raise InputError(
-            f"data.train_splits: {path} has no pair of split {', '.join(map(repr, missing))}: give what its column "
-            "split says"
-        )
-    return hold_out([*chain.from_iterable(of_splits.values())], data.held_out, data.fold)[0]
-
-
 def positives_of(
-    recipe: Recipe, catalogue: Catalogue, data_root: Path, usable: NDArray[np.bool_] | None = None
+    recipe: Recipe, catalogue: Catalogue, named: Sequence[NamedPair], usable: NDArray[np.bool_] | None = None
 ) -> Positives:
     """Build what the recipe asks for.
 
     Args:
         recipe: the recipe.
         catalogue: the training products.
-        data_root: what the recipe's relative paths start from.
+        named: the training pairs, of a recipe that has pairs.
         usable: BOOL [n], the products that something can be read of; the others are never drawn. None: all of them, as
             far as is known yet; nothing is told then.
 
@@ -310,7 +290,6 @@ def positives_of(
         usable, level = np.ones(len(catalogue), dtype=bool), logging.DEBUG
     if recipe.data.pairs:
         row_of = {name: row for row, name in enumerate(catalogue.ids) if usable[row]}
-        named = training_pairs(recipe.data, data_root)
         pairs = [(row_of[p.left], row_of[p.right], p.label) for p in named if p.left in row_of and p.right in row_of]
         log.log(level, "%d of %d training pairs are between usable products of the catalogue", len(pairs), len(named))
         return PairPositives(pairs, usable, training)

@@ -19,7 +19,7 @@ from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.training.memory import keep_freed_memory
 from likeness_export.training.trainer import Trainer, prepare_towers
-from likeness_export.training.training_data import records_key, training_catalogue
+from likeness_export.training.training_data import read_training_data, records_key
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,16 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         _claim(recipe, run)
         for path in (run.weights, run.checkpoint, run.log):  # which nobody else writes
             clear_left(path, age_s=0)
-        catalogue = training_catalogue(recipe, data_root)
+        data = read_training_data(recipe, data_root)
         torch.manual_seed(recipe.seed)
         if not recipe.learns:
             write_text(run.log, "")  # no epochs
-            network = _untaught(recipe, run, catalogue, data_root)
+            network = _untaught(recipe, run, data.catalogue, data_root)
         else:
-            trainer = Trainer(recipe, run, catalogue, data_root, place)
+            trainer = Trainer(recipe, run, data, data_root, place)
             trainer.fit()
             network = trainer.network.cpu()
-        run.write_trained_on(records_key(catalogue), catalogue.ids)
+        run.write_trained_on(records_key(data.catalogue), data.catalogue.ids)
         run.write_weights(network)
         run.checkpoint.unlink(missing_ok=True)
 
@@ -84,7 +84,7 @@ def _say_what_changed(recipe: Recipe, run: Run, data_root: Path) -> None:
     """Warn where the product file holds other training products than the run was trained on, if it is there at all."""
     known, _ = run.trained_on()
     with suppress(InputError):
-        if known and records_key(training_catalogue(recipe, data_root)) != known:
+        if known and records_key(read_training_data(recipe, data_root).catalogue) != known:
             log.warning(
                 "the training products of %s are not those of then: train into another folder to learn from them",
                 recipe.data.products,

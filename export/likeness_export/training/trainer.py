@@ -21,14 +21,13 @@ from likeness_export.encoders import Encoder
 from likeness_export.features.cache import cached_features
 from likeness_export.features.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.product_network import build_network
-from likeness_export.products.catalogue import Catalogue
 from likeness_export.products.parts import Part, Read
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run, load_state, save_state
 from likeness_export.training.objective import Objective
 from likeness_export.training.positives import Positives, Rows, positives_of
-from likeness_export.training.training_data import alike_key, data_key
+from likeness_export.training.training_data import TrainingData, alike_key, data_key
 
 log = logging.getLogger(__name__)
 _WARM_UP = 0.06  # share of all steps in which the learning rate rises
@@ -69,14 +68,15 @@ def _refuse_unusable(inputs: Mapping[str, TowerInputs], product_ids: Sequence[st
 class Trainer:
     """The state of one training."""
 
-    def __init__(self, recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, run: Run, data: TrainingData, data_root: Path, device: torch.device) -> None:
         self.recipe, self.run, self.device = recipe, run, device
-        positives_of(recipe, catalogue, data_root)  # to refuse what is wrong before photos are read and encoded
+        catalogue = data.catalogue
+        positives_of(recipe, catalogue, data.pairs)  # to refuse what is wrong before photos are read and encoded
         parts = catalogue.parts(recipe.input_schema(), recipe.modalities(), in_part=True)
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
             prepare_towers(recipe, run, parts, data_root)
         self.network = build_network(recipe, run.towers, data_root).to(device)
-        self.data_key, self.alike_key = data_key(catalogue.ids, parts), alike_key(recipe, catalogue, data_root)
+        self.data_key, self.alike_key = data_key(catalogue.ids, parts), alike_key(recipe, data)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
         self.inputs: dict[str, TowerInputs] = read_inputs(
             recipe.towers, run.towers, parts, catalogue.ids, once=self.frozen
@@ -85,7 +85,7 @@ class Trainer:
         _refuse_unusable(self.inputs, catalogue.ids)
         present = present_modalities(self.network.tower_modalities, self.inputs)
         self.present = torch.from_numpy(present).to(device)
-        self.positives: Positives = positives_of(recipe, catalogue, data_root, present.any(1))
+        self.positives: Positives = positives_of(recipe, catalogue, data.pairs, present.any(1))
         self.objective = Objective(recipe, self.positives.class_counts).to(device)
         # Every product's embedding when it was last in a batch; zeros before.
         self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension(), device=device)

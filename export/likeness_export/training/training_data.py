@@ -1,4 +1,4 @@
-"""What is trained on: the products that a recipe chooses, and keys by which a change of them is seen."""
+"""What is trained on: the products and pairs that a recipe chooses, and keys by which a change of them is seen."""
 
 from __future__ import annotations
 
@@ -7,21 +7,35 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from likeness_client.errors import InputError
 
 from likeness_export.products.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
-from likeness_export.products.named_pairs import warn_of_contradictions
+from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs, warn_of_contradictions
 from likeness_export.products.parts import Part
-from likeness_export.recipe import Recipe
-from likeness_export.training.positives import training_pairs
+from likeness_export.recipe import DataSection, Recipe
 
 log = logging.getLogger(__name__)
 
 
-def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
-    """Read the products that a recipe trains on: those of its splits, or those that a pair of its splits names.
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a recipe trains on.
+
+    Attributes:
+        catalogue: the products of its splits, or those that a pair names.
+        pairs: the labelled pairs of its splits, without those that it holds out; none where labels say what is alike.
+    """
+
+    catalogue: Catalogue
+    pairs: Sequence[NamedPair]
+
+
+def read_training_data(recipe: Recipe, data_root: Path) -> TrainingData:
+    """Read what a recipe trains on.
 
     Raises:
         InputError: the data cannot be used, or nothing is left.
@@ -32,14 +46,32 @@ def training_catalogue(recipe: Recipe, data_root: Path) -> Catalogue:
     _warn_of_labels_that_are_read(recipe)
     catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
-        return catalogue.of_splits(data.train_splits)
+        return TrainingData(catalogue=catalogue.of_splits(data.train_splits), pairs=())
     pairs = training_pairs(data, data_root)
     warn_of_contradictions(pairs, "data.pairs")
     wanted = {name for pair in pairs for name in (pair.left, pair.right)}
     rows = [row for row, name in enumerate(catalogue.ids) if name in wanted]
     if not rows:
         raise InputError(f"{data.pairs}: no pair of split {' or '.join(data.train_splits)} names a product")
-    return catalogue.select(rows)
+    return TrainingData(catalogue=catalogue.select(rows), pairs=pairs)
+
+
+def training_pairs(data: DataSection, data_root: Path) -> list[NamedPair]:
+    """Read the pairs that a recipe trains on; those that it holds out are not among them.
+
+    Raises:
+        InputError: see `read_named_pairs`; or a split has no pair.
+    """
+    if data.pairs is None:
+        return []
+    path = data_root / data.pairs
+    of_splits = {split: read_named_pairs(path, [split]) for split in data.train_splits}
+    if missing := [split for split, pairs in of_splits.items() if not pairs]:
+        raise InputError(
+            f"data.train_splits: {path} has no pair of split {', '.join(map(repr, missing))}: give what its column "
+            "split says"
+        )
+    return hold_out([*chain.from_iterable(of_splits.values())], data.held_out, data.fold)[0]
 
 
 def _refuse_misspelled(recipe: Recipe, catalogue: Catalogue) -> None:
@@ -67,10 +99,10 @@ def _warn_of_labels_that_are_read(recipe: Recipe) -> None:
         log.warning("data.labels: %s is also what a tower reads: figures by it will flatter", ", ".join(both))
 
 
-def alike_key(recipe: Recipe, catalogue: Catalogue, data_root: Path) -> str:
+def alike_key(recipe: Recipe, data: TrainingData) -> str:
     """Return a SHA-256 of what says which products are alike: their labels and sources, or the pairs."""
     fields = [*recipe.data.labels, *([recipe.data.source] if recipe.data.source else [])]
-    known = [catalogue.labels(field).tolist() for field in fields], training_pairs(recipe.data, data_root)
+    known = [data.catalogue.labels(field).tolist() for field in fields], [*data.pairs]
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
