@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from likeness_export.encoders import AnyEncoderConfig
 from likeness_export.encoders.base import LearningRate
 from likeness_export.networks.fusion import AttentionConfig, FusionConfig
+from likeness_export.products.named_pairs import fold_count
 from likeness_export.recipe_faults import explain
 from likeness_export.serving_section import ServingSection, keys_of_steps
 
@@ -71,10 +72,10 @@ class DataSection(_Section):
             raise ValueError(f"{len(self.label_weights)} label_weights for {len(self.labels)} labels")
         if self.held_out and not self.pairs:
             raise ValueError("held_out belongs to pairs; labels have splits")
-        if any((fold + 1) * self.held_out > 1.001 for fold in (self.fold, *self.joined_folds)):
-            raise ValueError(f"fold: with held_out = {self.held_out} there are {int(1.001 / self.held_out)}, from 0 on")
         if not self.held_out and (self.fold or self.joined_folds):
             raise ValueError("fold: nothing is held out; give held_out, too")
+        if self.held_out and max([self.fold, *self.joined_folds]) >= (folds := fold_count(self.held_out)):
+            raise ValueError(f"fold: with held_out = {self.held_out} there are {folds}, from 0 on")
         if self.source and not self.labels:
             raise ValueError("source belongs to labels; pairs are drawn as they are")
         return self

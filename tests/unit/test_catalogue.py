@@ -12,6 +12,7 @@ from likeness_export.products.catalogue import Catalogue, read_catalogue, read_r
 from likeness_export.products.masking import Mask, _stem
 from likeness_export.products.named_pairs import (
     NamedPair,
+    fold_count,
     groups_of_pairs,
     hold_out,
     read_named_pairs,
@@ -235,6 +236,11 @@ def test_pairs_are_read_by_split(tmp_path: Path) -> None:
     assert read_named_pairs(place, ["train"]) == [ab, ca]
     assert read_named_pairs(place, ["train", "val"]) == [ab, ca, bc]
     assert read_named_pairs(place, ["test"]) == []
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 2), (0.2, 5), (0.3333, 3), (0.3334, 3), (0.3, 3), (0.9, 1)])
+def test_a_share_rounded_up_loses_no_fold(share: float, count: int) -> None:
+    assert fold_count(share) == count
 
 
 def test_held_out_pairs_do_not_depend_on_order_and_take_their_mirror_images_along() -> None:

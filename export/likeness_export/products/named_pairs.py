@@ -45,7 +45,7 @@ def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[l
     Args:
         pairs: the pairs.
         share: how many are held out, 0 to 1, on average.
-        fold: which of them, 0 to 1 / share; no pair is held out by two folds.
+        fold: which of them, below `fold_count`; no pair is held out by two folds.
     """
     parts: tuple[list[NamedPair], list[NamedPair]] = ([], [])
     for pair in pairs:
@@ -53,6 +53,11 @@ def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[l
         chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
         parts[fold * share <= chance < (fold + 1) * share].append(pair)
     return parts
+
+
+def fold_count(share: float) -> int:
+    """Return how many folds of this share there are; three of 0.3334 count, though they are a little more than all."""
+    return int(1.001 / share)
 
 
 def without_repeats(measured: Sequence[NamedPair], train: Sequence[NamedPair]) -> list[NamedPair]:

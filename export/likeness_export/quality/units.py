@@ -15,6 +15,7 @@ from typing import Any
 from likeness_client.errors import InputError
 from likeness_client.writing import write_text
 
+from likeness_export.products.named_pairs import fold_count
 from likeness_export.quality.kinds import PairSets, Table, Variant
 from likeness_export.quality.lines import Line
 from likeness_export.recipe import Recipe, load_recipe
@@ -85,7 +86,7 @@ class Unit:
         recipe = load_recipe(Path(self.variant.recipe), [*self.variant.overrides, f"seed={self.seed}"])
         if not recipe.data.held_out:
             return recipe
-        fold = self.place % int(1.001 / recipe.data.held_out)
+        fold = self.place % fold_count(recipe.data.held_out)
         return recipe.model_copy(update={"data": recipe.data.model_copy(update={"fold": fold})})
 
     def key(self) -> str:

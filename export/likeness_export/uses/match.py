@@ -14,7 +14,7 @@ from likeness_client.results import Embeddings
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from likeness_export.products.named_pairs import NamedPair, hold_out
+from likeness_export.products.named_pairs import NamedPair, fold_count, hold_out
 from likeness_export.progress import each
 from likeness_export.uses.decision import Decision, Features, Figures, Probabilities, figures, fit_decision
 from likeness_export.uses.inputs import Embedded, Vectors
@@ -90,7 +90,7 @@ class HeldOut:
     folds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if any((fold + 1) * self.share > 1.001 for fold in self.folds) or (self.folds and not self.share):
+        if self.folds and (not self.share or max(self.folds) >= fold_count(self.share)):
             raise InputError(
                 f"--fold {' '.join(map(str, self.folds))}: --held-out {self.share:g} has no such fold; give the "
                 "recipe's data.held_out and data.fold"
