@@ -16,6 +16,7 @@ from likeness_client import _channel, _operations
 from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
+from likeness_client._shared_answers import SharedByTasks, has_failed
 from likeness_client.contract import Metric
 from likeness_client.errors import ModelNotFoundError, ServerUnavailableError, SpaceMismatchError, translate
 from likeness_client.records import Product
@@ -118,7 +119,7 @@ class AsyncClient(_channel.BaseClient):
     def _prepare(self) -> None:
         self._slots = asyncio.Semaphore(self.max_concurrency)
         self._sending: set[asyncio.Task[Answer]] = set()
-        self._asking: asyncio.Task[ServerInfo] | None = None
+        self._offer = SharedByTasks[ServerInfo]()
 
     def _here(self) -> tuple[object, str]:
         place = os.getpid(), asyncio.get_running_loop()
@@ -164,12 +165,8 @@ class AsyncClient(_channel.BaseClient):
             return known  # calls name the space that they want: if it is gone, they will say so
 
     async def _ask(self, *, alone: bool) -> ServerInfo:
-        """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
-        if alone or self._asking is None:
-            self._asking = asyncio.create_task(self._learn(alone=alone))
-            self._asking.add_done_callback(self._answered)
-        # One caller that is cancelled takes the answer from nobody else.
-        return await asyncio.shield(self._asking)
+        """Ask the server what it offers, with those who come meanwhile; see `SharedByTasks` for ``alone``."""
+        return await self._offer.get(lambda: self._learn(alone=alone), alone=alone)
 
     async def _learn(self, *, alone: bool) -> ServerInfo:
         try:
@@ -179,12 +176,6 @@ class AsyncClient(_channel.BaseClient):
                 self._info = None  # what is known may be wrong by now
             raise
         return found
-
-    def _answered(self, asking: asyncio.Task[ServerInfo]) -> None:
-        """Let the next caller ask anew; an error would also hold what those who got it had in hand, such as photos."""
-        _has_failed(asking)
-        if self._asking is asking:
-            self._asking = None
 
     async def _discover(self, *, needed: bool) -> ServerInfo:
         stub, settings = self._stub(), self._question_settings(needed=needed)
@@ -232,7 +223,7 @@ class AsyncClient(_channel.BaseClient):
 
         def ended(task: asyncio.Task[Answer]) -> None:
             nonlocal failed
-            failed |= _has_failed(task)
+            failed |= has_failed(task)
             self._slots.release()
             self._sending.discard(task)
 
@@ -277,11 +268,6 @@ class AsyncClient(_channel.BaseClient):
             if self._closed and not (task and task.cancelling()):
                 raise self._closed_error() from error
             raise
-
-
-def _has_failed(task: asyncio.Task[Any]) -> bool:
-    """Look at how a task ended; an error that nobody has looked at, because the caller has left, would be printed."""
-    return task.cancelled() or task.exception() is not None
 
 
 def _brief(*sides: Sequence[Product] | Embeddings) -> bool:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from likeness_client import _channel, _operations
 from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
+from likeness_client._shared_answers import SharedByThreads
 from likeness_client.contract import Metric
 from likeness_client.errors import (
     LikenessError,
@@ -197,7 +198,7 @@ class Client(_channel.BaseClient):
     def _prepare(self) -> None:
         self._slots = threading.Semaphore(self.max_concurrency)
         self._lock = threading.Lock()
-        self._asking: Future[ServerInfo] | None = None
+        self._offer = SharedByThreads[ServerInfo]()
 
     def _here(self) -> tuple[object, str]:
         where = "was first used before its process was forked: use none before that, and make one in each process"
@@ -242,51 +243,22 @@ class Client(_channel.BaseClient):
             return known  # calls name the space that they want: if it is gone, they will say so
 
     def _ask(self, until: float, *, alone: bool) -> ServerInfo:
-        """Ask the server what it offers; who comes meanwhile waits for the same answer, except to ask ``alone``."""
-        while True:
-            with self._lock:
-                theirs = None if alone else self._asking
-                asking = theirs or Future()
-                self._asking = asking
-            if theirs is None:
-                self._begin(asking, alone=alone)
-            try:
-                return asking.result(_left_s(until))
-            except CancelledError:  # who was to ask could not: somebody else has to
-                continue
-            finally:
-                del theirs, asking  # the traceback of an error holds this frame: it would hold itself
+        """Ask the server what it offers, with those who come meanwhile; see `SharedByThreads` for ``alone``."""
+        return self._offer.get(lambda: self._question(alone=alone), lambda: _left_s(until), alone=alone)
 
-    def _begin(self, asking: Future[ServerInfo], *, alone: bool) -> None:
-        try:
-            # The caller's function for the headers is asked here: what it reads may belong to this thread.
-            settings = self._question_settings(needed=alone or self._info is None)
-            # In a thread: one caller who leaves, late or by Ctrl-C, takes the answer from nobody else.
-            threading.Thread(target=self._learn, args=(asking, settings, alone), daemon=True).start()
-        except BaseException:
-            self._answered(asking)
-            asking.cancel()
-            raise
+    def _question(self, *, alone: bool) -> Callable[[], ServerInfo]:
+        # The caller's function for the headers is asked here: what it reads may belong to this thread.
+        settings = self._question_settings(needed=alone or self._info is None)
+        return lambda: self._learn(settings, alone=alone)
 
-    def _learn(self, asking: Future[ServerInfo], settings: dict[str, Any], alone: bool) -> None:
-        if not asking.set_running_or_notify_cancel():
-            return  # who began it was interrupted
+    def _learn(self, settings: dict[str, Any], *, alone: bool) -> ServerInfo:
         try:
             self._info = found = self._discover(settings)
         except BaseException as error:
             if alone or not isinstance(error, _channel.OUT_OF_REACH):
                 self._info = None  # what is known may be wrong by now
-            self._answered(asking)
-            asking.set_exception(error)
-        else:
-            self._answered(asking)
-            asking.set_result(found)
-
-    def _answered(self, asking: Future[ServerInfo]) -> None:
-        """Let the next caller ask anew; an error would also hold what those who got it had in hand, such as photos."""
-        with self._lock:
-            if self._asking is asking:
-                self._asking = None
+            raise
+        return found
 
     def _discover(self, settings: dict[str, Any]) -> ServerInfo:
         stub = self._stub()

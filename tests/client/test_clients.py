@@ -398,8 +398,10 @@ def test_who_leaves_while_the_server_is_asked_what_it_offers_leaves_no_complaint
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await client.embed(BATCH[:1])
-            assert client._asking is not None
-            await asyncio.wait([client._asking])
+            asking = client._offer._asking
+            assert asking is not None
+            await asyncio.wait([asking])
+            del asking
         del client
         gc.collect()
 
