@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 
 import pytest
 from likeness_bench import watching
-from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport
 from likeness_bench.load import prepare, run_load
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.output import deliver_load
 from likeness_bench.steps import ModelCounters, read_counters
 from likeness_bench.sweep import SweepConfig, SweepReport, run_sweep

@@ -16,9 +16,9 @@ from likeness_bench.ceiling import CeilingConfig, run_ceiling
 from likeness_bench.ceiling_process import CeilingProcess, Item
 from likeness_bench.ceiling_search import drawn_items, item_of
 from likeness_bench.configs import cpu_threads_of, space_of
-from likeness_bench.drive import LoadConfig
 from likeness_bench.in_process import Threads
 from likeness_bench.load import prepare, run_load
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.recall import LabelConfig, labelled, served_recall
 from likeness_bench.view import View
 from likeness_bench.workload import AS_THEY_ARE, Workload, WorkloadConfig, reduce_to

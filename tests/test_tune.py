@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from likeness_bench.drive import LoadConfig
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.tune import servers
 from likeness_bench.tune.recipes import settings_of
 from likeness_bench.tune.servers import TrialServer, TrialServers

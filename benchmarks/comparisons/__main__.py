@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 from likeness_bench import options
-from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.workload import WorkloadConfig
 from likeness_client import InputError, LikenessError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from likeness_bench.drive import LoadConfig, open_client
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.sources import SourceConfig, read_sources
 from likeness_client import Product, ServerInfo
 from likeness_client.contract import InputSchema

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likeness_bench.drive import LoadConfig
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.workload import Workload, WorkloadConfig
 from likeness_client import Client, Product
 from likeness_client.contract import embed_model

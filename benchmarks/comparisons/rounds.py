@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from likeness_bench.drive import REFUSED_PAUSE_S, Drive, LoadConfig, seldom_paused
+from likeness_bench.drive import REFUSED_PAUSE_S, Drive, seldom_paused
 from likeness_bench.figures import ENOUGH, Percentiles, latency_s, too_few
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.workload import Request
 from likeness_client import LikenessError, Product
 from numpy.typing import NDArray

@@ -13,9 +13,9 @@ from likeness_client import InputError
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess
 from likeness_bench.ceiling_report import difference_doubt, place_doubts
 from likeness_bench.ceiling_search import Ceiling, check_same_space, drawn_items, largest_difference
-from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import CeilingTurn, LoadReport
 from likeness_bench.load import RunLoad, run_load
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import OperationKind, Workload
 

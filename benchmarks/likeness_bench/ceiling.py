@@ -25,9 +25,9 @@ from likeness_bench.ceiling_search import (
     p50_ms,
 )
 from likeness_bench.configs import cpu_threads_of
-from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.load import run_load
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.recall import LabelConfig, Recall, served_recall
 from likeness_bench.report import now
 from likeness_bench.view import UNSEEN, View

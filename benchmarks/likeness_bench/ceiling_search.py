@@ -16,8 +16,8 @@ from likeness_client.payloads import payloads
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured
 from likeness_bench.ceiling_report import Trial
 from likeness_bench.configs import cpu_threads_of, space_of
-from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.in_process import Threads, uses_of
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 

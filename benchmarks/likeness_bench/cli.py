@@ -15,8 +15,8 @@ from likeness_client.cli import gateway
 
 from likeness_bench import options
 from likeness_bench.arrivals import Arrivals
-from likeness_bench.drive import LoadConfig
 from likeness_bench.files import check_out
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.option_groups import Asked, Ranked, Sent, with_groups
 from likeness_bench.options import parse_cases
 from likeness_bench.recall import LabelConfig, Labelled, Recall, labelled, served_recalls

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from likeness_client import (
     AsyncClient,
     DeadlineExceededError,
-    InputError,
     LikenessError,
     OverloadedError,
     ServerUnavailableError,
 )
 
-from likeness_bench.arrivals import Arrivals, arrival_times
-from likeness_bench.workload import OperationKind, Request, WorkloadConfig
+from likeness_bench.arrivals import arrival_times
+from likeness_bench.load_config import LoadConfig
+from likeness_bench.workload import OperationKind, Request
 
 REFUSED_PAUSE_S = 0.1
 """How long a closed loop waits after a refused call; who refuses at once would be asked as fast as it can refuse."""
@@ -31,60 +30,6 @@ NOT_SENT = "NotSent"
 _SELDOM = 100  # times as many collections of the younger generations between two of all
 _GRACE_S = 2.0  # for calls in flight when a run is stopped
 _TICK_S = 0.01  # between two looks at the harness's own lateness
-_UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
-_MOST = 10_000_000  # requests of a run: its schedule and what became of each are held in memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadConfig:
-    """How a load is made. Either ``rate`` (open loop) or ``concurrency`` (closed loop) is given.
-
-    Attributes:
-        address: the server's gRPC endpoint.
-        rate: requests per second, sent by schedule whether or not answers have come.
-        arrivals: how the requests of a rate are spread.
-        concurrency: callers who each send their next request when the answer to the last one has come.
-        duration_s: how long is measured, after the warm-up.
-        warm_up_s: how long before that load is made and not counted.
-        timeout_s: the deadline of every request, from its start.
-        workload: what is asked.
-        gateway: arguments of the client for what stands before the server: ``tls``, ``headers``. In no report.
-    """
-
-    address: str
-    rate: float | None = None
-    arrivals: Arrivals = Arrivals.POISSON
-    concurrency: int | None = None
-    duration_s: float = 30.0
-    warm_up_s: float = 5.0
-    timeout_s: float = 10.0
-    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
-    gateway: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        if (self.rate is None) == (self.concurrency is None):
-            raise InputError("give either --rate (open loop) or --concurrency (closed loop)")
-        if self.concurrency is not None and self.concurrency < 1:
-            raise InputError(f"--concurrency {self.concurrency} sends nothing: give at least 1")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise InputError(f"--rate {self.rate:g} cannot be sent: give a number above 0")
-        seconds = self.duration_s, self.timeout_s, self.warm_up_s
-        if not (min(seconds[:2]) > 0 <= self.warm_up_s and all(map(isfinite, seconds))):
-            raise InputError("duration_s and timeout_s must be above 0, warm_up_s at least 0, and all of them finite")
-        if self.rate is not None and self.rate * self.length_s > _MOST:
-            raise InputError(
-                f"--rate {self.rate:g} makes {self.rate * self.length_s:.3g} requests in {self.length_s:g} s with the "
-                f"warm-up, more than a run can hold: give a lower rate or a shorter run, for {_MOST:,} at most"
-            )
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as reports have it."""
-        return {key: value for key, value in asdict(replace(self, gateway={})).items() if key != "gateway"}
-
-    @property
-    def length_s(self) -> float:
-        """Warm-up and measured time together, in seconds."""
-        return self.warm_up_s + self.duration_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,17 +218,6 @@ class Drive:
         repeated = sent <= self._seen
         self._seen |= sent
         return repeated
-
-
-def open_client(config: LoadConfig) -> AsyncClient:
-    """Return a client that neither retries nor holds calls back: both would hide what the server does.
-
-    Raises:
-        InputError: the address is not host:port.
-    """
-    return AsyncClient(
-        config.address, timeout_s=config.timeout_s, max_concurrency=_UNBOUNDED, max_attempts=1, **config.gateway
-    )
 
 
 @contextmanager

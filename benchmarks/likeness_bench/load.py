@@ -10,8 +10,9 @@ from typing import Protocol
 
 from likeness_client import LikenessError, Product
 
-from likeness_bench.drive import Ask, Drive, LoadConfig, ask, open_client, seldom_paused
+from likeness_bench.drive import Ask, Drive, ask, seldom_paused
 from likeness_bench.figures import LoadReport
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.load_report import load_report
 from likeness_bench.report import now
 from likeness_bench.view import UNSEEN, View

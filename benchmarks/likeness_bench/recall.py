@@ -14,7 +14,7 @@ from likeness_client.records import Record, canonical, field_value
 from likeness_client.results import require_same_space
 from numpy.typing import NDArray
 
-from likeness_bench.drive import LoadConfig
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.workload import AS_THEY_ARE
 
 Labelled: TypeAlias = tuple[Product, str]

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures
 from likeness_bench.load import RunLoad, run_load
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE
 from likeness_bench.rest import come_to_rest
 from likeness_bench.search import agree, decisive

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 from likeness_client import DeadlineExceededError, LikenessError
 
-from likeness_bench.drive import LoadConfig, ask, open_client, stopped_within
+from likeness_bench.drive import ask, stopped_within
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.steps import ModelCounters, is_ensemble
 from likeness_bench.watching import counters_of
 from likeness_bench.workload import Workload

@@ -13,9 +13,9 @@ from likeness_client import AsyncClient, BatchError, InputError, LikenessError, 
 from likeness_client.payloads import sendable
 from numpy.typing import NDArray
 
-from likeness_bench.drive import LoadConfig, open_client
 from likeness_bench.figures import LoadReport
 from likeness_bench.load import run_load
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.tables import Table
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, Request, Workload, WorkloadConfig, reduce_to

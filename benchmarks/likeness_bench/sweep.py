@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from likeness_client import InputError
 
-from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.load import RunLoad, run_load
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import PAUSE_S
 from likeness_bench.report import Report, now

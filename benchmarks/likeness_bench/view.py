@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from likeness_bench.drive import Drive, LoadConfig
+from likeness_bench.drive import Drive
+from likeness_bench.load_config import LoadConfig
 
 
 class View:

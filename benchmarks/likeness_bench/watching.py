@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from likeness_client import LikenessError
 
-from likeness_bench.drive import Drive, LoadConfig, open_client, stopped_within, ticking
+from likeness_bench.drive import Drive, stopped_within, ticking
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
 from likeness_bench.steps import TIMEOUT_S, ModelCounters, StepTime, read_counters, started_again, step_times
 

@@ -24,10 +24,11 @@ from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Tr
 from likeness_bench.ceiling_tables import saturated_tables
 from likeness_bench.compare import compare_reports
 from likeness_bench.configs import cpu_threads_of
-from likeness_bench.drive import Drive, LoadConfig, Record
+from likeness_bench.drive import Drive, Record
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
 from likeness_bench.in_process import Pipeline, Threads, uses_of
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import Recall

@@ -18,9 +18,10 @@ import psutil  # type: ignore[import-untyped]  # ships no type information
 import pytest
 from likeness_bench import load, watching
 from likeness_bench.arrivals import Arrivals, arrival_times
-from likeness_bench.drive import Drive, LoadConfig, ask, open_client
+from likeness_bench.drive import Drive, ask
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.load import run_load
+from likeness_bench.load_config import LoadConfig, open_client
 from likeness_bench.load_report import load_report
 from likeness_bench.load_tables import load_tables
 from likeness_bench.steps import ModelCounters

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from likeness_bench import recall as recall_module
-from likeness_bench.drive import LoadConfig
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.recall import LabelConfig, Recall, labelled, recall_at_1, served_recall, served_recalls
 from likeness_bench.workload import AS_THEY_ARE
 from likeness_client import InputError, InputSchema, Product, ServerInfo, SpaceMismatchError

@@ -18,10 +18,11 @@ from likeness_bench import cli, options, processes
 from likeness_bench import repeated as repeated_module
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
-from likeness_bench.drive import NOT_SENT, Drive, LoadConfig, Record
+from likeness_bench.drive import NOT_SENT, Drive, Record
 from likeness_bench.figures import CeilingTurn, ErrorRow, LoadReport, RunFigures
 from likeness_bench.files import check_out, write_json
 from likeness_bench.in_process import Threads
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver_load, deliver_sweep

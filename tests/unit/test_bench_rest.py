@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from likeness_bench import repeated, rest
 from likeness_bench import sweep as sweep_module
-from likeness_bench.drive import LoadConfig, Record
+from likeness_bench.drive import Record
 from likeness_bench.figures import LoadReport
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import load_report
 from likeness_bench.rest import come_to_rest, silence
 from likeness_bench.steps import ModelCounters

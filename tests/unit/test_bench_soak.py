@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from likeness_bench import load, soak, watching
-from likeness_bench.drive import LoadConfig
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.soak import SoakReport, SoakStoppedError, run_soak
 from likeness_client import (
     BatchError,

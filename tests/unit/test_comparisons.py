@@ -20,7 +20,7 @@ from comparisons.perf_analyzer import entry, read_csv
 from comparisons.report import Comparison, deliver, notes, tables
 from comparisons.rounds import ComparisonError, Embed, LoadTurn, add_load, alternate, of_load, of_loads
 from comparisons.turns import Turns
-from likeness_bench.drive import LoadConfig
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.workload import OperationKind, Request
 from likeness_client import InputError, Product, ServerInfo
 from likeness_client.contract import InputSchema

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import ErrorRow, LoadReport, Percentiles
 from likeness_bench.files import write_json
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.output import deliver
 from likeness_bench.steps import ModelCounters
 from likeness_bench.tune.report import TuneReport

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likeness_bench import options
-from likeness_bench.drive import LoadConfig
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.options import parse_mix, parse_sizes
 from likeness_bench.sources import SourceConfig, read_sources
 from likeness_bench.view import View

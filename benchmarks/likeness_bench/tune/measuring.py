@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from likeness_client import LikenessError, Product, ServerError
 
-from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import LoadReport, RunFigures, too_few
 from likeness_bench.load import prepare, run_load
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import LAG_LIMIT_MS
 from likeness_bench.steps import read_counters
 from likeness_bench.tune.judge import Round, hopeless

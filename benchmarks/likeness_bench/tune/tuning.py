@@ -12,8 +12,8 @@ from likeness_client import InputError, LikenessError, Product
 from likeness_export.repository.servable import NETWORK_FILES
 from likeness_export.server.serve import find_tritonserver
 
-from likeness_bench.drive import LoadConfig
 from likeness_bench.figures import RunFigures
+from likeness_bench.load_config import LoadConfig
 from likeness_bench.report import now
 from likeness_bench.tune.candidates import Plan
 from likeness_bench.tune.measuring import Measuring
