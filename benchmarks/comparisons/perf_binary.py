@@ -46,7 +46,7 @@ class PerfBinary:
         return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(found)}
 
 
-def perf_binary(folder: Path, libb64: Path | None = None) -> PerfBinary:
+def perf_binary(folder: Path, libb64: Path | None) -> PerfBinary:
     """Get the program, unless it is there.
 
     Args:

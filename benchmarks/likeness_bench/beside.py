@@ -16,7 +16,7 @@ from likeness_bench.ceiling_search import Ceiling, check_same_space, drawn_items
 from likeness_bench.figures import CeilingTurn, LoadReport
 from likeness_bench.load import RunLoad, run_load
 from likeness_bench.load_config import LoadConfig
-from likeness_bench.view import UNSEEN, View
+from likeness_bench.view import View
 from likeness_bench.workload import OperationKind, Workload
 
 _TRIAL_S = 1.0
@@ -31,7 +31,7 @@ async def ceiling_beside(
     repository: Path | None,
     *,
     stop: asyncio.Event,
-    view: View = UNSEEN,
+    view: View,
 ) -> AsyncIterator[RunLoad]:
     """Find the ceiling of a load; what this gives makes runs of the load, each with a turn at the ceiling before it.
 

@@ -18,7 +18,7 @@ from likeness_bench.ceiling_report import Trial
 from likeness_bench.configs import cpu_threads_of, space_of
 from likeness_bench.in_process import Threads, uses_of
 from likeness_bench.load_config import LoadConfig, open_client
-from likeness_bench.view import UNSEEN, View
+from likeness_bench.view import View
 from likeness_bench.workload import Workload
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -43,7 +43,7 @@ class Ceiling:
     repository: Path
     trial_s: float
     stop: asyncio.Event
-    view: View = UNSEEN
+    view: View
     tried: list[Trial] = field(default_factory=list)
 
     async def find(self, name: str) -> None:

@@ -42,7 +42,7 @@ def sweep_plot(
     p99_ms: Sequence[float],
     kept: Sequence[bool],
     target: float,
-    ceiling: float | None = None,
+    ceiling: float | None,
 ) -> str:
     """Return throughput against latency.
 

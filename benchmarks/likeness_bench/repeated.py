@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from likeness_bench.figures import LoadReport, RunFigures
-from likeness_bench.load import RunLoad, run_load
+from likeness_bench.load import RunLoad
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE
 from likeness_bench.rest import come_to_rest
@@ -29,7 +29,7 @@ async def run_repeated(
     budget_s: float,
     stop: asyncio.Event,
     view: View = UNSEEN,
-    run_once: RunLoad = run_load,
+    run_once: RunLoad,
 ) -> LoadReport:
     """Run a load until two runs in a row agree: in p99 with failures, in a closed loop in products per second.
 

@@ -19,7 +19,7 @@ from likeness_bench.tune.search import Comparison
 from likeness_bench.tune.servers import TrialError, TrialServer, TrialServers
 from likeness_bench.tune.service import ServiceTime, service_times
 from likeness_bench.tune.settings import Settings
-from likeness_bench.view import UNSEEN, View
+from likeness_bench.view import View
 from likeness_bench.workload import Workload
 
 
@@ -44,7 +44,7 @@ class Measuring:
     load: LoadConfig
     target_ms: float
     stop: asyncio.Event
-    view: View = UNSEEN
+    view: View
     longest_start_s: float = 0.0
     harness_late_ms: float = 0.0
     fewest_requests: int | None = None

@@ -65,4 +65,4 @@ class TuneReport(Report):
     ended: str
     complete: bool
     notes: tuple[str, ...]
-    refused: tuple[Trial, ...] = ()
+    refused: tuple[Trial, ...]

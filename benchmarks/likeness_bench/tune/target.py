@@ -30,13 +30,13 @@ class Target:
         folder: the repository.
         manifest: its manifest, as plain data.
         recipe: the recipe that it was rendered from.
-        recipe_file: a recipe that takes the result, too.
+        recipe_file: a recipe that takes the result, too; None: there is none.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     recipe: Recipe
-    recipe_file: Path | None = None
+    recipe_file: Path | None
 
     @property
     def space(self) -> str:

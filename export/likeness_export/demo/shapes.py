@@ -27,9 +27,9 @@ X, Y = np.meshgrid(_AXIS, _AXIS)
 class Form:
     """Proportions of a design, each in -1..1, where 0 is the ordinary product of its kind."""
 
-    width: float = 0.0
-    height: float = 0.0
-    detail: float = 0.0
+    width: float
+    height: float
+    detail: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def _mirrored(points: Sequence[Point]) -> list[Point]:
 
 
 def _turned(
-    profile: Sequence[Point], paint: Paint, *, x: float = 0.5, soft: bool = False, sag: float = 0.03, gloss: float = 0.5
+    profile: Sequence[Point], paint: Paint, *, x: float = 0.5, soft: bool = False, sag: float = 0.03, gloss: float
 ) -> Part:
     """A body of revolution seen from slightly above.
 

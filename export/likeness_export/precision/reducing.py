@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -72,7 +72,7 @@ class PrecisionChoice:
 
     precision: Precision
     data_root: Path
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits
     for_tensorrt: bool = False
 
 
