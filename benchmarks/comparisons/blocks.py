@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from comparisons.learned_blocks import Learned, measure_learned
 from comparisons.measured import Measurement, Quantity, measure, measure_all, per_call_s
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server
 from comparisons.vectors import drawn
@@ -54,7 +54,7 @@ class BlocksConfig:
     environments: Path
 
 
-def compare_blocks(config: BlocksConfig) -> Comparison:
+def compare_blocks(config: BlocksConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -71,7 +71,7 @@ def compare_blocks(config: BlocksConfig) -> Comparison:
         facts["repository"] = f"{config.repository}, cpu profile, gRPC"
         said.append("learned: the server computes it, the client cuts a block into calls; each turn is a new process")
         said.append("server, peak MB: the sum over its processes; pages that they share count several times")
-    return Comparison(title="Blocks of similarities", settings=tuple(sections), facts=facts, notes=tuple(said))
+    return ComparisonReport(title="Blocks of similarities", settings=tuple(sections), facts=facts, notes=tuple(said))
 
 
 def measure_served(config: BlocksConfig, repository: Path) -> Measurement:

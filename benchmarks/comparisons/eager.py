@@ -19,7 +19,7 @@ from likeness_export.server.serve import unused_ports
 from comparisons.contenders import json_embed, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages
 from comparisons.measured import Measurement
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError, Embed, RequestsOf, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
@@ -44,7 +44,7 @@ class EagerConfig(RoundsConfig):
     repository: Path
 
 
-def compare_eager(config: EagerConfig) -> Comparison:
+def compare_eager(config: EagerConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -72,7 +72,7 @@ def compare_eager(config: EagerConfig) -> Comparison:
         "largest difference of the answers": f"{difference:.1e}",
     }
     said = ("both servers are up during all rounds; only the one that has its turn is asked",)
-    return Comparison(title="likeness and FastAPI with eager torch", settings=(setting,), facts=facts, notes=said)
+    return ComparisonReport(title="likeness and FastAPI with eager torch", settings=(setting,), facts=facts, notes=said)
 
 
 async def _measure(

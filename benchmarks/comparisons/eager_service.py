@@ -35,7 +35,7 @@ class Answer(BaseModel):
     modality_weights: dict[str, float]
 
 
-class Pipeline:
+class EagerPipeline:
     """Preprocessing and networks of a run; safe in threads.
 
     Args:
@@ -72,7 +72,7 @@ class Pipeline:
         return Answer(embedding=embedding[0].tolist(), modality_weights=found)
 
 
-def build_app(pipeline: Pipeline) -> FastAPI:
+def build_app(pipeline: EagerPipeline) -> FastAPI:
     """Return the service."""
     app = FastAPI()
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
-    uvicorn.run(build_app(Pipeline(options.run)), host="127.0.0.1", port=options.port, log_level="warning")
+    uvicorn.run(build_app(EagerPipeline(options.run)), host="127.0.0.1", port=options.port, log_level="warning")
 
 
 if __name__ == "__main__":

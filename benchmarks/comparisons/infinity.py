@@ -17,7 +17,7 @@ from likeness_export.server.serve import unused_ports
 from comparisons.contenders import infinity_embed, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
 from comparisons.measured import Measurement
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
@@ -45,7 +45,7 @@ class InfinityConfig(RoundsConfig):
     repositories: tuple[Path, ...]
 
 
-def compare_infinity(config: InfinityConfig) -> Comparison:
+def compare_infinity(config: InfinityConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -77,7 +77,9 @@ def compare_infinity(config: InfinityConfig) -> Comparison:
         "ours also projects and fuses each embedding; texts are cut at the recipe's max_tokens, theirs at 256 tokens",
         "all servers are up during all rounds; only the one that has its turn is asked",
     )
-    return Comparison(title="likeness and infinity-emb on the same texts", settings=settings, facts=facts, notes=said)
+    return ComparisonReport(
+        title="likeness and infinity-emb on the same texts", settings=settings, facts=facts, notes=said
+    )
 
 
 def named(repositories: Sequence[Path]) -> dict[str, Path]:

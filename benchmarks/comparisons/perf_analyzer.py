@@ -24,7 +24,7 @@ from likeness_client.payloads import payloads
 
 from comparisons.contenders import read_some
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig, add_load, of_load, of_loads
 from comparisons.servers import likeness_server
 from comparisons.turns import Turns
@@ -51,7 +51,7 @@ class PerfConfig(RoundsConfig):
     libb64: Path | None
 
 
-def compare_perf_analyzer(config: PerfConfig) -> Comparison:
+def compare_perf_analyzer(config: PerfConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -83,7 +83,7 @@ def compare_perf_analyzer(config: PerfConfig) -> Comparison:
     for ratio in setting.ratios:
         facts["verdict"] = verdict(ratio.median)
     said = (f"where both share their cores with the server, {OURS} (Python) takes more of them than {THEIRS} (C++)",)
-    return Comparison(title="The load harness and perf_analyzer", settings=(setting,), facts=facts, notes=said)
+    return ComparisonReport(title="The load harness and perf_analyzer", settings=(setting,), facts=facts, notes=said)
 
 
 def verdict(ratio: float) -> str:

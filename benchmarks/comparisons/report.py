@@ -27,7 +27,7 @@ LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ComparisonReport:
     """A whole comparison.
 
     Attributes:
@@ -52,18 +52,18 @@ def machine() -> dict[str, str]:
     return found | {BUSY: f"{busy:.2f}"} | {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def tables(comparison: ComparisonReport) -> list[Table]:
     """Return the tables of a comparison: those of every setting, then the facts."""
     facts = Table(title="Compared", header=("", ""), rows=tuple(comparison.facts.items()))
     return [*(table for setting in comparison.settings for table in setting.tables()), facts]
 
 
-def notes(comparison: Comparison) -> list[str]:
+def notes(comparison: ComparisonReport) -> list[str]:
     """Return what stands in the way of believing a comparison."""
     return [*_doubts(comparison), *comparison.notes]
 
 
-def deliver(comparison: Comparison, out: Path | None) -> None:
+def deliver(comparison: ComparisonReport, out: Path | None) -> None:
     """Print a comparison; with ``out``, first write it as JSON there, and as Markdown beside it.
 
     Raises:
@@ -88,7 +88,7 @@ def deliver(comparison: Comparison, out: Path | None) -> None:
         raise typer.Exit(1)
 
 
-def _doubts(comparison: Comparison) -> Iterator[str]:
+def _doubts(comparison: ComparisonReport) -> Iterator[str]:
     busy = comparison.facts.get(BUSY, "0")
     if float(busy) > BUSY_CORES:
         yield f"{busy} cores were busy when the comparison began: something else ran, figures are indicative only"

@@ -22,7 +22,7 @@ from likeness_export.server.serve import stop_group
 
 from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server, process_of
 
@@ -58,7 +58,7 @@ class SizeConfig:
     environments: Path
 
 
-def compare_sizes(config: SizeConfig) -> Comparison:
+def compare_sizes(config: SizeConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -85,7 +85,7 @@ def compare_sizes(config: SizeConfig) -> Comparison:
         "products/s counts from the start of the command to its end: a small file pays for the start, too",
         "server, MB: the sum over its processes; pages that they share count several times",
     )
-    return Comparison(title="What the size of a catalogue costs", settings=(found,), facts=facts, notes=said)
+    return ComparisonReport(title="What the size of a catalogue costs", settings=(found,), facts=facts, notes=said)
 
 
 def flatness(found: Measurement, sizes: Sequence[int]) -> dict[str, str]:

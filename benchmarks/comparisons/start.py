@@ -18,7 +18,7 @@ from likeness_export.repository.servable import check_repository
 from likeness_export.server.serve import stop_group, unused_ports
 
 from comparisons.measured import Measurement, Quantity, measure, measure_all
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError
 from comparisons.servers import likeness_server, process_of
 
@@ -54,7 +54,7 @@ class StartConfig:
             check_repository(repository, "cpu")
 
 
-def compare_starts(config: StartConfig) -> Comparison:
+def compare_starts(config: StartConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -83,7 +83,7 @@ def compare_starts(config: StartConfig) -> Comparison:
         "MB: the sum over its processes; pages that they share count several times",
         f"ms: of requests for one product, a title and a photo; of later ones the median of {_LATER}",
     )
-    return Comparison(title="From the start to ready", settings=tuple(sections), facts=facts, notes=said)
+    return ComparisonReport(title="From the start to ready", settings=tuple(sections), facts=facts, notes=said)
 
 
 def verdict(repository: Path, found: Measurement) -> dict[str, str]:

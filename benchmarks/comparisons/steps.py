@@ -13,7 +13,7 @@ from likeness_client import InputError
 from comparisons.contenders import read_some
 from comparisons.image_steps import enlarged, image_model, measure_photos, rendered_views
 from comparisons.measured import Measurement, measure_all
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.text_steps import lengths_name, measure_texts, text_model, texts_of
 
 
@@ -46,7 +46,7 @@ class StepsConfig:
     seed: int
 
 
-def compare_steps(config: StepsConfig) -> Comparison:
+def compare_steps(config: StepsConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -72,4 +72,4 @@ def compare_steps(config: StepsConfig) -> Comparison:
         "photos: rendered, enlarged, with grain, JPEG; full decode is the served code without its call of `draft`",
         "photos: the served code decodes a batch in a pool with one thread per core",
     )
-    return Comparison(title="What single decisions gain", settings=tuple(sections), facts=facts, notes=said)
+    return ComparisonReport(title="What single decisions gain", settings=tuple(sections), facts=facts, notes=said)

@@ -27,7 +27,7 @@ import numpy as np
 from likeness_client import LikenessError, MissingExtraError
 from numpy.typing import NDArray
 
-from likeness_bench.in_process import Pipeline, Threads
+from likeness_bench.in_process import InProcessPipeline, Threads
 
 _POLL_S = 0.02  # how often the event loop looks for an answer
 _END_S = 5.0  # how long the process may take to end, once it is to
@@ -156,7 +156,7 @@ def _work(connection: Connection, repository: Path) -> None:
 class _Worker:
     def __init__(self, repository: Path) -> None:
         self.repository = repository
-        self.pipeline = Pipeline(repository, Threads())
+        self.pipeline = InProcessPipeline(repository, Threads())
         self.items: list[Item] = []
 
     def take(self, items: list[Item]) -> None:
@@ -171,7 +171,7 @@ class _Worker:
 
     def measure(self, threads: Threads, batch_size: int, warm_up_s: float, duration_s: float) -> Measured:
         if self.pipeline.threads != threads:  # the networks of two settings would fill the memory
-            self.pipeline = Pipeline(self.repository, threads)
+            self.pipeline = InProcessPipeline(self.repository, threads)
         source, lock = batches(self.items, batch_size), threading.Lock()
         for signature in {item.signature for item in self.items}:  # loading is no part of the first batch
             self.pipeline.embed(signature, [next(item.parts for item in self.items if item.signature == signature)])
@@ -190,7 +190,7 @@ class _Worker:
 
 
 def _embed_until(
-    pipeline: Pipeline, source: Iterator[list[Item]], lock: threading.Lock, begins: float, ends: float
+    pipeline: InProcessPipeline, source: Iterator[list[Item]], lock: threading.Lock, begins: float, ends: float
 ) -> list[tuple[float, float, int]]:
     """Embed batches until the time is up; return start, end and products of those that count, at least of one."""
     spans: list[tuple[float, float, int]] = []

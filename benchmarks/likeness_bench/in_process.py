@@ -56,14 +56,14 @@ def uses_of(cores: int, cpu_threads: int) -> list[Threads]:
     return [*uses, Threads(workers=cores)] if cores > 1 else uses
 
 
-class Embedded(NamedTuple):
+class Answers(NamedTuple):
     """A batch of answers: unit vectors FP32 [n, d], and per item why it could not be read (empty when it could)."""
 
     vectors: NDArray[np.float32]
     errors: list[str]
 
 
-class Pipeline:
+class InProcessPipeline:
     """Embeds batches as the ensembles of a repository do, step by step; steps are loaded when they are first needed.
 
     Args:
@@ -78,7 +78,7 @@ class Pipeline:
         self.repository, self.threads = repository, threads
         self._steps: dict[str, Step] = {}
 
-    def embed(self, signature: str, items: Sequence[Sequence[bytes]]) -> Embedded:
+    def embed(self, signature: str, items: Sequence[Sequence[bytes]]) -> Answers:
         """Embed one batch.
 
         Args:
@@ -98,7 +98,7 @@ class Pipeline:
             outputs = model({name: tensors[tensor] for name, tensor in step.input_map.items()})
             tensors |= {tensor: outputs[name] for name, tensor in step.output_map.items()}
         reasons = [tensors[name][:, 0] for name in tensors if name.endswith(ERROR_SUFFIX)]
-        return Embedded(tensors[EMBEDDING], [next(filter(None, row), "") for row in zip(*reasons, strict=True)])
+        return Answers(tensors[EMBEDDING], [next(filter(None, row), "") for row in zip(*reasons, strict=True)])
 
     def _step(self, name: str, version: int) -> Step:
         if name not in self._steps:

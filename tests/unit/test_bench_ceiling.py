@@ -27,7 +27,7 @@ from likeness_bench.configs import cpu_threads_of
 from likeness_bench.drive import Drive, Record
 from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
-from likeness_bench.in_process import Pipeline, Threads, uses_of
+from likeness_bench.in_process import InProcessPipeline, Threads, uses_of
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.output import deliver_ceiling
@@ -153,7 +153,7 @@ def test_networks_run_as_the_server_runs_them_with_one_thread(
 ) -> None:
     network(tmp_path, "text_encoder", cpu_threads="1", **parameters)
     given = (np.arange(9) < np.array([[2], [8], [1], [7]])).astype(np.int64)
-    step = Pipeline(tmp_path, Threads())._step("text_encoder", 1)
+    step = InProcessPipeline(tmp_path, Threads())._step("text_encoder", 1)
     assert step({"x": given})["shape"].ravel().tolist() == shapes
 
 

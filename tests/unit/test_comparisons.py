@@ -17,7 +17,7 @@ from comparisons.infinity import named
 from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
 from comparisons.mixed_traffic.masked_fusion import MaskedFusion
 from comparisons.perf_analyzer import entry, read_csv
-from comparisons.report import Comparison, deliver, notes, tables
+from comparisons.report import ComparisonReport, deliver, notes, tables
 from comparisons.rounds import ComparisonError, Embed, LoadTurn, add_load, alternate, of_load, of_loads
 from comparisons.turns import Turns
 from likeness_bench.load_config import LoadConfig
@@ -117,7 +117,9 @@ def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
     add_load(turns, "a", 1, LoadTurn(of_load(40.0, None, None, None, 9, 0)))
     add_load(turns, "b", 1, LoadTurn(of_load(10.0, None, None, None, 9, 3), "why"))
     setting = of_loads("2 clients x 1", turns, (("a", "b"),))
-    comparison = Comparison(title="A and B", settings=(setting,), facts={"cores busy before": "1.40"}, notes=("n",))
+    comparison = ComparisonReport(
+        title="A and B", settings=(setting,), facts={"cores busy before": "1.40"}, notes=("n",)
+    )
     said = "\n".join(notes(comparison))
     assert "1.40 cores were busy" in said
     assert "requests of b failed, the first one said: why" in said

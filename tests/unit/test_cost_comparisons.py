@@ -28,7 +28,7 @@ from comparisons.image_steps import FULL, ONE_THREAD, REDUCED, enlarged, image_m
 from comparisons.learned_blocks import Learned, ask, measure_learned
 from comparisons.measured import Measurement, Quantity, measure, measure_all, parse_numbers, per_call_s
 from comparisons.memory import high_water_mb, parse_high_water_mb, watching
-from comparisons.report import Comparison, deliver, notes
+from comparisons.report import ComparisonReport, deliver, notes
 from comparisons.rounds import ComparisonError
 from comparisons.size import CLIENT_MB, SPEED, flatness, name_of, unique_records, write_photos
 from comparisons.size import SECONDS as SIZE_S
@@ -100,7 +100,7 @@ def test_a_comparison_that_stops_delivers_its_finished_rounds(
         ("a", 3),
     ]
     with pytest.raises(typer.Exit) as ended:
-        deliver(Comparison(title="A", settings=(section,), facts={}), tmp_path / "a.json")
+        deliver(ComparisonReport(title="A", settings=(section,), facts={}), tmp_path / "a.json")
     assert ended.value.exit_code == code
     data = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert (data["ratios"]["T"][0]["median"], data["ratios"]["T"][0]["rounds"]) == (2.0, 2)
@@ -123,7 +123,7 @@ def test_what_stops_a_later_section_costs_no_earlier_one(stopped: BaseException)
 
 
 def test_a_report_that_cannot_be_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = Comparison(title="A", settings=(measured(TIME_OF, [2.0] * 5, [1.0] * 5),), facts={}, notes=())
+    found = ComparisonReport(title="A", settings=(measured(TIME_OF, [2.0] * 5, [1.0] * 5),), facts={}, notes=())
     (tmp_path / "a.json").mkdir()
     with pytest.raises(InputError, match=r"cannot write .*a\.json"):
         deliver(found, tmp_path / "a.json")
@@ -136,7 +136,7 @@ def test_a_comparison_without_any_figure_says_why_and_writes_nothing(tmp_path: P
 
     section = measure("T", {"a": take, "b": take}, 5, (TIME_OF,), (("a", "b"),))
     with pytest.raises(ComparisonError, match=r"nothing was measured.*no room"):
-        deliver(Comparison(title="A", settings=(section,), facts={}), tmp_path / "a.json")
+        deliver(ComparisonReport(title="A", settings=(section,), facts={}), tmp_path / "a.json")
     assert not (tmp_path / "a.json").exists()
 
 
@@ -157,7 +157,9 @@ def test_ratios_are_taken_within_rounds_and_say_which_end_is_favourable(
 
 
 def test_a_report_holds_measurements(tmp_path: Path) -> None:
-    found = Comparison(title="A", settings=(measured(TIME_OF, [2.0] * 5, [1.0] * 5),), facts={"x": "y"}, notes=("n",))
+    found = ComparisonReport(
+        title="A", settings=(measured(TIME_OF, [2.0] * 5, [1.0] * 5),), facts={"x": "y"}, notes=("n",)
+    )
     assert notes(found) == ["n"]
     deliver(found, tmp_path / "a.json")
     data = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))

@@ -24,10 +24,10 @@ from likeness_export.exporting.onnx_export import ExportReport, check_signature,
 from likeness_export.pipeline import StepSpec, encoder_networks
 from likeness_export.precision import graph, network, reducing, speed
 from likeness_export.precision.fp16 import Fp16
-from likeness_export.precision.gate import Drift, Embedded, Limits, RecallLoss, mean_points, measure
+from likeness_export.precision.gate import Drift, JudgedVectors, Limits, RecallLoss, mean_points, measure
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import Outcome, Task, reduce_network
-from likeness_export.precision.pipeline_drift import Pipeline
+from likeness_export.precision.pipeline_drift import FusionHeads
 from likeness_export.precision.products import PAIRS, Feed, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
 from likeness_export.precision.speed import speed_ratio
@@ -50,8 +50,8 @@ def unit(vectors: list[list[float]]) -> NDArray[np.float32]:
     return np.divide(found, np.linalg.norm(found, axis=1, keepdims=True), dtype=np.float32)
 
 
-def embedded(vectors: list[list[float]]) -> Embedded:
-    return Embedded(together=unit(vectors), alone=unit(vectors))
+def embedded(vectors: list[list[float]]) -> JudgedVectors:
+    return JudgedVectors(together=unit(vectors), alone=unit(vectors))
 
 
 # --- the gate
@@ -93,7 +93,7 @@ def test_a_query_lost_and_another_won_are_no_loss_but_two_that_chance_may_turn()
 
 
 def test_a_vector_whose_length_is_a_little_off_has_not_moved() -> None:
-    longer = Embedded(together=np.float32(1.01) * unit(FOUR), alone=np.float32(0.99) * unit(FOUR))
+    longer = JudgedVectors(together=np.float32(1.01) * unit(FOUR), alone=np.float32(0.99) * unit(FOUR))
     drift = measure(embedded(FOUR), longer, LABELS)
     assert drift.cosine_mean == pytest.approx(1)
     assert drift.batch_distance == pytest.approx(0, abs=1e-6)
@@ -102,7 +102,7 @@ def test_a_vector_whose_length_is_a_little_off_has_not_moved() -> None:
 def test_products_without_a_vector_and_without_a_label_do_not_count() -> None:
     absent = unit(FOUR)
     absent[3] = np.nan
-    before = Embedded(together=absent, alone=absent)
+    before = JudgedVectors(together=absent, alone=absent)
     drift = measure(before, before, {"group": np.array(["a", "a", "b", "b"]), "other": np.array(["", "", "", ""])})
     assert drift.products == 3
     assert {label: loss.queries for label, loss in drift.recall_loss.items()} == {"group": 2}
@@ -111,7 +111,9 @@ def test_products_without_a_vector_and_without_a_label_do_not_count() -> None:
 def test_a_vector_that_depends_on_its_batch_is_seen() -> None:
     before, alone = unit(FOUR), unit([[0.0, 1.0], *FOUR[1:]])
     before[1:] = alone[1:] = np.nan  # only the first was computed alone
-    drift = measure(Embedded(together=unit(FOUR), alone=before), Embedded(together=unit(FOUR), alone=alone), {})
+    drift = measure(
+        JudgedVectors(together=unit(FOUR), alone=before), JudgedVectors(together=unit(FOUR), alone=alone), {}
+    )
     assert drift.batch_distance == pytest.approx(1)
     assert [fault.split(" apart")[0] for fault in Limits().faults(drift)] == ["alone and in a batch 1.000"]
 
@@ -119,8 +121,8 @@ def test_a_vector_that_depends_on_its_batch_is_seen() -> None:
 def test_a_vector_that_is_no_number_alone_or_none_at_all_is_a_fault() -> None:
     broken = unit(FOUR)
     broken[2] = np.nan
-    drifts = [measure(embedded(FOUR), Embedded(together=unit(FOUR), alone=broken), {})]
-    nowhere = Embedded(together=unit(FOUR), alone=np.full_like(broken, np.nan))
+    drifts = [measure(embedded(FOUR), JudgedVectors(together=unit(FOUR), alone=broken), {})]
+    nowhere = JudgedVectors(together=unit(FOUR), alone=np.full_like(broken, np.nan))
     drifts.append(measure(nowhere, nowhere, {}))
     for drift in drifts:
         assert Limits().faults(drift) == ["alone and in a batch nan apart > 0.05"]
@@ -190,8 +192,8 @@ def test_a_network_may_not_lose_more_than_the_limit_by_itself_whatever_chance_do
 def test_a_single_signature_may_by_chance_but_not_the_mean_of_all(exported: Exported) -> None:
     def faults(limits: Limits, *points: float) -> list[str]:
         drifts = dict(zip(("image", "attributes"), map(losing, points), strict=True))
-        pipeline = Pipeline(recipe=exported.recipe, folder=exported.repository, fp32={}, labels={}, limits=limits)
-        return pipeline.faults(drifts)
+        heads = FusionHeads(recipe=exported.recipe, folder=exported.repository, fp32={}, labels={}, limits=limits)
+        return heads.faults(drifts)
 
     assert faults(Limits(), 1.4, -0.8) == []
     assert faults(Limits(signature_slack=0.5), 1.4, -0.8) == [
@@ -230,7 +232,7 @@ def test_one_of_two_hundred_queries_is_half_a_point_and_no_more() -> None:
     after[0, :2] = 0.6, 0.8  # nearer to the second pair than to its own twin, whose nearest it still is
     pairs = np.repeat(np.arange(100), 2).astype(str)
     found = measure(
-        Embedded(together=before, alone=before), Embedded(together=after, alone=after), {"pair": pairs}
+        JudgedVectors(together=before, alone=before), JudgedVectors(together=after, alone=after), {"pair": pairs}
     ).recall_loss
     assert found == {"pair": RecallLoss(points=0.5, error=0.5, queries=200)}
     assert Limits().faults(good(recall_loss=found)) == []
@@ -648,7 +650,7 @@ def test_networks_that_fail_together_go_back_to_fp32(
     exported: Exported, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([[], ["too much"], []])
-    monkeypatch.setattr(Pipeline, "faults", lambda *_: next(answers))
+    monkeypatch.setattr(FusionHeads, "faults", lambda *_: next(answers))
     repository, report = export("int8", ANYTHING)
     found = outcomes(report)["image_encoder"]
     assert (found.form, found.refused, found.reason) == ("fp32", True, "together with the others: too much")
@@ -660,10 +662,10 @@ def test_of_networks_that_fail_together_the_one_that_moved_most_goes_back_alone(
     moved = {"text": 0.99, "image": 0.95, "video": 0.98}
     found = {name: Outcome(name=name, form="int8", drift=good(cosine_mean=mean)) for name, mean in moved.items()}
     reducer: Any = SimpleNamespace(judged=SimpleNamespace(embed=lambda name, _: name))
-    pipeline: Any = SimpleNamespace(
+    heads: Any = SimpleNamespace(
         drifts=lambda reduced, **_: set(reduced), faults=lambda names: ["too much"] if "image" in names else []
     )
-    assert set(Reducer._together(reducer, pipeline, found, tmp_path)) == {"text", "video"}
+    assert set(Reducer._together(reducer, heads, found, tmp_path)) == {"text", "video"}
     assert [outcome.form for outcome in found.values()] == ["int8", "fp32", "int8"]
 
 
@@ -717,11 +719,11 @@ def test_the_command_needs_the_products_and_asks_for_them_first(
 def test_an_index_that_stays_as_it_is_is_asked_too() -> None:
     old = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.float32)
     new = old @ np.array([[0, 1], [-1, 0]], dtype=np.float32)  # all of it turned: among themselves nothing has changed
-    before, after = (Embedded(together=vectors, alone=vectors) for vectors in (old, new))
+    before, after = (JudgedVectors(together=vectors, alone=vectors) for vectors in (old, new))
     drift = measure(before, after, {"group": np.array(["a", "a", "b", "b"])})
     assert (drift.recall_loss["group"].points, drift.mixed_recall_loss["group"].points) == (0.0, 50.0)
     # Of the reduced queries, not of the fp32 ones among reduced neighbours.
     moved = unit([[1, 0], [3, 1], [0, 1], [-1, 3]]), unit([[-1, 6], [3, 1], [0, 1], [-1, 3]])
-    before, after = (Embedded(together=vectors, alone=vectors) for vectors in moved)
+    before, after = (JudgedVectors(together=vectors, alone=vectors) for vectors in moved)
     drift = measure(before, after, {"group": np.array(["a", "a", "b", "b"])})
     assert drift.mixed_recall_loss["group"].points == 25.0

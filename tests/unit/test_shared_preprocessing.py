@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from likeness_bench.in_process import Pipeline, Threads
+from likeness_bench.in_process import InProcessPipeline, Threads
 from likeness_client.contract import embed_model, tower_error
 from likeness_client.payloads import payloads
 from likeness_export.evaluation.evaluate import OfflineEmbedder
@@ -111,6 +111,6 @@ def test_a_shared_step_feeds_both_encoders(tiny: Tiny, tmp_path: Path) -> None:
     rows = np.flatnonzero(np.isfinite(expected).all(1))[:4]
     schema = run.read_recipe().input_schema()
     items = [[payloads(catalogue.products[row], schema, ["image"])["image"]] for row in rows]
-    found = Pipeline(tmp_path / "repository", Threads()).embed("image", items)
+    found = InProcessPipeline(tmp_path / "repository", Threads()).embed("image", items)
     assert found.errors == [""] * len(rows)
     np.testing.assert_allclose(found.vectors, expected[rows], rtol=0, atol=1e-4)

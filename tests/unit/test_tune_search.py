@@ -15,7 +15,7 @@ from likeness_bench.figures import RunFigures
 from likeness_bench.steps import ModelCounters
 from likeness_bench.tune.candidates import Knob, Plan, first_guesses
 from likeness_bench.tune.judge import Round, hopeless, judge
-from likeness_bench.tune.search import GUESS, Comparison, Search
+from likeness_bench.tune.search import GUESS, CandidateRounds, Search
 from likeness_bench.tune.service import ServiceTime, service_times, worth_tuning
 from likeness_bench.tune.settings import Settings, changes, in_words
 from likeness_export.serving_section import ServingSection, StepSettings, keys_of_steps
@@ -78,11 +78,13 @@ def searched(
     """Search on a made-up server that is as fast as ``speed`` says, and always keeps the target."""
     calls: list[Settings] = []
 
-    async def compare(incumbent: Settings, candidate: Settings, what: str) -> Comparison:
+    async def compare(incumbent: Settings, candidate: Settings, what: str) -> CandidateRounds:
         assert what.startswith(f"trial {len(calls) + 1}: ")
         calls.append(candidate)
         rounds = (Round(incumbent=turn(speed(incumbent)), candidate=turn(speed(candidate))),) * 3
-        return Comparison(rounds=rounds, failure="the server ended by itself with code 1" if fails(candidate) else "")
+        return CandidateRounds(
+            rounds=rounds, failure="the server ended by itself with code 1" if fails(candidate) else ""
+        )
 
     search = Search(
         plan=what, incumbent=start, compare=compare, over=lambda: "the time is up" if len(calls) >= trials else ""

@@ -22,7 +22,7 @@ from comparisons.contenders import open_likeness, read_some
 from comparisons.eager import largest_difference
 from comparisons.measured import Measurement
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
-from comparisons.report import Comparison, machine
+from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
 from comparisons.servers import likeness_server
 
@@ -49,7 +49,7 @@ class MixedConfig(RoundsConfig):
     router_instances: int
 
 
-def compare_mixed(config: MixedConfig) -> Comparison:
+def compare_mixed(config: MixedConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
@@ -71,7 +71,7 @@ def compare_mixed(config: MixedConfig) -> Comparison:
         **{f"largest difference, {name}": f"{worst:.1e}" for name, worst in differences.items()},
     }
     said = ("all three are asked by the same code, for the same outputs; only the one that has its turn is asked",)
-    return Comparison(title="Three ways to serve mixed traffic", settings=(setting,), facts=facts, notes=said)
+    return ComparisonReport(title="Three ways to serve mixed traffic", settings=(setting,), facts=facts, notes=said)
 
 
 async def _measure(

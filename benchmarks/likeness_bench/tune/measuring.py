@@ -15,7 +15,7 @@ from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import LAG_LIMIT_MS
 from likeness_bench.steps import read_counters
 from likeness_bench.tune.judge import Round, hopeless
-from likeness_bench.tune.search import Comparison
+from likeness_bench.tune.search import CandidateRounds
 from likeness_bench.tune.servers import TrialError, TrialServer, TrialServers
 from likeness_bench.tune.service import ServiceTime, service_times
 from likeness_bench.tune.settings import Settings
@@ -84,7 +84,7 @@ class Measuring:
 
     async def compare(
         self, incumbent: Settings, candidate: Settings, what: str, rounds: int, *, to_the_end: bool = False
-    ) -> Comparison | None:
+    ) -> CandidateRounds | None:
         """Compare two settings in alternation; None when it was interrupted.
 
         A candidate that cannot win enough of the rounds any more is left, unless all are wanted ``to_the_end``.
@@ -98,7 +98,7 @@ class Measuring:
         try:
             second = await self._ready(candidate)
         except LikenessError as error:
-            return None if self.stop.is_set() else Comparison(failure=str(error))
+            return None if self.stop.is_set() else CandidateRounds(failure=str(error))
         found: list[Round] = []
         while len(found) < rounds and (to_the_end or not hopeless(found, rounds, self.target_ms)):
             self.view.say(f"{what}: round {len(found) + 1} of {rounds}")
@@ -106,10 +106,10 @@ class Measuring:
                 found.append(await self._round(first, second, len(found)))
             except TrialError as error:
                 await self.servers.only()  # one of them is of no use any more
-                return None if self.stop.is_set() else Comparison(rounds=tuple(found), failure=str(error))
+                return None if self.stop.is_set() else CandidateRounds(rounds=tuple(found), failure=str(error))
             if self.stop.is_set():
                 return None
-        return Comparison(rounds=tuple(found))
+        return CandidateRounds(rounds=tuple(found))
 
     async def _round(self, first: TrialServer, second: TrialServer, number: int) -> Round:
         """Give each its turn; who begins changes, so that a machine that gets slower favours nobody."""

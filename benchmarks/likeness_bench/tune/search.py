@@ -15,7 +15,7 @@ GUESS = "first guess"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class CandidateRounds:
     """What became of a candidate beside the incumbent.
 
     Attributes:
@@ -50,7 +50,7 @@ class Trial:
     rounds: tuple[Round, ...]
 
     @classmethod
-    def of(cls, why: str, pair: tuple[Settings, Settings], plan: Plan, found: Comparison) -> Trial:
+    def of(cls, why: str, pair: tuple[Settings, Settings], plan: Plan, found: CandidateRounds) -> Trial:
         """Judge a candidate, the second of the pair, by its comparison with the first."""
         verdict = judge(found.rounds, plan.target_ms) if found.rounds else None
         return cls(
@@ -64,7 +64,7 @@ class Trial:
         )
 
 
-Compare: TypeAlias = Callable[[Settings, Settings, str], Awaitable[Comparison | None]]
+Compare: TypeAlias = Callable[[Settings, Settings, str], Awaitable[CandidateRounds | None]]
 """Measures (incumbent, candidate, what it is in words); None when it was interrupted: that decides nothing."""
 Over: TypeAlias = Callable[[], str]
 """Says why nothing more can be tried; empty while something can."""

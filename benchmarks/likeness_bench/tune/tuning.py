@@ -18,7 +18,7 @@ from likeness_bench.report import now
 from likeness_bench.tune.candidates import Plan
 from likeness_bench.tune.measuring import Measuring
 from likeness_bench.tune.report import TuneReport
-from likeness_bench.tune.search import Comparison, Search, Trial
+from likeness_bench.tune.search import CandidateRounds, Search, Trial
 from likeness_bench.tune.servers import TrialServers
 from likeness_bench.tune.service import ServiceTime
 from likeness_bench.tune.settings import KeysOf, Settings, changes
@@ -110,7 +110,7 @@ class _Tuning:
         untuned, times = await self.measuring.profile(start, products)
         plan = self._plan(times)
 
-        async def compare(incumbent: Settings, candidate: Settings, what: str) -> Comparison | None:
+        async def compare(incumbent: Settings, candidate: Settings, what: str) -> CandidateRounds | None:
             return await self.measuring.compare(incumbent, candidate, what, self.config.rounds)
 
         search = Search(plan=plan, incumbent=start, compare=compare, over=self._over)

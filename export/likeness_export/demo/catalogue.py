@@ -52,7 +52,7 @@ class Design:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
+class DemoProduct:
     """One colourway of a design, in one of the splits. `number` is unique in the catalogue."""
 
     number: int
@@ -130,22 +130,22 @@ def _family(rng: np.random.Generator, kind: str, count: int) -> list[Design]:
     return made
 
 
-def invent_products(*, seed: int, designs: int) -> list[Product]:
+def invent_products(*, seed: int, designs: int) -> list[DemoProduct]:
     """All products, about 4.5 for each design; of every kind about a third, and at least one, is in split "val"."""
     rng, kinds = np.random.default_rng(seed), sorted(SHAPES)
-    products: list[Product] = []
+    products: list[DemoProduct] = []
     for place, kind in enumerate(kinds):
         family = _family(rng, kind, len(range(place, designs, len(kinds))))
         pairs = [(design, look) for design in family for look in design.looks]
         held_out = set(rng.permutation(len(pairs))[: max(1, round(_VAL_SHARE * len(pairs)))].tolist())
         for index, (design, look) in enumerate(pairs):
             split = "val" if index in held_out else "train"
-            products.append(Product(number=len(products), design=design, look=look, split=split))
+            products.append(DemoProduct(number=len(products), design=design, look=look, split=split))
     return products
 
 
 def _write_listing(
-    rng: np.random.Generator, product: Product, seller: Seller
+    rng: np.random.Generator, product: DemoProduct, seller: Seller
 ) -> tuple[str, str, dict[str, str | float], bool]:
     """Title, description, attributes and whether there is a photo; never nothing at all."""
     facts = replace(product.design.facts, colour=product.look.colour)
@@ -159,7 +159,7 @@ def _write_listing(
     return title, description, attributes, not lacks_image or not (title or attributes)
 
 
-def _list_product(product: Product, directory: Path, *, seed: int) -> list[Line]:
+def _list_product(product: DemoProduct, directory: Path, *, seed: int) -> list[Line]:
     """Draws one product, writes the photos of all its listings and returns their lines."""
     rng = np.random.default_rng([seed, product.number])
     drawn = draw_product(product.look)

@@ -16,7 +16,7 @@ _TIE = 1e-5  # cosines that are nearer to each other than fp32 sums are exact
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded:
+class JudgedVectors:
     """What one network, or one signature's chain of networks, makes of the same n products.
 
     Attributes:
@@ -158,7 +158,7 @@ def mean_points(losses: Collection[Mapping[str, RecallLoss]]) -> dict[str, float
     return {label: float(np.mean([loss.points for loss in some])) for label, some in counted.items()}
 
 
-def measure(before: Embedded, after: Embedded, labels: Mapping[str, NDArray[np.str_]]) -> Drift:
+def measure(before: JudgedVectors, after: JudgedVectors, labels: Mapping[str, NDArray[np.str_]]) -> Drift:
     """Compare reduced vectors with fp32 ones.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 
 from likeness_export.exporting.onnx_export import check_signature, open_session
 from likeness_export.pipeline import StepSpec
-from likeness_export.precision.gate import Drift, Embedded, Limits, measure
+from likeness_export.precision.gate import Drift, JudgedVectors, Limits, measure
 from likeness_export.precision.products import Products
 from likeness_export.precision.speed import speed_ratio
 
@@ -83,10 +83,10 @@ class Task:
 
     spec: StepSpec
     source: Path
-    fp32: Embedded
+    fp32: JudgedVectors
     products: Products
     limits: Limits
-    signature_faults: Callable[[Embedded], list[str]]
+    signature_faults: Callable[[JudgedVectors], list[str]]
     served: Mapping[str, str] | None
 
 

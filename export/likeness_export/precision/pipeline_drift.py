@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from likeness_export.exporting.onnx_export import open_session
 from likeness_export.pipeline import towers_of
-from likeness_export.precision.gate import Drift, Embedded, Limits, measure
+from likeness_export.precision.gate import Drift, JudgedVectors, Limits, measure
 from likeness_export.recipe import Recipe
 from likeness_export.repository.rendering import VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
+class FusionHeads:
     """The exported fusion heads behind the towers.
 
     Attributes:
@@ -31,11 +31,11 @@ class Pipeline:
 
     recipe: Recipe
     folder: Path
-    fp32: Mapping[str, Embedded]
+    fp32: Mapping[str, JudgedVectors]
     labels: Mapping[str, NDArray[np.str_]]
     limits: Limits
 
-    def drifts(self, reduced: Mapping[str, Embedded], *, everywhere: bool = False) -> dict[str, Drift]:
+    def drifts(self, reduced: Mapping[str, JudgedVectors], *, everywhere: bool = False) -> dict[str, Drift]:
         """Measure the signatures that some product has.
 
         Args:
@@ -59,7 +59,7 @@ class Pipeline:
         ]
         return [*single, *self.limits.mean_faults(drifts.values())]
 
-    def _fused(self, signature: str, vectors: Mapping[str, Embedded]) -> Embedded:
+    def _fused(self, signature: str, vectors: Mapping[str, JudgedVectors]) -> JudgedVectors:
         """Fuse the vectors of all products that have the whole signature."""
         towers = towers_of(self.recipe, signature)
         if signature not in self.recipe.fused_signatures():
@@ -73,7 +73,7 @@ class Pipeline:
                 fused[there] = session.run([EMBEDDING], {name: found[there] for name, found in given.items()})[0]
             return fused
 
-        return Embedded(
+        return JudgedVectors(
             together=fuse({tower_embedding(name): vectors[name].together for name in towers}),
             alone=fuse({tower_embedding(name): vectors[name].alone for name in towers}),
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from likeness_export.exporting.onnx_export import open_session
 from likeness_export.features.tower_inputs import TowerInputs, read_inputs
 from likeness_export.pipeline import towers_of
-from likeness_export.precision.gate import Embedded
+from likeness_export.precision.gate import JudgedVectors
 from likeness_export.products.catalogue import Catalogue, recipe_catalogue
 from likeness_export.products.named_pairs import NamedPair, groups_of_pairs, read_named_pairs
 from likeness_export.recipe import Recipe
@@ -51,11 +51,11 @@ class Products:
     labels: Mapping[str, NDArray[np.str_]]
     batch_size: int
 
-    def embed(self, tower: str, network: Path, *, most: int | None = None) -> Embedded:
+    def embed(self, tower: str, network: Path, *, most: int | None = None) -> JudgedVectors:
         """Run a tower's network over the products (or the first ``most`` of them), and over some one by one."""
         session = open_session(tower, network)
         present = np.flatnonzero(self.inputs[tower].known)
-        return Embedded(
+        return JudgedVectors(
             together=self._run(session, tower, present[:most], self.batch_size),
             alone=self._run(session, tower, self._sample(tower), 1),
         )

@@ -21,7 +21,7 @@ from likeness_export.precision.gate import Drift, Limits, mean_points
 from likeness_export.precision.graph import kind_of
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
 from likeness_export.precision.network import FP32, Outcome, Task, Writer, reduce_network
-from likeness_export.precision.pipeline_drift import Pipeline
+from likeness_export.precision.pipeline_drift import FusionHeads
 from likeness_export.precision.products import Products, calibration_products, judged_products
 from likeness_export.progress import each
 from likeness_export.repository.rendering import VERSION, cpu_parameters
@@ -115,9 +115,9 @@ class Reducer:
         with tempfile.TemporaryDirectory() as place:
             work = Path(place)
             specs = encoder_networks(self.recipe)
-            pipeline = self._pipeline(folder)
-            outcomes = {spec.tower: self._reduce(spec, pipeline, work) for spec in each(specs, "reducing")}
-            drifts = self._together(pipeline, outcomes, work)
+            heads = self._heads(folder)
+            outcomes = {spec.tower: self._reduce(spec, heads, work) for spec in each(specs, "reducing")}
+            drifts = self._together(heads, outcomes, work)
             for tower, outcome in outcomes.items():
                 if outcome.form != FP32:
                     with written_aside(_file(folder, tower)) as aside:
@@ -132,8 +132,8 @@ class Reducer:
         )
         return self.report
 
-    def _pipeline(self, folder: Path) -> Pipeline:
-        return Pipeline(
+    def _heads(self, folder: Path) -> FusionHeads:
+        return FusionHeads(
             recipe=self.recipe,
             folder=folder,
             fp32={name: self.judged.embed(name, _file(folder, name)) for name in self.recipe.towers},
@@ -141,8 +141,8 @@ class Reducer:
             limits=self.choice.limits,
         )
 
-    def _reduce(self, spec: StepSpec, pipeline: Pipeline, work: Path) -> Outcome:
-        source = _file(pipeline.folder, spec.tower)
+    def _reduce(self, spec: StepSpec, heads: FusionHeads, work: Path) -> Outcome:
+        source = _file(heads.folder, spec.tower)
         place = work / spec.tower
         place.mkdir()
         writer = self._writer(spec, source, place)
@@ -154,10 +154,10 @@ class Reducer:
         task = Task(
             spec=spec,
             source=source,
-            fp32=pipeline.fp32[spec.tower],
+            fp32=heads.fp32[spec.tower],
             products=self.judged,
             limits=self.choice.limits,
-            signature_faults=lambda vectors: pipeline.faults(pipeline.drifts({spec.tower: vectors})),
+            signature_faults=lambda vectors: heads.faults(heads.drifts({spec.tower: vectors})),
             served=cpu_parameters(self.recipe.towers[spec.tower], self.recipe.serving.of(spec.name)) if timed else None,
         )
         outcome = reduce_network(task, writer, work / f"{spec.tower}.onnx")
@@ -189,7 +189,7 @@ class Reducer:
                 )
         return ""
 
-    def _together(self, pipeline: Pipeline, outcomes: dict[str, Outcome], work: Path) -> dict[str, Drift]:
+    def _together(self, heads: FusionHeads, outcomes: dict[str, Outcome], work: Path) -> dict[str, Drift]:
         """Judge all reduced networks together; while they fail, the one that has moved most goes back to fp32."""
         reduced = {
             name: self.judged.embed(name, work / f"{name}.onnx")
@@ -197,10 +197,10 @@ class Reducer:
             if outcome.form != FP32
         }
         while True:
-            drifts = pipeline.drifts(reduced)
-            faults = pipeline.faults(drifts)
+            drifts = heads.drifts(reduced)
+            faults = heads.faults(drifts)
             if not faults or not reduced:
-                return pipeline.drifts(reduced, everywhere=True)
+                return heads.drifts(reduced, everywhere=True)
             worst = min(reduced, key=lambda name: _moved(outcomes[name]))
             reason = f"together with the others: {'; '.join(faults)}"
             outcomes[worst] = replace(outcomes[worst], form=FP32, refused=True, reason=reason)

@@ -17,7 +17,7 @@ from likeness_export.commands import start
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from likeness_export.uses.inputs import Embedded
+    from likeness_export.uses.inputs import EmbeddedProducts
 
 uses_app = typer.Typer()
 TURNED = (
@@ -190,7 +190,7 @@ def mine(
     typer.echo(f"{len(proposals)} proposals: {out}")
 
 
-def _read(file: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
+def _read(file: Path, embeddings: Path, splits: Sequence[str] = ()) -> EmbeddedProducts:
     """Start as every command does, and read the two files."""
     from likeness_export.uses.inputs import read_embedded
 

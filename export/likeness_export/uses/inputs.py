@@ -20,7 +20,7 @@ Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded:
+class EmbeddedProducts:
     """Products that have an embedding.
 
     Attributes:
@@ -41,7 +41,7 @@ class Embedded:
         return self.catalogue.ids
 
 
-def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) -> Embedded:
+def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) -> EmbeddedProducts:
     """Read a product file and the embeddings that ``likeness embed`` made of it.
 
     Products without an id, repeats of an earlier id, and products whose embedding is missing or failed (a row of NaN)
@@ -78,7 +78,7 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
             f"no product{where} of {products} has an embedding in {embeddings}: they are matched by product_id; "
             f"make the embeddings with `likeness embed {products} --out {embeddings}`"
         )
-    return Embedded(
+    return EmbeddedProducts(
         catalogue=catalogue.select([places[name] for name in usable]),
         vectors=found.vectors[[row_of[name] for name in usable]],
         space=found.space,

@@ -17,7 +17,7 @@ from scipy.special import expit, logit
 from likeness_export.products.named_pairs import NamedPair, fold_count, hold_out
 from likeness_export.progress import each
 from likeness_export.uses.decision import Decision, Features, Figures, Probabilities, figures, fit_decision
-from likeness_export.uses.inputs import Embedded, Vectors
+from likeness_export.uses.inputs import EmbeddedProducts, Vectors
 from likeness_export.uses.neighbourhood import Rows, in_context, surroundings
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,10 @@ class HeldOut:
 
 
 def match_by_all(
-    held: Embedded, pairs: tuple[Sequence[NamedPair], Sequence[NamedPair]], held_out: HeldOut, client: Client | None
+    held: EmbeddedProducts,
+    pairs: tuple[Sequence[NamedPair], Sequence[NamedPair]],
+    held_out: HeldOut,
+    client: Client | None,
 ) -> dict[str, Matching]:
     """Judge pairs by every measure, each pair by itself and among its neighbours.
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from likeness_export.products.named_pairs import NamedPair, read_named_pairs, warn_of_contradictions
 from likeness_export.progress import each
-from likeness_export.uses.inputs import Embedded, Vectors
+from likeness_export.uses.inputs import EmbeddedProducts, Vectors
 
 MAX_POSITIVES = 2_000_000
 _BLOCK_SCORES = 4_000_000
 
 
-def pairs_of(held: Embedded, source: Path | str, split: str) -> list[NamedPair]:
+def pairs_of(held: EmbeddedProducts, source: Path | str, split: str) -> list[NamedPair]:
     """Return the pairs of a split.
 
     Args:
