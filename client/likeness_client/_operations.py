@@ -16,7 +16,7 @@ import numpy as np
 from likeness_client import _calls
 from likeness_client._calls import Answer, Call, Item, Operation, Vector
 from likeness_client._discovery import ServerInfo
-from likeness_client._scoring import cosine_matrix, cosine_pairs, euclidean_matrix, euclidean_pairs
+from likeness_client._scoring import MATRIX_SCORES, PAIR_SCORES
 from likeness_client.contract import BOUNDS, LEFT, RIGHT, Metric, signature_of
 from likeness_client.errors import BatchError, InputError, ProductError
 from likeness_client.records import Product
@@ -31,7 +31,7 @@ Side: TypeAlias = Sequence[Product] | Embeddings
 """One side of a comparison."""
 QUERY, CANDIDATE = "query", "candidate"
 _BLOCKS_AT_ONCE = 64
-"""Blocks of learned scores that are asked for together: many times what is in flight, little beside the scores."""
+"""Blocks of scores that are asked for together: many times what is in flight, little beside the scores."""
 
 
 def embed(
@@ -68,13 +68,11 @@ def _similarity_of_embeddings(
     sides: tuple[Side, Side], metric: Metric, on_error: OnError, info: ServerInfo | None
 ) -> Operation[Scores]:
     left, right = yield from _embed_missing(sides, (LEFT, RIGHT), metric, info)
-    if metric is Metric.COSINE:
-        values = cosine_pairs(left.vectors, right.vectors)
-    elif metric is Metric.EUCLIDEAN:
-        values = euclidean_pairs(left.vectors, right.vectors)
+    if metric in PAIR_SCORES:
+        values = PAIR_SCORES[metric](left.vectors, right.vectors)
     else:
         assert info
-        values = yield from _learned_pairs(left.vectors, right.vectors, info)
+        values = yield from _served_pairs(left.vectors, right.vectors, metric, info)
     left_errors, right_errors = (
         {index: error.at(index, name) for index, error in found.errors.items()}
         for found, name in ((left, LEFT), (right, RIGHT))
@@ -111,13 +109,11 @@ def similarity_matrix(
     _check_on_error(on_error)
     metric = _metric(metric)
     left, right = yield from _embed_missing((queries, candidates), (QUERY, CANDIDATE), metric, info)
-    if metric is Metric.COSINE:
-        values = cosine_matrix(left.vectors, right.vectors)
-    elif metric is Metric.EUCLIDEAN:
-        values = euclidean_matrix(left.vectors, right.vectors)
+    if metric in MATRIX_SCORES:
+        values = MATRIX_SCORES[metric](left.vectors, right.vectors)
     else:
         assert info
-        values = yield from _learned_matrix(left.vectors, right.vectors, info)
+        values = yield from _served_matrix(left.vectors, right.vectors, metric, info)
     result = ScoreMatrix(
         values=values,
         metric=metric,
@@ -133,8 +129,8 @@ def similarity_matrix(
 
 
 def needs_server(left: Side, right: Side, metric: Metric) -> bool:
-    """Say whether scores can only be had from a server: something is to be embedded, or the learned metric asked."""
-    return not (isinstance(left, Embeddings) and isinstance(right, Embeddings)) or metric == Metric.LEARNED
+    """Say whether scores can only be had from a server: something is to be embedded, or it alone has the metric."""
+    return not (isinstance(left, Embeddings) and isinstance(right, Embeddings)) or _metric(metric) not in PAIR_SCORES
 
 
 def held(side: Iterable[Product] | Embeddings) -> Side:
@@ -319,31 +315,31 @@ def _score_vectors(
         _read_scores(pairs, call, rows, answer)
 
 
-def _learned_matrix(left: FloatArray, right: FloatArray, info: ServerInfo) -> Operation[FloatArray]:
-    """Score all rows with all rows by the trained network; rows of NaN stay at home."""
+def _served_matrix(left: FloatArray, right: FloatArray, metric: Metric, info: ServerInfo) -> Operation[FloatArray]:
+    """Score all rows with all rows on the server; rows of NaN stay at home."""
     values = np.full((len(left), len(right)), np.nan, dtype=np.float32)
     rows, columns = (np.flatnonzero(~np.isnan(vectors).any(axis=1)) for vectors in (left, right))
-    planned = _calls.matrix_calls(left[rows], right[columns], Metric.LEARNED, info)
+    planned = _calls.matrix_calls(left[rows], right[columns], metric, info)
     for start in range(0, len(planned), _BLOCKS_AT_ONCE):
         some = planned[start : start + _BLOCKS_AT_ONCE]
         answers = yield from _ask([call for call, _, _ in some])
         for (call, of_rows, of_columns), answer in zip(some, answers, strict=True):
             q, c = rows[of_rows], columns[of_columns]
-            values[np.ix_(q, c)] = _calls.tensor(call, answer, Metric.LEARNED, (1, len(q), len(c)))[0]
+            values[np.ix_(q, c)] = _calls.tensor(call, answer, metric, (1, len(q), len(c)))[0]
     return values
 
 
-def _learned_pairs(left: FloatArray, right: FloatArray, info: ServerInfo) -> Operation[FloatArray]:
-    """Score each row with its counterpart by the trained network; rows of NaN stay at home."""
+def _served_pairs(left: FloatArray, right: FloatArray, metric: Metric, info: ServerInfo) -> Operation[FloatArray]:
+    """Score each row with its counterpart on the server; rows of NaN stay at home."""
     values = np.full(len(left), np.nan, dtype=np.float32)
     rows = np.flatnonzero(~np.isnan(left).any(axis=1) & ~np.isnan(right).any(axis=1)).tolist()
     together = _BLOCKS_AT_ONCE * info.max_batch_size
     for start in range(0, len(rows), together):
         some = [(row, left[row], right[row]) for row in rows[start : start + together]]
-        planned = _calls.vector_pair_calls(some, (Metric.LEARNED,), info)
+        planned = _calls.vector_pair_calls(some, (metric,), info)
         answers = yield from _ask([call for call, _ in planned])
         for (call, of_rows), answer in zip(planned, answers, strict=True):
-            values[of_rows] = _calls.tensor(call, answer, Metric.LEARNED, (len(of_rows), 1))[:, 0]
+            values[of_rows] = _calls.tensor(call, answer, metric, (len(of_rows), 1))[:, 0]
     return values
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from likeness_client.contract import Metric
 from likeness_client.results import FloatArray
 
 _BLOCK_CELLS = 1 << 18  # scores that are finished at a time: 1 MB, which the processor's cache holds over all steps
@@ -72,6 +74,12 @@ def euclidean_pairs(left: FloatArray, right: FloatArray) -> FloatArray:
     squares = np.minimum(_squares(left - right)[:, 0], _farthest(_squares(left), _squares(right)))
     distances: FloatArray = np.sqrt(squares)
     return distances
+
+
+VectorScores: TypeAlias = Callable[[FloatArray, FloatArray], FloatArray]
+PAIR_SCORES: Mapping[Metric, VectorScores] = {Metric.COSINE: cosine_pairs, Metric.EUCLIDEAN: euclidean_pairs}
+MATRIX_SCORES: Mapping[Metric, VectorScores] = {Metric.COSINE: cosine_matrix, Metric.EUCLIDEAN: euclidean_matrix}
+"""The metrics that are computed here; all others are asked of a server."""
 
 
 def _settle(squares: FloatArray, left: FloatArray, right: FloatArray, near: float) -> None:

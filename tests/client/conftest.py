@@ -92,10 +92,9 @@ class FakeServer:
 
     def answer(self, call: Call) -> Answer:
         if call.model == SIMILARITY_MODEL:
-            found: Answer = scores(call.inputs[LEFT], call.inputs[RIGHT])
+            found: Answer = scores(call.inputs[LEFT][:, None], call.inputs[RIGHT][:, None])
         elif call.model == MATRIX_MODEL:
-            cosine = call.inputs[LEFT] @ call.inputs[RIGHT].transpose(0, 2, 1)
-            found = {"learned": (1 + cosine) / 2}
+            found = scores(call.inputs[LEFT][:, :, None], call.inputs[RIGHT][:, None])
         elif call.model.startswith("embed_"):
             found = self._embed(call.inputs)
         else:
@@ -104,7 +103,7 @@ class FakeServer:
                 for side in (LEFT, RIGHT)
             }
             found = {sided(side, name): data for side, of in sides.items() for name, data in of.items()}
-            found |= scores(sides[LEFT][EMBEDDING], sides[RIGHT][EMBEDDING])
+            found |= scores(sides[LEFT][EMBEDDING][:, None], sides[RIGHT][EMBEDDING][:, None])
         return {name: found[name] for name in call.outputs}
 
     def _embed(self, inputs: Any) -> dict[str, NDArray[Any]]:
@@ -132,10 +131,10 @@ def unit_vector(data: bytes) -> NDArray[np.float32]:
 
 
 def scores(left: NDArray[np.float32], right: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    cosine = np.einsum("nd,nd->n", left, right)[:, None]
+    cosine = np.einsum("...d,...d->...", left, right)
     return {
         "cosine": cosine,
-        "euclidean": np.linalg.norm(left - right, axis=1, keepdims=True),
+        "euclidean": np.linalg.norm(left - right, axis=-1),
         "learned": (1 + cosine) / 2,
     }
 

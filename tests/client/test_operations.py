@@ -370,6 +370,20 @@ def test_learned_pairs_of_embeddings_are_asked_in_bounded_rounds(
     assert max(map(len, fake.rounds)) == 2 < len(fake.rounds)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_that_is_not_computed_here_is_asked_of_the_server_by_its_name(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, metric: Metric
+) -> None:
+    monkeypatch.setattr(_operations, "PAIR_SCORES", {})
+    monkeypatch.setattr(_operations, "MATRIX_SCORES", {})
+    left, right = (embed(type(fake)(), text(f"{side}1"), text(f"{side}2")) for side in ("l", "r"))
+    assert _operations.needs_server(left, right, metric)
+    expected = reference(metric, left, right)
+    np.testing.assert_allclose(matrix(fake, left, right, metric).values, expected, atol=1e-6)
+    pairs = fake.drive(_operations.similarity(left, right, metric, "raise", fake.info))
+    np.testing.assert_allclose(pairs.values, np.diag(expected), atol=1e-6)
+
+
 def test_comparison_has_every_metric_and_both_weights(fake: FakeServer) -> None:
     for left, right in ((text("a"), text("b")), (text("a"), full("b"))):
         found = fake.drive(_operations.compare(left, right, fake.info))
