@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 DataType = Literal["FP32", "INT64", "UINT8", "BYTES"]
 
@@ -36,6 +37,14 @@ class TensorSpec:
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         """Return its shape in a batch of ``batch`` rows, where sizes that vary are ``length``."""
         return (batch, *(length if size == -1 else size for size in self.dims))
+
+    def fits(self, batch: NDArray[np.generic]) -> bool:
+        """Say whether a batch [n, ...] has the declared type and sizes."""
+        sizes = batch.shape[1:]
+        same = len(sizes) == len(self.dims) and all(
+            size in (-1, has) for size, has in zip(self.dims, sizes, strict=True)
+        )
+        return same and batch.dtype == self.numpy_dtype
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -96,6 +96,25 @@ def test_inputs_that_are_encoded_once_come_in_the_same_batches_and_are_not_kept(
     assert torch.equal(passing.batch(rows)[0], kept.batch(rows)[0])  # once more, it is read again
 
 
+@pytest.mark.parametrize(
+    ("tensors", "found"),
+    [
+        ({"pixels": np.zeros((64, 32, 32, 3))}, r"pixels float64 \[64, 32, 32, 3\]"),
+        ({"pixels": np.zeros((64, 32, 3), np.uint8)}, r"pixels uint8 \[64, 32, 3\]"),
+        ({"pixels": np.zeros((64, 32, 31, 3), np.uint8)}, r"pixels uint8 \[64, 32, 31, 3\]"),
+        ({"photo": np.zeros((64, 32, 32, 3), np.uint8)}, r"photo uint8 \[64, 32, 32, 3\]"),
+    ],
+)
+def test_tensors_that_a_server_would_refuse_are_refused_here(
+    read: Read, encoder: Encoder, tensors: dict[str, NDArray[np.generic]], found: str
+) -> None:
+    inputs = read(once=True)
+    inputs.preprocessor = lambda items: (tensors, [""] * len(items))
+    expected = rf"^towers.image: the preprocessing puts out {found} .* declares pixels UINT8 \[32, 32, 3\] for each$"
+    with pytest.raises(InputError, match=expected):
+        inputs.encode(encoder)
+
+
 def test_what_nothing_is_known_of_is_encoded_as_the_server_does(exported: Exported) -> None:
     recipe, network = exported.run.read_network()
     config, encoder = recipe.towers["attributes"], network.tower("attributes").encoder

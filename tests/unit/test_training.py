@@ -8,21 +8,26 @@ import re
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export.cli import app
+from likeness_export.encoders import Encoder, EncoderConfig
+from likeness_export.encoders.base import ASSETS
 from likeness_export.evaluation.evaluate import Task, read_task_catalogue
 from likeness_export.features.tower_inputs import TowerInputs, read_inputs
+from likeness_export.preprocessing import image
 from likeness_export.product_network import build_network
 from likeness_export.products import named_pairs
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
+from likeness_export.tensors import TensorSpec
 from likeness_export.training import train as training
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
@@ -444,6 +449,33 @@ def test_a_tower_for_which_there_is_no_room_is_named(tiny: Tiny, tmp_path: Path,
     parts = catalogue.parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
     with little_room(10), pytest.raises(InputError, match=f"^cannot write {run.towers / 'image'} .*: make room there"):
         prepare_towers(tiny.recipe, run, parts, tiny.root)
+
+
+def test_a_tower_may_need_no_files_and_says_how_it_pads_before_training(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plain(EncoderConfig):
+        modality: ClassVar[str] = "image"
+        preprocessing: ClassVar[ModuleType] = image
+        sizes: tuple[int, ...] = (3,)
+
+        def tensors(self) -> tuple[TensorSpec, ...]:
+            return (TensorSpec("colours", "UINT8", self.sizes),)
+
+        def prepare(self, *_: Any) -> None:
+            pass
+
+        def build(self, tower: Path, source_root: Path | None) -> Encoder:
+            raise NotImplementedError
+
+    monkeypatch.setattr(image, "Preprocessor", lambda _assets: None)
+    run = Run(tmp_path / "run")
+    parts = training_catalogue(tiny.recipe, tiny.root).parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
+    prepare_towers(tiny.recipe.model_copy(update={"towers": {"image": Plain()}}), run, parts, tiny.root)
+    assert (run.towers / "image" / ASSETS).is_dir()  # the export copies it
+    varying = tiny.recipe.model_copy(update={"towers": {"image": Plain(sizes=(-1, 3))}})
+    with pytest.raises(InputError, match=r"^towers.image: .* needs `buckets`"):
+        prepare_towers(varying, run, parts, tiny.root)
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(

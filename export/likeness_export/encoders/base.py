@@ -55,7 +55,7 @@ class Encoder(nn.Module, ABC):
         return tensors
 
     def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:
-        """Draw valid random inputs, for tracing and verification.
+        """Draw valid random inputs, for tracing and verification; by default any numbers, whole ones from 0 to 255.
 
         Args:
             specs: the tensors that the configuration declares.

@@ -242,7 +242,8 @@ def _difference(module: nn.Module, spec: StepSpec, session: ort.InferenceSession
         expected = module(*case)
     except Exception as error:  # networks fail with many types; whichever it is, this batch cannot be compared
         shapes = [list(value.shape) for value in case]
-        raise ExportError(f"{spec.name}: eager torch itself fails on {shapes}: {error}") from error
+        drawn = ", drawn by the encoder's `sample`" if spec.tower else ""
+        raise ExportError(f"{spec.name}: eager torch itself fails on {shapes}{drawn}: {error}") from error
     eager = expected if isinstance(expected, tuple) else (expected,)
     worst = 0.0
     for tensor, mine, theirs in zip(spec.outputs, eager, _run(spec, session, case), strict=True):

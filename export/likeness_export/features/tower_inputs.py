@@ -118,7 +118,7 @@ class TowerInputs:
         rows, errors = np.flatnonzero(self._held()), dict[int, str]()
         for start in each(range(0, len(rows), MOST_AT_ONCE), f"reading {self.name}"):
             chunk = rows[start : start + MOST_AT_ONCE]
-            tensors, found = self.preprocessor(self._bytes(chunk))
+            tensors, found = self._preprocessed(chunk)
             for name, kept in self._fixed.items():
                 kept[chunk] = tensors[name]
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
@@ -128,11 +128,24 @@ class TowerInputs:
         """Return the encoder's tensors for these products, all of which must be present."""
         if self._fixed:
             return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
-        tensors, _ = self.preprocessor(self._bytes(rows))
+        tensors, _ = self._preprocessed(rows)
         return tuple(torch.from_numpy(tensors[spec.name]) for spec in self.specs)
 
-    def _bytes(self, rows: Sequence[int] | Rows) -> list[bytes]:
-        return [item.read() for row in rows if (item := self.items[row])]
+    def _preprocessed(self, rows: Sequence[int] | Rows) -> tuple[Mapping[str, NDArray[np.generic]], list[str]]:
+        """Return the tensors of products that have the part, and per product why it cannot be used, or nothing.
+
+        Raises:
+            InputError: the tensors are not as declared. Here they might be converted; a server refuses them.
+        """
+        tensors, errors = self.preprocessor([item.read() for row in rows if (item := self.items[row])])
+        for spec in self.specs:
+            if spec.name not in tensors or not spec.fits(tensors[spec.name]):
+                found = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in tensors.items())
+                raise InputError(
+                    f"towers.{self.name}: the preprocessing puts out {found} for {len(errors)} products; the encoder's "
+                    f"`tensors` declares {spec.name} {spec.datatype} {list(spec.dims)} for each"
+                )
+        return tensors, errors
 
     def map(self, rows: Rows, encode: Callable[..., Tensor]) -> Tensor:
         """Encode products, all of which must be present; those of varying length in chunks of like length.
@@ -187,7 +200,7 @@ class TowerInputs:
         ready: list[tuple[int, tuple[Tensor, ...]]] = []
         for start in each(range(0, len(rows), MOST_AT_ONCE), f"reading and encoding {self.name}"):
             chunk = rows[start : start + MOST_AT_ONCE]
-            tensors, found = self.preprocessor(self._bytes(chunk))
+            tensors, found = self._preprocessed(chunk)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
             ready += [
                 (int(row), tuple(torch.from_numpy(tensors[spec.name][place]) for spec in self.specs))

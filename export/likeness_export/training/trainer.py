@@ -18,6 +18,7 @@ from likeness_client.writing import told_if_full, write_text
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
+from likeness_export.encoders.base import ASSETS
 from likeness_export.features.cache import cached_features
 from likeness_export.features.tower_inputs import TowerInputs, present_modalities, read_inputs
 from likeness_export.product_network import build_network
@@ -37,7 +38,7 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
     """Write every tower's folder, fitted on the training products.
 
     Raises:
-        InputError: no training product has the modality of a tower.
+        InputError: no training product has the modality of a tower, or its preprocessing does not say how it pads.
     """
     for name, tower in recipe.towers.items():
         items = Read([found[tower.modality] for found in parts if tower.modality in found])
@@ -47,7 +48,9 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
             missing = f"{tower.modality} (read from: {', '.join(keys)})"
             raise InputError(f"towers.{name}: no training product has {missing}: leave the tower out")
         with told_if_full(run.towers / name):
+            (run.towers / name / ASSETS).mkdir(parents=True, exist_ok=True)
             tower.prepare(items, run.towers / name, data_root)
+        tower.padded_lengths(run.towers / name)  # the export would be a late place to refuse it
 
 
 def _refuse_unusable(inputs: Mapping[str, TowerInputs], product_ids: Sequence[str]) -> None:
