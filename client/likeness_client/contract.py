@@ -21,7 +21,9 @@ MAX_BYTES: Mapping[str, int] = {
     "video": 100_000_000,
     "interactions": 1_000_000,
 }
-"""The largest input per product and modality, as sent. Beyond it the item fails; its neighbours do not."""
+"""The largest input per product and modality, as sent. Beyond it the item fails; its neighbours do not.
+
+No name has an underscore: it joins them in the name of a signature."""
 MODALITIES: tuple[str, ...] = tuple(MAX_BYTES)
 """All modalities, in the order in which signatures name them. Each is one BYTES input per product on the wire."""
 

@@ -473,9 +473,10 @@ def test_a_tower_may_need_no_files_and_says_how_it_pads_before_training(
     parts = training_catalogue(tiny.recipe, tiny.root).parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
     prepare_towers(tiny.recipe.model_copy(update={"towers": {"image": Plain()}}), run, parts, tiny.root)
     assert (run.towers / "image" / ASSETS).is_dir()  # the export copies it
-    varying = tiny.recipe.model_copy(update={"towers": {"image": Plain(sizes=(-1, 3))}})
-    with pytest.raises(InputError, match=r"^towers.image: .* needs `buckets`"):
-        prepare_towers(varying, run, parts, tiny.root)
+    for sizes, expected in (((-1,), "needs `buckets`"), ((-1, 3), "the only size .* not of colours: give")):
+        varying = tiny.recipe.model_copy(update={"towers": {"image": Plain(sizes=sizes)}})
+        with pytest.raises(InputError, match=f"^towers.image: .*{expected}"):
+            prepare_towers(varying, run, parts, tiny.root)
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(

@@ -106,10 +106,15 @@ class EncoderConfig(BaseModel, ABC):
         """Return the lengths that the preprocessing pads to, ascending; none where no size varies.
 
         Raises:
-            InputError: lengths vary, and the preprocessing has no `buckets`.
+            InputError: lengths vary, and the preprocessing has no `buckets`, or there are other sizes beside them.
         """
         if not any(tensor.varies for tensor in self.tensors()):
             return []
+        if others := [tensor.name for tensor in self.tensors() if tensor.dims != (-1,)]:
+            raise InputError(  # the server cuts and pads rows of single numbers
+                f"towers.{tower.name}: where a length varies, it is the only size of every tensor, which it is not of "
+                f"{', '.join(others)}: give them one fixed size, cut or padded"
+            )
         buckets: list[int] = getattr(self.preprocessing.Preprocessor(tower / ASSETS), "buckets", [])
         if not buckets:
             raise InputError(f"towers.{tower.name}: the preprocessing of varying lengths needs `buckets`, to pad to")
