@@ -5,10 +5,11 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 from likeness_export.encoders import AnyEncoderConfig
+from likeness_export.encoders.hashed import HashedConfig
 from likeness_export.networks.fusion import AttentionConfig
 from likeness_export.pipeline import networks, preprocess_steps
 from likeness_export.recipe import (
@@ -23,7 +24,7 @@ from likeness_export.recipe import (
     with_serving,
 )
 from likeness_export.serving_section import ServingSection, StepSection, StepSettings
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 DEMO = Path("demo")
 
@@ -287,6 +288,14 @@ def test_what_a_recipe_says_of_its_inputs() -> None:
 def test_an_encoder_of_random_weights_cannot_be_frozen(tower: str) -> None:
     with pytest.raises(RecipeError, match=r"towers\.look\.freeze: must be false.*at random"):
         load_recipe(DEMO, [f'towers.look={{encoder="{tower}",freeze=true}}'])
+
+
+def test_an_encoder_that_must_learn_is_not_frozen_for_want_of_a_word() -> None:
+    class Random(HashedConfig):
+        never_frozen: ClassVar[str] = "it starts at random"
+
+    with pytest.raises(ValidationError, match="must be false, it starts at random"):
+        Random(encoder="hashed", keys=("ean",))
 
 
 def test_a_space_that_nothing_shapes_is_refused() -> None:

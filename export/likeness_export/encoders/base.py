@@ -85,7 +85,9 @@ class EncoderConfig(BaseModel, ABC):
     """Why the encoder cannot be kept as it is; empty: it can."""
 
     freeze: bool = Field(
-        default=True, description="keep the encoder as it is and cache its features; only its projection learns"
+        default=True,
+        validate_default=True,  # `never_frozen` alone would leave a network at random
+        description="keep the encoder as it is and cache its features; only its projection learns",
     )
     learning_rate: LearningRate = Field(
         default=1e-4, description="of the encoder's own parameters, when it is not frozen"
