@@ -29,13 +29,16 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Give an empty file beside ``path``; it takes the place of ``path`` if the block ends well, and goes if not.
 
     It does so when all of it has reached the disk: after a power cut, too, there is the old file or the new one.
-    Missing folders are made. Where ``path`` is a link, what it points to is replaced. What a killed process has left
-    goes when the same file is written a day or more later.
+    Missing folders are made. Where ``path`` is a link, what it points to is replaced. A device or a pipe, ``/dev/null``
+    for instance, is refused: a file would take its place. What a killed process has left goes when the same file is
+    written a day or more later.
 
     Raises:
         InputError: it cannot be written. Other errors of the block are its own and stay as they are.
     """
     with told(path):
+        if path.exists() and not path.is_file():
+            raise InputError(f"cannot write {path}: it is a folder, a device or a pipe; give the path of a file")
         path = path.resolve()
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,17 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the error before it says more
             aside.unlink(missing_ok=True)
+
+
+def check_apart(out: Path, *read: Path) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        InputError: ``out`` is one of these files, by whatever name.
+    """
+    for source in read:
+        if out.exists() and source.exists() and out.samefile(source):
+            raise InputError(f"{out} is what is read, and would be lost: give another path for what is written")
 
 
 def clear_left(path: Path, age_s: float = 86_400.0) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from likeness_client import InputError
-from likeness_client.writing import told, told_if_full, write_text, written_aside
+from likeness_client.writing import check_apart, told, told_if_full, write_text, written_aside
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -103,9 +103,27 @@ def test_behind_a_link_lies_the_new_file(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
-    with pytest.raises(InputError, match=rf"cannot write .*{name} \(.+\): .*another path"):
+    with pytest.raises(InputError, match=rf"cannot write .*{name}(: it is a folder| \(.+\): .*another path)"):
         write_text(tmp_path / name, "text")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"  # as /dev/null, which root would lose for the whole machine
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"pipe: it is a folder, a device or a pipe; give the path of a file"):
+        write_text(pipe, "text")
+    assert pipe.is_fifo()
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    read, link = tmp_path / "read.txt", tmp_path / "link.txt"
+    check_apart(read, read)  # it is not there
+    read.touch()
+    link.symlink_to(read)
+    check_apart(tmp_path / "other.txt", read)
+    with pytest.raises(InputError, match=r"link.txt is what is read, and would be lost: give another path"):
+        check_apart(link, tmp_path / "none.txt", read)
 
 
 def test_a_full_disk_is_told_from_the_faults_of_others(tmp_path: Path) -> None:

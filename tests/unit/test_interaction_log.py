@@ -57,6 +57,13 @@ def test_without_counts_each_line_is_one_and_the_products_may_be_replaced(produc
     assert [dict(product.interactions) for product, _ in read_products(products)] == [{}, {"u1": 2, "u2": 1}, {}, {}]
 
 
+def test_the_log_is_not_written_over(products: Path) -> None:
+    log = log_of(products, text := "user,item\nu1,b\n")
+    with pytest.raises(InputError, match=r"log.csv is what is read"):
+        join_log(products, log, log)
+    assert log.read_text(encoding="utf-8") == text
+
+
 def test_an_item_is_found_by_the_id_as_it_stands(products: Path) -> None:
     products.write_text('{"product_id": "e\u0301  1 "}\n', encoding="utf-8")
     join_log(products, log_of(products, "user,item\nu1,e\u0301  1 \n"), products)

@@ -598,6 +598,16 @@ def test_related_and_cluster_commands(files: tuple[str, str], tmp_path: Path) ->
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["related", "cluster", "mine", "match"])
+def test_no_command_writes_over_what_it_reads(files: tuple[str, str], command: str) -> None:
+    label = ["--label", "group"] if command == "match" else []
+    for file in files:
+        before = Path(file).read_bytes()
+        with pytest.raises(InputError, match=f"{Path(file).name} is what is read"):
+            run(command, *files, *label, "--out", file)
+        assert Path(file).read_bytes() == before
+
+
 def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     out, pairs = tmp_path / "m.json", tmp_path / "pairs.csv"
     run("match", *files, "--label", "group", "--out", out)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from likeness_client.errors import InputError
 from likeness_client.records import Record, field_value, read_jsonl
-from likeness_client.writing import written_aside
+from likeness_client.writing import check_apart, written_aside
 
 from likeness_export.products.csv_lines import read_lines
 
@@ -49,7 +49,7 @@ def join_log(products: Path, log: Path, out: Path) -> JoinedLog:
 
     Raises:
         InputError: a file cannot be read, a line of the log is wrong, no item of the log is a product, or ``out`` is in
-            another folder.
+            another folder, or the log.
         RecordError: a line of the product file is wrong.
     """
     if out.parent.resolve() != products.parent.resolve():
@@ -57,6 +57,7 @@ def join_log(products: Path, log: Path, out: Path) -> JoinedLog:
             f"{out} is not in the folder of {products}, where its paths of images and videos start from: write to "
             f"{products.parent / out.name}"
         )
+    check_apart(out, log)
     counts: dict[str, defaultdict[str, float]] = {
         name: defaultdict(float) for record in read_jsonl(products) if (name := _name(record))
     }

@@ -46,7 +46,7 @@ def related(
     k: Annotated[int, typer.Option("-k", min=1, help="How many for each product.")] = 10,
 ) -> None:
     """Find the nearest other products of each product, by cosine."""
-    held = _read(file, embeddings)
+    held = _read(file, embeddings, out)
     from likeness_export.uses.related import nearest
     from likeness_export.uses.tables import write_lines
 
@@ -78,7 +78,7 @@ def cluster(
 ) -> None:
     """Divide a catalogue into clusters of products that are alike."""
     cut = None if threshold == "auto" else _number(threshold)
-    held = _read(file, embeddings, split or ())
+    held = _read(file, embeddings, out, split or ())
     from likeness_export.uses.cluster import agreement
     from likeness_export.uses.cluster import cluster as run_clustering
     from likeness_export.uses.tables import cluster_table, write_lines
@@ -126,18 +126,21 @@ def match(
 ) -> None:
     """Tell duplicates from others: learn a probability from some labelled pairs, measure the decision on others."""
     from likeness_client import InputError
+    from likeness_client.writing import check_apart
 
     if (pairs is None) == (not label):
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
     if split == train_split:
         raise InputError(f"the decision is learned from split {split!r}: measure on another, --split or --train-split")
+    if out and pairs:
+        check_apart(out, pairs)
     from likeness_export.products.named_pairs import without_repeats
     from likeness_export.uses.match import HeldOut, match_by_all
     from likeness_export.uses.pairs import pairs_of
     from likeness_export.uses.tables import matching_table, write_matching
 
     kept_aside = HeldOut(share=held_out, folds=tuple(fold or ()))
-    held = _read(file, embeddings)
+    held = _read(file, embeddings, out)
     train, every = (pairs_of(held, pairs or label, name) for name in (train_split, split))
     measured = without_repeats(every, train)
     if repeats := len(every) - len(measured):
@@ -164,7 +167,7 @@ def mine(
     split: Splits = None,
 ) -> None:
     """Propose values for missing attributes from a product's neighbours, and measure how good such proposals are."""
-    held = _read(file, embeddings, split or ())
+    held = _read(file, embeddings, out, split or ())
     from likeness_export.uses.mine import check_keys
     from likeness_export.uses.mine import mine as run_mining
     from likeness_export.uses.related import nearest
@@ -190,11 +193,15 @@ def mine(
     typer.echo(f"{len(proposals)} proposals: {out}")
 
 
-def _read(file: Path, embeddings: Path, splits: Sequence[str] = ()) -> EmbeddedProducts:
-    """Start as every command does, and read the two files."""
+def _read(file: Path, embeddings: Path, out: Path | None, splits: Sequence[str] = ()) -> EmbeddedProducts:
+    """Start as every command does, and read the two files, neither of which may be written over."""
+    from likeness_client.writing import check_apart
+
     from likeness_export.uses.inputs import read_embedded
 
     start()
+    if out:
+        check_apart(out, file, embeddings)
     return read_embedded(file, embeddings, splits)
 
 
