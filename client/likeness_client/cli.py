@@ -208,20 +208,21 @@ def compare(
 
 def _product(text: str, side: str) -> Product:
     """Read a product from JSON text or from a file; image paths are relative to the file, or to where we are."""
-    base = Path()
+    base, way_out = Path(), "give one JSON object, or the path of a file that holds one"
     if not text.lstrip().startswith("{"):
         path = Path(text)
         base = path.parent
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
-            raise InputError(f"{side}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{side}: cannot read {path!s:.200}: {reason}; {way_out}") from error
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{side}: not JSON: {error}") from error
+        raise InputError(f"{side}: not JSON: {error}; {way_out}") from error
     if not isinstance(record, dict):
-        raise InputError(f"{side}: expected a JSON object")
+        raise InputError(f"{side}: not a JSON object; {way_out}")
     try:
         return Product.from_record(record, base)
     except RecordError as error:

@@ -357,8 +357,9 @@ def test_compare_shows_scores_and_weights(
 @pytest.mark.parametrize(
     ("left", "message"),
     [
-        ("none.json", "left: cannot read none.json: No such file"),
-        ("{broken", "left: not JSON"),
+        ("none.json", "left: cannot read none.json: No such file or directory; give one JSON object, or the path"),
+        ("a" * 100_000, f"left: cannot read {'a' * 200}: File name too long; give"),
+        ("{broken", "column 2 (char 1); give one JSON object, or the path of a file that holds one"),
         ('{"title": 1}', "'title' must be a string"),
         ("{}", "left product: has none of text, image, attributes"),
     ],
