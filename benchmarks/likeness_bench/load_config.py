@@ -12,6 +12,7 @@ from likeness_client import AsyncClient, InputError
 from likeness_bench.arrivals import Arrivals
 from likeness_bench.workload import WorkloadConfig
 
+_MOST_CALLERS = 100_000  # each is a task of the event loop
 _MOST = 10_000_000  # requests of a run: its schedule and what became of each are held in memory
 _UNBOUNDED = 1_000_000  # calls in flight: the load decides how many there are, not the client
 
@@ -45,8 +46,8 @@ class LoadConfig:
     def __post_init__(self) -> None:
         if (self.rate is None) == (self.concurrency is None):
             raise InputError("give either --rate (open loop) or --concurrency (closed loop)")
-        if self.concurrency is not None and self.concurrency < 1:
-            raise InputError(f"--concurrency {self.concurrency} sends nothing: give at least 1")
+        if self.concurrency is not None and not 1 <= self.concurrency <= _MOST_CALLERS:
+            raise InputError(f"--concurrency {self.concurrency}: give at least 1, and {_MOST_CALLERS:,} at most")
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise InputError(f"--rate {self.rate:g} cannot be sent: give a number above 0")
         seconds = self.duration_s, self.timeout_s, self.warm_up_s

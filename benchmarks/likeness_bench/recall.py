@@ -77,7 +77,9 @@ def labelled(rows: Sequence[tuple[Product, Record]], config: LabelConfig) -> lis
     ]
     if not any(label for _, label in chosen):
         split = f" in split '{config.split}'" if config.split else ""
-        raise InputError(f"none of {len(rows)} products has the label '{config.field}'{split}: give another field")
+        raise InputError(
+            f"none of {len(rows)} products has the label '{config.field}'{split}: give another --label or --split"
+        )
     return chosen
 
 

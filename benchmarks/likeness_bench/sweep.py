@@ -51,7 +51,7 @@ class SweepConfig:
             raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
         if self.max_repeats < 1:
             raise InputError(f"--max-repeats {self.max_repeats}: give at least 1")
-        if self.budget_s < (first_s := self.load_at(self.load.rate).length_s):
+        if not self.budget_s >= (first_s := self.load_at(self.load.rate).length_s):  # NaN neither
             raise InputError(
                 f"--budget-s {self.budget_s:g} does not hold one run of {first_s:g} s: give more, a shorter "
                 f"--duration-s or a higher --rate than {self.load.rate:g}, as a p99 takes some {ENOUGH} requests"

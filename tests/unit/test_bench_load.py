@@ -272,6 +272,7 @@ def test_workloads_that_cannot_be(wrong: dict[str, Any]) -> None:
         {"rate": 0.0},
         {"rate": float("nan")},
         {"concurrency": 0},
+        {"concurrency": 1_000_000_000},  # takes all memory of the machine before it sends anything
         {"rate": 1.0, "timeout_s": 0.0},
         {"rate": 1.0, "duration_s": float("inf")},
     ],

@@ -129,5 +129,5 @@ def test_labelled_products_are_those_of_the_split() -> None:
     rows = [(Product(product_id=str(row)), {"split": split, "group": f"g{row}"}) for row, split in enumerate("abab")]
     assert [label for _, label in labelled(rows, LabelConfig(field="group", split="a"))] == ["g0", "g2"]
     assert len(labelled(rows, LabelConfig(field="group", split=""))) == 4
-    with pytest.raises(InputError, match="none of 4 products has the label 'kind' in split 'a'"):
+    with pytest.raises(InputError, match="has the label 'kind' in split 'a': give another --label or --split"):
         labelled(rows, LabelConfig(field="kind", split="a"))

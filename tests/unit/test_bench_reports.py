@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -429,7 +430,13 @@ def test_mixes_that_cannot_be_read(given: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"target_ms": 0.0}, {"max_repeats": 0}, {"budget_s": 1.0}, {"load": LoadConfig(address="a:1", concurrency=1)}],
+    [
+        {"target_ms": 0.0},
+        {"max_repeats": 0},
+        {"budget_s": 1.0},
+        {"budget_s": math.nan},
+        {"load": LoadConfig(address="a:1", concurrency=1)},
+    ],
 )
 def test_sweeps_that_cannot_be(wrong: dict[str, Any]) -> None:
     option = next(iter(wrong)).replace("_", "-").replace("load", "open loop")

@@ -361,6 +361,8 @@ def test_a_budget_that_holds_nothing_is_refused() -> None:
         InputError, match=r"--budget-s 20 does not hold 2 trials and the final comparison, 42 s of load"
     ):
         replace(CONFIG, budget_s=20.0)
+    with pytest.raises(InputError, match="--budget-s nan does not hold"):
+        replace(CONFIG, budget_s=float("nan"))
     with pytest.raises(InputError, match="--target-ms 0: give a number above 0"):
         replace(CONFIG, target_ms=0.0)
     with pytest.raises(InputError, match="give a concurrency"):

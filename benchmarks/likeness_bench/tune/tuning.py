@@ -56,7 +56,7 @@ class TuneConfig:
         if self.rounds < 1:
             raise InputError(f"--rounds {self.rounds}: give at least 1")
         turns = 2 + 2 * _FEWEST_TRIALS * (self.rounds + 1) + 2 * (FINAL_ROUNDS + 1)
-        if self.budget_s < turns * self.load.length_s:
+        if not self.budget_s >= turns * self.load.length_s:  # NaN neither
             raise InputError(
                 f"--budget-s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
                 f"{turns * self.load.length_s:.0f} s of load: give more, or a shorter --turn-s"
