@@ -65,9 +65,11 @@ class Tls:
             raise InputError("mutual TLS needs both private_key and certificate_chain")
         for path in filter(None, (self.root_certificates, self.private_key, self.certificate_chain)):
             try:
-                path.open("rb").close()
+                whole = path.read_bytes()
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror}") from error
+            if b"-----BEGIN " not in whole:  # gRPC would say that no server answers
+                raise InputError(f"{path} is no PEM file: give one with a line that begins with -----BEGIN")
 
 
 class BaseClient:

@@ -978,3 +978,5 @@ def test_tls_files_are_checked(tmp_path: Path) -> None:
         Tls(private_key=key)
     with pytest.raises(InputError, match=r"cannot read .*none\.pem: No such file"):
         Tls(root_certificates=tmp_path / "none.pem")
+    with pytest.raises(InputError, match=r"key\.pem is no PEM file: give one"):
+        Tls(root_certificates=key)
