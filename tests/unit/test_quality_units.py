@@ -171,6 +171,10 @@ def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_pat
 # Commands
 
 
+def test_without_a_command_the_commands_are_shown() -> None:
+    assert "sheet" in CliRunner().invoke(app, ["quality"]).output
+
+
 def test_an_unknown_table_names_the_known_ones() -> None:
     answer = CliRunner().invoke(app, ["quality", "run", "shoes"])
     assert isinstance(answer.exception, InputError)

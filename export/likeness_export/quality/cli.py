@@ -15,7 +15,9 @@ from likeness_export.commands import DataRoot, start
 
 FIRST_SEED = 7  # that of the built-in recipes: what `likeness train` makes of them is in the tables
 
-quality_app = typer.Typer(name="quality", help="Train with several seeds and measure on real catalogues.")
+quality_app = typer.Typer(
+    name="quality", help="Train with several seeds and measure on real catalogues.", no_args_is_help=True
+)
 
 
 @quality_app.command()
