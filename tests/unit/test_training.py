@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -243,6 +245,17 @@ def test_two_processes_do_not_train_the_same_run(tiny: Tiny, tmp_path: Path) -> 
         train(tiny.recipe, run, tiny.root)
     train(tiny.recipe, run, tiny.root)
     assert run.weights.exists()
+
+
+def test_a_file_system_without_locks_is_trained_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unlocked(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unlocked)
+    train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
+    assert "run cannot be locked (No locks available): let no other process train there" in caplog.text
 
 
 def test_a_run_that_is_not_finished_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:

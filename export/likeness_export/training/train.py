@@ -133,4 +133,6 @@ def _alone(run: Run) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{run.folder} is being trained by another process: wait for it, or stop it") from error
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): let no other process train there", run.folder, error.strerror)
         yield
