@@ -157,6 +157,15 @@ def titles(report: TuneReport) -> list[str]:
     return [table.title for table in tune_tables(report)]
 
 
+@pytest.mark.usefixtures("pretended")
+def test_copies_that_a_killed_tuning_has_served_go(target: Target) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    target.folder.with_name(f".repository.{killed.pid}.tune-1").mkdir()
+    tuned(target)
+    assert [path.name for path in target.folder.parent.iterdir()] == ["repository"]
+
+
 def test_a_repository_that_can_be_faster(pretended: Pretended, target: Target, tmp_path: Path) -> None:
     pretended.speed = lambda settings: 50.0 * min(3, settings["text_encoder"].instances)
     report, settings = tuned(target)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from likeness_client import InputError
 from likeness_export.repository.rendering import render, write_configs
-from likeness_export.repository.servable import MANIFEST
 
 from likeness_bench.tune.recipes import recipe_with
 from likeness_bench.tune.settings import Settings
@@ -31,7 +30,7 @@ def trial_repository(target: Target, settings: Settings) -> Iterator[Path]:
     """
     folder = target.folder.with_name(f".{target.folder.name}.{os.getpid()}.tune-{next(_numbers)}")
     # Configurations are written, not linked: a write into a link would change the repository itself.
-    left_out = shutil.ignore_patterns("*.pbtxt", MANIFEST, "__pycache__")
+    left_out = shutil.ignore_patterns("*.pbtxt", "__pycache__")
     try:
         try:
             shutil.copytree(target.folder, folder, copy_function=_link, ignore=left_out)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product
+from likeness_export.repository.replacing import tidy
 from likeness_export.repository.servable import NETWORK_FILES
 from likeness_export.server.serve import find_tritonserver
 
@@ -87,6 +88,7 @@ async def run_tune(
         TrialError: the repository as it is cannot be served.
         LikenessError: it cannot be asked this, or answers nothing.
     """
+    tidy(target.folder)  # copies that a tuning before this one served until it was killed
     async with TrialServers(target) as servers:
         measuring = Measuring(servers=servers, load=config.load, target_ms=config.target_ms, stop=stop, view=view)
         return await _Tuning(target=target, config=config, measuring=measuring).run(products)

@@ -50,7 +50,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     aside, old = _beside(folder, _NEW), _beside(folder, _OLD)
     with told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(folder)
+        tidy(folder)
         aside.mkdir()
     try:
         with told_if_full(folder):
@@ -95,7 +95,7 @@ def _is_ours(entry: Path) -> bool:
     return config.is_file() and f'key: "{SPACE_PARAMETER}"' in config.read_text(encoding="utf-8", errors="replace")
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Clear away what killed processes have left; one killed between its two renames left the last good folder."""
     name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.({_NEW}|{_OLD}|{_TUNED})")
     left = [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]
