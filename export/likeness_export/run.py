@@ -108,7 +108,8 @@ class Run:
         """
         recipe = self.read_recipe()
         if not self.weights.is_file():
-            raise InputError(f"{self.folder} is not trained to its end: run `likeness train` with its recipe again")
+            again = "give the `likeness train` or `likeness join` that makes it once more"
+            raise InputError(f"{self.folder} is not trained to its end: {again}")
         network = build_network(recipe, self.towers, None)
         network.load_state_dict(load_state(self.weights))
         return recipe, network.eval()

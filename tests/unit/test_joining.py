@@ -165,7 +165,7 @@ def test_a_join_that_is_cut_short_leaves_nothing_that_counts_as_trained(
     monkeypatch.setattr(joining, "build_network", interrupted)
     with pytest.raises(KeyboardInterrupt):
         join_runs(runs, out)
-    with pytest.raises(InputError, match="not trained to its end"):
+    with pytest.raises(InputError, match="not trained to its end: give the `likeness train` or `likeness join` that"):
         out.read_network()
 
 
