@@ -483,7 +483,8 @@ def test_a_tower_may_need_no_files_and_says_how_it_pads_before_training(
 
     monkeypatch.setattr(image, "Preprocessor", lambda _assets: None)
     run = Run(tmp_path / "run")
-    parts = read_training_data(tiny.recipe, tiny.root).catalogue.parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
+    catalogue = read_training_data(tiny.recipe, tiny.root).catalogue
+    parts = catalogue.parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
     prepare_towers(tiny.recipe.model_copy(update={"towers": {"image": Plain()}}), run, parts, tiny.root)
     assert (run.towers / "image" / ASSETS).is_dir()  # the export copies it
     for sizes, expected in (((-1,), "needs `buckets`"), ((-1, 3), "the only size .* not of colours: give")):
