@@ -38,6 +38,10 @@ MAX_CALL_BYTES = 64_000_000
 """The most payload in one call. A full batch of large images would come near gRPC's 2 GB, and would wait as a whole."""
 MAX_CALL_CELLS = 16_384
 """The most scores in one call of the matrix model: it computes features of 4 d numbers for each."""
+_OVERFLOWN = (
+    "its embedding holds NaN or infinity, so a network has overflowed, as fp16 may on a GPU: serve the fp32 export, or "
+    "leave out the modality with which it fails"
+)
 _BLOCK_SIDE = 128  # of a square block, which carries the fewest vectors per score
 
 
@@ -176,10 +180,11 @@ def read_embeddings(
 ) -> Iterator[Vector | ProductError]:
     """Read the answer of an embedding call, row by row."""
     vectors = tensor(call, answer, EMBEDDING, (len(batch), info.dimension))
+    finite = np.isfinite(vectors).all(1)
     weights = read_weights(call, answer, batch[0].signature, len(batch))
     errors = read_errors(call, answer, len(batch), info.error_outputs[batch[0].signature])
     for row, error in enumerate(errors):
-        yield error or Vector(vectors[row], weights[row])
+        yield error or (Vector(vectors[row], weights[row]) if finite[row] else ProductError(_OVERFLOWN))
 
 
 def without_unknown(item: Item, answer: Vector | ProductError, info: ServerInfo) -> Item | None:

@@ -261,12 +261,14 @@ def _score_pairs(
     for (call, rows), answer in zip(pair_plan, answers, strict=False):
         _read_pairs(pairs, call, rows, answer, direct[rows[0]][0].signature, info)
     vectors = yield from _without_unknown(_read_embedded(embed_plan, answers[len(pair_plan) :], info), info)
-    # The pair ensembles look at all that a product has; without what is unknown it goes through its embedding.
+    # The pair ensembles look at all that a product has; without what is unknown it goes through its embedding. So
+    # does a pair whose score is no number, without a reason: the embeddings show which side it is.
     unknown = [i for i, e in pairs.errors.items() if i in direct and _calls.without_unknown(direct[i][0], e, info)]
-    for index in unknown:
-        del pairs.errors[index]
+    unscored = [i for i in direct if i not in pairs.errors and any(np.isnan(of[i]) for of in pairs.scores.values())]
+    for index in (*unknown, *unscored):
+        pairs.errors.pop(index, None)
         apart.append((index, *direct[index]))
-    vectors |= yield from _embed_items((item for index in unknown for item in direct[index]), info)
+    vectors |= yield from _embed_items((item for i in (*unknown, *unscored) for item in direct[i]), info)
     yield from _score_vectors(pairs, [(i, vectors[a], vectors[b]) for i, a, b in apart], info)
     return pairs
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +236,27 @@ def test_pairs_with_users_who_are_all_unknown_are_scored_by_the_rest(fake: FakeS
     np.testing.assert_allclose(found.values[[0, 1, 3]], expected[[0, 1, 3]], atol=1e-6)
     both = fake.drive(_operations.compare(left[0], right[0], fake.info))
     assert (list(both.left_weights), list(both.right_weights)) == (["text"], ["text", "interactions"])
+
+
+def test_a_product_whose_embedding_overflows_fails_by_itself(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in fp16 on a GPU: no step gives a reason, but there are no numbers either."""
+    embed_batch = fake._embed
+
+    def overflowing(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        answer = embed_batch(inputs)
+        answer["embedding"][inputs["text"][:, 0] == b"huge"] = np.nan
+        return answer
+
+    monkeypatch.setattr(fake, "_embed", overflowing)
+    found = embed(fake, text("a"), text("huge"))
+    assert list(found.errors) == [1]
+    assert str(found.errors[1]).startswith("product 1 ('id-huge'): its embedding holds NaN or infinity")
+    assert found.signatures == ("text", "")
+    left, right = [text("a"), text("huge"), text("c")], [text("A"), text("b"), text("huge")]
+    for metric in METRICS:
+        scores = fake.drive(_operations.similarity(left, right, metric, "return", fake.info))
+        assert {index: error.side for index, error in scores.errors.items()} == {1: "left", 2: "right"}
+        assert np.isfinite(scores.values).tolist() == [True, False, False]
 
 
 def test_failures_are_raised_with_the_partial_answer(fake: FakeServer) -> None:
