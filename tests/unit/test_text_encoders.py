@@ -589,6 +589,55 @@ def test_xlnet_is_what_transformers_computes(tmp_path: Path) -> None:
     np.testing.assert_allclose(tower.features(TEXTS), np.stack(expected), rtol=0, atol=1e-6)
 
 
+def pooling(folder: Path, content: object) -> None:
+    """Write how a network's tokens make one vector, as sentence-transformers does."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "takes_the_first"),
+    [
+        ({"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, True),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}, False),
+        ({"pooling_mode": "cls"}, True),
+    ],
+)
+def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: object, takes_the_first: bool) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    pooling(tmp_path / "source", content)
+    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+    tower = prepared(tmp_path / "text", config, root=tmp_path)
+    assert isinstance(tower.encoder, TextTransformer)
+    ids, mask = tower.tensors(TEXTS)
+    with torch.inference_mode():
+        hidden = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        bare = config.build(tower.folder, None).eval()
+        bare.load_state_dict(tower.encoder.state_dict())
+        again = bare(ids, mask).numpy()
+    mean = [row[: int(there.sum())].mean(0).numpy() for row, there in zip(hidden, mask, strict=True)]
+    expected = hidden[:, 0].numpy() if takes_the_first else np.stack(mean)
+    np.testing.assert_allclose(tower.features(TEXTS), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(again, expected, rtol=0, atol=1e-6)
+    exported(tower, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "pools by pooling_mode_lasttoken "),
+        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens "),
+        ({"pooling_mode_mean_tokens": False}, "pools by nothing "),
+    ],
+)
+def test_a_transformer_that_is_pooled_otherwise_is_refused(tmp_path: Path, content: object, said: str) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    pooling(tmp_path / "source", content)
+    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+    with pytest.raises(InputError, match=rf"towers\.text\.source: source .*{said}.*name another"):
+        config.prepare([b"vase"], tmp_path / "text", tmp_path)
+
+
 @pytest.mark.parametrize(("count", "length"), [(1, 16), (14, 16), (15, 32), (31, 40), (500, 40)])
 def test_lengths_are_rounded_up_and_cut_at_the_limit(transformer: Prepared, count: int, length: int) -> None:
     ids, mask = transformer.tensors(["vase " * count])

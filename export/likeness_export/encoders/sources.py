@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from likeness_client.errors import InputError
+from transformers.utils import cached_file
 
 
 def locate(source: str, data_root: Path) -> str:
@@ -64,3 +65,21 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
             f"source {source!r}: {below} (--data-root), no installed package carries a model of that name, and the hub "
             f"gave none ({reason})"
         ) from error
+
+
+def file_beside(source: str, data_root: Path, name: str) -> Path | None:
+    """Find a file that some pretrained networks have beside their weights; None where this one has none.
+
+    Args:
+        source: see `locate`.
+        data_root: see `locate`.
+        name: of the file, relative to the network's folder.
+
+    Raises:
+        InputError: the hub does not say whether there is one.
+    """
+    try:
+        found = cached_file(locate(source, data_root), name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise InputError(f"source {source!r}: the hub does not give {name} ({error})") from error
+    return Path(found) if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,13 +16,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig, write_asset
-from likeness_export.encoders.sources import load_pretrained
+from likeness_export.encoders.sources import file_beside, load_pretrained
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
 from likeness_export.tensors import TensorSpec
 
 # RoBERTa and its kin number positions from behind the id of padding; those before are never used.
 _POSITIONS_BEHIND_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
+_POOLING_FILE = "1_Pooling/config.json"
+_POOLINGS = {"pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "cls", "cls": "cls"}
 
 
 class TextTransformerConfig(EncoderConfig):
@@ -46,7 +49,8 @@ class TextTransformerConfig(EncoderConfig):
         """Store the tokenizer for serving and the architecture for building.
 
         Raises:
-            InputError: the network cannot read texts of ``max_tokens``, or is of a kind that cannot encode them.
+            InputError: the network cannot read texts of ``max_tokens``, is of a kind that cannot encode them, or pools
+                its tokens otherwise.
         """
         config = load_pretrained(AutoConfig, self.source, data_root)
         self._check(config, tower.name)
@@ -55,6 +59,7 @@ class TextTransformerConfig(EncoderConfig):
             "max_tokens": self.max_tokens,
             "length_buckets": length_buckets(self.max_tokens),
             "max_bytes": MAX_BYTES["text"],
+            "pooling": self._pooling(tower.name, data_root),  # for `build`; the space's fingerprint covers this file
         }
         write_asset(tower, text.SETTINGS_FILE, settings)
         (tower / ASSETS / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
@@ -74,6 +79,25 @@ class TextTransformerConfig(EncoderConfig):
         if config.model_type == "xlnet" and (config.attn_type != "bi" or config.bi_data):
             raise InputError(f"towers.{name}.source: of XLNet, only attn_type = 'bi' without bi_data encodes a text")
 
+    def _pooling(self, name: str, data_root: Path) -> str:
+        """Return how the network was trained to make one vector of a text, as sentence-transformers writes it down.
+
+        Raises:
+            InputError: in a way that there is not here.
+        """
+        file = file_beside(self.source, data_root, _POOLING_FILE)
+        if file is None:  # a plain language model
+            return "mean"
+        found = json.loads(file.read_text(encoding="utf-8"))
+        # An older file has a true or false per way, a newer one may name the way.
+        ways = [key if value is True else str(value) for key, value in found.items() if "pooling_mode" in key and value]
+        if len(ways) != 1 or ways[0] not in _POOLINGS:
+            raise InputError(
+                f"towers.{name}.source: {self.source} pools by {', '.join(ways) or 'nothing'} ({_POOLING_FILE}); only "
+                "networks that take the mean of all tokens or the first one (cls) are read: name another"
+            )
+        return _POOLINGS[ways[0]]
+
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained transformer, or its bare architecture."""
         if source_root is None:
@@ -81,15 +105,17 @@ class TextTransformerConfig(EncoderConfig):
             backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers' own gap
         else:
             backbone = load_pretrained(AutoModel, self.source, source_root, dtype=torch.float32)
-        return TextTransformer(backbone, self.token_dropout)
+        settings = json.loads((tower / ASSETS / text.SETTINGS_FILE).read_text(encoding="utf-8"))
+        pooling = settings.get("pooling", "mean")  # runs of before there was a choice have none
+        return TextTransformer(backbone, self.token_dropout, pooling)
 
 
 class TextTransformer(Encoder):
-    """The mean of the last layer's vectors over the text's tokens."""
+    """The last layer's vectors pooled: their mean over the text's tokens, or the first token's (``cls``)."""
 
-    def __init__(self, backbone: PreTrainedModel, token_dropout: float = 0.0) -> None:
+    def __init__(self, backbone: PreTrainedModel, token_dropout: float = 0.0, pooling: str = "mean") -> None:
         super().__init__()
-        self.token_dropout = token_dropout
+        self.token_dropout, self.pooling = token_dropout, pooling
         # The plain product of matrices: what torch's fused attention becomes in ONNX has twice the nodes and is slower.
         backbone.set_attn_implementation("eager")
         self.backbone = backbone
@@ -99,6 +125,8 @@ class TextTransformer(Encoder):
         """Encode ``input_ids`` and ``attention_mask``, both INT64 [n, length]."""
         input_ids, attention_mask = tensors
         hidden: Tensor = self.backbone(input_ids=input_ids, **self._hiding(attention_mask)).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, length, 1)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)  # (n, f)
 
