@@ -152,7 +152,8 @@ def _item(product: Product, info: ServerInfo) -> Item:
     _check_ready(signature, info)
     if signature not in info.signatures:
         offered = ", ".join(info.signatures)
-        raise ProductError(f"the server does not embed '{signature}', only: {offered}", product.product_id)
+        way_out = "look at fewer of its modalities, or add it to serving.signatures of the recipe and export again"
+        raise ProductError(f"the server does not embed '{signature}', only: {offered}; {way_out}", product.product_id)
     return Item(signature, tuple(found[name] for name in modalities_of(signature)))
 
 

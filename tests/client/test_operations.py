@@ -271,7 +271,7 @@ def test_a_signature_that_the_server_lacks_fails_its_products_only(fake: FakeSer
     fake.signatures = ["text", "text_image"]
     found = embed(fake, text("a"), Product(images=(b"i",)))
     assert list(found.errors) == [1]
-    assert "does not embed 'image', only: text, text_image" in str(found.errors[1])
+    assert "does not embed 'image', only: text, text_image; look at fewer" in str(found.errors[1])
 
 
 def test_products_can_be_reduced_to_some_modalities(fake: FakeServer) -> None:

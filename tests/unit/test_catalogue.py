@@ -64,6 +64,15 @@ def test_of_many_bad_lines_the_first_are_named(tmp_path: Path, caplog: pytest.Lo
     assert messages[-1] == f"left out: 40 more lines of {tmp_path / 'products.jsonl'}"
 
 
+def test_of_many_products_that_lack_all_that_is_read_the_first_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    products = tuple(Product(product_id=f"p{place}", title="a vase") for place in range(50))
+    found = Catalogue(products=products, records=({},) * 50).parts(InputSchema(), ["image"])
+    assert found == [{}] * 50
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == "left out: product ('p0'): has none of image; give it at least one"
+    assert messages[10:] == ["left out, in whole or in part: 40 more products"]
+
+
 def test_a_file_without_products_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"products\.jsonl holds no products"):
         read_catalogue(write(tmp_path, "nonsense"))

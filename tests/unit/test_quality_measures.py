@@ -276,3 +276,21 @@ def test_what_a_server_refuses_is_named(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.text == ""
     embedder.embed(["text", "image"])
     assert [record.getMessage() for record in caplog.records] == ["left out: product 1 ('b'), image: damaged"]
+
+
+def test_of_much_that_a_server_refuses_the_first_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    names = tuple(f"p{place}" for place in range(40))
+    answer = Embeddings(
+        vectors=np.full((40, 2), np.nan, np.float32),
+        modality_weights=({},) * 40,
+        signatures=("",) * 40,
+        product_ids=names,
+        space="s",
+        errors={place: ProductError("damaged", name, "text", place) for place, name in enumerate(names)},
+    )
+    info = SimpleNamespace(space="s", signatures=("text",), schema=InputSchema(), modalities=("text",))
+    client: Any = SimpleNamespace(info=lambda: info, embed=lambda *_, **__: answer)
+    products = tuple(Product(product_id=name, title="a") for name in names)
+    ServedEmbedder(client, Catalogue(products=products, records=({},) * 40), "s").embed(["text"])
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[9:] == ["left out: product 9 ('p9'), text: damaged", "left out: 30 more products"]

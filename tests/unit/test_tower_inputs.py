@@ -130,6 +130,18 @@ def test_what_nothing_is_known_of_is_encoded_as_the_server_does(exported: Export
     assert features(once=True).any(1).tolist() == [True, True, False]
 
 
+def test_of_many_inputs_that_cannot_be_read_the_first_are_named(
+    exported: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = exported.run.read_recipe().towers["attributes"]
+    items, names = [Part.of(b"no JSON")] * 30, [f"p{place}" for place in range(30)]
+    inputs = TowerInputs("facts", config, exported.run.towers / "attributes", items, names, once=False)
+    assert not inputs.present.any()
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith("facts of product p0 is left out: the attributes are not JSON")
+    assert messages[10:] == ["facts of 20 more products is left out"]
+
+
 def test_what_is_present_is_known_before_anything_is_encoded(read: Read, encoder: Encoder) -> None:
     inputs = read(once=True)
     assert np.array_equal(inputs.present, read().present)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from likeness_client.errors import InputError
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 
 def locate(source: str, data_root: Path) -> str:

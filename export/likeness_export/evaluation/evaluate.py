@@ -24,6 +24,7 @@ from likeness_export.features.tower_inputs import (
     read_inputs,
     unknown_modalities,
 )
+from likeness_export.left_out import log_left_out
 from likeness_export.products.catalogue import Catalogue, recipe_catalogue
 from likeness_export.products.parts import Part
 from likeness_export.run import Run
@@ -108,9 +109,8 @@ class ServedEmbedder:
         """See `Embedder`."""
         answer = self.client.embed(self.catalogue.products, modalities=modalities, on_error="return")
         if {*self._modalities} <= {*modalities}:  # with fewer, most of what fails just lacks them
-            for place, error in answer.errors.items():
-                if self.present[place].any():  # what could not even be sent was named before
-                    log.warning("left out: %s", error)
+            new = [error for place, error in answer.errors.items() if self.present[place].any()]  # others were named
+            log_left_out(log, map("left out: {}".format, new), lambda count: f"left out: {count} more products")
         for column, name in enumerate(self._modalities):
             if name in modalities:  # what is held is embedded, all but what is wholly unknown
                 self.present[:, column] &= [not found or name in modalities_of(found) for found in answer.signatures]

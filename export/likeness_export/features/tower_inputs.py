@@ -19,6 +19,7 @@ from torch import Tensor
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
 from likeness_export.features.encoding import MOST_AT_ONCE, encode_with
+from likeness_export.left_out import log_left_out
 from likeness_export.products.parts import Part
 from likeness_export.progress import each
 
@@ -102,9 +103,12 @@ class TowerInputs:
         """Take over what reading has found, see `errors`, and log it; if it is known already, it stays as it is."""
         if self._errors is None:
             self._errors = dict(sorted(errors.items()))
-            for row, error in self._errors.items():
-                if error != NOTHING_KNOWN:
-                    log.warning("%s of product %s is left out: %s", self.name, self._product_ids[row], error)
+            left_out = [
+                f"{self.name} of product {self._product_ids[row]} is left out: {error}"
+                for row, error in self._errors.items()
+                if error != NOTHING_KNOWN
+            ]
+            log_left_out(log, left_out, lambda count: f"{self.name} of {count} more products is left out")
             if rows := np.flatnonzero(self.unknown).tolist():
                 some = ", ".join(self._product_ids[row] for row in rows[:3])
                 log.info(

@@ -17,6 +17,7 @@ from likeness_client.errors import InputError, ProductError, RecordError
 from likeness_client.records import Product, Record, canonical, field_value, scan_products
 from numpy.typing import NDArray
 
+from likeness_export.left_out import log_left_out
 from likeness_export.products.masking import Mask
 from likeness_export.products.parts import Part, parts_of
 
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 _NO_LABELS = {"product_id", "title", "description", "images", "video"}
 _SHOWN_KEYS = 12
 _LONGEST_LABEL = 200
-_NAMED_LINES = 10  # as `likeness embed` names; a CSV instead of JSON lines has as many as the shop has products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +145,16 @@ class Catalogue:
                 of it, to learn from; False: nothing, as a server has it.
         """
         found: list[dict[str, Part]] = []
+        left_out: list[str] = []
         for product in self.products:
             try:
                 found.append(parts_of(product, schema, modalities))
             except ProductError as error:
                 parts = _readable(product, schema, modalities) if in_part else {}
-                log.warning("left out: %s%s", error, f"; used: {', '.join(parts)}" if parts else "")
+                used = f"; used: {', '.join(parts)}" if parts else ""
+                left_out.append(f"left out: {error}{used}")
                 found.append(parts)
+        log_left_out(log, left_out, lambda count: f"left out, in whole or in part: {count} more products")
         return found
 
     def first_of_each_id(self) -> Catalogue:
@@ -220,17 +223,14 @@ def read_catalogue(path: Path) -> Catalogue:
     Raises:
         InputError: the file cannot be read or holds no product at all.
     """
-    products, records, left_out = [], [], 0
+    products, records, left_out = [], [], list[str]()
     for item in scan_products(path):
         if isinstance(item, RecordError):
-            left_out += 1
-            if left_out <= _NAMED_LINES:
-                log.warning("left out: %s", item)
+            left_out.append(f"left out: {item}")
             continue
         products.append(item[0])
         records.append(item[1])
-    if left_out > _NAMED_LINES:
-        log.warning("left out: %d more lines of %s", left_out - _NAMED_LINES, path)
+    log_left_out(log, left_out, lambda count: f"left out: {count} more lines of {path}")
     if not products:
         raise InputError(f"{path} holds no products: give a file with one JSON object per line, each a product")
     return Catalogue(products=tuple(products), records=tuple(records))
