@@ -589,6 +589,15 @@ def test_xlnet_is_what_transformers_computes(tmp_path: Path) -> None:
     np.testing.assert_allclose(tower.features(TEXTS), np.stack(expected), rtol=0, atol=1e-6)
 
 
+def test_texts_of_which_a_tokenizer_knows_nothing_are_no_texts(transformer: Prepared) -> None:
+    """All would have one vector, a dress and a bag in another script as well as a picture of a vase."""
+    texts = ["ชุดเดรส", "กระเป๋า", "🏺", "\u200b", "<unk>", "🏺 vase", "vase"]
+    tensors, errors = transformer.preprocess([text.encode() for text in texts])
+    assert errors == [NOTHING_KNOWN] * 5 + [""] * 2
+    good, _ = transformer.preprocess([b"vase"])
+    np.testing.assert_array_equal(tensors["input_ids"][-1:], good["input_ids"])
+
+
 def pooling(folder: Path, content: object) -> None:
     """Write how a network's tokens make one vector, as sentence-transformers does."""
     (folder / "1_Pooling").mkdir(exist_ok=True)

@@ -59,6 +59,7 @@ class TextTransformerConfig(EncoderConfig):
             "max_tokens": self.max_tokens,
             "length_buckets": length_buckets(self.max_tokens),
             "max_bytes": MAX_BYTES["text"],
+            "unknown_id": tokenizer.unk_token_id,
             "pooling": self._pooling(tower.name, data_root),  # for `build`; the space's fingerprint covers this file
         }
         write_asset(tower, text.SETTINGS_FILE, settings)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 SETTINGS_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
+NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 
 
 class Preprocessor:
@@ -21,7 +22,8 @@ class Preprocessor:
     off, sees where a text ends.
 
     Args:
-        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``).
+        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``, and
+            ``unknown_id``, of the token that stands for all that the vocabulary lacks).
     """
 
     def __init__(self, assets: Path) -> None:
@@ -31,12 +33,16 @@ class Preprocessor:
         self.tokenizer = Tokenizer.from_file(str(assets / TOKENIZER_FILE))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(settings["max_tokens"])
+        # What says nothing of a text: the marks around each, blanks, and what stands for all that is unknown.
+        marks = self.tokenizer.encode_batch_fast(["", " "])
+        self.silent = {settings.get("unknown_id"), *(mark for encoding in marks for mark in encoding.ids)}
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
         """Turn texts into tensors.
 
         Args:
-            items: UTF-8 texts; invalid bytes become U+FFFD, what exceeds ``max_tokens`` is cut.
+            items: UTF-8 texts; invalid bytes become U+FFFD, what exceeds ``max_tokens`` is cut, and a text of which the
+                vocabulary has no part (in another script, say, or of pictures) fails.
 
         Returns:
             ``input_ids`` and ``attention_mask``, INT64 [n, length], and the reasons of failed items.
@@ -49,6 +55,7 @@ class Preprocessor:
         input_ids = np.zeros((len(items), length), dtype=np.int64)
         attention_mask = np.zeros((len(items), length), dtype=np.int64)
         for row, encoding in enumerate(encodings):
+            errors[row] = errors[row] or (NOTHING_KNOWN if self.silent.issuperset(encoding.ids) else "")
             input_ids[row, : len(encoding.ids)] = encoding.ids
             attention_mask[row, : len(encoding.ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}, errors
