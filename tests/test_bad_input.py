@@ -319,7 +319,7 @@ def test_long_text_is_cut(client: Client, infer: Infer, good: tuple[Product, Pro
     np.testing.assert_allclose(raw[EMBEDDING][0], raw[EMBEDDING][1], rtol=0, atol=EXACT)
 
 
-NOT_UTF8 = [b"caf\xe9 \xff\xfe table", b"\x00\x00", b"table \xed\xa0\x80", "\u202e\ufeff\u200d".encode()]
+NOT_UTF8 = [b"caf\xe9 \xff\xfe table", b"table \xed\xa0\x80"]
 
 
 @pytest.mark.parametrize("text", NOT_UTF8)
@@ -334,6 +334,19 @@ def test_text_that_is_not_utf8_loses_only_those_characters(
     raw = infer("embed_text", {"text": [text, replaced.encode(), b"fine"]})
     assert not raw["text_error"].any()
     np.testing.assert_allclose(raw[EMBEDDING][0], raw[EMBEDDING][1], rtol=0, atol=EXACT)
+
+
+def test_a_text_of_which_nothing_is_left_is_no_text(
+    client: Client, infer: Infer, good: tuple[Product, Product], alone: FloatArray
+) -> None:
+    """Characters that nobody sees, and words in a script of which the network knows no letter."""
+    texts = [b"\x00\x00", "\u202e\ufeff\u200d".encode(), "ชุดเดรส".encode()]
+    products = [replace(good[0], title=text, description="") for text in texts]
+    found = client.embed([good[0], *products, good[1]])
+    assert found.signatures[1:4] == ("image_attributes",) * 3
+    np.testing.assert_allclose(found.vectors[[0, 4]], alone, rtol=0, atol=EXACT)
+    raw = infer("embed_text", {"text": [*texts, b"fine"]})
+    assert raw["text_error"].ravel().tolist() == [NOTHING_KNOWN.encode()] * 3 + [b""]
 
 
 def test_unknown_attributes_are_no_attributes(client: Client, good: tuple[Product, Product], alone: FloatArray) -> None:
