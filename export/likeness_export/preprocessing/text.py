@@ -49,15 +49,15 @@ class Preprocessor:
         """
         errors = [self._fault(item) for item in items]
         texts = ["" if error else item.decode("utf-8", "replace") for item, error in zip(items, errors, strict=True)]
-        encodings = self.tokenizer.encode_batch_fast(texts)
-        longest = max((len(encoding.ids) for encoding in encodings), default=0)
+        found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        longest = max(map(len, found), default=0)
         length = next(bucket for bucket in self.buckets if bucket >= longest)
         input_ids = np.zeros((len(items), length), dtype=np.int64)
         attention_mask = np.zeros((len(items), length), dtype=np.int64)
-        for row, encoding in enumerate(encodings):
-            errors[row] = errors[row] or (NOTHING_KNOWN if self.silent.issuperset(encoding.ids) else "")
-            input_ids[row, : len(encoding.ids)] = encoding.ids
-            attention_mask[row, : len(encoding.ids)] = 1
+        for row, ids in enumerate(found):
+            errors[row] = errors[row] or (NOTHING_KNOWN if self.silent.issuperset(ids) else "")
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}, errors
 
     def _fault(self, item: bytes) -> str:
