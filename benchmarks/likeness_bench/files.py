@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from likeness_client import InputError, MissingExtraError
-from likeness_client.writing import told, write_text
+from likeness_client.writing import check_place, write_text
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -42,7 +41,7 @@ def check_out(path: Path | None) -> None:
     """Refuse a place for a report, or plots that cannot be drawn, before time is spent on them.
 
     Raises:
-        InputError: its name does not end in ``.json``, or its folder cannot be made or written.
+        InputError: its name does not end in ``.json``, or it cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
     if path is None:
@@ -51,9 +50,4 @@ def check_out(path: Path | None) -> None:
         raise MissingExtraError("bench", "`matplotlib`")
     if path.suffix != ".json":
         raise InputError(f"{path} must end in .json; Markdown and HTML are written beside it")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give another path")
-    with told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write to {path.parent}: give another path")
+    check_place(path)

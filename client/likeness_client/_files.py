@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, LikenessError, MissingExtraError, ProductError
-from likeness_client.writing import told, written_aside
+from likeness_client.writing import check_place, told, written_aside
 
 FORMAT = "likeness-embeddings-2"
 SUFFIXES = (".npz", ".parquet")
@@ -44,15 +44,11 @@ def check_path(path: Path) -> None:
     """Refuse early what `writing` would refuse after the work is done.
 
     Raises:
-        InputError: not one of `SUFFIXES`, a folder, or its folder does not exist.
+        InputError: not one of `SUFFIXES`, or it cannot be written.
         LikenessError: parquet, but pyarrow does not load; `MissingExtraError` when it is not installed.
     """
     _check_suffix(path)
-    with told(path):  # a name may be too long to be looked up
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give the path of a file")
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist")
+    check_place(path)
     if path.suffix == ".parquet":
         _pyarrow()
 

@@ -37,13 +37,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         InputError: it cannot be written. Other errors of the block are its own and stay as they are.
     """
     with told(path):
-        if path.exists() and not path.is_file():
-            raise InputError(f"cannot write {path}: it is a folder, a device or a pipe; give the path of a file")
-        path = path.resolve()
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path, aside = _begun(path)
         clear_left(path)
-        aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
     try:
         with told(path):
             if path.exists():  # or that the one before has; but it must be possible to write it
@@ -59,15 +54,34 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def check_apart(out: Path, *read: Path) -> None:
-    """Refuse to write over what is read.
+def _begun(path: Path) -> tuple[Path, Path]:
+    """Return what will be replaced, and an empty file beside it."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is a folder, a device or a pipe; give the path of a file")
+    path = path.resolve()
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside.touch(exist_ok=False)  # unlike mkstemp's, with the access that any new file has
+    return path, aside
+
+
+def check_place(out: Path | None, *read: Path) -> None:
+    """Refuse, before time is spent, a place where `written_aside` would fail, or what is read.
+
+    Args:
+        out: what will be written, missing folders are made; None: nothing.
+        read: files that must not be lost.
 
     Raises:
-        InputError: ``out`` is one of these files, by whatever name.
+        InputError: ``out`` cannot be written, or is one of these files, by whatever name.
     """
-    for source in read:
-        if out.exists() and source.exists() and out.samefile(source):
-            raise InputError(f"{out} is what is read, and would be lost: give another path for what is written")
+    if out is None:
+        return
+    with told(out):
+        for source in read:
+            if out.exists() and source.exists() and out.samefile(source):
+                raise InputError(f"{out} is what is read, and would be lost: give another path for what is written")
+        _begun(out)[1].unlink()
 
 
 def clear_left(path: Path, age_s: float = 86_400.0) -> None:

@@ -87,6 +87,8 @@ def evaluate(
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
     start()
+    from likeness_client.writing import check_place
+
     from likeness_export.evaluation.evaluate import (
         OfflineEmbedder,
         ServedEmbedder,
@@ -99,6 +101,7 @@ def evaluate(
     from likeness_export.reports import retrieval_table, write_rows
     from likeness_export.run import Run
 
+    check_place(out)
     source = Run(run)
     recipe = source.read_recipe()
     queries = tuple(split or ["val"])

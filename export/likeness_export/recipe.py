@@ -268,7 +268,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     place = built_in if not path.is_file() and built_in.is_file() else path
     try:
         raw = tomllib.loads(place.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         names = ", ".join(sorted(recipe.stem for recipe in BUILT_IN.glob("*.toml")))
         raise RecipeError(f"no recipe {path}: give a TOML file or one of the built-in recipes: {names}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

@@ -143,9 +143,11 @@ def test_foreign_files_of_the_same_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_paths_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in (tmp_path / "a.csv", tmp_path / "none" / "a.npz"):
-        with pytest.raises(InputError):
-            embeddings().save(path)
+    with pytest.raises(InputError, match=r"\.npz or \.parquet"):
+        embeddings().save(tmp_path / "a.csv")
+    embeddings().save(tmp_path / "new" / "a.npz")
+    with pytest.raises(InputError, match="cannot write"):
+        embeddings().save(tmp_path / "new" / "a.npz" / "b.npz")
     with pytest.raises(InputError, match=r"\.npz or \.parquet"):
         Embeddings.load(tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "pyarrow", None)

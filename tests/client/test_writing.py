@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from likeness_client import InputError
-from likeness_client.writing import check_apart, told, told_if_full, write_text, written_aside
+from likeness_client.writing import check_place, told, told_if_full, write_text, written_aside
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -118,12 +118,24 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
 
 def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
     read, link = tmp_path / "read.txt", tmp_path / "link.txt"
-    check_apart(read, read)  # it is not there
+    check_place(read, read)  # it is not there
     read.touch()
     link.symlink_to(read)
-    check_apart(tmp_path / "other.txt", read)
+    check_place(tmp_path / "other.txt", read)
     with pytest.raises(InputError, match=r"link.txt is what is read, and would be lost: give another path"):
-        check_apart(link, tmp_path / "none.txt", read)
+        check_place(link, tmp_path / "none.txt", read)
+
+
+def test_a_place_is_checked_before_there_is_something_to_write(tmp_path: Path) -> None:
+    check_place(None)
+    (tmp_path / "old").write_text("old")
+    for name in ("old", "new", "deep/er/new"):
+        check_place(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+    for name in ("old/new", "deep"):
+        with pytest.raises(InputError, match="cannot write"):
+            check_place(tmp_path / name)
 
 
 def test_a_full_disk_is_told_from_the_faults_of_others(tmp_path: Path) -> None:

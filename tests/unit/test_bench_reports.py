@@ -75,7 +75,7 @@ def report() -> LoadReport:
 
 def test_a_report_that_cannot_be_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.json").mkdir()
-    with pytest.raises(InputError, match=r"r\.json is a folder"):
+    with pytest.raises(InputError, match=r"r\.json: it is a folder"):
         check_out(tmp_path / "r.json")
     with pytest.raises(InputError, match=r"cannot write .*r\.json"):
         deliver_load(report_of([record(3.0, 0.1)]), tmp_path / "r.json")

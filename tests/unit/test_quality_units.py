@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from likeness_client import InputError
+from likeness_client.writing import write_text
 from likeness_export.cli import app
 from likeness_export.evaluation.evaluate import AS_THEY_ARE
 from likeness_export.quality.costs import Cost
@@ -193,8 +194,17 @@ def test_the_command_makes_tables_of_the_split_that_is_asked_for(
         asked.append(plan)
         return {}
 
+    write_text(tmp_path / "luma" / "products.jsonl", "")
     monkeypatch.setattr("likeness_export.quality.running.run_tables", ask)
     for more, name in ((["--split", "test"], "luma-test"), ([], "luma")):
-        answer = CliRunner().invoke(app, ["quality", "run", "luma", "--out", str(tmp_path), *more])
+        answer = CliRunner().invoke(
+            app, ["quality", "run", "luma", "--data-root", str(tmp_path), "--out", str(tmp_path), *more]
+        )
         assert answer.output.endswith(f"written: {tmp_path / name}.md\n")
     assert [table.split for plan in asked for table in plan.tables] == ["test", "val"]
+
+
+def test_a_folder_without_any_of_the_data_is_refused_at_once(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["quality", "run", "luma", "fashion", "--data-root", str(tmp_path)])
+    assert isinstance(answer.exception, InputError)
+    assert f"no {tmp_path}/luma/products.jsonl, no {tmp_path}/fashion/" in str(answer.exception)

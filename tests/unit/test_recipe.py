@@ -84,7 +84,7 @@ def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be read as a recipe"):
+    with pytest.raises(RecipeError, match=f"no recipe {tmp_path}: give a TOML file or one of"):
         load_recipe(tmp_path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from likeness_client.errors import InputError
 from likeness_client.records import Record, field_value, read_jsonl
-from likeness_client.writing import check_apart, written_aside
+from likeness_client.writing import check_place, written_aside
 
 from likeness_export.products.csv_lines import read_lines
 
@@ -57,7 +57,7 @@ def join_log(products: Path, log: Path, out: Path) -> JoinedLog:
             f"{out} is not in the folder of {products}, where its paths of images and videos start from: write to "
             f"{products.parent / out.name}"
         )
-    check_apart(out, log)
+    check_place(out, log)
     counts: dict[str, defaultdict[str, float]] = {
         name: defaultdict(float) for record in read_jsonl(products) if (name := _name(record))
     }

@@ -126,21 +126,18 @@ def match(
 ) -> None:
     """Tell duplicates from others: learn a probability from some labelled pairs, measure the decision on others."""
     from likeness_client import InputError
-    from likeness_client.writing import check_apart
 
     if (pairs is None) == (not label):
         raise InputError("name either a file of labelled pairs with --pairs, or a field with --label")
     if split == train_split:
         raise InputError(f"the decision is learned from split {split!r}: measure on another, --split or --train-split")
-    if out and pairs:
-        check_apart(out, pairs)
     from likeness_export.products.named_pairs import without_repeats
     from likeness_export.uses.match import HeldOut, match_by_all
     from likeness_export.uses.pairs import pairs_of
     from likeness_export.uses.tables import matching_table, write_matching
 
     kept_aside = HeldOut(share=held_out, folds=tuple(fold or ()))
-    held = _read(file, embeddings, out)
+    held = _read(file, embeddings, out, also_read=[pairs] if pairs else ())
     train, every = (pairs_of(held, pairs or label, name) for name in (train_split, split))
     measured = without_repeats(every, train)
     if repeats := len(every) - len(measured):
@@ -193,15 +190,16 @@ def mine(
     typer.echo(f"{len(proposals)} proposals: {out}")
 
 
-def _read(file: Path, embeddings: Path, out: Path | None, splits: Sequence[str] = ()) -> EmbeddedProducts:
-    """Start as every command does, and read the two files, neither of which may be written over."""
-    from likeness_client.writing import check_apart
+def _read(
+    file: Path, embeddings: Path, out: Path | None, splits: Sequence[str] = (), also_read: Sequence[Path] = ()
+) -> EmbeddedProducts:
+    """Start as every command does, and read the two files; nothing that is read may be written over."""
+    from likeness_client.writing import check_place
 
     from likeness_export.uses.inputs import read_embedded
 
     start()
-    if out:
-        check_apart(out, file, embeddings)
+    check_place(out, file, embeddings, *also_read)
     return read_embedded(file, embeddings, splits)
 
 
