@@ -598,6 +598,24 @@ def test_texts_of_which_a_tokenizer_knows_nothing_are_no_texts(transformer: Prep
     np.testing.assert_array_equal(tensors["input_ids"][-1:], good["input_ids"])
 
 
+def test_a_prompt_stands_before_every_text_and_says_nothing_of_it(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    plain, prompted = (
+        prepared(
+            tmp_path / f"text{place}",
+            TextTransformerConfig(encoder="transformer", source="source", prompt=prompt, max_tokens=40),
+            root=tmp_path,
+        )
+        for place, prompt in enumerate(("", "vase: "))
+    )
+    tensors, errors = prompted.preprocess([b"blue", "🏺".encode(), b"blue " * 50])
+    assert errors == ["", NOTHING_KNOWN, ""]
+    np.testing.assert_array_equal(
+        tensors["input_ids"],
+        plain.preprocess([b"vase: blue", "vase: 🏺".encode(), b"vase: " + b"blue " * 50])[0]["input_ids"],
+    )
+
+
 def pooling(folder: Path, content: object) -> None:
     """Write how a network's tokens make one vector, as sentence-transformers does."""
     (folder / "1_Pooling").mkdir(exist_ok=True)

@@ -36,7 +36,10 @@ class TextTransformerConfig(EncoderConfig):
 
     encoder: Literal["transformer"]
     source: str = Field(description="directory, package or hub name of a Hugging Face encoder")
-    max_tokens: int = Field(default=128, ge=8, le=8192, description="longer texts are cut")
+    prompt: str = Field(
+        default="", max_length=500, description="stands before every text, as the network was trained: 'query: ' of E5"
+    )
+    max_tokens: int = Field(default=128, ge=8, le=8192, description="longer texts, with their prompt, are cut")
     token_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of the tokens that fine-tuning hides, drawn anew each time"
     )
@@ -56,6 +59,7 @@ class TextTransformerConfig(EncoderConfig):
         self._check(config, tower.name)
         tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
         settings = {
+            "prompt": self.prompt,
             "max_tokens": self.max_tokens,
             "length_buckets": length_buckets(self.max_tokens),
             "max_bytes": MAX_BYTES["text"],

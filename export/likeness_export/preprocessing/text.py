@@ -22,19 +22,21 @@ class Preprocessor:
     off, sees where a text ends.
 
     Args:
-        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``, and
-            ``unknown_id``, of the token that stands for all that the vocabulary lacks).
+        assets: folder with ``tokenizer.json`` and ``text.json`` (``max_tokens``, ``length_buckets``, ``max_bytes``,
+            ``prompt``, which stands before every text, and ``unknown_id``, of the token that stands for all that the
+            vocabulary lacks).
     """
 
     def __init__(self, assets: Path) -> None:
         settings = json.loads((assets / SETTINGS_FILE).read_text(encoding="utf-8"))
         self.max_bytes: int = settings["max_bytes"]
         self.buckets: list[int] = settings["length_buckets"]
+        self.prompt: str = settings.get("prompt", "")
         self.tokenizer = Tokenizer.from_file(str(assets / TOKENIZER_FILE))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(settings["max_tokens"])
-        # What says nothing of a text: the marks around each, blanks, and what stands for all that is unknown.
-        marks = self.tokenizer.encode_batch_fast(["", " "])
+        # What says nothing of a text: the marks around each, blanks, the prompt, and what stands for all unknown.
+        marks = self.tokenizer.encode_batch_fast(["", " ", self.prompt])
         self.silent = {settings.get("unknown_id"), *(mark for encoding in marks for mark in encoding.ids)}
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
@@ -49,7 +51,8 @@ class Preprocessor:
         """
         errors = [self._fault(item) for item in items]
         texts = ["" if error else item.decode("utf-8", "replace") for item, error in zip(items, errors, strict=True)]
-        found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        prompted = [self.prompt + text for text in texts]
+        found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(prompted)]
         longest = max(map(len, found), default=0)
         length = next(bucket for bucket in self.buckets if bucket >= longest)
         input_ids = np.zeros((len(items), length), dtype=np.int64)
