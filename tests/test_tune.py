@@ -83,7 +83,7 @@ def faster(settings: Settings) -> Settings:
 
 
 def test_a_tuning(whole: Path, complete: list[Product], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few tiny rounds, and the second server does not start: its row says what Triton said."""
+    """Few tiny rounds, and the second server does not start: its row says why."""
     real, started = servers.trial_server, list[Settings]()
 
     def serve(target: Target, settings: Settings) -> AbstractContextManager[TrialServer]:
@@ -114,7 +114,7 @@ def test_a_tuning(whole: Path, complete: list[Product], monkeypatch: pytest.Monk
     assert all(step.service_ms > 0 and step.mean_batch >= 1 for step in report.steps)
     assert report.searched == tuple(step.step for step in report.steps)[: len(report.searched)]
     first, *others = report.trials
-    assert "failed to load 'text_encoder'" in first.failure
+    assert "text_encoder/1/model.onnx is not the file" in first.failure
     assert others
     assert all(trial.verdict and not trial.failure for trial in others)
     assert report.space == target.space

@@ -42,6 +42,7 @@ EXTRA_OF = {
     "threadpoolctl": "export",
     "torch": "export",
     "transformers": "export",
+    "huggingface_hub": "export",
     "PIL": "serve",
     "av": "serve",
     "onnxruntime": "serve",

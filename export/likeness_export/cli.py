@@ -20,7 +20,6 @@ app = typer.Typer()
 app.add_typer(uses_app)  # related, cluster, match, mine
 app.add_typer(quality_app)
 
-NAMED_ITEMS = 10
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 
@@ -101,9 +100,9 @@ def evaluate(
     from likeness_export.reports import retrieval_table, write_rows
     from likeness_export.run import Run
 
-    check_place(out)
     source = Run(run)
     recipe = source.read_recipe()
+    check_place(out, data_root / recipe.data.products)
     queries = tuple(split or ["val"])
     task = Task(labels=labels_to_judge_by(source, label or ()), queries=queries, gallery=tuple(gallery or queries))
     catalogue = read_task_catalogue(source, data_root, task)
@@ -243,9 +242,12 @@ def explain(
 ) -> None:
     """Show where the attended parts of a run's image tower look in a photo."""
     start()
+    from likeness_client.writing import check_place
+
     from likeness_export.evaluation.explain import explain as draw_explanation
     from likeness_export.run import Run
 
+    check_place(out, image)
     draw_explanation(Run(run), image, out)
     typer.echo(f"drawn: {out}")
 
@@ -299,12 +301,13 @@ def interactions(
     out: Annotated[Path, typer.Option(help="Where to write the products, in the folder that they are in.")],
 ) -> None:
     """Give products the interactions of a log: who viewed or bought them, and how often."""
+    from likeness_export.left_out import NAMED
     from likeness_export.products.interaction_log import join_log
 
     found = join_log(file, log, out)
     if found.strange:
-        named = ", ".join(list(found.strange)[:NAMED_ITEMS])
-        more = f" and {len(found.strange) - NAMED_ITEMS} more" if len(found.strange) > NAMED_ITEMS else ""
+        named = ", ".join(list(found.strange)[:NAMED])
+        more = f" and {len(found.strange) - NAMED} more" if len(found.strange) > NAMED else ""
         typer.echo(
             f"left out {sum(found.strange.values())} lines of the log, whose items are no products: {named}{more}",
             err=True,

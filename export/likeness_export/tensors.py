@@ -38,11 +38,11 @@ class TensorSpec:
         """Return its shape in a batch of ``batch`` rows, where sizes that vary are ``length``."""
         return (batch, *(length if size == -1 else size for size in self.dims))
 
-    def fits(self, batch: NDArray[np.generic]) -> bool:
-        """Say whether a batch [n, ...] has the declared type and sizes."""
-        sizes = batch.shape[1:]
-        same = len(sizes) == len(self.dims) and all(
-            size in (-1, has) for size, has in zip(self.dims, sizes, strict=True)
+    def fits(self, batch: NDArray[np.generic], rows: int) -> bool:
+        """Say whether a batch has so many rows of the declared type and sizes."""
+        declared = (rows, *self.dims)
+        same = batch.ndim == len(declared) and all(
+            size in (-1, has) for size, has in zip(declared, batch.shape, strict=True)
         )
         return same and batch.dtype == self.numpy_dtype
 

@@ -25,7 +25,14 @@ FORBIDDEN = {
 TUNER = PACKAGES["likeness_bench"] / "tune"
 LIGHT_EXPORT = {
     f"likeness_export.{name}"
-    for name in ("recipe", "serving_section", "repository.rendering", "repository.servable", "server.serve")
+    for name in (
+        "recipe",
+        "serving_section",
+        "repository.rendering",
+        "repository.replacing",
+        "repository.servable",
+        "server.serve",
+    )
 }
 """What the tuner needs of the export: the settings, what renders them into configurations, and what serves these.
 

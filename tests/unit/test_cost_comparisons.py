@@ -217,9 +217,8 @@ def test_blocks_are_scored_as_the_client_does(monkeypatch: pytest.MonkeyPatch) -
     assert all(turn.values[ARRAYS_MB.name] >= 20 * 50 * 4 / 1e6 for turn in found.turns)
     assert verdict(1.5).startswith("yes")
     assert verdict(1.51).startswith("NO")
-    monkeypatch.setattr(
-        "likeness_client._operations.euclidean_matrix", lambda *sides: euclidean_matrix(*sides) + np.float32(0.001)
-    )
+    wrong = {Metric.EUCLIDEAN: lambda *sides: euclidean_matrix(*sides) + np.float32(0.001)}
+    monkeypatch.setattr("likeness_client._operations.MATRIX_SCORES", wrong)
     with pytest.raises(ComparisonError, match="euclidean scores differ"):
         check(drawn(3, 4, "s", 1), drawn(3, 4, "s", 2), Metric.EUCLIDEAN)
 

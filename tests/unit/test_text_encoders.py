@@ -19,6 +19,7 @@ from likeness_client.contract import MAX_BYTES, NOTHING_KNOWN
 from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
+from likeness_export.encoders.sources import file_beside
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.encoders.text_tfidf import TfidfConfig
 from likeness_export.encoders.text_transformer import TextTransformer, TextTransformerConfig
@@ -608,12 +609,31 @@ def test_a_prompt_stands_before_every_text_and_says_nothing_of_it(tmp_path: Path
         )
         for place, prompt in enumerate(("", "vase: "))
     )
-    tensors, errors = prompted.preprocess([b"blue", "🏺".encode(), b"blue " * 50])
-    assert errors == ["", NOTHING_KNOWN, ""]
-    np.testing.assert_array_equal(
-        tensors["input_ids"],
-        plain.preprocess([b"vase: blue", "vase: 🏺".encode(), b"vase: " + b"blue " * 50])[0]["input_ids"],
-    )
+    texts = ["blue", "🏺", "vase", "blue " * 50]
+    tensors, errors = prompted.preprocess([text.encode() for text in texts])
+    assert errors == ["", NOTHING_KNOWN, "", ""]
+    expected, _ = plain.preprocess([f"vase: {text}".encode() for text in texts])
+    np.testing.assert_array_equal(tensors["input_ids"], expected["input_ids"])
+
+
+def test_a_prompt_leaves_room_for_a_text(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    config = TextTransformerConfig(encoder="transformer", source="source", prompt="vase " * 6, max_tokens=8)
+    with pytest.raises(InputError, match=r"towers\.text\.max_tokens: the prompt takes 8 of 8: give more"):
+        config.prepare([b"vase"], tmp_path / "text", tmp_path)
+
+
+def test_a_file_that_the_hub_cannot_be_asked_for_is_missing_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("likeness_export.encoders.sources.cached_file", lambda *_, **__: None)
+    assert file_beside("no/network", tmp_path, "1_Pooling/config.json") is None
+    assert "source 'no/network': whether it has a 1_Pooling/config.json is not known" in caplog.text
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.json").touch()
+    caplog.clear()
+    assert file_beside("here", tmp_path, "1_Pooling/config.json") is None
+    assert caplog.text == ""
 
 
 def pooling(folder: Path, content: object) -> None:
@@ -628,6 +648,7 @@ def pooling(folder: Path, content: object) -> None:
         ({"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, True),
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}, False),
         ({"pooling_mode": "cls"}, True),
+        ({"pooling_mode": "mean", "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}, False),
     ],
 )
 def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: object, takes_the_first: bool) -> None:
@@ -655,6 +676,7 @@ def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: obje
         ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "pools by pooling_mode_lasttoken "),
         ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens "),
         ({"pooling_mode_mean_tokens": False}, "pools by nothing "),
+        ({"pooling_mode": "mean", "pooling_mode_cls_token": True}, "pools by cls, mean "),
     ],
 )
 def test_a_transformer_that_is_pooled_otherwise_is_refused(tmp_path: Path, content: object, said: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from likeness_client.errors import InputError
 from transformers.utils.hub import cached_file
+
+log = logging.getLogger(__name__)
 
 
 def locate(source: str, data_root: Path) -> str:
@@ -70,16 +74,26 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
 def file_beside(source: str, data_root: Path, name: str) -> Path | None:
     """Find a file that some pretrained networks have beside their weights; None where this one has none.
 
+    A network may be in the hub's cache without that file. If the hub cannot be asked, there is none, with a warning.
+
     Args:
         source: see `locate`.
         data_root: see `locate`.
         name: of the file, relative to the network's folder.
-
-    Raises:
-        InputError: the hub does not say whether there is one.
     """
+    place = locate(source, data_root)
     try:
-        found = cached_file(locate(source, data_root), name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise InputError(f"source {source!r}: the hub does not give {name} ({error})") from error
-    return Path(found) if found else None
+        found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # there is no such file, or nobody to ask
+        found = None
+    if found:
+        return Path(found)
+    if not Path(place).is_dir() and try_to_load_from_cache(place, name) is not _CACHED_NO_EXIST:
+        log.warning(
+            "source %r: whether it has a %s is not known, because the hub cannot be asked: it is taken to have none; "
+            "`hf download %s` makes it known",
+            source,
+            name,
+            source,
+        )
+    return None

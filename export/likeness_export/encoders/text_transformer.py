@@ -24,7 +24,7 @@ from likeness_export.tensors import TensorSpec
 # RoBERTa and its kin number positions from behind the id of padding; those before are never used.
 _POSITIONS_BEHIND_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
 _POOLING_FILE = "1_Pooling/config.json"
-_POOLINGS = {"pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "cls", "cls": "cls"}
+_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 class TextTransformerConfig(EncoderConfig):
@@ -53,11 +53,15 @@ class TextTransformerConfig(EncoderConfig):
 
         Raises:
             InputError: the network cannot read texts of ``max_tokens``, is of a kind that cannot encode them, or pools
-                its tokens otherwise.
+                its tokens otherwise; or the prompt leaves no room for a text.
         """
         config = load_pretrained(AutoConfig, self.source, data_root)
         self._check(config, tower.name)
         tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
+        if (taken := len(tokenizer(self.prompt).input_ids)) >= self.max_tokens:
+            raise InputError(
+                f"towers.{tower.name}.max_tokens: the prompt takes {taken} of {self.max_tokens}: give more"
+            )
         settings = {
             "prompt": self.prompt,
             "max_tokens": self.max_tokens,
@@ -93,15 +97,22 @@ class TextTransformerConfig(EncoderConfig):
         file = file_beside(self.source, data_root, _POOLING_FILE)
         if file is None:  # a plain language model
             return "mean"
-        found = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            found = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"towers.{name}.source: {file} is no JSON object ({error}): mend it") from error
         # An older file has a true or false per way, a newer one may name the way.
-        ways = [key if value is True else str(value) for key, value in found.items() if "pooling_mode" in key and value]
-        if len(ways) != 1 or ways[0] not in _POOLINGS:
+        keys = {key for key, value in found.items() if key.startswith("pooling_mode_") and value}
+        ways = {_POOLINGS.get(key, key) for key in keys} | ({str(way)} if (way := found.get("pooling_mode")) else set())
+        if len(ways) != 1 or not ways <= {*_POOLINGS.values()}:
             raise InputError(
-                f"towers.{name}.source: {self.source} pools by {', '.join(ways) or 'nothing'} ({_POOLING_FILE}); only "
-                "networks that take the mean of all tokens or the first one (cls) are read: name another"
+                f"towers.{name}.source: {self.source} pools by {', '.join(sorted(ways)) or 'nothing'} "
+                f"({_POOLING_FILE}); only networks that take the mean of all tokens or the first one (cls) are read: "
+                "name another"
             )
-        return _POOLINGS[ways[0]]
+        if self.prompt and not found.get("include_prompt", True):
+            raise InputError(f"towers.{name}.prompt: {self.source} leaves it out of the mean, which is not done here")
+        return ways.pop()
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained transformer, or its bare architecture."""

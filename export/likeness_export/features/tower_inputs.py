@@ -141,13 +141,15 @@ class TowerInputs:
         Raises:
             InputError: the tensors are not as declared. Here they might be converted; a server refuses them.
         """
-        tensors, errors = self.preprocessor([item.read() for row in rows if (item := self.items[row])])
+        items = [item.read() for row in rows if (item := self.items[row])]
+        tensors, errors = self.preprocessor(items)
         for spec in self.specs:
-            if spec.name not in tensors or not spec.fits(tensors[spec.name]):
+            if spec.name not in tensors or not spec.fits(tensors[spec.name], len(items)) or len(errors) != len(items):
                 found = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in tensors.items())
                 raise InputError(
-                    f"towers.{self.name}: the preprocessing puts out {found} for {len(errors)} products; the encoder's "
-                    f"`tensors` declares {spec.name} {spec.datatype} {list(spec.dims)} for each"
+                    f"towers.{self.name}: the preprocessing puts out {found} and {len(errors)} reasons for "
+                    f"{len(items)} products; the encoder's `tensors` declares {spec.name} {spec.datatype} "
+                    f"{list(spec.dims)} for each"
                 )
         return tensors, errors
 

@@ -223,14 +223,17 @@ def read_catalogue(path: Path) -> Catalogue:
     Raises:
         InputError: the file cannot be read or holds no product at all.
     """
-    products, records, left_out = [], [], list[str]()
-    for item in scan_products(path):
-        if isinstance(item, RecordError):
-            left_out.append(f"left out: {item}")
-            continue
-        products.append(item[0])
-        records.append(item[1])
-    log_left_out(log, left_out, lambda count: f"left out: {count} more lines of {path}")
+    products, records = list[Product](), list[Record]()
+
+    def left_out() -> Iterator[str]:
+        for item in scan_products(path):
+            if isinstance(item, RecordError):
+                yield f"left out: {item}"
+            else:
+                products.append(item[0])
+                records.append(item[1])
+
+    log_left_out(log, left_out(), lambda count: f"left out: {count} more lines of {path}")
     if not products:
         raise InputError(f"{path} holds no products: give a file with one JSON object per line, each a product")
     return Catalogue(products=tuple(products), records=tuple(records))

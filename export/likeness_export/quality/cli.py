@@ -38,6 +38,7 @@ def run(
 ) -> None:
     """Make quality tables. Interrupted, it goes on when it is called again. Exits with 1 if a training fails."""
     from likeness_client import InputError
+    from likeness_client.writing import check_place
 
     from likeness_export.quality.tables import tables_named, tables_with
 
@@ -46,6 +47,8 @@ def run(
     files = [data_root / table.products for table in chosen]
     if not any(file.is_file() for file in files):  # else every training would find out by itself
         raise InputError(f"no {', no '.join(map(str, files))}: give the folder that holds the data with --data-root")
+    for table in chosen:
+        check_place(out / f"{table.file_stem}.md")
     from joblib import cpu_count
 
     from likeness_export.quality.running import Plan, run_tables
@@ -85,8 +88,10 @@ def sheet(
     """Draw queries with their nearest products: where that goes well, and where it fails."""
     from likeness_client import InputError
     from likeness_client.contract import all_signatures, modalities_of
+    from likeness_client.writing import check_place
 
     start()
+    check_place(out)
     from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, labels_to_judge_by, read_task_catalogue
     from likeness_export.quality.sheet import draw_sheet
     from likeness_export.run import Run

@@ -35,9 +35,10 @@ class Preprocessor:
         self.tokenizer = Tokenizer.from_file(str(assets / TOKENIZER_FILE))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(settings["max_tokens"])
-        # What says nothing of a text: the marks around each, blanks, the prompt, and what stands for all unknown.
-        marks = self.tokenizer.encode_batch_fast(["", " ", self.prompt])
+        # What says nothing of a text: the marks around each, blanks, and what stands for all that is unknown.
+        marks = self.tokenizer.encode_batch_fast(["", " "])
         self.silent = {settings.get("unknown_id"), *(mark for encoding in marks for mark in encoding.ids)}
+        self.told_by_prompt = self._telling(self.tokenizer.encode(self.prompt).ids)
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
         """Turn texts into tensors.
@@ -58,10 +59,14 @@ class Preprocessor:
         input_ids = np.zeros((len(items), length), dtype=np.int64)
         attention_mask = np.zeros((len(items), length), dtype=np.int64)
         for row, ids in enumerate(found):
-            errors[row] = errors[row] or (NOTHING_KNOWN if self.silent.issuperset(ids) else "")
+            errors[row] = errors[row] or ("" if self._telling(ids) > self.told_by_prompt else NOTHING_KNOWN)
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}, errors
+
+    def _telling(self, ids: list[int]) -> int:
+        """Count the tokens that say something of a text."""
+        return len(ids) - sum(map(self.silent.__contains__, ids))
 
     def _fault(self, item: bytes) -> str:
         if not item.strip():
