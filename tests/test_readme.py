@@ -21,7 +21,7 @@ from typer.main import get_group
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "README.md", *(ROOT / part / "README.md" for part in ("client", "export", "benchmarks"))]
-GUIDES.append(ROOT / "export" / "choices.md")
+GUIDES += [ROOT / "export" / "choices.md", ROOT / "export" / "uses.md"]
 ALL_GUIDES = [
     ROOT / "README.md",
     *sorted(path for part in ("client", "export", "benchmarks", "deploy") for path in (ROOT / part).rglob("*.md")),
