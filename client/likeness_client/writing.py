@@ -78,10 +78,9 @@ def check_place(out: Path | None, *read: Path) -> None:
     if out is None:
         return
     with told(out):
-        for source in read:
-            if out.exists() and source.exists() and out.samefile(source):
-                raise InputError(f"{out} is what is read, and would be lost: give another path for what is written")
         _begun(out)[1].unlink()
+    if out.exists() and any(source.exists() and out.samefile(source) for source in read):
+        raise InputError(f"{out} is what is read, and would be lost: give another path for what is written")
 
 
 def clear_left(path: Path, age_s: float = 86_400.0) -> None:

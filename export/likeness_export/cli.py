@@ -247,8 +247,10 @@ def explain(
     from likeness_export.evaluation.explain import explain as draw_explanation
     from likeness_export.run import Run
 
+    source = Run(run)
+    source.read_recipe()  # what is no run leaves no folder behind
     check_place(out, image)
-    draw_explanation(Run(run), image, out)
+    draw_explanation(source, image, out)
     typer.echo(f"drawn: {out}")
 
 

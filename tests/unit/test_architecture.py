@@ -34,7 +34,7 @@ LIGHT_EXPORT = {
         "server.serve",
     )
 }
-"""What the tuner needs of the export: the settings, what renders them into configurations, and what serves these.
+"""What the tuner needs of the export: the settings, what renders them, serves what comes of it, and clears up.
 
 It may, and no other part of the harness: it does not only load a server, it makes and serves repositories with other
 settings. These modules only declare and render: networks, training and export stay out of its reach.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from likeness_client.contract import MAX_BYTES, NOTHING_KNOWN
 from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder, EncoderConfig
-from likeness_export.encoders.base import ASSETS
+from likeness_export.encoders.base import ASSETS, write_asset
 from likeness_export.encoders.sources import file_beside
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.encoders.text_tfidf import TfidfConfig
@@ -27,7 +28,7 @@ from likeness_export.encoders.text_word_vectors import MeanOfWords, WordVectorsC
 from likeness_export.encoders.word_vector_file import VectorFileError, read_word_vectors
 from likeness_export.exporting.onnx_export import export_network
 from likeness_export.pipeline import StepSpec
-from likeness_export.preprocessing import tfidf, words
+from likeness_export.preprocessing import text, tfidf, words
 from likeness_export.product_network import Tower
 from likeness_export.recipe import RecipeError, parse_recipe
 from likeness_export.repository.adapters.lengths import used_lengths
@@ -35,8 +36,8 @@ from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import Unigram, WordLevel
+from tokenizers.pre_tokenizers import Metaspace, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, BertConfig, CLIPConfig, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
 
@@ -164,7 +165,7 @@ def test_tfidf_is_what_scikit_learn_computes(tmp_path: Path, keys: dict[str, Any
     fitted_on = [*TEXTS, *ODD_TEXTS]
     tower = prepared(tmp_path / "text", config, fitted_on)
     expected = sklearns(config).fit(fitted_on)
-    for texts in (fitted_on, [f"{text} and more" for text in reversed(fitted_on)]):
+    for texts in (fitted_on, [f"{one} and more" for one in reversed(fitted_on)]):
         np.testing.assert_allclose(tower.features(texts), expected.transform(texts).toarray(), rtol=0, atol=1e-6)
 
 
@@ -599,6 +600,26 @@ def test_texts_of_which_a_tokenizer_knows_nothing_are_no_texts(transformer: Prep
     np.testing.assert_array_equal(tensors["input_ids"][-1:], good["input_ids"])
 
 
+def test_a_word_that_sentencepiece_does_not_know_is_none_though_it_marks_where_it_begins(tmp_path: Path) -> None:
+    vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), ("▁vase", -2.0)]
+    tokenizer = Tokenizer(Unigram(vocabulary, unk_id=3))
+    tokenizer.pre_tokenizer = Metaspace()
+    write_asset(
+        tmp_path, text.SETTINGS_FILE, {"max_tokens": 8, "length_buckets": [8], "max_bytes": 99, "unknown_id": 3}
+    )
+    tokenizer.save(str(tmp_path / ASSETS / text.TOKENIZER_FILE))
+    _, errors = text.Preprocessor(tmp_path / ASSETS)([item.encode() for item in ("🏺", "กระเป๋า 🏺", "vase", "🏺 vase")])
+    assert errors == [NOTHING_KNOWN] * 2 + [""] * 2
+
+
+def test_a_text_that_grows_together_with_the_prompt_is_still_a_text(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    config = TextTransformerConfig(encoder="transformer", source="source", prompt="no", max_tokens=40)
+    tower = prepared(tmp_path / "text", config, root=tmp_path)
+    _, errors = tower.preprocess([b"vase"])  # "novase" is no word
+    assert errors == [""]
+
+
 def test_a_prompt_stands_before_every_text_and_says_nothing_of_it(tmp_path: Path) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     plain, prompted = (
@@ -684,6 +705,22 @@ def test_a_transformer_that_is_pooled_otherwise_is_refused(tmp_path: Path, conte
     pooling(tmp_path / "source", content)
     config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
     with pytest.raises(InputError, match=rf"towers\.text\.source: source .*{said}.*name another"):
+        config.prepare([b"vase"], tmp_path / "text", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"pooling_mode": "mean", "include_prompt": False}, r"towers\.text\.prompt: source leaves it out of the mean"),
+        ([1], r"towers\.text\.source: .*config\.json is no JSON object .*: mend it"),
+        ({"pooling_mode": "cls", "include_prompt": False}, ""),
+    ],
+)
+def test_a_prompt_that_would_have_to_be_left_out_is_refused(tmp_path: Path, content: object, said: str) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    pooling(tmp_path / "source", content)
+    config = TextTransformerConfig(encoder="transformer", source="source", prompt="query: ", max_tokens=40)
+    with pytest.raises(InputError, match=said) if said else nullcontext():
         config.prepare([b"vase"], tmp_path / "text", tmp_path)
 
 

@@ -91,7 +91,7 @@ def file_beside(source: str, data_root: Path, name: str) -> Path | None:
     if not Path(place).is_dir() and try_to_load_from_cache(place, name) is not _CACHED_NO_EXIST:
         log.warning(
             "source %r: whether it has a %s is not known, because the hub cannot be asked: it is taken to have none; "
-            "`hf download %s` makes it known",
+            "if it has one, `hf download %s` brings it",
             source,
             name,
             source,

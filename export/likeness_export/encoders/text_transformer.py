@@ -110,7 +110,7 @@ class TextTransformerConfig(EncoderConfig):
                 f"({_POOLING_FILE}); only networks that take the mean of all tokens or the first one (cls) are read: "
                 "name another"
             )
-        if self.prompt and not found.get("include_prompt", True):
+        if self.prompt and ways == {"mean"} and not found.get("include_prompt", True):
             raise InputError(f"towers.{name}.prompt: {self.source} leaves it out of the mean, which is not done here")
         return ways.pop()
 

@@ -91,12 +91,12 @@ def sheet(
     from likeness_client.writing import check_place
 
     start()
-    check_place(out)
     from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, labels_to_judge_by, read_task_catalogue
     from likeness_export.quality.sheet import draw_sheet
     from likeness_export.run import Run
 
     run, recipe = Run(folder), Run(folder).read_recipe()
+    check_place(out, data_root / recipe.data.products)
     labels = labels_to_judge_by(run, [label] if label else ())
     known = all_signatures(recipe.modalities())
     if signature and signature not in known:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 SETTINGS_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
+_STRANGE = "\U0010fffd"  # for private use: in no vocabulary
 NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
 
 
@@ -36,9 +37,9 @@ class Preprocessor:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(settings["max_tokens"])
         # What says nothing of a text: the marks around each, blanks, and what stands for all that is unknown.
-        marks = self.tokenizer.encode_batch_fast(["", " "])
-        self.silent = {settings.get("unknown_id"), *(mark for encoding in marks for mark in encoding.ids)}
-        self.told_by_prompt = self._telling(self.tokenizer.encode(self.prompt).ids)
+        unknown, (blank, space, strange) = settings.get("unknown_id"), self._tokens(["", " ", _STRANGE])
+        # SentencePiece begins every word with a mark of its own, an unknown one, too.
+        self.silent = {unknown, *blank, *space, *(strange if unknown in strange else ())}
 
     def __call__(self, items: list[bytes]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
         """Turn texts into tensors.
@@ -52,21 +53,21 @@ class Preprocessor:
         """
         errors = [self._fault(item) for item in items]
         texts = ["" if error else item.decode("utf-8", "replace") for item, error in zip(items, errors, strict=True)]
-        prompted = [self.prompt + text for text in texts]
-        found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(prompted)]
+        found = bare = self._tokens(texts)
+        if self.prompt:  # with which the first token of a text may grow together
+            found = self._tokens([self.prompt + text for text in texts])
         longest = max(map(len, found), default=0)
         length = next(bucket for bucket in self.buckets if bucket >= longest)
         input_ids = np.zeros((len(items), length), dtype=np.int64)
         attention_mask = np.zeros((len(items), length), dtype=np.int64)
         for row, ids in enumerate(found):
-            errors[row] = errors[row] or ("" if self._telling(ids) > self.told_by_prompt else NOTHING_KNOWN)
+            errors[row] = errors[row] or (NOTHING_KNOWN if self.silent.issuperset(bare[row]) else "")
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}, errors
 
-    def _telling(self, ids: list[int]) -> int:
-        """Count the tokens that say something of a text."""
-        return len(ids) - sum(map(self.silent.__contains__, ids))
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
 
     def _fault(self, item: bytes) -> str:
         if not item.strip():
