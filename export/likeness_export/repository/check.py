@@ -1,19 +1,15 @@
-"""A repository's configurations checked as a graph, before anything is written, and again before Triton loads them."""
+"""A repository's configurations checked as a graph, before anything is written and long before Triton loads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator, Mapping
 
 from google.protobuf import text_format
 from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import LikenessError
 from tritonclient.grpc import model_config_pb2
 
-if TYPE_CHECKING:  # who only serves has nothing that renders
-    from likeness_export.repository.rendering import RenderedModel
-
-ModelConfig: TypeAlias = model_config_pb2.ModelConfig
+from likeness_export.repository.rendering import ModelConfig, RenderedModel
 
 
 class RepositoryError(LikenessError):
@@ -21,27 +17,15 @@ class RepositoryError(LikenessError):
 
 
 def check(models: Mapping[str, RenderedModel]) -> None:
-    """Check rendered models, see `check_texts`.
-
-    Raises:
-        RepositoryError: they do not fit together.
-    """
-    check_texts({name: [text for _, text in model.files()] for name, model in models.items()})
-
-
-def check_texts(models: Mapping[str, Sequence[str]]) -> None:
-    """Parse the configurations of a repository and check them.
+    """Parse the rendered texts back and check them.
 
     Every model of every profile has the same tensors; every ensemble's tensor has exactly one producer that stands
     before its consumers; types and sizes agree along every edge; steps are pinned to a version; all share one space.
 
-    Args:
-        models: of each its configurations as texts, ``config.pbtxt`` first.
-
     Raises:
         RepositoryError: if not.
     """
-    parsed = {name: [_parse(name, text) for text in texts] for name, texts in models.items()}
+    parsed = {name: _parse(model) for name, model in models.items()}
     faults = [fault for name, configs in parsed.items() for fault in _check_profiles(name, configs)]
     defaults = {name: configs[0] for name, configs in parsed.items()}
     spaces = {config.parameters[SPACE_PARAMETER].string_value for configs in parsed.values() for config in configs}
@@ -54,11 +38,8 @@ def check_texts(models: Mapping[str, Sequence[str]]) -> None:
         raise RepositoryError("\n".join(["the model repository does not fit together:", *(f"  {f}" for f in faults)]))
 
 
-def _parse(name: str, text: str) -> ModelConfig:
-    try:
-        return text_format.Parse(text, ModelConfig())
-    except (ValueError, text_format.ParseError) as error:
-        raise RepositoryError(f"{name}: a configuration cannot be read: {error}") from error
+def _parse(model: RenderedModel) -> list[ModelConfig]:
+    return [text_format.Parse(text, ModelConfig()) for _, text in model.files()]
 
 
 def _check_profiles(name: str, configs: list[ModelConfig]) -> Iterator[str]:

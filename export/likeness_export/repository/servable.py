@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from likeness_client.contract import SPACE_PARAMETER
@@ -24,11 +23,10 @@ NETWORK_FILES = {"cpu": ("model.py", "model.onnx"), "onnx": ("model.onnx",), "te
 
 
 def check_repository(repository: Path, profile: str) -> None:
-    """Check that every model has the file that the profile executes, and that all is of one export and fits together.
+    """Check that every model has the file that the profile executes, and that all is of one export.
 
     Raises:
         InputError: no such profile; or names the first model or file that cannot be served, and what to do.
-        RepositoryError: names the configurations that do not fit together.
     """
     if profile not in NETWORK_FILES:
         raise InputError(f"there is no profile '{profile}', only {', '.join(NETWORK_FILES)}")
@@ -50,11 +48,7 @@ def check_repository(repository: Path, profile: str) -> None:
                 raise InputError(
                     f"{model} has no {name}, which profile {profile} needs: export into it with `{command}`{where}"
                 )
-    if not (repository / MANIFEST).is_file():
-        log.warning("%s has no %s: nobody knows whether it is whole", repository, MANIFEST)
-        return
     _check_whole(repository)
-    _check_fits(models)
 
 
 def _check_whole(repository: Path) -> None:
@@ -65,6 +59,9 @@ def _check_whole(repository: Path) -> None:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
+    if not (repository / MANIFEST).is_file():
+        log.warning("%s has no %s: nobody knows whether it is whole", repository, MANIFEST)
+        return
     try:
         manifest = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
         space, digests = manifest["space"], manifest["sha256"].items()
@@ -87,19 +84,3 @@ def _check_whole(repository: Path) -> None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise InputError(f"{path} is not the file that was exported: {_AGAIN}")
-
-
-def _check_fits(models: Sequence[Path]) -> None:
-    """See that what was changed by hand still fits: Triton would name a model, after a while, and rarely the reason."""
-    from likeness_export.repository.check import check_texts
-
-    texts = {
-        model.name: [
-            path.read_text(encoding="utf-8", errors="replace")
-            for path in (model / "config.pbtxt", *sorted(model.glob("configs/*.pbtxt")))
-        ]
-        for model in models
-    }
-    # What a stranger's model beside ours looks like is its own affair.
-    if ours := {name: found for name, found in texts.items() if f'key: "{SPACE_PARAMETER}"' in found[0]}:
-        check_texts(ours)
