@@ -136,10 +136,14 @@ def in_blocks(guide: Path) -> list[str]:
     return [line.strip().removesuffix("&") for line in text.splitlines() if line.strip().startswith(tuple(PROGRAMS))]
 
 
+def prose(guide: Path) -> str:
+    """Return a guide without its blocks."""
+    return re.sub(r"```.*?```", "", guide.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
 def in_sentences(guide: Path) -> list[str]:
     """Return the commands that a guide's sentences name, in back quotes; most lack their arguments."""
-    text = re.sub(r"```.*?```", "", guide.read_text(encoding="utf-8"), flags=re.DOTALL)
-    quoted = [" ".join(part.split()) for part in re.findall(r"`([^`]+)`", text)]
+    quoted = [" ".join(part.split()) for part in re.findall(r"`([^`]+)`", prose(guide))]
     return [part for part in quoted if part.startswith(tuple(f"{program} " for program in PROGRAMS))]
 
 
@@ -180,3 +184,19 @@ def test_sentences_name_commands_and_options_that_there_are(guide: Path) -> None
         known = {option for parameter in command.params for option in parameter.opts}
         ours = takewhile(lambda word: word != "--", words)
         assert {word for word in ours if word.startswith("-")} <= known, line
+
+
+def anchors(guide: Path) -> set[str]:
+    """Return the names that the headings of a guide have in links."""
+    headings = re.findall(r"^#+ (.*)$", prose(guide), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("guide", ALL_GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(guide: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(guide)):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = guide.parent / path if path else guide
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
