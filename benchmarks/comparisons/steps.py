@@ -55,7 +55,7 @@ def compare_steps(config: StepsConfig) -> ComparisonReport:
     facts = machine() | {"repository": str(config.repository)}
     planned: list[Callable[[], Measurement]] = []
     if model := text_model(config.repository):
-        texts = texts_of(read_some(config.products, config.count), config.repository)
+        texts = texts_of(read_some(config.products, config.count), config.repository, model)
         facts["texts"] = lengths_name(model, texts)
         for size in config.batch_sizes:
             planned.append(partial(measure_texts, model, texts, size, config.batches, config.rounds))

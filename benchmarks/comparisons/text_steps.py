@@ -58,14 +58,8 @@ class TextModel:
     run_tokens: int
 
     def columns(self, texts: Sequence[bytes]) -> Columns:
-        """Return the tensors of some texts, as long as the longest of them needs.
-
-        Raises:
-            ComparisonError: one of them cannot be read.
-        """
-        tensors, errors = self.preprocessor(list(texts))
-        if any(errors):
-            raise ComparisonError(f"a text cannot be read ({next(filter(None, errors))}): give other products")
+        """Return the tensors of some texts, as long as the longest of them needs."""
+        tensors, _ = self.preprocessor(list(texts))
         return [tensors[name][:, : used_lengths(list(tensors.values())).max()] for name in self.inputs]
 
 
@@ -96,8 +90,8 @@ def text_model(repository: Path) -> TextModel | None:
     )
 
 
-def texts_of(products: Sequence[Product], repository: Path) -> list[bytes]:
-    """Return the texts of products as a client sends them; equal ones once.
+def texts_of(products: Sequence[Product], repository: Path, model: TextModel) -> list[bytes]:
+    """Return the texts of products as a client sends them; equal ones once, those that a server refuses left out.
 
     Raises:
         InputError: there are none.
@@ -105,9 +99,10 @@ def texts_of(products: Sequence[Product], repository: Path) -> list[bytes]:
     config = read_config(repository, embed_model("text"))
     schema = InputSchema.from_json(config.parameters[SCHEMA_PARAMETER].string_value)
     found = dict.fromkeys(text for product in products for text in sendable(product, schema, ["text"]).values())
-    if not found:
-        raise InputError(f"none of {len(products)} products has text: give other products")
-    return list(found)
+    _, errors = model.preprocessor(list(found))
+    if not (readable := [text for text, error in zip(found, errors, strict=True) if not error]):
+        raise InputError(f"none of {len(products)} products has a text that the server takes: give other products")
+    return readable
 
 
 def measure_texts(model: TextModel, texts: Sequence[bytes], batch_size: int, batches: int, rounds: int) -> Measurement:

@@ -41,7 +41,7 @@ from comparisons.turns import Turn
 from comparisons.vectors import drawn, parts_of
 from likeness_client import InputError, InputSchema, Metric, Product
 from likeness_client._scoring import euclidean_matrix
-from likeness_client.contract import SCHEMA_PARAMETER
+from likeness_client.contract import NOTHING_KNOWN, SCHEMA_PARAMETER
 from likeness_export.preprocessing.image import SETTINGS_FILE, Preprocessor
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
@@ -299,9 +299,10 @@ def sums(columns: list[Any]) -> list[Any]:
     return [columns[0].sum(1, keepdims=True).astype(np.float32)]
 
 
-def text_model() -> TextModel:
-    nothing: Any = None
-    return TextModel(tower="text", preprocessor=nothing, inputs=("ids",), compute=sums, max_tokens=20, run_tokens=1)
+def text_model(preprocessor: Any = None) -> TextModel:
+    return TextModel(
+        tower="text", preprocessor=preprocessor, inputs=("ids",), compute=sums, max_tokens=20, run_tokens=1
+    )
 
 
 def test_texts_are_computed_in_three_ways_that_agree() -> None:
@@ -322,16 +323,22 @@ def test_texts_are_computed_in_three_ways_that_agree() -> None:
         check_texts(ways, sees_padding, columns)
 
 
-def test_equal_texts_are_computed_once(tmp_path: Path) -> None:
+def knows_no_pictures(items: list[bytes]) -> tuple[dict[str, Any], list[str]]:
+    return {}, ["" if item.isascii() else NOTHING_KNOWN for item in items]
+
+
+def test_equal_texts_are_computed_once_and_none_that_a_server_refuses(tmp_path: Path) -> None:
     config = model_config_pb2.ModelConfig()
     config.parameters[SCHEMA_PARAMETER].string_value = InputSchema().to_json()
     (tmp_path / "embed_text").mkdir()
     (tmp_path / "embed_text" / "config.pbtxt").write_text(str(config), encoding="utf-8")
     chair = Product(title="red chair")
     given = [chair, Product(title="red chair", images=(b"x",)), Product(images=(b"y",)), Product(title="table")]
-    assert texts_of(given, tmp_path) == [b"red chair", b"table"]
-    with pytest.raises(InputError, match="none of 1 products has text"):
-        texts_of(given[2:3], tmp_path)
+    pictures = Product(title="\N{WATCH}")
+    model = text_model(knows_no_pictures)
+    assert texts_of([*given, pictures], tmp_path, model) == [b"red chair", b"table"]
+    with pytest.raises(InputError, match="none of 2 products has a text that the server takes"):
+        texts_of([given[2], pictures], tmp_path, model)
 
 
 def test_a_round_draws_its_own_batches() -> None:
