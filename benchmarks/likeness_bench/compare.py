@@ -93,14 +93,13 @@ def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
     rows = _rows(runs)
     # The rate is what was searched for.
     differences = _differences(runs, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals")
-    notes = [_NOISE, *differences, *_own_notes(runs)]
+    notes = [f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms"] if targets[0] != targets[1] else []
     for which, report in zip(("first", "second"), reports, strict=True):
         if not report["complete"]:
-            notes.insert(0, f"{which}: the search did not come to its end: {report['ended']}")
+            notes.append(f"{which}: the search did not come to its end: {report['ended']}")
         elif not _best_step(report)["settled"]:
-            notes.insert(0, f"{which}: the figures of the best rate did not settle")
-    if targets[0] != targets[1]:
-        notes.insert(0, f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms")
+            notes.append(f"{which}: the figures of the best rate did not settle")
+    notes += [_NOISE, *differences, *_own_notes(runs)]
     return [_row("best requests/s", *(report["best_rate"] for report in reports)), *rows], notes
 
 

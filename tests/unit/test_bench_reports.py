@@ -370,6 +370,8 @@ def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadRe
     assert not any(note.startswith("first: the search") for note in notes)
     assert not any("loads differ" in note for note in notes)
     assert any("the products differ" in note for note in notes)
+    _, notes = compare_reports(tmp_path / "b.json", tmp_path / "b.json")
+    assert [note.partition(":")[0] for note in notes[:2]] == ["first", "second"]
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"format": "other"}'])
