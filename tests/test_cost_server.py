@@ -1,4 +1,4 @@
-"""The comparisons of cost on a real server: what they count, never how fast it was."""
+"""Comparisons on a real server: what they count, never how fast it was."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 from comparisons.learned_blocks import CLIENT_MB, GROWTH_MB, PAIRS_PER_S, SERVER_MB, Learned, measure_learned
+from comparisons.mixed_traffic.comparison import BLS, ONE, OURS, MixedConfig, compare_mixed
 from comparisons.size import CLIENT_MB as COMMAND_MB
 from comparisons.size import SPEED, SizeConfig, measure_sizes, write_photos, write_products
+from likeness_bench.load_config import LoadConfig
+from likeness_bench.workload import WorkloadConfig
+from likeness_export.run import Run
 
 pytestmark = pytest.mark.server
 
@@ -34,3 +38,24 @@ def test_sizes_are_embedded_and_weighed(address: str, tmp_path: Path) -> None:
     found = measure_sizes(config, files, address)
     assert found.failed
     assert re.search(r"(?s)of 5 products ended with code 1.*nowhere\.jpg", found.notes[0])
+
+
+def test_mixed_traffic_is_answered_alike_in_three_ways(
+    trained_run: Run, repository: Path, demo_catalogue: Path, tmp_path: Path
+) -> None:
+    load = LoadConfig(
+        address="", concurrency=2, duration_s=1.0, warm_up_s=0.0, timeout_s=60.0, workload=WorkloadConfig(batch_size=1)
+    )
+    config = MixedConfig(
+        products=demo_catalogue,
+        count=50,
+        run=trained_run.folder,
+        repository=repository,
+        environments=tmp_path,
+        router_instances=1,
+        load=load,
+        rounds=1,
+    )
+    (found,) = compare_mixed(config).settings  # which refuses answers that differ
+    assert [turn.contender for turn in found.turns] == [OURS, ONE, BLS]
+    assert not found.failed
