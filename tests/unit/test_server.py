@@ -95,6 +95,19 @@ def test_a_repository_without_a_manifest_is_served_with_a_warning(
     assert f"{folder} has no {MANIFEST}" in caplog.text
 
 
+def test_a_numpy_that_the_server_from_pip_cannot_work_with_is_refused(
+    rendered_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be ready, and the first text that it is sent would end a model's process."""
+    found = Tritonserver(Path("bin/tritonserver"), package=Path("pytriton"))
+    monkeypatch.setattr("likeness_export.server.serve.find_tritonserver", lambda: found)
+    monkeypatch.setattr("likeness_export.server.serve.version", {"numpy": "2.4.6"}.__getitem__)
+    grpc, http, metrics = unused_ports(3)
+    config = ServeConfig(repository=rendered_repository, grpc_port=grpc, http_port=http, metrics_port=metrics)
+    with pytest.raises(InputError, match=r"with numpy 2\.4\.6 .*: pip install 'numpy<2'"), serving(config):
+        pass
+
+
 def change(file: Path, old: str, new: str) -> None:
     changed, count = re.subn(old, new, file.read_text(encoding="utf-8"))
     assert count

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
     The server also ends with the thread that entered the block, however that one ends.
 
     Raises:
-        InputError: no such profile, the repository is incomplete, no such host, or a port is taken.
+        InputError: no such profile, the repository is incomplete, no such host, a port is taken, or there is a NumPy
+            that the server cannot work with.
         ServeError: the server did not become ready.
         MissingExtraError: there is no server.
     """
@@ -141,6 +143,10 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
     if server.package and profile in NETWORK_FILES.keys() - {"cpu"}:
         raise InputError(
             f"the tritonserver from pip has no backend for profile {profile}: use profile cpu or a container"
+        )
+    if server.package and not (numpy := version("numpy")).startswith("1."):  # ready, it breaks at the first text
+        raise InputError(
+            f"with numpy {numpy} the tritonserver from pip cannot read what is sent to it: pip install 'numpy<2'"
         )
     check_repository(config.repository, profile)
     with _runtime() as runtime, shared_memory(runtime.name) as memory, _log(config.log_file) as log:
