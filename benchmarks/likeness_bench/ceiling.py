@@ -134,7 +134,7 @@ async def run_ceiling(
 
 def _workloads(products: Sequence[Product], info: ServerInfo, config: CeilingConfig) -> list[tuple[Workload, Workload]]:
     """Return the requests of every case: those of the load, and those of one product at a time."""
-    loaded = [held(product) for product in products]
+    loaded = [held(product, info.schema.max_photos) for product in products]
     loads = [replace(config.load.workload, signatures=mix) for mix in config.cases.values()]
     return [(Workload(loaded, info, load), Workload(loaded, info, replace(load, batch_size=1))) for load in loads]
 

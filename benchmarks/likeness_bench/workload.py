@@ -123,7 +123,7 @@ class Workload:
 
     def __init__(self, products: Sequence[Product], info: ServerInfo, config: WorkloadConfig) -> None:
         self.config, self.info = config, info
-        loaded = [held(product) for product in products]
+        loaded = [held(product, info.schema.max_photos) for product in products]
         names = config.signatures or {AS_THEY_ARE: 1.0}
         self.pools = {name: _pool(loaded, name, info) for name in names}
         self._shares = list(names.values())
@@ -185,14 +185,19 @@ class _Walk:
         return tuple(taken)
 
 
-def held(product: Product) -> Product:
-    """Return a product whose files are in memory: its main view and its clip.
+def held(product: Product, max_photos: int = 1) -> Product:
+    """Return a product whose files are in memory: its first photos and its clip.
+
+    Args:
+        product: the product.
+        max_photos: how many of its photos; a server reads no others.
 
     Raises:
         InputError: a file cannot be read.
     """
     try:
-        images = tuple(source.read_bytes() if isinstance(source, Path) else source for source in product.images[:1])
+        sources = product.images[:max_photos]
+        images = tuple(source.read_bytes() if isinstance(source, Path) else source for source in sources)
         video = product.video.read_bytes() if isinstance(product.video, Path) else product.video
     except OSError as error:
         raise InputError(

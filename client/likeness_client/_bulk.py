@@ -152,7 +152,7 @@ class EmbedRun:
 
 def _digest(products: Sequence[Product], *asked: object) -> str:
     """Return a name for these products and what they are asked for; a file counts by its size and time."""
-    files = [source for product in products for source in (*product.images[:1], product.video)]
+    files = [source for product in products for source in (*product.images, product.video)]
     times = [_stamp(source) for source in files if isinstance(source, Path)]
     # Field by field: a product shows itself only in part.
     whole = (asked, [[getattr(product, one.name) for one in fields(product)] for product in products], times)

@@ -282,5 +282,5 @@ def _at_hand(product: Product) -> bool:
         return False  # nothing that could be sent: preparing it says so
     if len(product.interactions) > _MANY:
         return False
-    parts = [*product.images[:1], *([] if product.video is None else [product.video])]
+    parts = [*product.images, *([] if product.video is None else [product.video])]
     return all(isinstance(part, bytes) and len(part) <= _SMALL for part in parts)

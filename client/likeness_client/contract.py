@@ -23,9 +23,13 @@ MAX_BYTES: Mapping[str, int] = {
 }
 """The largest input per product and modality, as sent. Beyond it the item fails; its neighbours do not.
 
-No name has an underscore: it joins them in the name of a signature."""
+Of several photos each may have so much. No name has an underscore: it joins them in the name of a signature."""
 MODALITIES: tuple[str, ...] = tuple(MAX_BYTES)
 """All modalities, in the order in which signatures name them. Each is one BYTES input per product on the wire."""
+
+SEVERAL_PHOTOS = b"photos\0"
+"""What several photos of a product begin with; behind it, of each one, its size as 4 bytes, little-endian, and itself.
+A single photo is sent as it is."""
 
 EMBEDDING = "embedding"
 """Output of ``embed_<signature>``: FP32 [d], unit length."""
@@ -78,11 +82,13 @@ class InputSchema:
         text_fields: what is joined into the text: ``title``, ``description``, or ``attributes.<key>``.
         attribute_keys: the attributes that the server reads; others are not sent.
         max_bytes: the largest input per modality.
+        max_photos: how many photos of a product the server reads, the first ones; others are not sent.
     """
 
     text_fields: tuple[str, ...] = ("title", "description")
     attribute_keys: tuple[str, ...] = ()
     max_bytes: Mapping[str, int] = field(default_factory=lambda: dict(MAX_BYTES))
+    max_photos: int = 1
 
     def to_json(self) -> str:
         """Return the form that travels as a model config parameter."""
@@ -96,6 +102,7 @@ class InputSchema:
             text_fields=tuple(raw["text_fields"]),
             attribute_keys=tuple(raw["attribute_keys"]),
             max_bytes=raw["max_bytes"],
+            max_photos=raw.get("max_photos", 1),  # servers of before there were several
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from likeness_client.contract import InputSchema
+from likeness_client.contract import SEVERAL_PHOTOS, InputSchema
 from likeness_client.errors import ProductError
 from likeness_client.records import Product, canonical, characters, compose_text, is_number, plain_number
 
@@ -33,7 +33,8 @@ def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -
     wanted = tuple(modalities)
     found = {name: data for name in wanted if (data := ENCODERS[name](product, schema)) is not None}
     for name, data in found.items():
-        _check_size(product, name, len(data), schema)
+        if name != "image":  # each photo has been checked by itself
+            _check_size(product, name, len(data), schema)
     if not found:
         raise ProductError(f"has none of {', '.join(wanted)}; give it at least one", product.product_id)
     return found
@@ -77,15 +78,32 @@ def _text(product: Product, schema: InputSchema) -> bytes | None:
 
 
 def _image(product: Product, schema: InputSchema) -> bytes | None:
-    """Return the main view as an encoded image; None when there is no view."""
-    if not product.images:
-        return None
-    source = product.images[0]
+    """Return the photos that the server reads, several joined behind `SEVERAL_PHOTOS`; None when there is none."""
+    sources = product.images[: schema.max_photos]
+    photos = []
+    for place, source in enumerate(sources, 1):
+        try:
+            photos.append(_photo(product, source, schema))
+        except ProductError as error:
+            if len(sources) == 1:
+                raise
+            raise _bad(product, "image", f"photo {place} of {len(sources)}: {error.reason}") from error
+    different = [*dict.fromkeys(photos)]  # a photo that is listed twice counts once
+    if len(different) < 2:
+        return different[0] if different else None
+    return SEVERAL_PHOTOS + b"".join(len(photo).to_bytes(4, "little") + photo for photo in different)
+
+
+def _photo(product: Product, source: object, schema: InputSchema) -> bytes:
+    """Return one photo as an encoded image."""
     if isinstance(source, np.ndarray):
-        return _pnm(product, source)
-    if not isinstance(source, Path | bytes):
+        photo = _pnm(product, source)
+    elif isinstance(source, Path | bytes):
+        photo = _encoded(product, "image", source, schema)
+    else:
         raise _bad(product, "image", f"expected a Path, bytes or a uint8 array, found {type(source).__name__}")
-    return _encoded(product, "image", source, schema)
+    _check_size(product, "image", len(photo), schema)
+    return photo
 
 
 def _attributes(product: Product, schema: InputSchema) -> bytes | None:

@@ -56,7 +56,7 @@ class Product:
         title: a short name. Bytes are taken as UTF-8.
         description: a longer text. Bytes are taken as UTF-8.
         attributes: flat facts, e.g. ``{"colour": "red", "price_usd": 52.0}``.
-        images: views of the product, the main view first; only the main view is embedded.
+        images: views of the product, the main view first. The server says how many of the first ones it reads.
         video: a clip of the product.
         interactions: who viewed or bought it, and how often: ``{"user 17": 3}``. The names go to the server, and from
             training into its model; use pseudonyms.

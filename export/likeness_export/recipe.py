@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from likeness_export.encoders import AnyEncoderConfig
 from likeness_export.encoders.base import LearningRate
+from likeness_export.encoders.image_common import PhotoConfig
 from likeness_export.networks.fusion import AttentionConfig, FusionConfig
 from likeness_export.products.named_pairs import fold_count
 from likeness_export.recipe_faults import explain
@@ -238,7 +239,12 @@ class Recipe(_Section):
     def input_schema(self) -> InputSchema:
         """Return how a product's record becomes the input of this recipe's towers."""
         keys = [key for tower in self.towers.values() for key in tower.attribute_keys()]
-        return InputSchema(text_fields=self.data.text_fields, attribute_keys=tuple(dict.fromkeys(keys)))
+        photos = [tower.max_photos for tower in self.towers.values() if isinstance(tower, PhotoConfig)]
+        return InputSchema(
+            text_fields=self.data.text_fields,
+            attribute_keys=tuple(dict.fromkeys(keys)),
+            max_photos=max(photos, default=1),
+        )
 
     def read_of(self, fields: Iterable[str]) -> list[str]:
         """Return which of some fields, of which ``a + b`` means both, are also read, as text or as attributes."""

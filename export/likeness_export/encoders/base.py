@@ -79,7 +79,7 @@ class EncoderConfig(BaseModel, ABC):
     run_tokens: ClassVar[int | None] = None
     """What one more run costs on a CPU, in tokens of padding, where lengths vary; None: the whole batch is one run."""
     run_rows: ClassVar[int | None] = None
-    """How many products a thread of a CPU computes at a time, where lengths do not vary; None: the whole batch."""
+    """How many products of length 1 a thread of a CPU computes at a time; None: the whole batch, or run."""
 
     never_frozen: ClassVar[str] = ""
     """Why the encoder cannot be kept as it is; empty: it can."""
@@ -112,10 +112,13 @@ class EncoderConfig(BaseModel, ABC):
         """
         if not any(tensor.varies for tensor in self.tensors()):
             return []
-        if others := [tensor.name for tensor in self.tensors() if tensor.dims != (-1,)]:
-            raise InputError(  # the server cuts and pads rows of single numbers
-                f"towers.{tower.name}: where a length varies, it is the only size of every tensor, which it is not of "
-                f"{', '.join(others)}: give them one fixed size, cut or padded"
+        tensors = self.tensors()
+        others = [tensor.name for tensor in tensors if tensor.dims[0] != -1 or -1 in tensor.dims[1:]]
+        if others or all(tensor.dims != (-1,) for tensor in tensors):
+            raise InputError(  # the server cuts and pads what is behind the last number of a row that is not zero
+                f"towers.{tower.name}: where a length varies, it is the first size of every tensor, and no other size "
+                f"varies; of one tensor at least it is the only size. It is not so: "
+                f"{', '.join(others or [tensor.name for tensor in tensors])}"
             )
         buckets: list[int] = getattr(self.preprocessing.Preprocessor(tower / ASSETS), "buckets", [])
         if not buckets:

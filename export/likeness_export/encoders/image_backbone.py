@@ -37,7 +37,7 @@ class ImageBackboneConfig(PhotoConfig):
         super().prepare(items, tower, data_root)
         write_architecture(self.source, tower, data_root)
 
-    def build(self, tower: Path, source_root: Path | None) -> Encoder:
+    def build_one(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained network, or its bare architecture."""
         return ImageBackbone(
             *load_backbone(self.source, tower, source_root), image_px=self.image_px, train_px=self.train_px

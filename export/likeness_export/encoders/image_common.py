@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
+from pydantic import Field
 from torch import Tensor, nn
 
 from likeness_export.encoders.base import Encoder, EncoderConfig, write_asset
+from likeness_export.encoders.photo_set import PhotoSet
 from likeness_export.preprocessing import image
 from likeness_export.tensors import TensorSpec
 
@@ -23,10 +26,11 @@ MIN_PX = 8
 MAX_PIXELS = 50_000_000  # a 50-megapixel camera; with transparency it takes 1 GB for a moment
 
 
-def write_image_assets(tower: Path, image_px: int) -> None:
+def write_image_assets(tower: Path, image_px: int, max_photos: int = 1) -> None:
     """Write the settings that the image preprocessing reads."""
-    settings = {"image_px": image_px, "min_px": MIN_PX, "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES["image"]}
-    write_asset(tower, image.SETTINGS_FILE, settings)
+    sizes = {"image_px": image_px, "min_px": MIN_PX, "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES["image"]}
+    # One goes without saying: spaces of before there was a choice keep their fingerprints.
+    write_asset(tower, image.SETTINGS_FILE, sizes | ({"max_photos": max_photos} if max_photos > 1 else {}))
 
 
 class PhotoConfig(EncoderConfig):
@@ -36,17 +40,37 @@ class PhotoConfig(EncoderConfig):
     preprocessing: ClassVar[ModuleType] = image
     # On a CPU. MobileNet V2 gets through 1.4, a small ViT through 1.3 times as many photos as with 32 at a time.
     run_rows: ClassVar[int | None] = 2
+    run_tokens: ClassVar[int | None] = 0  # one more run of photos costs next to nothing
 
+    max_photos: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="how many photos of a product are read, the first ones; their features are averaged",
+        exclude_if=lambda photos: photos == 1,  # recipes of before there was a choice keep their digests
+    )
     if TYPE_CHECKING:
         image_px: int  # no field of this class: fields have an order, which a recipe's digest knows
 
     def tensors(self) -> tuple[TensorSpec, ...]:
-        """RGB bytes of one square photo."""
-        return (TensorSpec("pixels", "UINT8", (self.image_px, self.image_px, 3)),)
+        """RGB bytes of one square photo; or of several, and which of them there are."""
+        photo = (self.image_px, self.image_px, 3)
+        if self.max_photos == 1:
+            return (TensorSpec("pixels", "UINT8", photo),)
+        return (TensorSpec("pixels", "UINT8", (-1, *photo)), TensorSpec("photos", "INT64", (-1,)))
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
         """Store the decoder's settings."""
-        write_image_assets(tower, self.image_px)
+        write_image_assets(tower, self.image_px, self.max_photos)
+
+    def build(self, tower: Path, source_root: Path | None) -> Encoder:
+        """Build the network, for as many photos as it reads."""
+        one = self.build_one(tower, source_root)
+        return one if self.max_photos == 1 else PhotoSet(one)
+
+    @abstractmethod
+    def build_one(self, tower: Path, source_root: Path | None) -> Encoder:
+        """Build the network for one photo; see `EncoderConfig.build`."""
 
 
 class PhotoEncoder(Encoder):

@@ -53,7 +53,7 @@ class EfficientNetLiteConfig(PhotoConfig):
         description="side of the photos while the network is fine-tuned; default: image_px",
     )
 
-    def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (the size is all it takes)
+    def build_one(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (the size is all it takes)
         """Build the network, with its pretrained weights unless ``source_root`` is None."""
         network = EfficientNetLite(self.size, train_px=self.train_px)
         if source_root is not None:

@@ -47,7 +47,7 @@ class LocalFeaturesConfig(PhotoConfig):
         super().prepare(items, tower, data_root)
         write_architecture(self.source, tower, data_root)
 
-    def build(self, tower: Path, source_root: Path | None) -> Encoder:
+    def build_one(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained network, or its bare architecture, and put parts and pooling on top."""
         backbone, mean, std = load_backbone(self.source, tower, source_root)
         shape = LocalShape(image_px=self.image_px, parts=self.parts, scales=self.scales)

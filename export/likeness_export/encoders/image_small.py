@@ -30,7 +30,7 @@ class SmallConvNetConfig(PhotoConfig):
     freeze: bool = False
     learning_rate: LearningRate = 2e-3
 
-    def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
+    def build_one(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)
         """Build it with random weights."""
         return SmallConvNet(self.width)
 

@@ -31,7 +31,7 @@ class TimmConfig(PhotoConfig):
             raise InputError(f"timm has no model '{self.model}': timm.list_models() names all")
         super().prepare(items, tower, data_root)
 
-    def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (timm knows the architecture)
+    def build_one(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (timm knows the architecture)
         """Load the pretrained network, or its bare architecture."""
         # timm's documented way to local weights is an entry of the pretrained configuration.
         overlay = {"file": str(source_root / self.weights)} if source_root and self.weights else None

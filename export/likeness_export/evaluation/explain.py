@@ -45,8 +45,8 @@ def attention_of(run: Run, photo: Path) -> tuple[NDArray[np.uint8], NDArray[np.f
         InputError: as of `explain`.
     """
     recipe, network = run.read_network()
-    encoders = {name: network.tower(name).encoder for name in recipe.towers}
-    found = next(((name, it) for name, it in encoders.items() if isinstance(it, LocalFeatures)), None)
+    parts = ((name, part) for name in recipe.towers for part in network.tower(name).modules())
+    found = next(((name, part) for name, part in parts if isinstance(part, LocalFeatures)), None)
     if found is None:
         raise InputError(f'{run.folder} has no tower of encoder = "local_features", which alone has attended parts')
     name, encoder = found
@@ -56,7 +56,7 @@ def attention_of(run: Run, photo: Path) -> tuple[NDArray[np.uint8], NDArray[np.f
         raise InputError(f"cannot read {photo}: {unreadable.strerror}") from unreadable
     if error:
         raise InputError(f"{photo}: {error}")
-    pixels = tensors["pixels"].astype(np.uint8)
+    pixels = tensors["pixels"].astype(np.uint8).reshape(1, *recipe.towers[name].tensors()[0].dims[-3:])
     with torch.inference_mode():
         attention: NDArray[np.float32] = encoder.attention_maps(torch.from_numpy(pixels)).numpy()
     return pixels[0], attention[0]

@@ -260,7 +260,7 @@ def _batch_difference(
 ) -> float:
     case = _sample(module, spec, max_batch_size, length)
     row, without_padding = 0, []
-    if isinstance(module, (Tower, Encoder)) and all(tensor.dims == (-1,) for tensor in spec.inputs):
+    if isinstance(module, (Tower, Encoder)) and any(tensor.varies for tensor in spec.inputs):
         lengths = used_lengths([value.numpy() for value in case])
         row = int(lengths.argmin())
         without_padding = [tuple(value[row : row + 1, : lengths[row]] for value in case)]  # as the server cuts it

@@ -15,6 +15,7 @@ from likeness_client.contract import MODALITIES, NOTHING_KNOWN
 from likeness_client.errors import InputError
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
@@ -22,6 +23,7 @@ from likeness_export.features.encoding import MOST_AT_ONCE, encode_with
 from likeness_export.left_out import log_left_out
 from likeness_export.products.parts import Part
 from likeness_export.progress import each
+from likeness_export.repository.adapters.lengths import used_lengths
 
 log = logging.getLogger(__name__)
 Rows: TypeAlias = NDArray[np.intp]
@@ -65,9 +67,12 @@ class TowerInputs:
         self.assets = tower / ASSETS
         self.preprocessor = config.preprocessing.Preprocessor(self.assets)
         self._errors: dict[int, str] | None = None
-        # Photos and categories are of one size; texts differ in length and are cheap to tokenise again.
+        # Categories and single photos are of one size; of photos some products have more. Texts differ in length, too,
+        # but they are cheap to tokenise again.
         self._of_one_size = not any(spec.varies for spec in self.specs)
+        self._costly = self._of_one_size or any(len(spec.dims) > 1 for spec in self.specs)
         self._fixed: dict[str, NDArray[np.generic]] = {}
+        self._kept: dict[int, tuple[Tensor, ...]] = {}
         if not once:
             if self._of_one_size:
                 self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
@@ -123,15 +128,21 @@ class TowerInputs:
         for start in each(range(0, len(rows), MOST_AT_ONCE), f"reading {self.name}"):
             chunk = rows[start : start + MOST_AT_ONCE]
             tensors, found = self._preprocessed(chunk)
-            for name, kept in self._fixed.items():
-                kept[chunk] = tensors[name]
+            for name, whole in self._fixed.items():
+                whole[chunk] = tensors[name]
+            if self._costly and not self._fixed:
+                self._kept |= zip(chunk.tolist(), self._rows(tensors), strict=True)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
+        for row, kept in self._kept.items():
+            self._sizes[row] = len(kept[0])  # of like length are those with as many photos, however large their files
         self.note(errors)
 
     def batch(self, rows: Sequence[int] | Rows) -> tuple[Tensor, ...]:
         """Return the encoder's tensors for these products, all of which must be present."""
         if self._fixed:
             return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
+        if self._kept:
+            return _joined([self._kept[int(row)] for row in rows])
         tensors, _ = self._preprocessed(rows)
         return tuple(torch.from_numpy(tensors[spec.name]) for spec in self.specs)
 
@@ -191,7 +202,7 @@ class TowerInputs:
     @property
     def _unread(self) -> bool:
         """Whether encoding is what reads them; texts are read before, as their batches are padded to their longest."""
-        return self._errors is None and self._of_one_size
+        return self._errors is None and self._costly
 
     def _batches(self, at_once: int) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
         """Yield all products that are present, and their tensors."""
@@ -209,16 +220,25 @@ class TowerInputs:
             tensors, found = self._preprocessed(chunk)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
             ready += [
-                (int(row), tuple(torch.from_numpy(tensors[spec.name][place]) for spec in self.specs))
-                for place, (row, error) in enumerate(zip(chunk, found, strict=True))
+                (int(row), part)
+                for row, part, error in zip(chunk, self._rows(tensors), found, strict=True)
                 if error in ("", NOTHING_KNOWN)
             ]
+            ready.sort(key=lambda one: len(one[1][0]))  # those of like length meet
             while len(ready) >= at_once:
                 yield _stacked(ready[:at_once])
                 ready = ready[at_once:]
         if ready:
             yield _stacked(ready)
         self.note(errors)
+
+    def _rows(self, tensors: Mapping[str, NDArray[np.generic]]) -> list[tuple[Tensor, ...]]:
+        """Return each product's tensors, where lengths vary without padding."""
+        columns = [torch.from_numpy(tensors[spec.name]) for spec in self.specs]
+        if self._of_one_size:
+            return [*zip(*columns, strict=True)]
+        lengths = used_lengths([tensors[spec.name] for spec in self.specs])
+        return [tuple(column[row, :length].clone() for column in columns) for row, length in enumerate(lengths)]
 
     def _by_size(self, chosen: NDArray[np.bool_]) -> Rows:
         """Return the chosen rows, neighbours of like length: they waste no padding."""
@@ -227,7 +247,12 @@ class TowerInputs:
 
 def _stacked(items: Sequence[tuple[int, tuple[Tensor, ...]]]) -> tuple[Rows, tuple[Tensor, ...]]:
     rows, tensors = zip(*items, strict=True)
-    return np.array(rows, dtype=np.intp), tuple(torch.stack(column) for column in zip(*tensors, strict=True))
+    return np.array(rows, dtype=np.intp), _joined(tensors)
+
+
+def _joined(tensors: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return the tensors of products in one batch, shorter ones padded with zeros to the longest."""
+    return tuple(pad_sequence([*column], batch_first=True) for column in zip(*tensors, strict=True))
 
 
 def read_inputs(

@@ -68,8 +68,8 @@ def parts_of(product: Product, schema: InputSchema, modalities: Sequence[str]) -
         ProductError: see `payloads`.
     """
     found = payloads(product, schema, modalities)  # first: it knows products whose parts are of wrong types
-    sources = {"image": next(iter(product.images), None), "video": product.video}
-    files = {name for name, source in sources.items() if isinstance(source, Path)}
+    sources = {"image": product.images[: schema.max_photos], "video": [product.video]}
+    files = {name for name, some in sources.items() if any(isinstance(source, Path) for source in some)}
     return {
         name: Part.of(data, partial(_again, product, schema, name) if name in files else None)
         for name, data in found.items()

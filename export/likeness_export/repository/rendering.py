@@ -79,9 +79,9 @@ def cpu_parameters(encoder: EncoderConfig | None, settings: StepSettings) -> dic
         settings: of the step.
     """
     found = {"cpu_threads": str(settings.cpu_threads)}
-    if encoder and encoder.run_tokens:
+    if encoder and encoder.run_tokens is not None and any(tensor.varies for tensor in encoder.tensors()):
         found["run_tokens"] = str(encoder.run_tokens)
-    elif encoder and encoder.run_rows:
+    if encoder and encoder.run_rows:
         found["run_rows"] = str(encoder.run_rows)
     return found
 
