@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from likeness_client import Client, MissingExtraError, Product
+from likeness_client import BatchError, Client, MissingExtraError, Product
 from likeness_client.contract import encoder_model, tower_embedding
 from likeness_client.payloads import payloads
 from likeness_export.encoders.base import ASSETS
@@ -75,7 +75,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "terms": {"encoder": "tfidf"},
     "glove": {"encoder": "word_vectors", "source": "glove.txt"},
     "resnet": {"encoder": "vision", "source": "resnet", "image_px": PX},
-    "mobilenet": {"encoder": "vision", "source": "mobilenet", "image_px": PX},
+    "mobilenet": {"encoder": "vision", "source": "mobilenet", "image_px": PX, "max_photos": 3},
     "vit": {"encoder": "vision", "source": "vit", "image_px": PX},
     "clip": {"encoder": "vision", "source": "clip", "image_px": PX},
     "parts": {"encoder": "local_features", "source": "resnet", "image_px": PX},
@@ -168,12 +168,16 @@ def served(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def products(demo_catalogue: Path) -> list[Product]:
-    """Photos with texts from one word to more than any tower reads, out of order, so that every batch is mixed."""
+    """One to four photos, and texts from one word to more than any tower reads, out of order: every batch is mixed."""
     photos = [product.images for product in read_catalogue(demo_catalogue).products if product.images]
     words = ("blue porcelain mug with stripes from the Brisa collection for 450 ml, qqq " * 12).split()
     lengths = [1, 60, 2, 13, 5, 33, 1, 90, 8, 21, 3, 45]
     return [
-        Product(product_id=f"p{place}", title=" ".join(words[place : place + length]), images=photos[3 * place])
+        Product(
+            product_id=f"p{place}",
+            title=" ".join(words[place : place + length]),
+            images=tuple(photo for images in photos[3 * place : 3 * place + 1 + place % 4] for photo in images),
+        )
         for place, length in enumerate(lengths)
     ]
 
@@ -238,6 +242,23 @@ def test_products_do_not_depend_on_their_batch(served: Served, products: list[Pr
     for place in (0, 1, 5):
         alone = served.client.embed([products[place]]).vectors
         np.testing.assert_allclose(alone[0], answers[place], rtol=0, atol=TOLERANCE)
+
+
+def test_several_photos_are_one_product(served: Served, products: list[Product], answers: FloatArray) -> None:
+    place = next(row for row, product in enumerate(products) if len(product.images) == 3)
+    whole = products[place]
+    photos = [replace(whole, images=(photo,)) for photo in whole.images]
+    turned = replace(whole, images=(whole.images[0], *whole.images[:0:-1]))
+    found = served.client.embed([*photos, turned]).vectors
+    one, several = of_tower(found, "mobilenet"), of_tower(answers, "mobilenet")[place]
+    assert np.abs(one[:3] - several).max(1).min() > 0.01  # each photo counts
+    np.testing.assert_allclose(one[3], several, rtol=0, atol=TOLERANCE)  # their order does not
+    np.testing.assert_allclose(of_tower(found, "vit")[[0, 3]], of_tower(answers, "vit")[[place, place]], atol=TOLERANCE)
+
+    broken = replace(whole, images=(*whole.images[:2], b"no photo"))
+    with pytest.raises(BatchError, match="photo 3 of 3: not an image") as caught:
+        served.client.embed([whole, broken])
+    np.testing.assert_allclose(caught.value.result.vectors[0], answers[place], rtol=0, atol=TOLERANCE)
 
 
 def test_tfidf_through_the_server_is_what_scikit_learn_computes(

@@ -154,6 +154,24 @@ def test_image_sources(tmp_path: Path) -> None:
     assert encode(Product(images=(b"main", b"other")))["image"] == b"main"
 
 
+def test_several_photos_travel_as_one(tmp_path: Path) -> None:
+    schema = InputSchema(max_photos=3, max_bytes={"image": 10})
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"jpeg")
+
+    def sent(*images: ImageSource) -> bytes:
+        return encode(Product(images=images), schema)["image"]
+
+    assert sent(path) == sent(path, b"jpeg") == b"jpeg"  # the same photo twice
+    assert sent(b"main", path) == b"photos\0\4\0\0\0main\4\0\0\0jpeg"
+    assert sent(b"a", b"b", b"c", b"d", b"e") == b"photos\0" + b"".join(b"\1\0\0\0" + it for it in (b"a", b"b", b"c"))
+    assert sent(b"x" * 10, b"y" * 10)  # the limit is that of each
+    for wrong, reason in ((b"", "is empty"), (b"x" * 11, "11 bytes, the server's limit is 10"), (Path("no"), "no: No")):
+        with pytest.raises(ProductError, match=f"photo 2 of 3: .*{reason}") as caught:
+            sent(b"main", wrong, b"other")
+        assert caught.value.modality == "image"
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

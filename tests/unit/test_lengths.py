@@ -37,6 +37,8 @@ def test_padding_is_what_is_zero_in_all_tensors() -> None:
     assert used_lengths([ids, weights]).tolist() == [3, 1, 4, 3]
     assert used_lengths([ids]).tolist() == [3, 1, 4, 2]
     assert used_lengths([ids[:0]]).tolist() == []
+    pixels = np.zeros((4, 4, 2, 2))  # black is a colour: only the numbers of a row say how long it is
+    assert used_lengths([pixels, ids]).tolist() == [3, 1, 4, 2]
 
 
 @given(LENGTHS)
@@ -129,6 +131,24 @@ def test_side_by_side_gives_the_same_rows(gather: Callable[..., Sequence[NDArray
     requests = np.split((np.arange(40) < lengths[:, None]).astype(np.int64), [4, 5, 17])
     (found,) = gather([requests], lambda tensors: [tensors[0].sum(1)], workers=Workers(workers))
     assert found.tolist() == lengths.tolist()
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.integers(1, 5), st.integers(1, 3))
+def test_products_of_many_photos_run_a_few_photos_at_a_time(photos: list[int], run_rows: int, workers: int) -> None:
+    counts = np.array(photos)
+    there = (np.arange(6) < counts[:, None]).astype(np.int64)
+    pixels = there[..., None, None] * np.arange(1, 7, dtype=np.uint8)[:, None, None]  # (n, 6, 1, 1)
+    seen = []
+
+    def compute(tensors: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        seen.append(tensors[1].shape)
+        return [tensors[0].sum((1, 2, 3)), tensors[1].sum(1)]
+
+    columns = [[pixels[:4], pixels[4:, :3]], [there[:4], there[4:, :3]]] if max(photos[4:], default=9) <= 3 else None
+    sums, found = by_length(columns or [[pixels], [there]], compute, 0, run_rows, Workers(workers))
+    assert found.tolist() == photos
+    assert sums.tolist() == [count * (count + 1) // 2 for count in photos]
+    assert all(rows == 1 or rows * most <= run_rows for rows, most in seen)
 
 
 def test_requests_of_unlike_length_are_padded() -> None:

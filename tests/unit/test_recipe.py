@@ -99,7 +99,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         (
             lambda r: r["towers"]["image"].update(image_size=64),
             "towers.image.image_size: there is no such key; allowed here are: "
-            "freeze, learning_rate, encoder, image_px, width (given: 64)",
+            "freeze, learning_rate, max_photos, encoder, image_px, width (given: 64)",
         ),
         (
             lambda r: r["fusion"].update(heads=2),

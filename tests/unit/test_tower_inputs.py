@@ -14,12 +14,14 @@ import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder
+from likeness_export.encoders.photo_set import PhotoSet
 from likeness_export.evaluation.evaluate import OfflineEmbedder
 from likeness_export.features.cache import cached_features
 from likeness_export.features.tower_inputs import TowerInputs, present_modalities, unknown_modalities
 from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.parts import Part
 from numpy.typing import NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exported
@@ -54,6 +56,17 @@ def read(exported: Exported, catalogue: Catalogue) -> Read:
 def encoder(exported: Exported) -> Encoder:
     _, network = exported.run.read_network()
     return network.tower("image").encoder
+
+
+class PlainEncoder(Encoder):
+    """Varies no photo."""
+
+    def __init__(self, inner: Encoder) -> None:
+        super().__init__()
+        self.feature_dim = inner.feature_dim
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return tensors[0].flatten(1)
 
 
 class Counting:
@@ -94,6 +107,64 @@ def test_inputs_that_are_encoded_once_come_in_the_same_batches_and_are_not_kept(
     assert not passing.present[DAMAGED]
     rows = np.flatnonzero(kept.present)[:3]
     assert torch.equal(passing.batch(rows)[0], kept.batch(rows)[0])  # once more, it is read again
+
+
+@pytest.fixture
+def several(exported: Exported, catalogue: Catalogue, tmp_path: Path) -> Callable[..., TowerInputs]:
+    """Read products of one to four photos, of which a tower takes three."""
+    config = exported.recipe.towers["image"].model_copy(update={"max_photos": 3})
+    config.prepare([], tmp_path / "image", tmp_path)
+    photos = [product.images[0] for product in catalogue.products if product.images]
+    products = [
+        replace(product, images=tuple(photos[row : row + 1 + row % 4]))
+        for row, product in enumerate(catalogue.products)
+    ]
+    schema = replace(exported.recipe.input_schema(), max_photos=3)
+    parts = [found.get("image") for found in replace(catalogue, products=tuple(products)).parts(schema, ["image"])]
+
+    def of(*, once: bool = False) -> TowerInputs:
+        return TowerInputs("image", config, tmp_path / "image", parts, [""] * len(parts), once=once)
+
+    return of
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 64])
+def test_several_photos_are_read_once_and_their_features_are_the_mean(
+    several: Callable[..., TowerInputs], encoder: Encoder, at_once: int
+) -> None:
+    kept, passing, network = several(), several(once=True), PhotoSet(encoder)
+    kept.run_rows = passing.run_rows = at_once
+    passing.preprocessor = counted = Counting(passing)
+    features = kept.encode(network)
+    np.testing.assert_allclose(passing.encode(network), features, rtol=0, atol=1e-5)
+    assert counted.given == sum(item is not None for item in passing.items)
+    rows = np.flatnonzero(kept.present)
+    pixels, photos = kept.batch(rows)
+    assert {*photos.sum(1).tolist()} == {1, 2, 3}
+    assert pixels.shape[:2] == photos.shape
+    for row, own, there in zip(rows, pixels, photos.sum(1), strict=True):
+        with torch.inference_mode():
+            expected = encoder(own[:there]).mean(0).numpy()
+        np.testing.assert_allclose(features[row], expected, rtol=0, atol=1e-5)
+    absent = np.flatnonzero(~kept.present)
+    assert len(absent)  # those with the photo that cannot be read
+    assert not features[absent].any()
+
+
+def test_a_network_learns_from_one_photo_of_each_product_at_a_time(
+    several: Callable[..., TowerInputs], encoder: Encoder
+) -> None:
+    inputs = several()
+    rows = np.flatnonzero(inputs.present)[:12]
+    tensors = inputs.batch(rows)
+    torch.manual_seed(0)
+    seen = [PhotoSet(PlainEncoder(encoder)).augment(*tensors) for _ in range(20)]
+    for pixels, photos in seen:
+        assert pixels.shape[:2] == photos.shape == (len(rows), 1)
+        assert photos.all()
+    for row, there in enumerate(tensors[1].sum(1).tolist()):
+        shown = {bytes(pixels[row, 0].numpy()) for pixels, _ in seen}
+        assert shown == {bytes(photo.numpy()) for photo in tensors[0][row, :there]}
 
 
 @pytest.mark.parametrize(

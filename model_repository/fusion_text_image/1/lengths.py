@@ -41,12 +41,13 @@ def used_lengths(tensors: Sequence[NDArray[np.generic]]) -> NDArray[np.intp]:
     """Return how many columns of each row hold something, at least one.
 
     Args:
-        tensors: [n, length] each, of equal shape; a column counts if any of them is not zero there.
+        tensors: [n, length, ...] each; a column counts if any of those of single numbers, [n, length], is not zero
+            there.
 
     Returns:
         INT64 [n].
     """
-    there = np.logical_or.reduce([tensor != 0 for tensor in tensors])  # (n, length)
+    there = np.logical_or.reduce([tensor != 0 for tensor in tensors if tensor.ndim == 2])  # (n, length)
     columns = np.arange(1, there.shape[1] + 1)
     lengths: NDArray[np.intp] = np.maximum((there * columns).max(1, initial=0), 1)
     return lengths
@@ -120,11 +121,11 @@ def gathering(parameters: Mapping[str, str], workers: int = 1) -> Callable[[Colu
         parameters: of the configuration.
         workers: threads that compute runs side by side.
     """
+    run_rows = int(parameters.get("run_rows", 0))
     if "run_tokens" in parameters:
-        return partial(by_length, run_tokens=int(parameters["run_tokens"]), workers=Workers(workers))
-    if "run_rows" in parameters:
-        return partial(by_number, run_rows=int(parameters["run_rows"]), workers=Workers(workers))
-    return at_once
+        run_tokens = int(parameters["run_tokens"])
+        return partial(by_length, run_tokens=run_tokens, run_rows=run_rows, workers=Workers(workers))
+    return partial(by_number, run_rows=run_rows, workers=Workers(workers)) if run_rows else at_once
 
 
 def at_once(columns: Columns, compute: Compute) -> list[NDArray[Any]]:
@@ -144,15 +145,19 @@ def by_number(columns: Columns, compute: Compute, run_rows: int, workers: Worker
 
 
 def by_length(
-    columns: Columns, compute: Compute, run_tokens: int, workers: Workers = _NO_THREADS
+    columns: Columns, compute: Compute, run_tokens: int, run_rows: int = 0, workers: Workers = _NO_THREADS
 ) -> list[NDArray[Any]]:
     """Run rows of like length together, without padding beyond the longest of each run; rows keep their places.
 
-    See `runs_of` for ``run_tokens``.
+    See `runs_of` for ``run_tokens``. With ``run_rows`` a run has at most so many columns, in one row at least: what it
+    works on should fit into the caches.
     """
     whole = _joined(columns)
     lengths = used_lengths(whole)
     runs = runs_side_by_side(lengths, run_tokens, workers.count)
+    if run_rows:
+        sizes = [max(1, run_rows // int(lengths[rows].max())) for rows in runs]
+        runs = [rows[i : i + size] for rows, size in zip(runs, sizes, strict=True) for i in range(0, len(rows), size)]
     found = workers.compute(compute, [[tensor[rows, : lengths[rows].max()] for tensor in whole] for rows in runs])
     back = np.argsort(np.concatenate(runs))
     return [column[back] for column in found]
@@ -167,4 +172,5 @@ def _equally_long(parts: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
     longest = max(part.shape[1:2] for part in parts)  # (), where a row is a single number
     if all(part.shape[1:2] == longest for part in parts):
         return parts
-    return [np.pad(part, ((0, 0), (0, longest[0] - part.shape[1]))) for part in parts]
+    room = [(0, longest[0] - part.shape[1]) for part in parts]
+    return [np.pad(part, ((0, 0), more, *[(0, 0)] * (part.ndim - 2))) for part, more in zip(parts, room, strict=True)]

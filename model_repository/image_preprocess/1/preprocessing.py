@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 SETTINGS_FILE = "image.json"
+SEVERAL = b"photos\0"
+"""What several photos of a product begin with; the client's contract says what follows."""
 # Pillow's codecs that open untrusted bytes; the rest of its fifty plugins (EPS runs Ghostscript) stay shut.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _TURNS = {
@@ -63,12 +65,18 @@ class Preprocessor:
     between steps, and one place less where training and serving can differ.
 
     Args:
-        assets: folder with ``image.json`` (``image_px``, ``min_px``, ``max_pixels``, ``max_bytes``).
+        assets: folder with ``image.json`` (``image_px``, ``max_photos``, ``min_px``, ``max_pixels``, ``max_bytes``).
+
+    Attributes:
+        buckets: the numbers of photos that products are padded to; empty where it reads one of each.
     """
 
     def __init__(self, assets: Path) -> None:
         settings = json.loads((assets / SETTINGS_FILE).read_text(encoding="utf-8"))
         self.image_px: int = settings["image_px"]
+        self.max_photos: int = settings.get("max_photos", 1)  # runs of before there was a choice have none
+        powers = (1 << power for power in range(self.max_photos.bit_length()))
+        self.buckets = sorted({*powers, self.max_photos}) if self.max_photos > 1 else []
         self.min_px: int = settings["min_px"]
         self.max_pixels: int = settings["max_pixels"]
         self.max_bytes: int = settings["max_bytes"]
@@ -80,23 +88,43 @@ class Preprocessor:
         """Turn encoded images into tensors.
 
         Args:
-            items: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or PNM files.
+            items: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or PNM files; of each product one, or several joined
+                behind `SEVERAL`, of which the first ``max_photos`` are read.
 
         Returns:
-            ``pixels``, UINT8 [n, image_px, image_px, 3], RGB, and the reasons of failed items.
+            ``pixels``, UINT8 [n, image_px, image_px, 3], RGB, and the reasons of failed items. Where several photos are
+            read, ``pixels`` [n, k, image_px, image_px, 3], k being the smallest bucket that holds all, and ``photos``
+            INT64 [n, k], 1 where there is one.
         """
-        pixels = np.zeros((len(items), self.image_px, self.image_px, 3), dtype=np.uint8)
-
-        def fill(row: int) -> str:
+        reasons = [""] * len(items)
+        places: list[tuple[int, int, bytes]] = []
+        counts = [0] * len(items)
+        for row, item in enumerate(items):
             try:
-                pixels[row] = self.decode(items[row])
+                found = photos_of(item, self.max_photos)
             except ValueError as error:
-                return str(error)
+                reasons[row] = str(error)
+                continue
+            counts[row] = len(found)
+            places += [(row, place, photo) for place, photo in enumerate(found)]
+        most = next((size for size in self.buckets if size >= max(counts, default=0)), 1)
+        pixels = np.zeros((len(items), most, self.image_px, self.image_px, 3), dtype=np.uint8)
+
+        def fill(what: tuple[int, int, bytes]) -> str:
+            row, place, photo = what
+            try:
+                pixels[row, place] = self.decode(photo)
+            except ValueError as error:
+                return f"photo {place + 1} of {counts[row]}: {error}" if counts[row] > 1 else str(error)
             return ""
 
-        rows = range(len(items))
-        errors = [fill(0)] if len(items) == 1 else list(self.pool.map(fill, rows))
-        return {"pixels": pixels}, errors
+        each = map if len(places) == 1 else self.pool.map
+        for (row, *_), reason in zip(places, each(fill, places), strict=True):
+            reasons[row] = reasons[row] or reason
+        if not self.buckets:
+            return {"pixels": pixels[:, 0]}, reasons
+        photos = (np.arange(most) < np.array(counts, np.int64)[:, None]).astype(np.int64)
+        return {"pixels": pixels, "photos": photos}, reasons
 
     def decode(self, item: bytes) -> NDArray[np.uint8]:
         """Decode one image.
@@ -167,6 +195,27 @@ class Preprocessor:
         # Counted twice, because what is fast also counts what looks like a scan by chance.
         if item.count(bytes((0xFF, _SCAN))) > most and sum(marker == _SCAN for marker in markers(item)) > most:
             raise ImageSizeError("the image comes in far too many scans: save it anew")
+
+
+def photos_of(item: bytes, most: int) -> list[bytes]:
+    """Return the photos of one product: the only one, or the first ``most`` of those joined behind `SEVERAL`.
+
+    Raises:
+        ValueError: they are not joined as they should be.
+    """
+    if not item.startswith(SEVERAL):
+        return [item]
+    found, start = list[bytes](), len(SEVERAL)
+    while start < len(item) and len(found) < most:
+        size = int.from_bytes(item[start : start + 4], "little")
+        start += 4
+        if not size or start + size > len(item):
+            raise ValueError("the photos are cut short: before each, give its size as 4 bytes, little-endian")
+        found.append(item[start : start + size])
+        start += size
+    if not found:
+        raise ValueError("there are no photos behind the mark of several: leave the modality out")
+    return found
 
 
 def markers(item: bytes) -> Iterator[int]:
