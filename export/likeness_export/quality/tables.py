@@ -198,6 +198,12 @@ TABLES = (
                 what="`family-masked`; MobileNet V2 for EfficientNet-Lite 0",
             ),
             Variant(
+                name="family-masked-photos",
+                recipe="luma",
+                overrides=(_LUMA_MASKED, "towers.image.max_photos=4", "towers.look.max_photos=4"),
+                what="`family-masked`; of each product up to four photos instead of the first",
+            ),
+            Variant(
                 name="family-masked-parts",
                 recipe="luma",
                 overrides=(
