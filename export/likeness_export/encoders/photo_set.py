@@ -42,6 +42,11 @@ class PhotoSet(Encoder):
         varied = self.one.augment(pixels[torch.arange(len(pixels)), drawn])[0]
         return varied.unsqueeze(1), torch.ones_like(photos[:, :1])
 
+    def requires_grad_(self, requires_grad: bool = True) -> PhotoSet:
+        """Let learn what the encoder lets learn; it may keep a part of itself as it is."""
+        self.one.requires_grad_(requires_grad)
+        return self
+
     def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:
         """Draw products of one to ``length`` photos; behind them is nothing."""
         pixels, _ = super().sample(specs, batch, length)
