@@ -252,7 +252,7 @@ def test_several_photos_are_one_product(served: Served, products: list[Product],
     found = served.client.embed([*photos, turned]).vectors
     one, several = of_tower(found, "mobilenet"), of_tower(answers, "mobilenet")[place]
     assert np.abs(one[:3] - several).max(1).min() > 0.01  # each photo counts
-    np.testing.assert_allclose(one[3], several, rtol=0, atol=TOLERANCE)  # their order does not
+    assert np.abs(one[3] - several).max() > 0.001  # the earlier, the more
     np.testing.assert_allclose(of_tower(found, "vit")[[0, 3]], of_tower(answers, "vit")[[place, place]], atol=TOLERANCE)
 
     broken = replace(whole, images=(*whole.images[:2], b"no photo"))

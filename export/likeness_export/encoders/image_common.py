@@ -46,7 +46,7 @@ class PhotoConfig(EncoderConfig):
         default=1,
         ge=1,
         le=16,
-        description="how many photos of a product are read, the first ones; their features are averaged",
+        description="how many photos of a product are read, the first ones; the k-th counts 1 / k",
         exclude_if=lambda photos: photos == 1,  # recipes of before there was a choice keep their digests
     )
     if TYPE_CHECKING:
