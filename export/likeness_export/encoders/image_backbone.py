@@ -33,14 +33,14 @@ class ImageBackboneConfig(PhotoConfig):
         description="side of the photos while the network is fine-tuned; default: image_px",
     )
 
+    def shared_space(self, tower: Path) -> str:
+        """Of the image half of a network of two: that of both."""
+        return space_of(self.source, tower)
+
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
         """Store the decoder's settings and the architecture, the network's own mean and deviation in it."""
         super().prepare(items, tower, data_root)
         write_architecture(self.source, tower, data_root)
-
-    def shared_space(self, tower: Path) -> str:
-        """Of the image half of a network of two: that of both."""
-        return space_of(self.source, tower)
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained network, or its bare architecture."""
