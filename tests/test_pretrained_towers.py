@@ -34,11 +34,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
+    AutoTokenizer,
     BertConfig,
     CLIPConfig,
     MobileNetV2Config,
     PretrainedConfig,
     ResNetConfig,
+    SiglipConfig,
     ViTConfig,
     XLNetConfig,
 )
@@ -55,6 +57,8 @@ _TRANSFORMER: dict[str, Any] = {
     "intermediate_size": 48,
 }
 _WIDE: dict[str, Any] = {"initializer_range": 0.3}  # as networks start, all photos or texts would come out nearly alike
+_TEXT_HALF: dict[str, Any] = {**_TRANSFORMER, **_WIDE, "max_position_embeddings": 48, "eos_token_id": 3}
+_IMAGE_HALF: dict[str, Any] = {**_TRANSFORMER, **_WIDE, "image_size": PX, "patch_size": 16}
 LANGUAGE: dict[str, PretrainedConfig] = {
     "bert": BertConfig(**_TRANSFORMER, **_WIDE, max_position_embeddings=64),
     "xlnet": XLNetConfig(d_model=32, n_layer=1, n_head=2, d_inner=48, **_WIDE),
@@ -63,11 +67,10 @@ VISION: dict[str, PretrainedConfig] = {
     "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="bottleneck"),
     "vit": ViTConfig(**_TRANSFORMER, **_WIDE, image_size=PX, patch_size=16),
     "mobilenet": MobileNetV2Config(initializer_range=0.25, depth_multiplier=0.35, image_size=PX),
-    "clip": CLIPConfig(
-        text_config={**_TRANSFORMER, "vocab_size": 64},
-        vision_config={**_TRANSFORMER, **_WIDE, "image_size": PX, "patch_size": 16},
-        projection_dim=16,
-    ),
+}
+HALVES: dict[str, PretrainedConfig] = {
+    "clip": CLIPConfig(text_config=_TEXT_HALF, vision_config=_IMAGE_HALF, projection_dim=16),
+    "siglip": SiglipConfig(text_config=_TEXT_HALF, vision_config=_IMAGE_HALF),
 }
 TOWERS: dict[str, dict[str, Any]] = {
     "bert": {"encoder": "transformer", "source": "bert", "max_tokens": 48},
@@ -77,7 +80,9 @@ TOWERS: dict[str, dict[str, Any]] = {
     "resnet": {"encoder": "vision", "source": "resnet", "image_px": PX},
     "mobilenet": {"encoder": "vision", "source": "mobilenet", "image_px": PX, "max_photos": 3},
     "vit": {"encoder": "vision", "source": "vit", "image_px": PX},
+    "cliptext": {"encoder": "transformer", "source": "clip", "max_tokens": 48},
     "clip": {"encoder": "vision", "source": "clip", "image_px": PX},
+    "sigliptext": {"encoder": "transformer", "source": "siglip", "max_tokens": 48},
     "parts": {"encoder": "local_features", "source": "resnet", "image_px": PX},
     "lite": {"encoder": "efficientnet_lite", "image_px": PX},
 }
@@ -100,16 +105,25 @@ def write_language(folder: Path, config: PretrainedConfig, texts: Sequence[str])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(name, special.index(name)) for name in ("<cls>", "<sep>")]
     )
-    config.vocab_size = tokenizer.get_vocab_size()
+    getattr(config, "text_config", config).vocab_size = tokenizer.get_vocab_size()
     write_network(folder, config)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "eos_token": "<sep>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def write_vision(folder: Path, config: PretrainedConfig) -> None:
     """Write a network and the mean and deviation of its pixels."""
     write_network(folder, config)
+    write_processor(folder)
+
+
+def write_processor(folder: Path) -> None:
     processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.2]}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
 
@@ -140,8 +154,9 @@ class Served:
 def served(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("pretrained")
     lines = demo_catalogue.read_text(encoding="utf-8").splitlines()
-    for name, network in LANGUAGE.items():
+    for name, network in (LANGUAGE | HALVES).items():
         write_language(root / name, network, [json.loads(line).get("title", "") for line in lines])
+        write_processor(root / name)
     for name, network in VISION.items():
         write_vision(root / name, network)
     write_words(root / "glove.txt", f"the {' '.join(lines)}".lower().replace('"', " ").replace(",", " ").split())
@@ -273,3 +288,22 @@ def test_tfidf_through_the_server_is_what_scikit_learn_computes(
     with torch.inference_mode():
         expected = network.tower("terms").project(torch.from_numpy(weights.astype(np.float32))).numpy()
     np.testing.assert_allclose(of_tower(answers, "terms"), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "source"), [("cliptext", "clip"), ("sigliptext", "siglip")])
+def test_a_text_half_through_the_server_is_what_transformers_computes(
+    served: Served, products: list[Product], answers: FloatArray, name: str, source: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(served.data_root / source)
+    tokens = tokenizer(
+        [product.title for product in products],
+        padding="max_length",
+        truncation=True,
+        max_length=48,
+        return_tensors="pt",
+    )
+    _, network = served.run.read_network()
+    with torch.inference_mode():
+        features = AutoModel.from_pretrained(served.data_root / source).get_text_features(tokens["input_ids"])
+        expected = network.tower(name).project(features.pooler_output).numpy()
+    np.testing.assert_allclose(of_tower(answers, name), expected, rtol=0, atol=TOLERANCE)

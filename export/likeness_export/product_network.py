@@ -123,10 +123,14 @@ def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> Pro
     Raises:
         InputError: a tower's encoder cannot be built, or its files are damaged; names the tower.
     """
-    built = {}
+    built: dict[str, Tower] = {}
+    first: dict[str, Tower] = {}  # of each shared space
     for name, config in recipe.towers.items():
         try:
             built[name] = Tower(config.build(towers / name, source_root), recipe.dimension)
+            if space := config.shared_space(towers / name):  # one rotation for all, so that it stays one space
+                like = first.setdefault(space, built[name])
+                built[name].projection.load_state_dict(like.projection.state_dict())
         except InputError as error:
             raise InputError(f"towers.{name}: {error}") from error
         except (OSError, ValueError, KeyError, BadZipFile) as error:

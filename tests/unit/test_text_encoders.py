@@ -39,7 +39,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel
 from tokenizers.pre_tokenizers import Metaspace, Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, BertConfig, CLIPConfig, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
+from transformers import AlignConfig, AutoModel, BertConfig, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
 
 FloatArray = NDArray[np.float32]
 TEXTS = [
@@ -756,7 +756,7 @@ def test_weights_fit_the_bare_architecture(transformer: Prepared) -> None:
         ),
         (XLNetConfig(d_model=8, n_layer=1, n_head=1, attn_type="uni"), r"towers\.text\.source: of XLNet, only"),
         (T5Config(), r"towers\.text\.source: .*source \(t5\) is more than an encoder of texts"),
-        (CLIPConfig(), r"towers\.text\.source: .*source \(clip\) is more than an encoder of texts"),
+        (AlignConfig(), r"towers\.text\.source: .*source \(align\) is more than an encoder of texts"),
     ],
     ids=["too long", "too long behind padding", "uni", "with a decoder", "with photos"],
 )

@@ -129,6 +129,14 @@ class EncoderConfig(BaseModel, ABC):
         """Return the attributes that the preprocessing reads; callers send no others."""
         return ()
 
+    def shared_space(self, tower: Path) -> str:  # noqa: ARG002 (few encoders share one)
+        """Name the space of the features; those of towers that give it one name are comparable. Empty: their own.
+
+        Args:
+            tower: the folder that `prepare` wrote.
+        """
+        return ""
+
     @abstractmethod
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
         """Write what preprocessing and `build` need into the tower's folder; fitted on the training items only."""

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder
+from likeness_export.encoders.halves import space_of
 from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, StridedDepthwise, seen_at
 from likeness_export.encoders.sources import load_pretrained, locate
 
@@ -31,6 +32,10 @@ class ImageBackboneConfig(PhotoConfig):
         le=1024,
         description="side of the photos while the network is fine-tuned; default: image_px",
     )
+
+    def shared_space(self, tower: Path) -> str:
+        """Of the image half of a network of two: that of both."""
+        return space_of(self.source, tower)
 
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
         """Store the decoder's settings and the architecture, the network's own mean and deviation in it."""
@@ -54,8 +59,9 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
         InputError: the network or the settings of its image processor are not there, or its pixels are unlike ours.
     """
     config = load_pretrained(AutoConfig, source, data_root)
-    _, loading = load_pretrained(AutoModel, source, data_root, output_loading_info=True)
+    network, loading = load_pretrained(AutoModel, source, data_root, output_loading_info=True)
     config.random_pooler = any("pooler" in name for name in loading["missing_keys"])
+    config.projected = hasattr(network, "visual_projection")
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
     except OSError as error:  # no guess: a wrong mean would spoil every feature
@@ -110,11 +116,15 @@ def load_backbone(
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     found = getattr(backbone, "vision_model", backbone)
     found.random_pooler = bool(getattr(config, "random_pooler", False))
+    if getattr(config, "projected", False):  # runs of before it was taken have none
+        found.visual_projection = backbone.visual_projection
     return found, tuple(config.image_mean), tuple(config.image_std)
 
 
 class ImageBackbone(PhotoEncoder):
     """The network's pooled output; of a transformer without a trained pooling its class token's vector, or the mean.
+
+    Of CLIP's image half it is projected into the space of its texts; SigLIP's is there already.
 
     Raises:
         InputError: the network does not take photos of ``image_px`` or ``train_px``.
@@ -148,4 +158,6 @@ class ImageBackbone(PhotoEncoder):
                 return hidden.mean((2, 3))
             # Of a square of patches and nothing else (I-JEPA), the first is no class token, but a corner of the photo.
             return hidden.mean(1) if isqrt(hidden.shape[1]) ** 2 == hidden.shape[1] else hidden[:, 0]
-        return pooled.flatten(1)  # (n, f); ResNets pool to (n, f, 1, 1)
+        pooled = pooled.flatten(1)  # (n, f); ResNets pool to (n, f, 1, 1)
+        projection: nn.Module | None = getattr(self.backbone, "visual_projection", None)
+        return projection(pooled) if projection else pooled

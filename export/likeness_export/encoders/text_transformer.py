@@ -12,10 +12,18 @@ import torch
 from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
 from pydantic import Field
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig, write_asset
+from likeness_export.encoders.halves import TEXT_HALVES, TWO_HALVES, space_of
 from likeness_export.encoders.sources import file_beside, load_pretrained
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
@@ -25,6 +33,7 @@ from likeness_export.tensors import TensorSpec
 _POSITIONS_BEHIND_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
 _POOLING_FILE = "1_Pooling/config.json"
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_OF_HALF = "half"  # the text half of a network of two has a pooling of its own
 
 
 class TextTransformerConfig(EncoderConfig):
@@ -48,16 +57,27 @@ class TextTransformerConfig(EncoderConfig):
         """Token ids and their mask, of varying length."""
         return (TensorSpec("input_ids", "INT64", (-1,)), TensorSpec("attention_mask", "INT64", (-1,)))
 
+    def shared_space(self, tower: Path) -> str:
+        """Of the text half of a network of two: that of both."""
+        return space_of(self.source, tower)
+
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:  # noqa: ARG002 (nothing is fitted)
         """Store the tokenizer for serving and the architecture for building.
 
         Raises:
             InputError: the network cannot read texts of ``max_tokens``, is of a kind that cannot encode them, or pools
-                its tokens otherwise; or the prompt leaves no room for a text.
+                its tokens otherwise; its tokenizer cannot be served; or the prompt leaves no room for a text.
         """
         config = load_pretrained(AutoConfig, self.source, data_root)
-        self._check(config, tower.name)
+        if config.model_type in TEXT_HALVES:
+            raise InputError(
+                f"towers.{tower.name}.source: {self.source} ({config.model_type}) is a text half without its step into "
+                "the space that it shares with photos: name the whole network"
+            )
+        is_half = config.model_type in TWO_HALVES
+        self._check(config.text_config if is_half else config, tower.name)
         tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
+        self._check_tokenizer(tokenizer, tower.name, is_half=is_half)
         if (taken := len(tokenizer(self.prompt).input_ids)) >= self.max_tokens:
             raise InputError(
                 f"towers.{tower.name}.max_tokens: the prompt takes {taken} of {self.max_tokens}: give more"
@@ -68,8 +88,11 @@ class TextTransformerConfig(EncoderConfig):
             "length_buckets": length_buckets(self.max_tokens),
             "max_bytes": MAX_BYTES["text"],
             "unknown_id": tokenizer.unk_token_id,
-            "pooling": self._pooling(tower.name, data_root),  # for `build`; the space's fingerprint covers this file
+            # For `build`; the space's fingerprint covers this file.
+            "pooling": _OF_HALF if is_half else self._pooling(tower.name, data_root),
         }
+        if is_half:
+            settings |= {"padding_id": tokenizer.pad_token_id, "end_id": tokenizer.eos_token_id}
         write_asset(tower, text.SETTINGS_FILE, settings)
         (tower / ASSETS / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         config.save_pretrained(tower / BACKBONE)
@@ -87,6 +110,19 @@ class TextTransformerConfig(EncoderConfig):
             raise InputError(f"towers.{name}.max_tokens: {self.source} reads at most {longest} tokens")
         if config.model_type == "xlnet" and (config.attn_type != "bi" or config.bi_data):
             raise InputError(f"towers.{name}.source: of XLNet, only attn_type = 'bi' without bi_data encodes a text")
+
+    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, is_half: bool) -> None:
+        fault = ""
+        if not tokenizer.is_fast:
+            fault = f"({type(tokenizer).__name__}) has no tokenizer.json, which is what is served"
+        elif not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens}:  # what transformers makes of no file
+            fault = "knows no words: its files are missing"
+        elif is_half and None in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+            fault = "names no token that ends texts (eos_token) or none that fills them up (pad_token)"
+        if fault:
+            raise InputError(
+                f"towers.{name}.source: the tokenizer of {self.source} {fault}: add it, or name another network"
+            )
 
     def _pooling(self, name: str, data_root: Path) -> str:
         """Return how the network was trained to make one vector of a text, as sentence-transformers writes it down.
@@ -123,6 +159,8 @@ class TextTransformerConfig(EncoderConfig):
             backbone = load_pretrained(AutoModel, self.source, source_root, dtype=torch.float32)
         settings = json.loads((tower / ASSETS / text.SETTINGS_FILE).read_text(encoding="utf-8"))
         pooling = settings.get("pooling", "mean")  # runs of before there was a choice have none
+        if pooling == _OF_HALF:
+            return TextHalf(backbone, settings["padding_id"], settings["end_id"], self.token_dropout)
         return TextTransformer(backbone, self.token_dropout, pooling)
 
 
@@ -167,3 +205,43 @@ class TextTransformer(Encoder):
         lengths = torch.randint(1, length + 1, (batch, 1))
         mask = (torch.arange(length) < lengths).to(torch.int64)
         return torch.randint(1, vocabulary, (batch, length)) * mask, mask
+
+
+class TextHalf(TextTransformer):
+    """The text half of a network of two: pooled in its own way, and projected into the space of its photos.
+
+    Args:
+        whole: the network.
+        padding_id: of the token that its texts are filled up with.
+        end_id: of the token that its texts end with.
+        token_dropout: see `TextTransformer`.
+    """
+
+    def __init__(self, whole: PreTrainedModel, padding_id: int, end_id: int, token_dropout: float = 0.0) -> None:
+        half = whole.text_model
+        assert isinstance(half, PreTrainedModel)
+        super().__init__(half, token_dropout)
+        self.padding_id, self.end_id = padding_id, end_id
+        of_clip = whole.config.model_type == "clip"
+        self.places = 0 if of_clip else int(half.config.max_position_embeddings)
+        # SigLIP's step into the space is the last one of its pooling.
+        self.projection: nn.Module = getattr(whole, "text_projection", nn.Identity())
+        self.feature_dim = int(whole.config.projection_dim if of_clip else half.config.projection_size)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Encode ``input_ids`` and ``attention_mask``, both INT64 [n, length]."""
+        input_ids, attention_mask = tensors
+        if self.places:
+            # SigLIP sees padding, and what it says of a text stands in the last of its places, padding or not.
+            known = torch.where(attention_mask.bool(), input_ids, self.padding_id)
+            padding = input_ids.new_full((input_ids.shape[0], self.places), self.padding_id)
+            answer = self.backbone(input_ids=torch.cat([known, padding], 1)[:, : self.places])
+        else:
+            answer = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        features: Tensor = self.projection(answer.pooler_output)  # (n, f)
+        return features
+
+    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:
+        """Draw token ids with an end, where CLIP pools them, and padding of different length in every row."""
+        input_ids, attention_mask = super().sample(specs, batch, length)
+        return input_ids.scatter(1, attention_mask.sum(1, keepdim=True) - 1, self.end_id), attention_mask

@@ -104,6 +104,12 @@ def _untaught(recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -
                 recipe.dimension,
                 width,
             )
+    spaces = {tower.shared_space(run.towers / name) for name, tower in recipe.towers.items()} - {""}
+    if len(spaces) > 1:
+        log.warning(
+            "the towers' sources %s do not share a space, so that no text finds a photo: give all of them one source",
+            " and ".join(sorted(spaces)),
+        )
     log.info("there are neither labels nor pairs: nothing is learned, the encoders answer as they are")
     return network
 
