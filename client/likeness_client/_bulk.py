@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class EmbedRun:
     space: str = ""
     offered: Collection[str] = ()  # sets of modalities: by less of them a product has another embedding
     down: Collection[str] = ()  # ensembles that were not ready when it began: nobody knows that they ever will be
+    max_photos: int = 1  # of a product; others are not read
     succeeded: int = 0
     failed: int = 0
     read: Counter[str] = field(default_factory=Counter)  # per modality that is looked at, how many products had it
@@ -86,6 +87,7 @@ class EmbedRun:
             return
         if not self.space:
             info = self.client.info()
+            self.max_photos = info.schema.max_photos
             self.space, self.down = info.space, [embed_model(signature) for signature in info.unready]
             self.offered = sorted({*info.signatures, *info.unready})
             self.read.update(dict.fromkeys(self.modalities or info.modalities, 0))
@@ -113,7 +115,8 @@ class EmbedRun:
         shutil.rmtree(self.steps, ignore_errors=True)
 
     def _step(self, products: Sequence[Product]) -> Embeddings:
-        path = self.steps / f"{_digest(products, self.modalities, self.space, self.offered)}.npz"
+        read = [replace(product, images=product.images[: self.max_photos]) for product in products]
+        path = self.steps / f"{_digest(read, self.modalities, self.space, self.offered)}.npz"
         try:
             return Embeddings.load(path)
         except InputError:  # there is none, or it was damaged

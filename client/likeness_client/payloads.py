@@ -88,10 +88,9 @@ def _image(product: Product, schema: InputSchema) -> bytes | None:
             if len(sources) == 1:
                 raise
             raise _bad(product, "image", f"photo {place} of {len(sources)}: {error.reason}") from error
-    different = [*dict.fromkeys(photos)]  # a photo that is listed twice counts once
-    if len(different) < 2:
-        return different[0] if different else None
-    return SEVERAL_PHOTOS + b"".join(len(photo).to_bytes(4, "little") + photo for photo in different)
+    if len(photos) < 2:
+        return photos[0] if photos else None
+    return SEVERAL_PHOTOS + b"".join(len(photo).to_bytes(4, "little") + photo for photo in photos)
 
 
 def _photo(product: Product, source: object, schema: InputSchema) -> bytes:

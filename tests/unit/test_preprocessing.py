@@ -382,6 +382,9 @@ def test_several_photos_of_a_product_stand_beside_each_other(tmp_path: Path) -> 
     assert errors[:3] == ["", "", ""]
     assert errors[3].startswith("photo 1 of 2: not an image")
     assert errors[4].startswith("not an image")
+    tensors, (error,) = three([joined(red, red, b"no photo")])  # a photo that is listed twice counts once
+    assert tensors["photos"].tolist() == [[1, 1]]
+    assert error.startswith("photo 3 of 3: not an image")
     assert three([red])[0]["pixels"].shape == (1, 1, PX, PX, 3)
     assert three([joined(red, blue)])[0]["pixels"].shape == (1, 2, PX, PX, 3)
     assert one([joined(blue, red)])[0]["pixels"][0, 0, 0].tolist() == [*COLOURS["blue"]]  # the first

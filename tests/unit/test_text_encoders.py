@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,13 @@ from likeness_export.recipe import RecipeError, parse_recipe
 from likeness_export.repository.adapters.lengths import used_lengths
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel
 from tokenizers.pre_tokenizers import Metaspace, Whitespace
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
 from transformers import AlignConfig, AutoModel, BertConfig, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
 
 FloatArray = NDArray[np.float32]
@@ -711,8 +713,11 @@ def test_a_transformer_that_is_pooled_otherwise_is_refused(tmp_path: Path, conte
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"pooling_mode": "mean", "include_prompt": False}, r"towers\.text\.prompt: source leaves it out of the mean"),
-        ([1], r"towers\.text\.source: .*config\.json is no JSON object .*: mend it"),
+        (
+            {"pooling_mode": "mean", "include_prompt": False},
+            r"towers\.text\.source: source leaves the prompt out of the mean",
+        ),
+        ([1], r"towers\.text\.source: .*config\.json is no JSON object: mend it"),
         ({"pooling_mode": "cls", "include_prompt": False}, ""),
     ],
 )
@@ -722,6 +727,89 @@ def test_a_prompt_that_would_have_to_be_left_out_is_refused(tmp_path: Path, cont
     config = TextTransformerConfig(encoder="transformer", source="source", prompt="query: ", max_tokens=40)
     with pytest.raises(InputError, match=said) if said else nullcontext():
         config.prepare([b"vase"], tmp_path / "text", tmp_path)
+
+
+def layers(folder: Path, weights: str, *sizes: tuple[int, int], **config: object) -> list[nn.Linear]:
+    """Write layers behind the pooling, as sentence-transformers does, and return them."""
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(sizes), "Normalize"]
+    modules = [
+        {"path": f"{place}_{kind}", "type": f"sentence_transformers.models.{kind}"} for place, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    built = []
+    for place, (before, after) in enumerate(sizes, 2):
+        built.append(nn.Linear(before, after, bool(config.get("bias", True))))
+        state = {f"linear.{key}": value for key, value in built[-1].state_dict().items()}
+        own = folder / f"{place}_Dense"
+        own.mkdir()
+        found = {"in_features": before, "out_features": after} | config
+        (own / "config.json").write_text(json.dumps(found), encoding="utf-8")
+        if weights == "model.safetensors":
+            save_file(state, own / weights)
+        elif weights:
+            torch.save(state, own / weights)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("weights", "config", "activation"),
+    [
+        ("model.safetensors", {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}, torch.tanh),
+        ("pytorch_model.bin", {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}, lambda x: x),
+    ],
+)
+def test_layers_behind_the_pooling_are_part_of_the_network(
+    tmp_path: Path, weights: str, config: dict[str, object], activation: Callable[[Tensor], Tensor]
+) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    plain = prepared(
+        tmp_path / "plain", TextTransformerConfig(encoder="transformer", source="source", max_tokens=40), root=tmp_path
+    )
+    first, second = layers(tmp_path / "source", weights, (plain.encoder.feature_dim, 20), (20, 12), **config)
+    tower = prepared(
+        tmp_path / "text", TextTransformerConfig(encoder="transformer", source="source", max_tokens=40), root=tmp_path
+    )
+    assert tower.encoder.feature_dim == 12
+    with torch.inference_mode():
+        expected = activation(second(activation(first(torch.from_numpy(plain.features(TEXTS))))))
+        config_again = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+        bare = config_again.build(tower.folder, None).eval()
+        bare.load_state_dict(tower.encoder.state_dict())
+        again = bare(*tower.tensors(TEXTS)).numpy()
+    np.testing.assert_allclose(tower.features(TEXTS), expected.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(again, expected.numpy(), rtol=0, atol=1e-6)
+    exported(tower, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: layers(folder, "", (8, 4)), "has no weights in 2_Dense"),
+        (lambda folder: layers(folder, "model.safetensors", (8, 4), out_features=5), "does not hold the layer that"),
+        (lambda folder: layers(folder, "", (8, 4), activation_function="a.Swish"), "activation Swish of 2_Dense"),
+        (lambda folder: layers(folder, "", (8, 4), in_features=None), "does not say in_features and out_features"),
+        (lambda folder: layers(folder, "") or (folder / "modules.json").write_text("{}"), "is no JSON list"),
+        (lambda folder: (folder / "modules.json").write_text("[{]"), "is no JSON "),
+        (
+            lambda folder: (folder / "modules.json").write_text('[{"type": "a.Transformer"}, {"type": "a.LSTM"}]'),
+            "is made of Transformer, LSTM",
+        ),
+        (
+            lambda folder: (folder / "modules.json").write_text('[{"type": "a.Normalize"}, {"type": "a.Dense"}]'),
+            "is made of Normalize, Dense",
+        ),
+        (
+            lambda folder: (folder / "modules.json").write_text('[{"type": "a.Dense", "path": "2_Dense"}]'),
+            "lacks 2_Dense/config.json",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_had_are_refused(tmp_path: Path, change: Callable[[Path], object], said: str) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    change(tmp_path / "source")
+    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+    with pytest.raises(InputError, match=said):
+        prepared(tmp_path / "text", config, root=tmp_path)
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 16), (14, 16), (15, 32), (31, 40), (500, 40)])

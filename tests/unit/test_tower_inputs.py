@@ -17,7 +17,7 @@ from likeness_export.encoders import Encoder
 from likeness_export.encoders.photo_set import PhotoSet
 from likeness_export.evaluation.evaluate import OfflineEmbedder
 from likeness_export.features.cache import cached_features
-from likeness_export.features.tower_inputs import TowerInputs, present_modalities, unknown_modalities
+from likeness_export.features.tower_inputs import TowerInputs, fitting, present_modalities, unknown_modalities
 from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.parts import Part
 from numpy.typing import NDArray
@@ -149,6 +149,49 @@ def test_several_photos_are_read_once_and_their_features_are_a_mean(
     absent = np.flatnonzero(~kept.present)
     assert len(absent)  # those with the photo that cannot be read
     assert not features[absent].any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "at_once", "count"),
+    [([1], 4, 1), ([9], 4, 1), ([1] * 9, 4, 4), ([1, 1, 2, 2], 4, 2), ([1, 1, 2], 6, 3), ([2, 3], 4, 1)],
+)
+def test_a_batch_holds_so_many_photos_with_padding(lengths: list[int], at_once: int, count: int) -> None:
+    assert fitting(lengths, at_once) == count
+
+
+def test_of_several_photos_batches_of_a_few_are_computed_and_verified(
+    several: Callable[..., TowerInputs], encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, asked, batches = several(), list[Any](), list[Tensor]()
+    inputs.run_rows = 6
+
+    def traced(*given: Any) -> Callable[..., NDArray[np.float32]]:
+        asked.append(given[-2:])
+        return run
+
+    def run(tensors: tuple[Tensor, ...]) -> NDArray[np.float32]:
+        batches.append(tensors[1])
+        return np.zeros((len(tensors[0]), encoder.feature_dim), np.float32)
+
+    monkeypatch.setattr("likeness_export.features.tower_inputs.encode_with", traced)
+    inputs.encode(PhotoSet(encoder))
+    assert asked == [(6, 3)]
+    assert max(photos.numel() for photos in batches) <= 6
+    assert sum(map(len, batches)) == inputs.present.sum()
+
+
+def test_a_batch_that_is_learned_from_stays_whole(several: Callable[..., TowerInputs]) -> None:
+    inputs = several()
+    rows = np.flatnonzero(inputs.present)
+    given: list[int] = []
+
+    def encode(*tensors: Tensor) -> Tensor:
+        given.append(len(tensors[0]))
+        return tensors[1].sum(1, keepdim=True)
+
+    found = inputs.map(rows, encode)
+    assert given == [len(rows)]
+    assert found[:, 0].tolist() == inputs.lengths(rows).tolist()
 
 
 def test_a_network_learns_from_one_photo_of_each_product_at_a_time(

@@ -64,7 +64,7 @@ class Encoder(nn.Module, ABC):
         """
         shapes = [spec.shape(batch, length) for spec in specs]
         return tuple(
-            torch.randn(shape) if spec.datatype == "FP32" else torch.randint(0, 256, shape).to(spec.torch_dtype)
+            torch.randn(shape) if spec.datatype == "FP32" else torch.randint(0, 256, shape, dtype=spec.torch_dtype)
             for spec, shape in zip(specs, shapes, strict=True)
         )
 

@@ -28,9 +28,8 @@ MAX_PIXELS = 50_000_000  # a 50-megapixel camera; with transparency it takes 1 G
 
 def write_image_assets(tower: Path, image_px: int, max_photos: int = 1) -> None:
     """Write the settings that the image preprocessing reads."""
-    sizes = {"image_px": image_px, "min_px": MIN_PX, "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES["image"]}
-    # One goes without saying: spaces of before there was a choice keep their fingerprints.
-    write_asset(tower, image.SETTINGS_FILE, sizes | ({"max_photos": max_photos} if max_photos > 1 else {}))
+    limits = {"min_px": MIN_PX, "max_pixels": MAX_PIXELS, "max_bytes": MAX_BYTES["image"]}
+    write_asset(tower, image.SETTINGS_FILE, {"image_px": image_px, "max_photos": max_photos, **limits})
 
 
 class PhotoConfig(EncoderConfig):

@@ -24,15 +24,14 @@ from transformers import (
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig, write_asset
 from likeness_export.encoders.halves import TEXT_HALVES, TWO_HALVES, space_of
-from likeness_export.encoders.sources import file_beside, load_pretrained
+from likeness_export.encoders.sentence_layers import FIRST, MEAN, build_layers, read_layers, read_pooling
+from likeness_export.encoders.sources import load_pretrained
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
 from likeness_export.tensors import TensorSpec
 
 # RoBERTa and its kin number positions from behind the id of padding; those before are never used.
 _POSITIONS_BEHIND_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
-_POOLING_FILE = "1_Pooling/config.json"
-_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 _OF_HALF = "half"  # the text half of a network of two has a pooling of its own
 
 
@@ -88,11 +87,12 @@ class TextTransformerConfig(EncoderConfig):
             "length_buckets": length_buckets(self.max_tokens),
             "max_bytes": MAX_BYTES["text"],
             "unknown_id": tokenizer.unk_token_id,
-            # For `build`; the space's fingerprint covers this file.
-            "pooling": _OF_HALF if is_half else self._pooling(tower.name, data_root),
         }
+        # For `build`; the space's fingerprint covers this file.
         if is_half:
-            settings |= {"padding_id": tokenizer.pad_token_id, "end_id": tokenizer.eos_token_id}
+            settings |= {"pooling": _OF_HALF, "padding_id": tokenizer.pad_token_id, "end_id": tokenizer.eos_token_id}
+        else:
+            settings |= self._behind(tower.name, data_root)
         write_asset(tower, text.SETTINGS_FILE, settings)
         (tower / ASSETS / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         config.save_pretrained(tower / BACKBONE)
@@ -124,31 +124,15 @@ class TextTransformerConfig(EncoderConfig):
                 f"towers.{name}.source: the tokenizer of {self.source} {fault}: add it, or name another network"
             )
 
-    def _pooling(self, name: str, data_root: Path) -> str:
-        """Return how the network was trained to make one vector of a text, as sentence-transformers writes it down.
-
-        Raises:
-            InputError: in a way that there is not here.
-        """
-        file = file_beside(self.source, data_root, _POOLING_FILE)
-        if file is None:  # a plain language model
-            return "mean"
+    def _behind(self, name: str, data_root: Path) -> dict[str, object]:
+        """Return what makes one vector of the tokens'."""
         try:
-            found = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"towers.{name}.source: {file} is no JSON object ({error}): mend it") from error
-        # An older file has a true or false per way, a newer one may name the way.
-        keys = {key for key, value in found.items() if key.startswith("pooling_mode_") and value}
-        ways = {_POOLINGS.get(key, key) for key in keys} | ({str(way)} if (way := found.get("pooling_mode")) else set())
-        if len(ways) != 1 or not ways <= {*_POOLINGS.values()}:
-            raise InputError(
-                f"towers.{name}.source: {self.source} pools by {', '.join(sorted(ways)) or 'nothing'} "
-                f"({_POOLING_FILE}); only networks that take the mean of all tokens or the first one (cls) are read: "
-                "name another"
-            )
-        if self.prompt and ways == {"mean"} and not found.get("include_prompt", True):
-            raise InputError(f"towers.{name}.prompt: {self.source} leaves it out of the mean, which is not done here")
-        return ways.pop()
+            pooling = read_pooling(self.source, data_root, prompted=bool(self.prompt))
+            layers = read_layers(self.source, data_root)
+        except InputError as error:
+            raise InputError(f"towers.{name}.source: {error}") from error
+        # No layer goes without saying: spaces of before layers were read keep their fingerprints.
+        return {"pooling": pooling, "layers": layers} if layers else {"pooling": pooling}
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained transformer, or its bare architecture."""
@@ -158,31 +142,47 @@ class TextTransformerConfig(EncoderConfig):
         else:
             backbone = load_pretrained(AutoModel, self.source, source_root, dtype=torch.float32)
         settings = json.loads((tower / ASSETS / text.SETTINGS_FILE).read_text(encoding="utf-8"))
-        pooling = settings.get("pooling", "mean")  # runs of before there was a choice have none
+        pooling = settings.get("pooling", MEAN)  # runs of before there was a choice have none
         if pooling == _OF_HALF:
             return TextHalf(backbone, settings["padding_id"], settings["end_id"], self.token_dropout)
-        return TextTransformer(backbone, self.token_dropout, pooling)
+        layers = build_layers(settings.get("layers", []), self.source, source_root)
+        return TextTransformer(backbone, self.token_dropout, pooling, layers)
 
 
 class TextTransformer(Encoder):
-    """The last layer's vectors pooled: their mean over the text's tokens, or the first token's (``cls``)."""
+    """The last layer's vectors pooled: their mean over the text's tokens, or the first token's; and layers behind that.
 
-    def __init__(self, backbone: PreTrainedModel, token_dropout: float = 0.0, pooling: str = "mean") -> None:
+    Args:
+        backbone: the network.
+        token_dropout: share of the tokens that training hides.
+        pooling: `MEAN` or `FIRST`.
+        layers: what the pooled vector goes through, see `build_layers`; None: nothing.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        token_dropout: float = 0.0,
+        pooling: str = MEAN,
+        layers: nn.Sequential | None = None,
+    ) -> None:
         super().__init__()
         self.token_dropout, self.pooling = token_dropout, pooling
         # The plain product of matrices: what torch's fused attention becomes in ONNX has twice the nodes and is slower.
         backbone.set_attn_implementation("eager")
         self.backbone = backbone
-        self.feature_dim = int(backbone.config.hidden_size)
+        self.layers = layers or nn.Sequential()
+        widths = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
+        self.feature_dim = [int(backbone.config.hidden_size), *widths][-1]
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``input_ids`` and ``attention_mask``, both INT64 [n, length]."""
         input_ids, attention_mask = tensors
         hidden: Tensor = self.backbone(input_ids=input_ids, **self._hiding(attention_mask)).last_hidden_state
-        if self.pooling == "cls":
-            return hidden[:, 0]
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, length, 1)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)  # (n, f)
+        pooled = hidden[:, 0] if self.pooling == FIRST else (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        features: Tensor = self.layers(pooled)
+        return features  # (n, f)
 
     def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Hide some tokens, so that a product cannot be known by heart; never the first, or nothing might be left."""

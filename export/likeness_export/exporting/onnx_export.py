@@ -198,11 +198,20 @@ def check_signature(spec: StepSpec, path: Path) -> None:
 def _cases(module: nn.Module, spec: StepSpec, max_batch_size: int, longest: int) -> Iterator[tuple[Tensor, ...]]:
     varies = any(tensor.varies for tensor in spec.inputs)
     lengths = [length for length in _LENGTHS if length <= longest] if varies else _LENGTHS[:1]
-    for batch in sorted({1, 2, max_batch_size}):
-        for length in lengths:
+    for length in lengths:
+        for batch in sorted({1, 2, _rows(spec, max_batch_size, length)}):
             yield _sample(module, spec, batch, length)
     if varies and longest not in lengths:
         yield _sample(module, spec, 1, longest)
+
+
+def _rows(spec: StepSpec, most: int, length: int) -> int:
+    """Return how many rows of a length are verified together: of those with several photos as many photos as rows."""
+    return (
+        max(min(2, most), most // length)
+        if any(tensor.varies and len(tensor.dims) > 1 for tensor in spec.inputs)
+        else most
+    )
 
 
 def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple[Tensor, ...]:
@@ -258,7 +267,7 @@ def _difference(module: nn.Module, spec: StepSpec, session: ort.InferenceSession
 def _batch_difference(
     module: nn.Module, spec: StepSpec, session: ort.InferenceSession, max_batch_size: int, length: int
 ) -> float:
-    case = _sample(module, spec, max_batch_size, length)
+    case = _sample(module, spec, _rows(spec, max_batch_size, length), length)
     row, without_padding = 0, []
     if isinstance(module, (Tower, Encoder)) and any(tensor.varies for tensor in spec.inputs):
         lengths = used_lengths([value.numpy() for value in case])

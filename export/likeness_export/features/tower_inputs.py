@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -131,11 +131,15 @@ class TowerInputs:
             for name, whole in self._fixed.items():
                 whole[chunk] = tensors[name]
             if self._costly and not self._fixed:
-                self._kept |= zip(chunk.tolist(), self._rows(tensors), strict=True)
+                self._kept |= self._readable(chunk, tensors, found)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
         for row, kept in self._kept.items():
             self._sizes[row] = len(kept[0])  # of like length are those with as many photos, however large their files
         self.note(errors)
+
+    def lengths(self, rows: Rows) -> NDArray[np.intp]:
+        """Return how long the tensors of each product are that are kept, in photos; 1 where all are of one size."""
+        return np.array([len(self._kept[row][0]) if row in self._kept else 1 for row in rows.tolist()], dtype=np.intp)
 
     def batch(self, rows: Sequence[int] | Rows) -> tuple[Tensor, ...]:
         """Return the encoder's tensors for these products, all of which must be present."""
@@ -165,13 +169,13 @@ class TowerInputs:
         return tensors, errors
 
     def map(self, rows: Rows, encode: Callable[..., Tensor]) -> Tensor:
-        """Encode products, all of which must be present; those of varying length in chunks of like length.
+        """Encode products, all of which must be present; texts in chunks of like length.
 
         Args:
             rows: the products.
             encode: takes the encoder's tensors of some products and returns FP32 [n, f].
         """
-        if self._fixed:
+        if self._costly:  # of several photos, who learns draws one
             return encode(*self.batch(rows))
         order = np.argsort([self._sizes[row] for row in rows], kind="stable")
         parts = [encode(*self.batch(rows[order[i : i + _MAP_CHUNK]])) for i in range(0, len(order), _MAP_CHUNK)]
@@ -194,7 +198,8 @@ class TowerInputs:
                 "tfidf, a larger `min_count`), or give fewer products"
             ) from error
         at_once = self.run_rows if encoder.device.type == "cpu" else MOST_AT_ONCE
-        run = encode_with(encoder, self.specs, self.name, np.count_nonzero(self._held()))
+        longest = max(getattr(self.preprocessor, "buckets", None) or [1]) if self._costly else None
+        run = encode_with(encoder, self.specs, self.name, np.count_nonzero(self._held()), at_once, longest)
         for rows, tensors in self._read_once(at_once) if self._unread else self._batches(at_once):
             features[rows] = run(tensors)
         return features
@@ -206,9 +211,12 @@ class TowerInputs:
 
     def _batches(self, at_once: int) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
         """Yield all products that are present, and their tensors."""
-        rows = self._by_size(self.present)
-        for start in each(range(0, len(rows), at_once), f"encoding {self.name}"):
-            chunk = rows[start : start + at_once]
+        rows, chunks = self._by_size(self.present), list[Rows]()
+        while len(rows):
+            count = fitting(self.lengths(rows[:at_once]), at_once)
+            chunks.append(rows[:count])
+            rows = rows[count:]
+        for chunk in each(chunks, f"encoding {self.name}"):
             yield chunk, self.batch(chunk)
 
     def _read_once(self, at_once: int) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
@@ -219,30 +227,47 @@ class TowerInputs:
             chunk = rows[start : start + MOST_AT_ONCE]
             tensors, found = self._preprocessed(chunk)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
-            ready += [
-                (int(row), part)
-                for row, part, error in zip(chunk, self._rows(tensors), found, strict=True)
-                if error in ("", NOTHING_KNOWN)
-            ]
+            ready += self._readable(chunk, tensors, found).items()
             ready.sort(key=lambda one: len(one[1][0]))  # those of like length meet
-            while len(ready) >= at_once:
-                yield _stacked(ready[:at_once])
-                ready = ready[at_once:]
+            while ready:
+                lengths = [1 if self._of_one_size else len(part[0]) for _, part in ready[:at_once]]
+                count = fitting(lengths, at_once)
+                if count == len(ready) and count * lengths[-1] < at_once:
+                    break
+                yield _stacked(ready[:count])
+                ready = ready[count:]
         if ready:
             yield _stacked(ready)
         self.note(errors)
 
-    def _rows(self, tensors: Mapping[str, NDArray[np.generic]]) -> list[tuple[Tensor, ...]]:
-        """Return each product's tensors, where lengths vary without padding."""
+    def _readable(
+        self, rows: Rows, tensors: Mapping[str, NDArray[np.generic]], errors: Sequence[str]
+    ) -> dict[int, tuple[Tensor, ...]]:
+        """Return the tensors of each product that could be read, without padding."""
         columns = [torch.from_numpy(tensors[spec.name]) for spec in self.specs]
-        if self._of_one_size:
-            return [*zip(*columns, strict=True)]
-        lengths = used_lengths([tensors[spec.name] for spec in self.specs])
-        return [tuple(column[row, :length].clone() for column in columns) for row, length in enumerate(lengths)]
+        parts: Iterable[tuple[Tensor, ...]] = zip(*columns, strict=True)
+        if not self._of_one_size:
+            lengths = used_lengths([tensors[spec.name] for spec in self.specs])
+            parts = (tuple(column[row, :length].clone() for column in columns) for row, length in enumerate(lengths))
+        found = zip(rows.tolist(), parts, errors, strict=True)
+        return {row: part for row, part, error in found if error in ("", NOTHING_KNOWN)}
 
     def _by_size(self, chosen: NDArray[np.bool_]) -> Rows:
         """Return the chosen rows, neighbours of like length: they waste no padding."""
         return np.array(sorted(np.flatnonzero(chosen), key=lambda row: self._sizes[row]), dtype=np.intp)
+
+
+def fitting(lengths: Sequence[int] | NDArray[np.intp], at_once: int) -> int:
+    """Return how many of the first products, of ascending length, may go together; at least one.
+
+    Args:
+        lengths: of the products.
+        at_once: the most columns of a batch, padding included.
+    """
+    count = 1
+    while count < len(lengths) and (count + 1) * lengths[count] <= at_once:
+        count += 1
+    return count
 
 
 def _stacked(items: Sequence[tuple[int, tuple[Tensor, ...]]]) -> tuple[Rows, tuple[Tensor, ...]]:

@@ -76,17 +76,22 @@ class Products:
 
     def feeds(self, tower: str, size: int) -> Iterator[Feed]:
         """Yield the network's inputs of all products that have the tower's modality, in batches of ``size``."""
-        rows = np.flatnonzero(self.inputs[tower].known)
+        rows = self._unpadded(tower, np.flatnonzero(self.inputs[tower].known))
         for start in range(0, len(rows), size):
             yield self._feed(tower, rows[start : start + size])
 
     def _run(self, session: ort.InferenceSession, tower: str, rows: NDArray[np.intp], size: int) -> NDArray[np.float32]:
         width = int(session.get_outputs()[0].shape[-1])
         vectors = np.full((len(self.inputs[tower].items), width), np.nan, np.float32)
+        rows = self._unpadded(tower, rows)
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]
             vectors[chunk] = session.run(None, self._feed(tower, chunk))[0]
         return vectors
+
+    def _unpadded(self, tower: str, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return the rows, those with as many photos together: a server computes no padding of photos either."""
+        return rows[np.argsort(self.inputs[tower].lengths(rows), kind="stable")]
 
     def _feed(self, tower: str, rows: NDArray[np.intp]) -> Feed:
         inputs = self.inputs[tower]
