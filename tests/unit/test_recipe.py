@@ -183,6 +183,10 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         (lambda r: r["data"].update(labels="group"), "data.labels: must be a list (given: 'group')"),
         (lambda r: r["data"].update(pairs="pairs.csv"), "data: give either labels or pairs"),
         (
+            lambda r: r["data"].update(labels=[], pairs="pairs.csv", held_out=1e-310),
+            "data: a held-out share of 1e-310 holds out no pair: give 0, or at least 1e-06",
+        ),
+        (
             lambda r: r["data"].update(labels=[]),
             "data.labels: towers.image cannot learn without labels or pairs; give either",
         ),

@@ -19,6 +19,7 @@ from likeness_export.products.csv_lines import read_lines
 
 log = logging.getLogger(__name__)
 _PAIR_COLUMNS = ("left_id", "right_id", "label", "split")
+_LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,13 @@ def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[l
 
 
 def fold_count(share: float) -> int:
-    """Return how many folds of this share there are; three of 0.3334 count, though they are a little more than all."""
+    """Return how many folds of this share there are; three of 0.3334 count, though they are a little more than all.
+
+    Raises:
+        InputError: the share is so small that it holds out nothing.
+    """
+    if share < _LEAST_SHARE:
+        raise InputError(f"a held-out share of {share:g} holds out no pair: give 0, or at least {_LEAST_SHARE:g}")
     return int(1.001 / share)
 
 
