@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from likeness_client.cli import BULK_TIMEOUT_S, Timeout, open_client
 
-from likeness_export.commands import DataRoot, start
+from likeness_export.commands import DataRoot, OptionalTimeout, optional_client, start
 from likeness_export.quality.cli import quality_app
 from likeness_export.uses.cli import uses_app
 
@@ -81,7 +80,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Split that is ranked; default: the queries'. Repeatable.")
     ] = None,
     server: Annotated[str, typer.Option(help="Embed through this server (host:port) instead of in this process.")] = "",
-    timeout_s: Timeout = BULK_TIMEOUT_S,
+    timeout_s: OptionalTimeout = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.", dir_okay=False)] = None,
 ) -> None:
     """Measure retrieval on labelled products, per signature."""
@@ -89,6 +88,7 @@ def evaluate(
     from likeness_client.writing import check_place
 
     from likeness_export.evaluation.evaluate import (
+        Embedder,
         OfflineEmbedder,
         ServedEmbedder,
         Task,
@@ -105,13 +105,14 @@ def evaluate(
     check_place(out, data_root / recipe.data.products)
     queries = tuple(split or ["val"])
     task = Task(labels=labels_to_judge_by(source, label or ()), queries=queries, gallery=tuple(gallery or queries))
-    catalogue = read_task_catalogue(source, data_root, task)
-    if server:
-        with open_client(context, server, timeout_s) as client:
-            served = ServedEmbedder(client, catalogue, fingerprint(recipe, source))
-            rows = list(evaluate(served, catalogue, recipe.modalities(), task))
-    else:
-        rows = list(evaluate(OfflineEmbedder(source, catalogue), catalogue, recipe.modalities(), task))
+    with optional_client(context, server, timeout_s) as client:
+        catalogue = read_task_catalogue(source, data_root, task)
+        embedder: Embedder = (
+            ServedEmbedder(client, catalogue, fingerprint(recipe, source))
+            if client
+            else OfflineEmbedder(source, catalogue)
+        )
+        rows = list(evaluate(embedder, catalogue, recipe.modalities(), task))
     retrieval_table(rows, f"{recipe.name}: {'+'.join(task.queries)} against {'+'.join(task.gallery)}")
     if out:
         write_rows(rows, out)

@@ -640,6 +640,8 @@ def test_match_command(files: tuple[str, str], tmp_path: Path) -> None:
     folds = ("--fold", "0", "--fold", "1")
     with pytest.raises(InputError, match="has seen all pairs: leave --server out"):
         run("match", *files, "--label", "group", "--held-out", "0.2", *folds, "--server", "localhost:1")
+    with pytest.raises(InputError, match=r"--timeout-s 5 is of calls to a server: leave it out, or give --server, too"):
+        run("match", *files, "--label", "group", "--timeout-s", "5")
     with pytest.raises(InputError, match="timeout_s must be positive, and at most"):
         run("match", *files, "--label", "group", "--server", "localhost:1", "--timeout-s", "inf")
 

@@ -5,14 +5,12 @@ The module itself imports nothing heavy; see `likeness_export.cli`.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from likeness_client.cli import BULK_TIMEOUT_S, Timeout, open_client
 
-from likeness_export.commands import start
+from likeness_export.commands import OptionalTimeout, optional_client, start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +117,7 @@ def match(
     server: Annotated[
         str, typer.Option(help="Measure this server's learned metric too (host:port), alone and among neighbours.")
     ] = "",
-    timeout_s: Timeout = BULK_TIMEOUT_S,
+    timeout_s: OptionalTimeout = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the figures and the scored pairs, JSON.", dir_okay=False)
     ] = None,
@@ -137,12 +135,14 @@ def match(
     from likeness_export.uses.tables import matching_table, write_matching
 
     kept_aside = HeldOut(share=held_out, folds=tuple(fold or ()))
-    held = _read(file, embeddings, out, also_read=[pairs] if pairs else ())
-    train, every = (pairs_of(held, pairs or label, name) for name in (train_split, split))
-    measured = without_repeats(every, train)
-    if repeats := len(every) - len(measured):
-        typer.echo(f"{repeats} of {len(every)} pairs of {split} are also pairs of {train_split}: left out", err=True)
-    with open_client(context, server, timeout_s) if server else nullcontext() as client:
+    with optional_client(context, server, timeout_s) as client:
+        held = _read(file, embeddings, out, also_read=[pairs] if pairs else ())
+        train, every = (pairs_of(held, pairs or label, name) for name in (train_split, split))
+        measured = without_repeats(every, train)
+        if repeats := len(every) - len(measured):
+            typer.echo(
+                f"{repeats} of {len(every)} pairs of {split} are also pairs of {train_split}: left out", err=True
+            )
         matchings = match_by_all(held, (train, measured), kept_aside, client)
     for metric, matching in matchings.items():
         matching_table(metric, matching, split, train_split)
