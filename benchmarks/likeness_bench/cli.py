@@ -209,13 +209,16 @@ def compare(
         Path, typer.Argument(help="A report of `load`, `sweep` or `ceiling`.", exists=True, dir_okay=False)
     ],
     second: Annotated[Path, typer.Argument(help="Another one of the same kind.", exists=True, dir_okay=False)],
+    out: options.Out = None,
 ) -> None:
     """Compare two reports: the figures of both, and the second divided by the first."""
     from likeness_bench.compare import compare_reports
-    from likeness_bench.tables import print_tables
+    from likeness_bench.output import deliver
 
-    table, notes = compare_reports(first, second)
-    print_tables([table], notes)
+    check_out(out, first, second)
+    report = compare_reports(first, second)
+    table = report.table()
+    deliver(report, out, table.title, [table], report.notes)
 
 
 @_bench.command()

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from likeness_client import InputError
 
 from likeness_bench import ceiling_report, figures, sweep
 from likeness_bench.files import read_report
 from likeness_bench.load_tables import load_name, source_name, work_name
+from likeness_bench.report import Report, now
 from likeness_bench.search import SETTLED, decisive, late
-from likeness_bench.tables import NOTHING, Table, number
+from likeness_bench.tables import Table, number
 
-Report: TypeAlias = Mapping[str, Any]
-Row: TypeAlias = tuple[str, ...]
-Found: TypeAlias = tuple[list[Row], list[str]]
-"""The rows of both reports with their ratios, and notes on what else differs."""
+FORMAT = "likeness-compare-1"
+_INFINITE: Literal["infinite"] = "infinite"
+Figure: TypeAlias = float | Literal["infinite"] | None
+"""None where a report does not know it."""
+Plain: TypeAlias = Mapping[str, Any]
+"""A report as plain data."""
 _OF_ALL_RUNS = ("label", "recall", "source", "machine", "software")
 """What a sweep says once for all of its runs."""
 _NOISE = (
@@ -45,11 +49,56 @@ _FIGURES = {
 }
 
 
-def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
-    """Compare two reports of one kind.
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A figure of two reports.
 
-    Returns:
-        The figures of both with the ratio second / first, and notes on what else differs.
+    Attributes:
+        first: of the first one.
+        second: of the other.
+        ratio: second / first; None where that is no number.
+    """
+
+    first: Figure
+    second: Figure
+    ratio: float | None
+
+
+Found: TypeAlias = tuple[dict[str, Pair], list[str]]
+"""The figures of both reports by name, and notes on what else differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport(Report):
+    """Two reports side by side.
+
+    Attributes:
+        format: of this report.
+        first: where the first one was read.
+        second: where the other was.
+        figures: those that either of them knows, by name.
+        notes: what to know before the ratios are believed.
+    """
+
+    format: str = FORMAT
+    first: str
+    second: str
+    figures: Mapping[str, Pair]
+    notes: tuple[str, ...]
+
+    def table(self) -> Table:
+        """Return the figures with their ratios."""
+        rows = tuple(
+            (name, _shown(name, pair.first), _shown(name, pair.second), number(pair.ratio, 3))
+            for name, pair in self.figures.items()
+        )
+        return Table(
+            title=f"{self.first} and {self.second}", header=("", "first", "second", "second / first"), rows=rows
+        )
+
+
+def compare_reports(first: Path, second: Path) -> ComparisonReport:
+    """Compare two reports of one kind.
 
     Raises:
         InputError: one cannot be read or lacks something, or they are of two kinds.
@@ -61,36 +110,35 @@ def compare_reports(first: Path, second: Path) -> tuple[Table, list[str]]:
         names = " and ".join(f"a {name}" for name, _ in kinds)
         raise InputError(f"{first} and {second} are of two kinds, {names}: compare two of one kind")
     try:
-        rows, notes = kinds[0][1](reports, paths)
+        figures, notes = kinds[0][1](reports, paths)
     except (LookupError, StopIteration, TypeError, AttributeError) as error:
         reason = f"is not whole, or of another version ({error!r}): make it anew"
         raise InputError(f"{first} or {second} {reason}") from error
-    shown = tuple(row for row in rows if row[1:3] != (NOTHING, NOTHING))
-    return Table(title=f"{first} and {second}", header=("", "first", "second", "second / first"), rows=shown), notes
+    known = {name: pair for name, pair in figures.items() if (pair.first, pair.second) != (None, None)}
+    return ComparisonReport(made_at=now(), first=str(first), second=str(second), figures=known, notes=tuple(notes))
 
 
-def _loads(reports: Sequence[Report], _paths: Sequence[Path]) -> Found:
-    return _rows(reports), [_NOISE, *_differences(reports, load_name), *_own_notes(reports)]
+def _loads(reports: Sequence[Plain], _paths: Sequence[Path]) -> Found:
+    return _pairs(reports), [_NOISE, *_differences(reports, load_name), *_own_notes(reports)]
 
 
-def _rows(reports: Sequence[Report]) -> list[Row]:
+def _pairs(reports: Sequence[Plain]) -> dict[str, Pair]:
     """Return the figures of two loads."""
-    rows = [_row(name, *(_find(report, path) for report in reports)) for name, path in _FIGURES.items()]
-    rows.append(_row("p99 ms with failures", *map(_p99_with_failures, reports)))
-    rows.append(_row("failed %", *map(_failed_percent, reports)))
+    pairs = {name: _pair(*(_find(report, path) for report in reports)) for name, path in _FIGURES.items()}
+    pairs["p99 ms with failures"] = _pair(*map(_p99_with_failures, reports))
+    pairs["failed %"] = _pair(*map(_failed_percent, reports))
     recalls = [report["recall"] for report in reports]
     for name in dict.fromkeys(name for found in recalls for name in found):
-        rows.append(_row(f"recall@1 of {name}", *(_recall(found.get(name)) for found in recalls)))
-    return rows
+        pairs[f"recall@1 of {name}"] = _pair(*(_recall(found.get(name)) for found in recalls))
+    return pairs
 
 
-def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
+def _sweeps(reports: Sequence[Plain], paths: Sequence[Path]) -> Found:
     targets = [report["target_ms"] for report in reports]
     runs = [_best_run(report, path) for report, path in zip(reports, paths, strict=True)]
     # What holds for all runs of a sweep stands there, and not in its runs.
     shared = [{key: report[key] for key in _OF_ALL_RUNS if key in report} for report in reports]
     runs = [{**run, **found} for run, found in zip(runs, shared, strict=True)]
-    rows = _rows(runs)
     # The rate is what was searched for.
     differences = _differences(runs, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals")
     notes = [f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms"] if targets[0] != targets[1] else []
@@ -100,10 +148,10 @@ def _sweeps(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
         elif not _best_step(report)["settled"]:
             notes.append(f"{which}: the figures of the best rate did not settle")
     notes += [_NOISE, *differences, *_own_notes(runs)]
-    return [_row("best requests/s", *(report["best_rate"] for report in reports)), *rows], notes
+    return {"best requests/s": _pair(*(report["best_rate"] for report in reports))} | _pairs(runs), notes
 
 
-def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
+def _ceilings(reports: Sequence[Plain], paths: Sequence[Path]) -> Found:
     """Compare case by case; what only one of the reports has is named.
 
     Raises:
@@ -117,14 +165,15 @@ def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
             f"{paths[0]} and {paths[1]} have no signature in common, the one has {measured[0]}, "
             f"the other {measured[1]}: measure the same --signature in both"
         )
-    rows, notes = [], []
+    pairs: dict[str, Pair] = {}
+    notes = []
     for name in common:
-        pair = [found[name] for found in cases]
+        both = [found[name] for found in cases]
         medians = [report["medians"][name] for report in reports]
         for figure, (what, _) in ceiling_report.FIGURES.items():
-            rows.append(_row(f"{name}: {what}", *(_median(found[figure]) for found in medians)))
-        rows.append(_row(f"{name}: recall@1", *(_recall(case["recall"]) for case in pair)))
-        rounds = [len(case["rounds"]) for case in pair]
+            pairs[f"{name}: {what}"] = _pair(*(_median(found[figure]) for found in medians))
+        pairs[f"{name}: recall@1"] = _pair(*(_recall(case["recall"]) for case in both))
+        rounds = [len(case["rounds"]) for case in both]
         if rounds[0] != rounds[1]:
             notes.append(f"{name}: medians of {rounds[0]} and of {rounds[1]} rounds")
     for which, found in zip(("first", "second"), cases, strict=True):
@@ -134,10 +183,10 @@ def _ceilings(reports: Sequence[Report], paths: Sequence[Path]) -> Found:
         if reports[0][key] != reports[1][key]:
             notes.append(f"the {what} differ: {reports[0][key]} and {reports[1][key]}")
     notes.append("a machine's speed drifts: of two runs, `served / ceiling` says more than products/s")
-    return rows, [*notes, *_differences(reports, load_name), *_own_notes(reports)]
+    return pairs, [*notes, *_differences(reports, load_name), *_own_notes(reports)]
 
 
-_KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]]] = {
+_KINDS: dict[str, tuple[str, Callable[[Sequence[Plain], Sequence[Path]], Found]]] = {
     figures.FORMAT: ("load", _loads),
     sweep.FORMAT: ("sweep", _sweeps),
     ceiling_report.FORMAT: ("ceiling", _ceilings),
@@ -145,20 +194,20 @@ _KINDS: dict[str, tuple[str, Callable[[Sequence[Report], Sequence[Path]], Found]
 """Format -> what it is called, and how two of it are compared."""
 
 
-def _best_run(report: Report, path: Path) -> Report:
+def _best_run(report: Plain, path: Path) -> Plain:
     """Return the repeat that stands for a sweep's best rate."""
     if report["best_rate"] is None:
         raise InputError(f"{path}: no rate kept the target, so there is nothing to compare")
     step = _best_step(report)
-    runs: list[Report] = step["repeats"]
+    runs: list[Plain] = step["repeats"]
     return runs[decisive([run["p99_with_failures_ms"] for run in runs], settled=step["settled"])]
 
 
-def _best_step(report: Report) -> Mapping[str, Any]:
+def _best_step(report: Plain) -> Mapping[str, Any]:
     return next(step for step in report["steps"] if step["kept"] and step["rate"] == report["best_rate"])
 
 
-def _differences(reports: Sequence[Report], name_of: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
+def _differences(reports: Sequence[Plain], name_of: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
     """Say where ratios compare more than one thing, as far as both reports tell."""
     names = [name_of(report["load"]) for report in reports]
     if names[0] != names[1]:
@@ -187,7 +236,7 @@ def _differences(reports: Sequence[Report], name_of: Callable[[Mapping[str, Any]
         yield f"recall was measured on different things: {labels[0] or 'nothing'} | {labels[1] or 'nothing'}"
 
 
-def _own_notes(reports: Sequence[Report]) -> list[str]:
+def _own_notes(reports: Sequence[Plain]) -> list[str]:
     return [
         f"{name}: {note}" for name, report in zip(("first", "second"), reports, strict=True) for note in report["notes"]
     ]
@@ -198,7 +247,7 @@ def _recall(found: Mapping[str, Any] | None) -> float | None:
     return float(found["at_1"]) if found and found["queries"] else None
 
 
-def _find(report: Report, path: tuple[str, ...]) -> float | None:
+def _find(report: Plain, path: tuple[str, ...]) -> float | None:
     value: Any = report
     for key in path:
         value = value.get(key) if value is not None else None  # reports of earlier versions have not everything
@@ -210,22 +259,25 @@ def _median(spread: Mapping[str, Any] | None) -> float | None:
     return None if spread is None else late(spread["median"])
 
 
-def _p99_with_failures(report: Report) -> float | None:
+def _p99_with_failures(report: Plain) -> float | None:
     found = _find(report, ("p99_with_failures_ms",))
     return inf if found is None and report["requests"] else found
 
 
-def _failed_percent(report: Report) -> float | None:
+def _failed_percent(report: Plain) -> float | None:
     failed = sum(row["count"] for row in report["errors"])
     return 100 * failed / report["requests"] if report["requests"] else None
 
 
-def _row(name: str, first: float | None, second: float | None) -> Row:
+def _pair(first: float | None, second: float | None) -> Pair:
     ratio = second / first if first and second is not None and inf not in (first, second) else None
-    return name, _figure(name, first), _figure(name, second), number(ratio, 3)
+    return Pair(first=_figure(first), second=_figure(second), ratio=ratio)
 
 
-def _figure(name: str, value: float | None) -> str:
-    if value == inf:
-        return "infinite"
-    return number(value, 3 if "recall@1" in name or "/ ceiling" in name else 2)
+def _figure(value: float | None) -> Figure:
+    """Return a figure as JSON can hold it."""
+    return _INFINITE if value == inf else value
+
+
+def _shown(name: str, figure: Figure) -> str:
+    return figure if isinstance(figure, str) else number(figure, 3 if "recall@1" in name or "/ ceiling" in name else 2)

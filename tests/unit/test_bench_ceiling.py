@@ -490,7 +490,8 @@ def test_ceilings_are_compared_case_by_case(tmp_path: Path) -> None:
     worse = replace(CASE, rounds=faster, recall=Recall(at_1=0.6, queries=40, gallery=50))
     first = written(tmp_path / "a.json", replace(CASE, name="image"), CASE)
     second = written(tmp_path / "b.json", worse, repository="other", space="t", cores=4, label="kind, split val")
-    table, notes = compare_reports(first, second)
+    found = compare_reports(first, second)
+    table, notes = found.table(), found.notes
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["text: served products/s"] == ("80.00", "120.00", "1.500")
     assert rows["text: served / ceiling"] == ("0.800", "0.960", "1.200")
@@ -512,7 +513,7 @@ def test_ceilings_are_compared_case_by_case(tmp_path: Path) -> None:
 
 def test_reports_that_were_made_earlier_can_be_compared() -> None:
     speed = Path(__file__).parents[2] / "benchmarks" / "results" / "speed"
-    table, _ = compare_reports(speed / "ceiling.json", speed / "ceiling-16x1.json")
+    table = compare_reports(speed / "ceiling.json", speed / "ceiling-16x1.json").table()
     assert any(row[0] == "text: served / ceiling" and row[3] != "-" for row in table.rows)
 
 

@@ -210,7 +210,7 @@ def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     assert "recall@1 of text: group, split val" in (tmp_path / "s.md").read_text()
     assert "infinite" in (tmp_path / "s.md").read_text()
     check_page((tmp_path / "s.html").read_text(), plots=3)
-    table, _ = compare_reports(tmp_path / "s.json", tmp_path / "s.json")
+    table, _ = compared(tmp_path / "s.json", tmp_path / "s.json")
     assert table.rows[0] == ("best requests/s", "8.00", "8.00", "1.000")
     assert ("recall@1 of text", "0.750", "0.750", "1.000") in table.rows
 
@@ -236,7 +236,7 @@ def test_the_ceiling_stands_beside_a_load_and_a_sweep(report: LoadReport, tmp_pa
     assert re.search(r"failed \| served / ceiling \|\n.*\n\| 8 .* 0\.750 \|\n\| 16 .* - \|", text)
     check_page((tmp_path / "s.html").read_text(), plots=3)
     for name in ("l.json", "s.json"):
-        table, _ = compare_reports(tmp_path / name, tmp_path / name)
+        table, _ = compared(tmp_path / name, tmp_path / name)
         assert ("served / ceiling", "0.750", "0.750", "1.000") in table.rows
         assert ("ceiling products/s", "200.00", "200.00", "1.000") in table.rows
 
@@ -245,7 +245,7 @@ def test_reports_of_before_there_was_a_ceiling_can_be_compared(report: LoadRepor
     data = asdict(report)
     del data["ceiling"]
     write_json(tmp_path / "l.json", data)
-    table, _ = compare_reports(tmp_path / "l.json", tmp_path / "l.json")
+    table, _ = compared(tmp_path / "l.json", tmp_path / "l.json")
     assert not any("ceiling" in row[0] for row in table.rows)
 
 
@@ -271,6 +271,11 @@ def test_a_sweep_that_no_rate_satisfies_still_tells_recall_and_errors(report: Lo
         compare_reports(tmp_path / "s.json", tmp_path / "s.json")
 
 
+def compared(first: Path, second: Path) -> tuple[Table, tuple[str, ...]]:
+    found = compare_reports(first, second)
+    return found.table(), found.notes
+
+
 def check_page(page: str, plots: int) -> None:
     """A page must stand alone and hold well-formed plots."""
     assert page.count("<svg") == plots
@@ -287,7 +292,7 @@ def test_comparing_gives_ratios_and_says_what_else_differs(report: LoadReport, t
     other = replace(other, latency=replace(report.latency, p99_ms=3 * report.latency.p99_ms))
     for name, found in (("a", report), ("b", other)):
         write_json(tmp_path / f"{name}.json", asdict(found))
-    table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    table, notes = compared(tmp_path / "a.json", tmp_path / "b.json")
     ratios = {row[0]: row[3] for row in table.rows}
     assert (ratios["products/s"], ratios["p99 ms"], ratios["p50 ms"]) == ("2.000", "3.000", "1.000")
     assert "server CPU s" not in ratios  # known of neither
@@ -297,6 +302,28 @@ def test_comparing_gives_ratios_and_says_what_else_differs(report: LoadReport, t
     shown = CliRunner().invoke(cli.app, ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     assert shown.exit_code == 0
     assert "3.000" in shown.stdout
+
+
+def test_a_comparison_is_a_file_for_a_gate(report: LoadReport, tmp_path: Path) -> None:
+    assert report.latency is not None
+    slower = replace(report, latency=replace(report.latency, p99_ms=3 * report.latency.p99_ms))
+    failing = replace(slower, p99_with_failures_ms=None)
+    first, second, out = (tmp_path / f"{name}.json" for name in ("a", "b", "out"))
+    write_json(first, asdict(report))
+    write_json(second, asdict(failing))
+    given = ["bench", "compare", str(first), str(second), "--out"]
+    shown = CliRunner().invoke(cli.app, [*given, str(out)])
+    assert shown.exit_code == 0, shown.exception
+    found = json.loads(out.read_text())
+    assert found["format"] == "likeness-compare-1"
+    assert found["figures"]["p99 ms"]["ratio"] == pytest.approx(3)
+    late = found["figures"]["p99 ms with failures"]
+    assert (late["second"], late["ratio"]) == ("infinite", None)
+    assert "| p99 ms | " in (tmp_path / "out.md").read_text()
+    check_page((tmp_path / "out.html").read_text(), plots=0)
+    lost = CliRunner().invoke(cli.app, [*given, str(second)])
+    assert isinstance(lost.exception, InputError)
+    assert "is what is read" in str(lost.exception)
 
 
 def test_a_report_that_lacks_something_is_named(report: LoadReport, tmp_path: Path) -> None:
@@ -318,11 +345,11 @@ def test_comparing_loads_also_compares_recall(report: LoadReport, tmp_path: Path
     write_json(tmp_path / "a.json", asdict(replace(report, label="group, split val", recall=recall)))
     write_json(tmp_path / "b.json", asdict(replace(report, label="kind, split val", recall=better)))
     write_json(tmp_path / "without.json", asdict(report))
-    table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    table, notes = compared(tmp_path / "a.json", tmp_path / "b.json")
     assert ("recall@1 of text", "0.800", "0.900", "1.125") in table.rows
     assert ("recall@1 of image", "-", "0.500", "-") in table.rows
     assert "recall was measured on different things: group, split val | kind, split val" in notes
-    table, notes = compare_reports(tmp_path / "without.json", tmp_path / "a.json")
+    table, notes = compared(tmp_path / "without.json", tmp_path / "a.json")
     assert ("recall@1 of text", "-", "0.800", "-") in table.rows
     assert "recall was measured on different things: nothing | group, split val" in notes
 
@@ -340,7 +367,7 @@ def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
     for name, found in (("a", here), ("b", there)):
         deliver_load(found, tmp_path / f"{name}.json")
     assert "up to 150 of the renderer, texts of 5 to 60 words, seed 7" in capsys.readouterr().out
-    table, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    table, notes = compared(tmp_path / "a.json", tmp_path / "b.json")
     assert ("failed %", "0.00", "2.00", "-") in table.rows
     assert ("p99 ms with failures", "50.00", "infinite", "-") in table.rows
     assert "the machines differ: processor A, cores 2 | processor B, cores 2" in notes
@@ -353,7 +380,7 @@ def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
     write_json(tmp_path / "silent.json", silent)
     write_json(tmp_path / "unknown.json", asdict(report))
     for name in ("silent", "unknown"):
-        notes = compare_reports(tmp_path / f"{name}.json", tmp_path / "b.json")[1]
+        _, notes = compared(tmp_path / f"{name}.json", tmp_path / "b.json")
         assert not any("differ:" in note for note in notes)
 
 
@@ -365,12 +392,12 @@ def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadRe
             made_at="now", target_ms=9.0, best_rate=rate, steps=steps, ended="the time is up", complete=name == "a"
         )
         deliver_sweep(replace(sweep, source=source.plain()), tmp_path / f"{name}.json")
-    _, notes = compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+    _, notes = compared(tmp_path / "a.json", tmp_path / "b.json")
     assert "second: the search did not come to its end: the time is up" in notes
     assert not any(note.startswith("first: the search") for note in notes)
     assert not any("loads differ" in note for note in notes)
     assert any("the products differ" in note for note in notes)
-    _, notes = compare_reports(tmp_path / "b.json", tmp_path / "b.json")
+    _, notes = compared(tmp_path / "b.json", tmp_path / "b.json")
     assert [note.partition(":")[0] for note in notes[:2]] == ["first", "second"]
 
 
