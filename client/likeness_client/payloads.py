@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from likeness_client.contract import SEVERAL_PHOTOS, InputSchema
 from likeness_client.errors import ProductError
-from likeness_client.records import Product, canonical, characters, compose_text, is_number, plain_number
+from likeness_client.records import Product, canonical, characters, compose_text, is_number, own_key, plain_number
 
 
 def payloads(product: Product, schema: InputSchema, modalities: Iterable[str]) -> dict[str, bytes]:
@@ -71,9 +71,9 @@ def _check_types(product: Product) -> None:
 
 def _text(product: Product, schema: InputSchema) -> bytes | None:
     """Return the composed text as UTF-8; None when blank."""
-    for key in (name.removeprefix("attributes.") for name in schema.text_fields if name.startswith("attributes.")):
-        if key in product.attributes:
-            _plain(product, key, product.attributes[key])  # refuses what is no text and no number
+    quoted = [name.removeprefix("attributes.") for name in schema.text_fields if name.startswith("attributes.")]
+    for key, value in _given(product, quoted).items():
+        _plain(product, key, value)  # refuses what is no text and no number
     return compose_text(product, schema.text_fields).encode("utf-8") or None
 
 
@@ -107,8 +107,14 @@ def _photo(product: Product, source: object, schema: InputSchema) -> bytes:
 
 def _attributes(product: Product, schema: InputSchema) -> bytes | None:
     """Return the attributes that the server reads as canonical JSON; None when none is left."""
-    values = {key: product.attributes[key] for key in schema.attribute_keys if key in product.attributes}
+    values = _given(product, schema.attribute_keys)
     return _json({key: plain for key, value in values.items() if (plain := _plain(product, key, value)) != ""})
+
+
+def _given(product: Product, keys: Iterable[str]) -> dict[str, object]:
+    """Return those of the schema's attributes that a product has, under the schema's own keys."""
+    held = product.attributes
+    return {key: held[own] for key in keys if (own := own_key(held, key)) in held}
 
 
 def _video(product: Product, schema: InputSchema) -> bytes | None:

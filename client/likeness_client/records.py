@@ -183,7 +183,20 @@ def canonical(text: str) -> str:
 
     An accented letter may be one character or two, which look the same: files from macOS and texts from PDFs have two.
     """
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(composed(text).split())
+
+
+def composed(text: str) -> str:
+    """Return text in NFC, where an accented letter is one character if there is one for it."""
+    return unicodedata.normalize("NFC", text)
+
+
+def own_key(values: Mapping[str, Any], key: str) -> str:
+    """Return how a mapping itself writes a key that looks the same; the key as it is, where it has none such."""
+    if key in values or key.isascii():
+        return key
+    wanted = composed(key)
+    return next((name for name in values if composed(characters(name)) == wanted), key)
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -215,7 +228,7 @@ def _part(product: Product, field: str) -> str:
     elif field == "description":
         value = product.description
     elif field.startswith("attributes."):
-        value = product.attributes.get(field.removeprefix("attributes."), "")
+        value = product.attributes.get(own_key(product.attributes, field.removeprefix("attributes.")), "")
     else:
         raise InputError(f"no text field '{field}'; there are title, description and attributes.<key>")
     # Broken text (bytes in another encoding, half a surrogate pair) loses the broken characters, not the product.
@@ -252,10 +265,10 @@ def _find(value: Any, path: str) -> Any:
     """Follow a dotted path; a key that itself has dots wins over the path."""
     if not isinstance(value, Mapping):
         return None
-    if path in value:
-        return value[path]
+    if (whole := own_key(value, path)) in value:
+        return value[whole]
     head, dot, rest = path.partition(".")
-    return _find(value.get(head), rest) if dot else None
+    return _find(value.get(own_key(value, head)), rest) if dot else None
 
 
 def _scalar(value: Any) -> str:

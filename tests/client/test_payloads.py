@@ -82,6 +82,13 @@ def test_attributes_are_canonical_json_of_the_schemas_keys(attributes: dict[str,
         assert all(value != "" for value in sent.values())
 
 
+@pytest.mark.parametrize(("asked", "held"), [("gr\u00f6sse", "gro\u0308sse"), ("gro\u0308sse", "gr\u00f6sse")])
+def test_a_schemas_key_is_found_however_its_accents_are_written(asked: str, held: str) -> None:
+    schema = InputSchema(text_fields=(f"attributes.{asked}",), attribute_keys=(asked, "colour"))
+    found = encode(Product(attributes={held: "L", "kind": "mug"}), schema)
+    assert found == {"text": b"L", "attributes": f'{{"{asked}":"L"}}'.encode()}
+
+
 def test_equal_attributes_are_equal_bytes() -> None:
     first = encode(Product(attributes={"price_usd": 52.0, "colour": " dark  red"}))
     second = encode(Product(attributes={"colour": "dark red", "price_usd": np.float32(52)}))  # type: ignore[dict-item]

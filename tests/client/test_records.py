@@ -164,6 +164,14 @@ def test_labels_that_look_the_same_are_the_same() -> None:
     assert field_value({"path": ["A ", decomposed]}, "path") == f"A/{composed}"
 
 
+@pytest.mark.parametrize(("asked", "held"), [("gr\u00f6sse", "gro\u0308sse"), ("gro\u0308sse", "gr\u00f6sse")])
+def test_a_key_is_found_however_its_accents_are_written(asked: str, held: str) -> None:
+    record = {"attributes": {"kind": "mug", held: "L"}, held: {"a": "x"}}
+    assert field_value(record, f"attributes.{asked}") == "L"
+    assert field_value(record, f"{asked}.a") == "x"
+    assert field_value({"attributes": {held: "L", asked: "XL"}}, f"attributes.{asked}") == "XL"  # as it stands wins
+
+
 def test_every_modality_has_its_fields() -> None:
     assert tuple(MODALITY_FIELDS) == MODALITIES
     known = {field.name for field in fields(Product)}

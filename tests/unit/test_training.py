@@ -407,6 +407,12 @@ def test_a_product_without_anything_that_a_tower_reads_is_left_out(
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
+def test_a_key_whose_accents_are_written_otherwise_is_not_misspelled(tiny: Tiny) -> None:
+    edit_catalogue(tiny, "0-0", attributes={"gro\u0308sse": "L"})
+    recipe = changed(tiny.recipe, data={"text_fields": ["title", "attributes.gr\u00f6sse"]})
+    read_training_data(recipe, tiny.root)
+
+
 def test_a_tower_whose_modality_nobody_has_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     recipe = changed(tiny.recipe, towers={"words": {"encoder": "transformer", "source": "none"}})
     with pytest.raises(

@@ -549,6 +549,8 @@ def test_keys_are_checked() -> None:
     products = [Product(attributes={"b": 1.0}), Product(attributes={"a": "x"})]
     assert check_keys(products, []) == ["a", "b"]
     assert check_keys(products, ["b", "b"]) == ["b"]
+    accented = [Product(attributes={key: "x"}) for key in ("o\u0308l", "\u00f6l")]
+    assert check_keys(accented, []) == check_keys(accented, ["o\u0308l"]) == ["\u00f6l"]
     with pytest.raises(InputError, match=r"no product has the attribute c; there are: b, a$"):
         check_keys(products, ["c"])
     products.append(Product(attributes={f"k{place:03}": 1.0 for place in range(500)} | {"a": "y"}))

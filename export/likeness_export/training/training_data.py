@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from likeness_client.errors import InputError
+from likeness_client.records import own_key
 
 from likeness_export.products.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
 from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs, warn_of_contradictions
@@ -84,7 +85,7 @@ def _refuse_misspelled(recipe: Recipe, catalogue: Catalogue) -> None:
     }
     read["data.text_fields"] = [field for field in data.text_fields if field.startswith("attributes.")]
     for where, fields in read.items():
-        if missing := [field for field in fields if field.removeprefix("attributes.") not in there]:
+        if missing := [field for field in fields if own_key(there, field.removeprefix("attributes.")) not in there]:
             known = named_keys([key for key, _ in there.most_common()])
             raise InputError(
                 f"{where}: no product of {data.products} has {', '.join(missing)}; attributes are: {known}"

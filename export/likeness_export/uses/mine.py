@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
-from likeness_client.records import Product, canonical, plain_number
+from likeness_client.records import Product, canonical, composed, own_key, plain_number
 from numpy.typing import NDArray
 
 from likeness_export.preprocessing.attributes import normalised
@@ -155,11 +155,12 @@ def check_keys(products: Sequence[Product], keys: Sequence[str]) -> list[str]:
     Raises:
         InputError: no product has one of the keys.
     """
-    counts = Counter(key for product in products for key in product.attributes)
-    if unknown := [key for key in keys if key not in counts]:
+    counts = Counter(composed(key) for product in products for key in product.attributes)
+    asked = list(dict.fromkeys(map(composed, keys)))
+    if unknown := [key for key in asked if key not in counts]:
         frequent = [key for key, _ in counts.most_common()]
         raise InputError(f"no product has the attribute {', '.join(unknown)}; there are: {named_keys(frequent)}")
-    return list(dict.fromkeys(keys)) or sorted(counts)
+    return asked or sorted(counts)
 
 
 def _codes(products: Sequence[Product], key: str) -> tuple[list[Value], NDArray[np.intp]]:
@@ -170,7 +171,7 @@ def _codes(products: Sequence[Product], key: str) -> tuple[list[Value], NDArray[
     spellings: dict[str, Counter[Value]] = {}
     names: list[str] = []
     for product in products:
-        value = product.attributes.get(key, "")
+        value = product.attributes.get(own_key(product.attributes, key), "")
         value = canonical(value) if isinstance(value, str) else plain_number(value)
         names.append(normalised(value))
         spellings.setdefault(names[-1], Counter())[value] += 1
