@@ -29,8 +29,18 @@ MODALITY_FIELDS: Mapping[str, tuple[str, ...]] = {
     "interactions": ("interactions",),
 }
 """Modality -> the fields of a `Product` that hold it; the text may also quote attributes, see `compose_text`."""
+_UTF_16 = "is in UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`"
 Record: TypeAlias = dict[str, Any]
 """One line of a product file as it stands there, labels and all."""
+_NO_JSON_LINES: Mapping[bytes, str] = {
+    b"\x1f\x8b": "is compressed: unpack it with `gunzip`",
+    b"PAR1": "is a Parquet file: write its rows as JSON lines",
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"{\0": _UTF_16,
+    b"\0{": _UTF_16,
+}
+"""How a file begins that holds no line to read -> what it is, and the way out."""
 
 
 class _Short(reprlib.Repr):
@@ -245,6 +255,9 @@ def _scan(path: Path) -> Iterator[tuple[int, Record] | RecordError]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     with lines:
+        beginning = lines.peek(4)
+        if told := next((told for start, told in _NO_JSON_LINES.items() if beginning.startswith(start)), None):
+            raise InputError(f"{path} {told}")
         # Read as bytes: only a newline ends a line, and bad UTF-8 costs one line, not the rest of the file.
         for number, raw in enumerate(lines, start=1):
             try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -162,6 +163,23 @@ def test_labels_that_look_the_same_are_the_same() -> None:
     written = [composed, decomposed, f" {composed}", "Caf\u00e9  Noir\u00a0"]
     assert {field_value({"brand": brand}, "brand") for brand in written} == {composed}
     assert field_value({"path": ["A ", decomposed]}, "path") == f"A/{composed}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b'{"title": "a"}'), "is compressed: unpack it"),
+        ('{"title": "a"}'.encode("utf-16"), "is in UTF-16: save it as UTF-8"),
+        ('{"title": "a"}'.encode("utf-16-le"), "is in UTF-16"),
+        ('{"title": "a"}'.encode("utf-16-be"), "is in UTF-16"),
+        (b"PAR1...", "is a Parquet file"),
+    ],
+)
+def test_what_holds_no_line_at_all_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(content)
+    for read in (scan_products, read_jsonl):
+        with pytest.raises(InputError, match=rf"p\.jsonl {message}"):
+            list(read(tmp_path / "p.jsonl"))
 
 
 @pytest.mark.parametrize(("asked", "held"), [("gr\u00f6sse", "gro\u0308sse"), ("gro\u0308sse", "gr\u00f6sse")])
