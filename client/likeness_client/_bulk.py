@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -23,20 +24,37 @@ from likeness_client.errors import (
     ServerError,
     SpaceMismatchError,
 )
+from likeness_client.locking import locked
 from likeness_client.records import Product, scan_products
 from likeness_client.results import Embeddings
 from likeness_client.writing import told
 
 NAMED_FAILURES = 10
 _PAUSE_S = 2.0
+_STEP = "{}.npz"
 _HOPELESS = ("NOT_FOUND", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What waiting does not cure."""
 
 
-def steps_folder(out: Path) -> Path:
-    """Return where the steps of an unfinished run are kept: beside the file that it writes, where a link leads to."""
+@contextmanager
+def own_steps(out: Path) -> Iterator[Path]:
+    """Give the folder in which the steps of an unfinished run are kept; it goes when nothing is kept in it.
+
+    It lies beside the file that the run writes, where a link leads to.
+
+    Raises:
+        InputError: another process writes that file, or the folder cannot be made.
+    """
     whole = out.resolve()
-    return whole.with_name(f"{whole.name}.steps")
+    steps = whole.with_name(f"{whole.name}.steps")
+    with told(steps):
+        steps.mkdir(exist_ok=True)
+    with locked(steps / "lock", f"{out} is being written"):
+        try:
+            yield steps
+        finally:
+            if not any(steps.glob(_STEP.format("*"))):
+                shutil.rmtree(steps, ignore_errors=True)
 
 
 def chunks(file: Path, size: int) -> Iterator[list[Product | RecordError]]:
@@ -107,7 +125,7 @@ class EmbedRun:
 
     def say_what_is_kept(self) -> None:
         """Say on stderr how an interrupted run goes on."""
-        if self.steps.is_dir():
+        if any(self.steps.glob(_STEP.format("*"))):
             typer.echo(f"\nwhat was embedded is kept in {self.steps}: the same command goes on from there", err=True)
 
     def forget_steps(self) -> None:
@@ -116,7 +134,7 @@ class EmbedRun:
 
     def _step(self, products: Sequence[Product]) -> Embeddings:
         read = [replace(product, images=product.images[: self.max_photos]) for product in products]
-        path = self.steps / f"{_digest(read, self.modalities, self.space, self.offered)}.npz"
+        path = self.steps / _STEP.format(_digest(read, self.modalities, self.space, self.offered))
         try:
             return Embeddings.load(path)
         except InputError:  # there is none, or it was damaged
@@ -127,8 +145,6 @@ class EmbedRun:
                 "again, which embeds all products anew"
             )
         if len(found.errors) < len(found):
-            with told(self.steps):
-                self.steps.mkdir(exist_ok=True)
             found.save(path)
         return found
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from likeness_client import _files
-from likeness_client._bulk import EmbedRun, chunks, steps_folder
+from likeness_client._bulk import EmbedRun, chunks, own_steps
 from likeness_client._channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
 from likeness_client.client import Client
 from likeness_client.contract import MODALITIES, Metric
@@ -168,9 +168,9 @@ def embed(
     with file.open("rb") as lines:
         total = sum(1 for _ in lines)
     bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
-    with open_client(context, server, timeout_s) as client:
+    with open_client(context, server, timeout_s) as client, own_steps(out) as steps:
         with _files.writing(out) as writer:
-            run = EmbedRun(client, writer, steps_folder(out), modality or None, patience_s)
+            run = EmbedRun(client, writer, steps, modality or None, patience_s)
             try:
                 with bar:
                     for chunk in chunks(file, batch_size):

@@ -211,6 +211,30 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(
     assert list(resumed.errors) == list(whole.errors) == [6]
 
 
+def test_two_processes_do_not_write_the_same_embeddings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+) -> None:
+    out = file.with_suffix(".npz")
+    arguments = ("embed", str(file), "--out", str(out), "--server", endpoint.address)
+    with _bulk.own_steps(out) as steps:
+        assert run(monkeypatch, *arguments) == 1
+        assert f"{out} is being written by another process: wait for it, or stop it" in capsys.readouterr().err
+        assert steps.is_dir()
+    assert not steps.exists()
+    assert run(monkeypatch, *arguments) == 0
+
+
+def test_an_embed_that_kept_nothing_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint, file: Path
+) -> None:
+    gone_after(0, endpoint, 10_000, grpc.StatusCode.PERMISSION_DENIED)
+    before = sorted(file.parent.iterdir())
+    arguments = ("--out", str(file.with_suffix(".npz")), "--server", endpoint.address)
+    assert run(monkeypatch, "embed", str(file), *arguments) == 1
+    assert "what was embedded is kept" not in capsys.readouterr().err
+    assert sorted(file.parent.iterdir()) == before
+
+
 def test_steps_of_a_server_that_offered_less_are_embedded_again(
     monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from likeness_client.errors import InputError
+from likeness_client.locking import locked
 from likeness_export.cli import app
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
@@ -30,7 +31,6 @@ from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
 from likeness_export.tensors import TensorSpec
-from likeness_export.training import train as training
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
 from likeness_export.training.trainer import Trainer, prepare_towers
@@ -241,7 +241,7 @@ def test_a_training_that_failed_before_its_first_epoch_leaves_the_folder_to_othe
 def test_two_processes_do_not_train_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.write_recipe(tiny.recipe)
-    with training._alone(run), pytest.raises(InputError, match="is being trained by another process"):
+    with locked(run.lock, "it is being trained"), pytest.raises(InputError, match="is being trained by another proc"):
         train(tiny.recipe, run, tiny.root)
     train(tiny.recipe, run, tiny.root)
     assert run.weights.exists()
@@ -255,7 +255,7 @@ def test_a_file_system_without_locks_is_trained_on(
 
     monkeypatch.setattr(fcntl, "flock", unlocked)
     train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
-    assert "run cannot be locked (No locks available): let no other process train there" in caplog.text
+    assert "run cannot be locked (No locks available): let no other process work there" in caplog.text
 
 
 def test_a_run_that_is_not_finished_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:

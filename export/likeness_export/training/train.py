@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from likeness_client.errors import InputError
+from likeness_client.locking import locked
 from likeness_client.writing import clear_left, told, write_text
 
 from likeness_export.product_network import ProductNetwork, build_network
@@ -49,7 +48,7 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
     with told(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    with _alone(run):
+    with locked(run.lock, f"{run.folder} is being trained"):
         _claim(recipe, run)
         for path in (run.weights, run.checkpoint, run.log):  # which nobody else writes
             clear_left(path, age_s=0)
@@ -129,16 +128,3 @@ def _claim(recipe: Recipe, run: Run) -> None:
         raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
     elif not run.weights.is_file():
         run.write_recipe(recipe)  # its [serving] may be another one; nothing that is trained depends on that
-
-
-@contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Keep other processes from training into the same folder; the lock ends with the process, however it ends."""
-    with run.lock.open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{run.folder} is being trained by another process: wait for it, or stop it") from error
-        except OSError as error:  # some network file systems have no locks
-            log.warning("%s cannot be locked (%s): let no other process train there", run.folder, error.strerror)
-        yield

@@ -1,0 +1,34 @@
+"""Keeping two processes from working in one folder."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from likeness_client.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(lock: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out until the block ends; the lock ends with the process, however it ends.
+
+    Args:
+        lock: a file in the folder that is worked in; it is made.
+        busy: what another process does that holds it, e.g. ``runs/mine is being trained``.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{busy} by another process: wait for it, or stop it") from error
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): let no other process work there", lock.parent, error.strerror)
+        yield
