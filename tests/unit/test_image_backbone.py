@@ -13,6 +13,9 @@ from likeness_client.errors import InputError
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
 from likeness_export.encoders.image_common import Normalise
 from likeness_export.encoders.sources import locate
+from likeness_export.exporting.onnx_export import export_network
+from likeness_export.pipeline import StepSpec
+from likeness_export.tensors import TensorSpec
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -23,6 +26,8 @@ from transformers import (
     IJepaModel,
     MobileNetV2Config,
     PreTrainedModel,
+    SwinConfig,
+    SwinModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -79,6 +84,20 @@ def test_weights_and_answers_are_those_of_the_plain_network(tmp_path: Path) -> N
     with torch.inference_mode():
         expected = nn.Module.eval(plain)(pixels).pooler_output
         torch.testing.assert_close(network.eval()(pixels).pooler_output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_within_windows_is_traced(tmp_path: Path) -> None:
+    config = SwinConfig(image_size=PX, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4)
+    SwinModel(config).save_pretrained(tmp_path / "network")
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
+    spec = StepSpec(
+        name="image_encoder",
+        inputs=(TensorSpec("pixels", "UINT8", (PX, PX, 3)),),
+        outputs=(TensorSpec("image_embedding", "FP32", (encoder.feature_dim,)),),
+    )
+    assert export_network(encoder, spec, tmp_path / "model.onnx", 4).cases > 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -110,6 +110,8 @@ def load_backbone(
         backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     else:
         backbone = load_pretrained(AutoModel, source, source_root, dtype=torch.float32)
+    if hasattr(config, "window_size"):  # Swin: torch's own attention over windows is not traced for batches that vary
+        backbone.set_attn_implementation("eager")
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise  # the same weights under the same names
