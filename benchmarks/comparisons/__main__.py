@@ -39,7 +39,7 @@ Environments = Annotated[Path, typer.Option(help="Where the other servers are in
 Concurrency = Annotated[int, typer.Option(min=1, help="Callers that each wait for their answer.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Turns of every contender.")]
 TurnS = Annotated[float, typer.Option(min=0.01, help="Measured seconds of a turn.")]
-Seed = Annotated[int, typer.Option(help="Random seed of what is rendered.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of what is rendered.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md is written beside it.")]
 
 

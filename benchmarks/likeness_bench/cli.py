@@ -42,7 +42,7 @@ def load(
     *,
     context: typer.Context,
     server: options.Server = "localhost:8001",
-    rate: Annotated[float | None, typer.Option(help="Open loop: requests/s, sent by schedule.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Open loop: requests/s, sent by schedule.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: callers that await answers.")] = None,
     arrivals: Annotated[
         Arrivals | None,
@@ -98,13 +98,15 @@ def sweep(
     *,
     context: typer.Context,
     server: options.Server = "localhost:8001",
-    target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
-    rate: Annotated[float, typer.Option(help="Where the search begins, in requests/s.")] = 8.0,
+    target_ms: options.TargetMs = 100.0,
+    rate: Annotated[float, typer.Option(min=0.001, help="Where the search begins, in requests/s.")] = 8.0,
     budget_s: Annotated[
-        float, typer.Option(help="Seconds for the search; no run begins that would end later.")
+        float, typer.Option(min=0.0, help="Seconds for the search; no run begins that would end later.")
     ] = 600.0,
     max_repeats: Annotated[int, typer.Option(min=1, help="Runs of one rate while its figures do not settle.")] = 4,
-    precision: Annotated[float, typer.Option(help="How close to the answer, as a share of the rate.")] = 0.05,
+    precision: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="How close to the answer, as a share of the rate.")
+    ] = 0.05,
     arrivals: options.Spread = Arrivals.POISSON,
     duration_s: Annotated[
         float,

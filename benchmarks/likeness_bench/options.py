@@ -34,6 +34,7 @@ TextWords = Annotated[
     str, typer.Option(help="MIN:MAX; title and description are cut or repeated to a drawn number of words.")
 ]
 ImagePx = Annotated[str, typer.Option(help="MIN:MAX; photos are scaled to a drawn long side and encoded as JPEG.")]
+TargetMs = Annotated[float, typer.Option(min=0.001, help="The p99 to keep; failures count as infinitely late.")]
 BudgetS = Annotated[
     float, typer.Option(min=0.0, help="Seconds for all runs; none but the first begins that would end later.")
 ]
@@ -77,7 +78,7 @@ Split = Annotated[
         help="Products that recall ranks, by their field split; empty: all. With --label.", show_default="val"
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Random seed of schedule, requests and rendered products.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of schedule, requests and rendered products.")]
 Out = Annotated[Path | None, typer.Option(help="Report as .json; .md and .html are written beside it.")]
 
 

@@ -280,7 +280,7 @@ def render(
         bool, typer.Option("--interactions", help="Also invent shoppers, and log their views in interactions.csv.")
     ] = False,
     designs: Annotated[int, typer.Option(help="How many designs; each has four or five colourways.")] = 60,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same catalogue.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same catalogue.")] = 7,
 ) -> None:
     """Render the demo's catalogue alone, or with clips and shoppers: something to try a recipe on."""
     from likeness_export.demo.catalogue import render_catalogue

@@ -55,6 +55,26 @@ def test_options_without_any_effect_are_refused(command: str, reason: str, file:
     assert re.search(reason, refused(command, file))
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("bench load --rendered 5 --rate 0", "--rate"),
+        ("bench load --rendered 5 --rate 1 --seed -1", "--seed"),
+        ("bench sweep --rendered 5 --target-ms 0", "--target-ms"),
+        ("bench sweep --rendered 5 --rate -1", "--rate"),
+        ("bench sweep --rendered 5 --precision 0", "--precision"),
+        ("bench sweep --rendered 5 --budget-s -1", "--budget-s"),
+        ("tune FOLDER FILE --target-ms 0", "--target-ms"),
+        ("tune FOLDER FILE --budget-s -1", "--budget-s"),
+    ],
+)
+def test_a_number_that_is_out_of_range_is_a_usage_error(command: str, option: str, file: Path) -> None:
+    words = [word.replace("FILE", str(file)).replace("FOLDER", str(file.parent)) for word in command.split()]
+    found = CliRunner().invoke(cli.app, words)
+    assert found.exit_code == 2, found.exception
+    assert f"Invalid value for '{option}'" in found.output
+
+
 def test_options_have_their_effect_where_there_is_one(file: Path) -> None:
     assert Sent(file=file).source().count == 1000
     assert Sent(file=file, products=5).source().count == 5

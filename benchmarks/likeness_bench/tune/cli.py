@@ -39,8 +39,8 @@ def tune(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Callers that await answers; default: four for every core.")
     ] = None,
-    target_ms: Annotated[float, typer.Option(help="The p99 to keep; failures count as infinitely late.")] = 100.0,
-    budget_s: Annotated[float, typer.Option(help="How long all of it may take.")] = 900.0,
+    target_ms: options.TargetMs = 100.0,
+    budget_s: Annotated[float, typer.Option(min=0.0, help="How long all of it may take.")] = 900.0,
     turn_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has two.")] = 4.0,
     rounds: Annotated[int, typer.Option(min=1, help="Alternations of a candidate with the best so far.")] = 5,
     timeout_s: options.TimeoutS = 10.0,
