@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from likeness_client.errors import InputError
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
 from likeness_export.encoders.image_common import Normalise
 from likeness_export.encoders.sources import locate
+from likeness_export.exporting.onnx_export import export_network
+from likeness_export.pipeline import StepSpec
+from likeness_export.tensors import TensorSpec
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -79,6 +83,17 @@ def test_weights_and_answers_are_those_of_the_plain_network(tmp_path: Path) -> N
     with torch.inference_mode():
         expected = nn.Module.eval(plain)(pixels).pooler_output
         torch.testing.assert_close(network.eval()(pixels).pooler_output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pooling_of_a_map_is_exported_as_a_mean_and_nothing_else(tmp_path: Path) -> None:
+    saved(tmp_path)
+    encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
+    given, found = TensorSpec("pixels", "UINT8", (PX, PX, 3)), TensorSpec("features", "FP32", (encoder.feature_dim,))
+    spec = StepSpec(name="image", inputs=(given,), outputs=(found,), tower="image")
+    export_network(encoder, spec, tmp_path / "model.onnx", 2)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "ReduceMean" in kinds
+    assert not kinds & {"Range", "Gather"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
