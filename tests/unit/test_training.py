@@ -571,7 +571,7 @@ def test_training_on_pairs_reads_the_products_that_they_name(
 
 def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> None:
     inputs = TowerInputs.__new__(TowerInputs)
-    inputs._fixed = {}
+    inputs._costly = False
     inputs._sizes = [1 + row * 37 % 101 for row in range(100)]
     inputs.batch = lambda rows: (torch.tensor([[inputs._sizes[row]] for row in rows]),)  # type: ignore[method-assign]
     shapes = []
