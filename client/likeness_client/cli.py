@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 import sys
+from dataclasses import asdict
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ EXTRA_OF = {
     "onnxscript": "export",
     "pydantic": "export",
     "rich": "export",
+    "safetensors": "export",
     "scipy": "export",
     "sklearn": "export",
     "threadpoolctl": "export",
@@ -205,6 +207,15 @@ def compare(
     products = _product(left, "left"), _product(right, "right")
     with open_client(context, server, timeout_s) as client:
         typer.echo(_table(client.compare(*products)))
+
+
+@app.command()
+def info(context: typer.Context, server: Server = DEFAULT_ADDRESS, timeout_s: Timeout = DEFAULT_TIMEOUT_S) -> None:
+    """Say as JSON what a server offers: its space, what it embeds and reads, what of it is not ready."""
+    with open_client(context, server, timeout_s) as client:
+        found = client.info()
+    told = {key: value for key, value in asdict(found).items() if key != "error_outputs"}
+    typer.echo(json.dumps(told | {"version": found.version}, indent=1))
 
 
 def _product(text: str, side: str) -> Product:

@@ -379,6 +379,20 @@ def test_compare_shows_scores_and_weights(
     assert lines[-3:] == [["weights", "text", "image"], ["left", "1.000", "-"], ["right", "0.333", "0.667"]]
 
 
+def test_info_says_what_a_server_offers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: Endpoint
+) -> None:
+    assert run(monkeypatch, "info", "--server", endpoint.address) == 0
+    found = json.loads(capsys.readouterr().out)
+    with likeness_client.Client(endpoint.address) as client:
+        expected = client.info()
+    assert (found["space"], found["version"]) == (expected.space, expected.version)
+    assert found["signatures"] == [*expected.signatures]
+    assert found["schema"]["text_fields"] == [*expected.schema.text_fields]
+    assert found["schema"]["max_photos"] == 1
+    assert found["unready"] == {}
+
+
 @pytest.mark.parametrize(
     ("left", "message"),
     [

@@ -299,12 +299,13 @@ def test_a_text_half_reads_as_many_tokens_as_it_has_places(tmp_path: Path) -> No
         (None, "knows no words: its files are missing"),
         ({"eos_token": None}, r"names no token that ends texts \(eos_token\)"),
         ({"pad_token": None}, r"none that fills them up \(pad_token\)"),
+        ({"padding_side": "left"}, r"fills texts up on their left \(padding_side\)"),
     ],
 )
 def test_a_half_whose_tokenizer_cannot_be_used_is_refused(
     tmp_path: Path, settings: dict[str, object] | None, said: str
 ) -> None:
-    write_whole(tmp_path / "source", "clip")
+    write_whole(tmp_path / "source", "siglip" if settings and "padding_side" in settings else "clip")
     place = tmp_path / "source" / "tokenizer_config.json"
     if settings is None:
         place.unlink()
@@ -313,7 +314,9 @@ def test_a_half_whose_tokenizer_cannot_be_used_is_refused(
         held = json.loads(place.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
         place.write_text(json.dumps(held | settings), encoding="utf-8")
     recipe = TextTransformerConfig(encoder="transformer", source="source", max_tokens=PLACES)
-    with pytest.raises(InputError, match=rf"towers\.text\.source: the tokenizer of source .*{said}.*: add it, or name"):
+    with pytest.raises(
+        InputError, match=rf"towers\.text\.source: the tokenizer of source .*{said}.*: mend it, or name"
+    ):
         recipe.prepare([], tmp_path / "text", tmp_path)
 
 
@@ -323,5 +326,5 @@ def test_a_tokenizer_without_the_file_that_is_served_is_refused(
     write_whole(tmp_path / "source", "siglip")
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", property(lambda _: False))
     recipe = TextTransformerConfig(encoder="transformer", source="source", max_tokens=PLACES)
-    with pytest.raises(InputError, match=r"towers\.text\.source: the tokenizer of source .* has no tokenizer\.json"):
+    with pytest.raises(InputError, match=r"towers\.text\.source: the tokenizer of source .* has no form that is"):
         recipe.prepare([], tmp_path / "text", tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from likeness_client.errors import InputError
@@ -98,6 +99,17 @@ def test_attention_within_windows_is_traced(tmp_path: Path) -> None:
         outputs=(TensorSpec("image_embedding", "FP32", (encoder.feature_dim,)),),
     )
     assert export_network(encoder, spec, tmp_path / "model.onnx", 4).cases > 1
+
+
+def test_the_pooling_of_a_map_is_exported_as_a_mean_and_nothing_else(tmp_path: Path) -> None:
+    saved(tmp_path)
+    encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
+    given, found = TensorSpec("pixels", "UINT8", (PX, PX, 3)), TensorSpec("features", "FP32", (encoder.feature_dim,))
+    spec = StepSpec(name="image", inputs=(given,), outputs=(found,), tower="image")
+    export_network(encoder, spec, tmp_path / "model.onnx", 2)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "ReduceMean" in kinds
+    assert not kinds & {"Range", "Gather"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

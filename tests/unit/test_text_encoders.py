@@ -651,7 +651,8 @@ def test_a_file_that_the_hub_cannot_be_asked_for_is_missing_with_a_warning(
 ) -> None:
     monkeypatch.setattr("likeness_export.encoders.sources.cached_file", lambda *_, **__: None)
     assert file_beside("no/network", tmp_path, "1_Pooling/config.json") is None
-    assert "source 'no/network': whether it has a 1_Pooling/config.json is not known" in caplog.text
+    assert file_beside("no/network", tmp_path, "modules.json") is None
+    assert caplog.text.count("source 'no/network': whether it has files that say what to do with its vectors") == 1
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "config.json").touch()
     caplog.clear()
@@ -791,17 +792,23 @@ def test_layers_behind_the_pooling_are_part_of_the_network(
         (lambda folder: layers(folder, "") or (folder / "modules.json").write_text("{}"), "is no JSON list"),
         (lambda folder: (folder / "modules.json").write_text("[{]"), "is no JSON "),
         (
-            lambda folder: (folder / "modules.json").write_text('[{"type": "a.Transformer"}, {"type": "a.LSTM"}]'),
+            lambda folder: (folder / "modules.json").write_text(
+                '[{"type": "a.Transformer", "path": ""}, {"type": "a.LSTM", "path": ""}]'
+            ),
             "is made of Transformer, LSTM",
         ),
         (
-            lambda folder: (folder / "modules.json").write_text('[{"type": "a.Normalize"}, {"type": "a.Dense"}]'),
+            lambda folder: (folder / "modules.json").write_text(
+                '[{"type": "a.Normalize", "path": ""}, {"type": "a.Dense", "path": ""}]'
+            ),
             "is made of Normalize, Dense",
         ),
         (
             lambda folder: (folder / "modules.json").write_text('[{"type": "a.Dense", "path": "2_Dense"}]'),
             "lacks 2_Dense/config.json",
         ),
+        (lambda folder: (folder / "modules.json").write_text('["a"]'), "does not give the path of every module"),
+        (lambda folder: (folder / "modules.json").write_text('[{"type": "Dense"}]'), "does not give the path of every"),
     ],
 )
 def test_layers_that_cannot_be_had_are_refused(tmp_path: Path, change: Callable[[Path], object], said: str) -> None:

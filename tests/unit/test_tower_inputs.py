@@ -109,6 +109,18 @@ def test_inputs_that_are_encoded_once_come_in_the_same_batches_and_are_not_kept(
     assert torch.equal(passing.batch(rows)[0], kept.batch(rows)[0])  # once more, it is read again
 
 
+def test_of_inputs_that_are_encoded_once_nothing_is_kept_by_asking_what_is_there(
+    read: Read, several: Callable[..., TowerInputs], encoder: Encoder
+) -> None:
+    for inputs in (read(once=True), several(once=True)):
+        rows = np.flatnonzero(inputs.present)
+        assert not inputs._fixed
+        assert not inputs._kept
+        assert {*inputs.lengths(rows).tolist()} == {1}
+        if len(inputs.specs) == 1:
+            assert len(batches_of(inputs, encoder)) == 1
+
+
 @pytest.fixture
 def several(exported: Exported, catalogue: Catalogue, tmp_path: Path) -> Callable[..., TowerInputs]:
     """Read products of one to four photos, of which a tower takes three."""

@@ -493,7 +493,11 @@ def test_a_tower_may_need_no_files_and_says_how_it_pads_before_training(
     parts = catalogue.parts(tiny.recipe.input_schema(), tiny.recipe.modalities())
     prepare_towers(tiny.recipe.model_copy(update={"towers": {"image": Plain()}}), run, parts, tiny.root)
     assert (run.towers / "image" / ASSETS).is_dir()  # the export copies it
-    for sizes, expected in (((-1,), "needs `buckets`"), ((-1, 3), "the only size .* not of colours: give")):
+    for sizes, expected in (
+        ((-1,), "needs `buckets`"),
+        ((3, -1), "the only one that does, which it is not of colours: give"),
+        ((-1, 3), "says how long each row is, and colours have others: add"),
+    ):
         varying = tiny.recipe.model_copy(update={"towers": {"image": Plain(sizes=sizes)}})
         with pytest.raises(InputError, match=f"^towers.image: .*{expected}"):
             prepare_towers(varying, run, parts, tiny.root)
@@ -573,7 +577,7 @@ def test_training_on_pairs_reads_the_products_that_they_name(
 
 def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> None:
     inputs = TowerInputs.__new__(TowerInputs)
-    inputs._fixed = {}
+    inputs._costly = False
     inputs._sizes = [1 + row * 37 % 101 for row in range(100)]
     inputs.batch = lambda rows: (torch.tensor([[inputs._sizes[row]] for row in rows]),)  # type: ignore[method-assign]
     shapes = []

@@ -113,12 +113,15 @@ class EncoderConfig(BaseModel, ABC):
         if not any(tensor.varies for tensor in self.tensors()):
             return []
         tensors = self.tensors()
-        others = [tensor.name for tensor in tensors if tensor.dims[0] != -1 or -1 in tensor.dims[1:]]
-        if others or all(tensor.dims != (-1,) for tensor in tensors):
-            raise InputError(  # the server cuts and pads what is behind the last number of a row that is not zero
-                f"towers.{tower.name}: where a length varies, it is the first size of every tensor, and no other size "
-                f"varies; of one tensor at least it is the only size. It is not so: "
-                f"{', '.join(others or [tensor.name for tensor in tensors])}"
+        if others := [tensor.name for tensor in tensors if tensor.dims[0] != -1 or -1 in tensor.dims[1:]]:
+            raise InputError(
+                f"towers.{tower.name}: where a length varies, it is the first size of every tensor, and the only one "
+                f"that does, which it is not of {', '.join(others)}: give them one fixed size, cut or padded"
+            )
+        if all(len(tensor.dims) > 1 for tensor in tensors):  # the server cuts behind the last number that is not zero
+            raise InputError(
+                f"towers.{tower.name}: where a length varies, a tensor of that size alone says how long each row is, "
+                f"and {', '.join(tensor.name for tensor in tensors)} have others: add one, say of 1 and 0"
             )
         buckets: list[int] = getattr(self.preprocessing.Preprocessor(tower / ASSETS), "buckets", [])
         if not buckets:

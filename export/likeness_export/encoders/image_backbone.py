@@ -16,7 +16,14 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder
 from likeness_export.encoders.halves import space_of
-from likeness_export.encoders.image_common import Normalise, PhotoConfig, PhotoEncoder, StridedDepthwise, seen_at
+from likeness_export.encoders.image_common import (
+    MeanOfMap,
+    Normalise,
+    PhotoConfig,
+    PhotoEncoder,
+    StridedDepthwise,
+    seen_at,
+)
 from likeness_export.encoders.sources import load_pretrained, locate
 
 
@@ -115,6 +122,8 @@ def load_backbone(
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise  # the same weights under the same names
+        if type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+            module.__class__ = MeanOfMap
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     found = getattr(backbone, "vision_model", backbone)
     found.random_pooler = bool(getattr(config, "random_pooler", False))

@@ -147,6 +147,14 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(input.float())
 
 
+class MeanOfMap(nn.AdaptiveAvgPool2d):
+    """The mean over the places of a map [n, c, h, w]; torch's own becomes Range and Gather beside it in ONNX."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """Pool to [n, c, 1, 1]."""
+        return input.mean((2, 3), keepdim=True)
+
+
 def augment_pixels(pixels: Tensor, size: int | None = None) -> Tensor:
     """Vary photos as other sellers' would: rotation up to 15 degrees, zoom, shift, mirror, brightness and colour cast.
 

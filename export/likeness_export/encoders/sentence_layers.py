@@ -20,6 +20,7 @@ _WEIGHTS_FILES: Mapping[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "model.safetensors": load_file,
     "pytorch_model.bin": lambda path: torch.load(path, map_location="cpu", weights_only=True),
 }
+_GET_IT = "copy the network again, whole, or let the hub be asked for it"
 _POOLINGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": FIRST}
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # in this order; the last changes no direction
 _ACTIVATIONS = {kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid)}
@@ -61,14 +62,16 @@ def read_layers(source: str, data_root: Path) -> list[dict[str, Any]]:
     """
     file = file_beside(source, data_root, _MODULES_FILE)
     modules = _read(file, list) if file else []
-    kinds = [str(dict(module).get("type")).rpartition(".")[2] for module in modules]
+    if not all(isinstance(module, dict) and isinstance(module.get("path"), str) for module in modules):
+        raise InputError(f"{file} does not give the path of every module: mend it")
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
     if not {*kinds} <= {*_MODULES} or kinds != sorted(kinds, key=_MODULES.index):
         raise InputError(
             f"{source} is made of {', '.join(kinds)} ({_MODULES_FILE}); only {', '.join(_MODULES)} are read, in this "
             "order: name another"
         )
     return [
-        _read_layer(source, data_root, str(module.get("path")))
+        _read_layer(source, data_root, module["path"])
         for module, kind in zip(modules, kinds, strict=True)
         if kind == "Dense"
     ]
@@ -77,9 +80,7 @@ def read_layers(source: str, data_root: Path) -> list[dict[str, Any]]:
 def _read_layer(source: str, data_root: Path, folder: str) -> dict[str, Any]:
     file = file_beside(source, data_root, f"{folder}/{_LAYER_FILE}")
     if file is None:
-        raise InputError(
-            f"{source} lacks {folder}/{_LAYER_FILE}, which its {_MODULES_FILE} names: copy it again, whole"
-        )
+        raise InputError(f"{source} lacks {folder}/{_LAYER_FILE}, which its {_MODULES_FILE} names: {_GET_IT}")
     found = _read(file, dict)
     activation = str(found.get("activation_function", "Tanh")).rpartition(".")[2]
     if activation not in _ACTIVATIONS:
@@ -116,7 +117,7 @@ def _load(linear: nn.Linear, source: str, source_root: Path, folder: str) -> Non
             except Exception as error:  # libraries fail with many types, of a file that is cut short with their own
                 raise InputError(f"{file} does not hold the layer that its {_LAYER_FILE} says ({error})") from error
             return
-    raise InputError(f"{source} has no weights in {folder} ({' or '.join(_WEIGHTS_FILES)}): copy it again, whole")
+    raise InputError(f"{source} has no weights in {folder} ({' or '.join(_WEIGHTS_FILES)}): {_GET_IT}")
 
 
 def _read(file: Path, kind: type) -> Any:

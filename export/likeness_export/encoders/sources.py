@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,17 @@ def file_beside(source: str, data_root: Path, name: str) -> Path | None:
     if found:
         return Path(found)
     if not Path(place).is_dir() and try_to_load_from_cache(place, name) is not _CACHED_NO_EXIST:
-        log.warning(
-            "source %r: whether it has a %s is not known, because the hub cannot be asked: it is taken to have none; "
-            "if it has one, `hf download %s` brings it",
-            source,
-            name,
-            source,
-        )
+        _warn_that_the_hub_is_silent(source)
     return None
+
+
+@cache
+def _warn_that_the_hub_is_silent(source: str) -> None:
+    """Say it once of each network, however many files are asked for."""
+    log.warning(
+        "source %r: whether it has files that say what to do with its vectors (1_Pooling/config.json, modules.json) is "
+        "not known, because the hub cannot be asked: it is taken to have none; if it has some, `hf download %s` brings "
+        "them",
+        source,
+        source,
+    )

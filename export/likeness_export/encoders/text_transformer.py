@@ -76,7 +76,7 @@ class TextTransformerConfig(EncoderConfig):
         is_half = config.model_type in TWO_HALVES
         self._check(config.text_config if is_half else config, tower.name)
         tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
-        self._check_tokenizer(tokenizer, tower.name, is_half=is_half)
+        self._check_tokenizer(tokenizer, tower.name, config.model_type)
         if (taken := len(tokenizer(self.prompt).input_ids)) >= self.max_tokens:
             raise InputError(
                 f"towers.{tower.name}.max_tokens: the prompt takes {taken} of {self.max_tokens}: give more"
@@ -111,17 +111,22 @@ class TextTransformerConfig(EncoderConfig):
         if config.model_type == "xlnet" and (config.attn_type != "bi" or config.bi_data):
             raise InputError(f"towers.{name}.source: of XLNet, only attn_type = 'bi' without bi_data encodes a text")
 
-    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, is_half: bool) -> None:
+    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, kind: str) -> None:
         fault = ""
         if not tokenizer.is_fast:
-            fault = f"({type(tokenizer).__name__}) has no tokenizer.json, which is what is served"
-        elif not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens}:  # what transformers makes of no file
+            raise InputError(
+                f"towers.{name}.source: the tokenizer of {self.source} ({type(tokenizer).__name__}) has no form that "
+                "is served, which is a fast one of transformers: name another network"
+            )
+        if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens}:  # what transformers makes of no file
             fault = "knows no words: its files are missing"
-        elif is_half and None in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        elif kind in TWO_HALVES and None in (tokenizer.pad_token_id, tokenizer.eos_token_id):
             fault = "names no token that ends texts (eos_token) or none that fills them up (pad_token)"
+        elif kind == "siglip" and tokenizer.padding_side != "right":  # CLIP does not see padding
+            fault = "fills texts up on their left (padding_side), which is not done here"
         if fault:
             raise InputError(
-                f"towers.{name}.source: the tokenizer of {self.source} {fault}: add it, or name another network"
+                f"towers.{name}.source: the tokenizer of {self.source} {fault}: mend it, or name another network"
             )
 
     def _behind(self, name: str, data_root: Path) -> dict[str, object]:

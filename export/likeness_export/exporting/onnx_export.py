@@ -207,11 +207,8 @@ def _cases(module: nn.Module, spec: StepSpec, max_batch_size: int, longest: int)
 
 def _rows(spec: StepSpec, most: int, length: int) -> int:
     """Return how many rows of a length are verified together: of those with several photos as many photos as rows."""
-    return (
-        max(min(2, most), most // length)
-        if any(tensor.varies and len(tensor.dims) > 1 for tensor in spec.inputs)
-        else most
-    )
+    several = any(tensor.varies and len(tensor.dims) > 1 for tensor in spec.inputs)
+    return max(min(2, most), most // length) if several else most
 
 
 def _sample(module: nn.Module, spec: StepSpec, batch: int, length: int) -> tuple[Tensor, ...]:

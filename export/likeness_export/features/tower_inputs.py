@@ -73,6 +73,7 @@ class TowerInputs:
         self._costly = self._of_one_size or any(len(spec.dims) > 1 for spec in self.specs)
         self._fixed: dict[str, NDArray[np.generic]] = {}
         self._kept: dict[int, tuple[Tensor, ...]] = {}
+        self._keeps = self._costly and not self._of_one_size and not once
         if not once:
             if self._of_one_size:
                 self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
@@ -130,7 +131,7 @@ class TowerInputs:
             tensors, found = self._preprocessed(chunk)
             for name, whole in self._fixed.items():
                 whole[chunk] = tensors[name]
-            if self._costly and not self._fixed:
+            if self._keeps:
                 self._kept |= self._readable(chunk, tensors, found)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
         for row, kept in self._kept.items():

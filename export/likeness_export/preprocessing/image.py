@@ -105,11 +105,9 @@ class Preprocessor:
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            different: dict[bytes, str] = {}  # a photo that is listed twice counts once
-            for place, photo in enumerate(found, 1):
-                different.setdefault(photo, f"photo {place} of {len(found)}: " if len(found) > 1 else "")
+            different = named(found)
             counts[row] = len(different)
-            places += [(row, place, *which) for place, which in enumerate(different.items())]
+            places += [(row, place, *which) for place, which in enumerate(different)]
         most = next((size for size in self.buckets if size >= max(counts, default=0)), 1)
         pixels = np.zeros((len(items), most, self.image_px, self.image_px, 3), dtype=np.uint8)
 
@@ -219,6 +217,16 @@ def photos_of(item: bytes, most: int) -> list[bytes]:
     if not found:
         raise ValueError("there are no photos behind the mark of several: leave the modality out")
     return found
+
+
+def named(photos: list[bytes]) -> list[tuple[bytes, str]]:
+    """Return the photos, one that is listed twice once, and what stands before their errors."""
+    if len(photos) == 1:
+        return [(photos[0], "")]
+    found: dict[bytes, str] = {}
+    for place, photo in enumerate(photos, 1):
+        found.setdefault(photo, f"photo {place} of {len(photos)}: ")
+    return [*found.items()]
 
 
 def markers(item: bytes) -> Iterator[int]:

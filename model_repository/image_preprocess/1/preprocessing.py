@@ -97,7 +97,7 @@ class Preprocessor:
             INT64 [n, k], 1 where there is one.
         """
         reasons = [""] * len(items)
-        places: list[tuple[int, int, bytes]] = []
+        places: list[tuple[int, int, bytes, str]] = []
         counts = [0] * len(items)
         for row, item in enumerate(items):
             try:
@@ -105,17 +105,18 @@ class Preprocessor:
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            counts[row] = len(found)
-            places += [(row, place, photo) for place, photo in enumerate(found)]
+            different = named(found)
+            counts[row] = len(different)
+            places += [(row, place, *which) for place, which in enumerate(different)]
         most = next((size for size in self.buckets if size >= max(counts, default=0)), 1)
         pixels = np.zeros((len(items), most, self.image_px, self.image_px, 3), dtype=np.uint8)
 
-        def fill(what: tuple[int, int, bytes]) -> str:
-            row, place, photo = what
+        def fill(what: tuple[int, int, bytes, str]) -> str:
+            row, place, photo, name = what
             try:
                 pixels[row, place] = self.decode(photo)
             except ValueError as error:
-                return f"photo {place + 1} of {counts[row]}: {error}" if counts[row] > 1 else str(error)
+                return f"{name}{error}"
             return ""
 
         each = map if len(places) == 1 else self.pool.map
@@ -216,6 +217,16 @@ def photos_of(item: bytes, most: int) -> list[bytes]:
     if not found:
         raise ValueError("there are no photos behind the mark of several: leave the modality out")
     return found
+
+
+def named(photos: list[bytes]) -> list[tuple[bytes, str]]:
+    """Return the photos, one that is listed twice once, and what stands before their errors."""
+    if len(photos) == 1:
+        return [(photos[0], "")]
+    found: dict[bytes, str] = {}
+    for place, photo in enumerate(photos, 1):
+        found.setdefault(photo, f"photo {place} of {len(photos)}: ")
+    return [*found.items()]
 
 
 def markers(item: bytes) -> Iterator[int]:
