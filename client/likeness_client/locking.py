@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +25,12 @@ def locked(lock: Path, busy: str) -> Iterator[None]:
     """
     with lock.open("w") as held:
         try:
+            import fcntl  # which Windows lacks, where a client may run
+
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{busy} by another process: wait for it, or stop it") from error
-        except OSError as error:  # some network file systems have no locks
-            log.warning("%s cannot be locked (%s): let no other process work there", lock.parent, error.strerror)
+        except (ImportError, OSError) as error:  # some network file systems have no locks
+            reason = getattr(error, "strerror", None) or error
+            log.warning("%s cannot be locked (%s): let no other process work there", lock.parent, reason)
         yield
