@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -31,7 +30,7 @@ from likeness_client.writing import told
 
 NAMED_FAILURES = 10
 _PAUSE_S = 2.0
-_STEP = "{}.npz"
+_STEPS = "[0-9a-f]" * 32 + ".npz"
 _HOPELESS = ("NOT_FOUND", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What waiting does not cure."""
 
@@ -53,8 +52,11 @@ def own_steps(out: Path) -> Iterator[Path]:
         try:
             yield steps
         finally:
-            if not any(steps.glob(_STEP.format("*"))):
-                shutil.rmtree(steps, ignore_errors=True)
+            if not any(steps.glob(_STEPS)):
+                for left in (*steps.glob(f".{_STEPS}.*.partial"), steps / "lock"):
+                    left.unlink(missing_ok=True)
+                with suppress(OSError):  # somebody else's files lie there, too
+                    steps.rmdir()
 
 
 def chunks(file: Path, size: int) -> Iterator[list[Product | RecordError]]:
@@ -125,16 +127,17 @@ class EmbedRun:
 
     def say_what_is_kept(self) -> None:
         """Say on stderr how an interrupted run goes on."""
-        if any(self.steps.glob(_STEP.format("*"))):
+        if any(self.steps.glob(_STEPS)):
             typer.echo(f"\nwhat was embedded is kept in {self.steps}: the same command goes on from there", err=True)
 
     def forget_steps(self) -> None:
         """Remove the kept steps: the whole is written."""
-        shutil.rmtree(self.steps, ignore_errors=True)
+        for step in self.steps.glob(_STEPS):
+            step.unlink(missing_ok=True)
 
     def _step(self, products: Sequence[Product]) -> Embeddings:
         read = [replace(product, images=product.images[: self.max_photos]) for product in products]
-        path = self.steps / _STEP.format(_digest(read, self.modalities, self.space, self.offered))
+        path = self.steps / f"{_digest(read, self.modalities, self.space, self.offered)}.npz"
         try:
             return Embeddings.load(path)
         except InputError:  # there is none, or it was damaged

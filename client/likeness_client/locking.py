@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from likeness_client.errors import InputError
+from likeness_client.writing import told
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +22,11 @@ def locked(lock: Path, busy: str) -> Iterator[None]:
         busy: what another process does that holds it, e.g. ``runs/mine is being trained``.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or it cannot be made.
     """
-    with lock.open("w") as held:
+    with ExitStack() as stack:
+        with told(lock):
+            held = stack.enter_context(lock.open("w"))
         try:
             import fcntl  # which Windows lacks, where a client may run
 

@@ -202,11 +202,11 @@ def composed(text: str) -> str:
 
 
 def own_key(values: Mapping[str, Any], key: str) -> str:
-    """Return how a mapping itself writes a key that looks the same; the key as it is, where it has none such."""
+    """Return how a mapping itself writes a key, in NFC or in NFD; the key as it is, where it has neither."""
     if key in values or key.isascii():
         return key
-    wanted = composed(key)
-    return next((name for name in values if composed(characters(name)) == wanted), key)
+    forms = (unicodedata.normalize(form, key) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form in values), key)
 
 
 def is_number(value: object) -> TypeGuard[float]:

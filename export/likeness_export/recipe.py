@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from likeness_client.contract import MODALITIES, InputSchema, all_signatures, modalities_of
 from likeness_client.errors import InputError
+from likeness_client.records import composed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from likeness_export.encoders import AnyEncoderConfig
@@ -250,7 +251,8 @@ class Recipe(_Section):
         """Return which of some fields, of which ``a + b`` means both, are also read, as text or as attributes."""
         schema = self.input_schema()
         read = {*schema.text_fields, *(f"attributes.{key}" for key in schema.attribute_keys)}
-        return sorted(read & {part for field in fields for part in (field, *map(str.strip, field.split("+")))})
+        named = {part for field in fields for part in (field, *map(str.strip, field.split("+")))}
+        return sorted({*map(composed, read)} & {*map(composed, named)})
 
     def digest(self) -> str:
         """Return a SHA-256 of everything that shapes the trained weights (serving choices do not)."""

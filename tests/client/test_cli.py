@@ -15,7 +15,7 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 import likeness_client
 import pytest
 import typer
-from likeness_client import Embeddings, Product, _bulk, cli
+from likeness_client import Embeddings, InputError, Product, _bulk, cli
 
 if TYPE_CHECKING:
     from tests.client.conftest import Endpoint
@@ -233,6 +233,30 @@ def test_an_embed_that_kept_nothing_leaves_nothing(
     assert run(monkeypatch, "embed", str(file), *arguments) == 1
     assert "what was embedded is kept" not in capsys.readouterr().err
     assert sorted(file.parent.iterdir()) == before
+
+
+def test_what_else_lies_where_steps_are_kept_stays(
+    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, file: Path, tmp_path: Path
+) -> None:
+    out, steps = tmp_path / "whole.npz", tmp_path / "whole.npz.steps"
+    steps.mkdir()
+    mine = {steps / "notes.txt": b"notes", steps / "mine.npz": b"vectors"}
+    for path, content in mine.items():
+        path.write_bytes(content)
+    for source in (tmp_path / "nothing.jsonl", file):  # a run that fails, and one that ends well
+        source.touch()
+        run(monkeypatch, "embed", str(source), "--out", str(out), "--server", endpoint.address)
+        assert {path: path.read_bytes() for path in steps.iterdir()} == mine
+    assert out.is_file()
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "whole.npz.steps" / "lock").mkdir(parents=True)
+    with (
+        pytest.raises(InputError, match=r"cannot write .*lock \(Is a directory\)"),
+        _bulk.own_steps(tmp_path / "whole.npz"),
+    ):
+        pass
 
 
 def test_steps_of_a_server_that_offered_less_are_embedded_again(

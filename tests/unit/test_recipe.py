@@ -441,3 +441,8 @@ def test_a_label_of_a_key_with_a_plus_sign_is_seen_to_be_read() -> None:
     recipe = parse_recipe(changed, "test")
     assert recipe.read_of(["attributes.RAM+ROM"]) == ["attributes.RAM+ROM"]
     assert recipe.read_of(["group+attributes.kind"]) == ["attributes.kind"]
+
+
+def test_a_label_that_is_read_is_found_however_its_accents_are_written() -> None:
+    recipe = parse_recipe(raw() | {"data": raw()["data"] | {"text_fields": ["attributes.größe"]}}, "shop.toml")
+    assert recipe.read_of(["attributes.gro\u0308ße + brand"]) == ["attributes.größe"]

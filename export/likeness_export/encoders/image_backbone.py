@@ -117,8 +117,6 @@ def load_backbone(
         backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     else:
         backbone = load_pretrained(AutoModel, source, source_root, dtype=torch.float32)
-    if hasattr(config, "window_size"):  # Swin: torch's own attention over windows is not traced for batches that vary
-        backbone.set_attn_implementation("eager")
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise  # the same weights under the same names
@@ -126,6 +124,10 @@ def load_backbone(
             module.__class__ = MeanOfMap
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     found = getattr(backbone, "vision_model", backbone)
+    if hasattr(
+        getattr(found, "config", None), "window_size"
+    ):  # Swin: torch's attention over windows is not traced for batches that vary
+        found.set_attn_implementation("eager")
     found.random_pooler = bool(getattr(config, "random_pooler", False))
     if getattr(config, "projected", False):  # runs of before it was taken have none
         found.visual_projection = backbone.visual_projection

@@ -90,7 +90,8 @@ class HeldOut:
     folds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.folds and (not self.share or max(self.folds) >= fold_count(self.share)):
+        count = fold_count(self.share) if self.share else 0
+        if self.folds and max(self.folds) >= count:
             raise InputError(
                 f"--fold {' '.join(map(str, self.folds))}: --held-out {self.share:g} has no such fold; give the "
                 "recipe's data.held_out and data.fold"
