@@ -15,7 +15,7 @@ from torch import nn
 from likeness_export.encoders.sources import file_beside
 
 MEAN, FIRST = "mean", "cls"
-POOLING_FILE, _MODULES_FILE, _LAYER_FILE = "1_Pooling/config.json", "modules.json", "config.json"
+_POOLING_FILE, _MODULES_FILE, _LAYER_FILE = "1_Pooling/config.json", "modules.json", "config.json"
 _WEIGHTS_FILES: Mapping[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "model.safetensors": load_file,
     "pytorch_model.bin": lambda path: torch.load(path, map_location="cpu", weights_only=True),
@@ -37,7 +37,7 @@ def read_pooling(source: str, data_root: Path, *, prompted: bool) -> str:
     Raises:
         InputError: in a way that there is not here.
     """
-    file = file_beside(source, data_root, POOLING_FILE)
+    file = file_beside(source, data_root, _POOLING_FILE)
     if file is None:  # a plain language model
         return MEAN
     found = _read(file, dict)
@@ -46,7 +46,7 @@ def read_pooling(source: str, data_root: Path, *, prompted: bool) -> str:
     ways = {_POOLINGS.get(key, key) for key in keys} | ({str(way)} if (way := found.get("pooling_mode")) else set())
     if len(ways) != 1 or not ways <= {MEAN, FIRST}:
         raise InputError(
-            f"{source} pools by {', '.join(sorted(ways)) or 'nothing'} ({POOLING_FILE}); only networks that take the "
+            f"{source} pools by {', '.join(sorted(ways)) or 'nothing'} ({_POOLING_FILE}); only networks that take the "
             "mean of all tokens or the first one (cls) are read: name another"
         )
     if prompted and ways == {MEAN} and not found.get("include_prompt", True):
