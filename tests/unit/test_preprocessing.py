@@ -647,6 +647,25 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
     assert config.build(tmp_path, None).feature_dim == (1 + 2) + (2 + len(edges)) + 1
 
 
+@pytest.mark.parametrize(
+    ("numbers", "found"),
+    [
+        pytest.param([1] * 90 + [2, 6, 12] * 3, {0: 1, 1: 2, 2: 3, 12: 3}, id="most are the smallest"),
+        pytest.param([12] * 90 + [1, 2, 6] * 3, {1: 1, 6: 1, 12: 2, 13: 2}, id="most are the largest"),
+        pytest.param([0] * 30 + [5] * 40 + [9] * 4, {0: 2, 4: 2, 5: 3, 8: 3, 9: 4}, id="two fill bins"),
+        pytest.param([7] * 10, {6: 1, 7: 2, 8: 2}, id="all are the same"),
+        pytest.param(range(17), {0: 1, 1: 1, 2: 2, 13: 7, 14: 8, 16: 8}, id="all differ"),
+    ],
+)
+def test_a_number_that_fills_a_bin_has_it_to_itself(
+    tmp_path: Path, numbers: Sequence[int], found: dict[int, int]
+) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("pieces",))
+    config.prepare([json.dumps({"pieces": number}).encode() for number in numbers], tmp_path, tmp_path)
+    facts = attributes.Preprocessor(tmp_path / "assets")
+    assert {number: categories(facts, {"pieces": number})[0] for number in found} == found
+
+
 @pytest.mark.parametrize(("values", "warns"), [(range(30), True), ([1, 2, 3] * 10, False), (["a", "b"] * 15, False)])
 def test_prices_in_quotation_marks_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Sequence[object], warns: bool

@@ -83,8 +83,7 @@ class OneHotConfig(EncoderConfig):
                     typed,
                     len(values),
                 )
-            steps = np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]
-            return {"name": name, "edges": sorted({float(edge) for edge in np.quantile(np.array(numbers), steps)})}
+            return {"name": name, "edges": _edges(numbers)}
         counts = Counter(attributes.normalised(value) for value in values)
         kept = sorted(value for value, count in counts.items() if count >= self.min_count)
         if len(numbers) > _MOSTLY * len(values) and sum(counts[value] for value in kept) < len(values) / 2:
@@ -117,6 +116,18 @@ class OneHotConfig(EncoderConfig):
         return OneHot(
             [1 + len(key["values"]) if "values" in key else 2 + len(key["edges"]) for key in vocabulary["keys"]]
         )
+
+
+def _edges(numbers: Sequence[float]) -> list[float]:
+    """Return the inner edges of a number's quantile bins.
+
+    A value that fills a whole bin gets an edge above it: where nine of ten packs hold one piece, a dozen is no single.
+    """
+    ordered = np.sort(np.array(numbers))
+    quantiles = np.quantile(ordered, np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1])
+    filling = quantiles[1:][np.diff(quantiles) == 0]
+    above = ordered[np.searchsorted(ordered, filling[filling < ordered[-1]], "right")]
+    return sorted({*quantiles.tolist(), *above.tolist()})
 
 
 class OneHot(Encoder):
