@@ -170,7 +170,7 @@ Mean ± standard deviation over seeds (3 of 4 runs finished); queries and pairs 
 
 ## Cost
 
-| variant | parameters | trained | preparing, s | epochs, s | peak, MB | ms per product | threads of cores |
+| variant | parameters | trained | preparing, s | epochs, s | peak, MiB | ms per product | threads of cores |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | one | 2,000,000 | - | - | 12.3 | - | - | 1 of 2 |
 | two | 2,000,000 | - | - | 12.3 | - | - | 1 of 2 |

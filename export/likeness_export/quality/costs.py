@@ -33,7 +33,7 @@ class Cost:
         trained_parameters: those that training changes.
         preparing_s: reading, fitting and encoding with frozen encoders, before the first epoch.
         epochs_s: all epochs, those before an interruption among them.
-        peak_mb: largest resident memory of the process that trained.
+        peak_mb: largest resident memory of the process that trained, in MB of 2^20 bytes.
         product_ms: reading, preprocessing, encoding and fusing one product, in a batch of up to 64.
         threads: that torch used.
         cores: of the machine.
@@ -105,7 +105,7 @@ def epochs_seconds(run: Run) -> float:
 
 
 def peak_mb() -> float:
-    """Return the largest resident memory that this process has had, in MB."""
+    """Return the largest resident memory that this process has had, in MB of 2^20 bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss would count what the parent had when it started this process
         for line in status.read_text(encoding="utf-8").splitlines():

@@ -23,7 +23,7 @@ _COST_COLUMNS = {
     "trained_parameters": "trained",
     "preparing_s": "preparing, s",
     "epochs_s": "epochs, s",
-    "peak_mb": "peak, MB",
+    "peak_mb": "peak, MiB",
     "product_ms": "ms per product",
 }
 

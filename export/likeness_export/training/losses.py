@@ -54,7 +54,7 @@ def _decoupled(logits: Tensor, pairs: Tensor, negatives: Tensor) -> Tensor:
 def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float, *, decouple: bool = False) -> Tensor:
     """Co-learning (2.2.3): InfoNCE from one modality to another, so that one can stand in for the other.
 
-    Decoupled it is the article's listing (5) word for word: there the two modalities are text and image.
+    Decoupled, each of its directions is the article's listing (5), from text to image.
 
     Args:
         left: FP32 [n, d], the products by one modality.

@@ -98,7 +98,8 @@ def drop_modalities(present: Tensor, probability: float) -> Tensor:
 
     Args:
         present: BOOL [n, m], what they have.
-        probability: how many products are touched at all; those keep each modality with probability one half.
+        probability: how many products are touched at all; those keep each modality with probability one half and, where
+            that would leave none, one of them.
     """
     chance = torch.rand(present.shape).masked_fill(~present, -1.0)
     # The modality with the highest draw always stays, so that nothing is left empty.

@@ -4,7 +4,7 @@ One threshold cannot fit all products: of a plain cable there are dozens nearly 
 Cross-domain similarity local scaling (Conneau et al. 2018, word translation without parallel data) measures the
 surroundings of each product::
 
-    r_k(x) = mean score of x and its k nearest on the other side
+    r_k(x) = mean of the k highest scores of x, among its ten nearest on the other side
 
 and takes them off the score, ``2 score(x, y) - r_k(x) - r_k(y)``. Here a decision learns from labelled pairs how much
 of which to take off. Measuring surroundings needs the catalogues alone: no label enters.
