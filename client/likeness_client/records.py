@@ -227,8 +227,11 @@ def plain_number(value: float) -> int | float:
     if isinstance(value, Integral):  # a long article number keeps all its digits
         return int(value)
     number = float(value)
-    # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
-    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+    if number.is_integer():
+        # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
+        return int(number) if abs(number) <= 2**53 else number
+    # NumPy's 0.1 in FP32 means 0.1, and not 0.10000000149011612.
+    return float(str(value)) if isinstance(value, np.floating) else number
 
 
 def _part(product: Product, field: str) -> str:

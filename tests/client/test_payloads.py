@@ -267,6 +267,13 @@ def test_equal_numbers_in_the_text_are_equal_bytes() -> None:
     assert sent == [{"text": b"5389"}] * 3
 
 
+@pytest.mark.parametrize("value", [0.1, np.float64(0.1), np.float32(0.1), np.float16(0.1)])
+def test_a_number_of_fewer_bits_is_known_by_its_digits(value: Any) -> None:
+    schema = InputSchema(text_fields=("attributes.litres",), attribute_keys=("litres",))
+    sent = encode(Product(attributes={"litres": value}, interactions={"a": value}), schema)
+    assert sent == {"text": b"0.1", "attributes": b'{"litres":0.1}', "interactions": b'{"a":0.1}'}
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), True])
 def test_attributes_in_the_text_are_text_or_numbers(value: Any) -> None:
     schema = InputSchema(text_fields=("attributes.brand", "title"))
