@@ -21,12 +21,12 @@ from likeness_bench.figures import LoadReport
 from likeness_bench.files import write_json
 from likeness_bench.load_tables import load_name, load_tables, source_name
 from likeness_bench.page import page
-from likeness_bench.plots import load_plots, rounds_plot
+from likeness_bench.plots import load_plots, rounds_plot, sweep_plots
 from likeness_bench.processes import machine, software
 from likeness_bench.report import Report
 from likeness_bench.sources import SourceConfig
 from likeness_bench.sweep import SweepReport
-from likeness_bench.sweep_tables import sweep_name, sweep_notes, sweep_plots, sweep_tables
+from likeness_bench.sweep_tables import sweep_name, sweep_notes, sweep_tables
 from likeness_bench.tables import Table, markdown, print_tables
 
 R = TypeVar("R", bound=Report)

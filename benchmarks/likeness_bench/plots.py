@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from likeness_bench.ceiling_report import Case
 from likeness_bench.figures import LoadReport
+from likeness_bench.sweep import SweepReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,39 +37,25 @@ def load_plots(report: LoadReport) -> list[str]:
     return plots
 
 
-def sweep_plot(
-    products_per_s: Sequence[float],
-    p50_ms: Sequence[float],
-    p99_ms: Sequence[float],
-    kept: Sequence[bool],
-    target: float,
-    ceiling: float | None,
-) -> str:
-    """Return throughput against latency.
-
-    Args:
-        products_per_s: of each run.
-        p50_ms: its median latency.
-        p99_ms: its 99th percentile.
-        kept: whether it kept the target.
-        target: the highest 99th percentile that was asked for, in ms.
-        ceiling: products/s of the same networks without a server; None where that is not known.
-    """
+def sweep_plots(report: SweepReport) -> list[str]:
+    """Return throughput against latency, every repeat one point; empty when nothing was answered."""
+    answered = [(run.latency, run, step.kept) for step in report.steps for run in step.repeats if run.latency]
+    if not answered:
+        return []
     figure, axes = _axes()
-    axes.plot(products_per_s, p50_ms, "o", color=MEDIAN_COLOUR, label="p50")
+    served = [run.products_per_s for _, run, _ in answered]
+    axes.plot(served, [latency.p50_ms for latency, _, _ in answered], "o", color=MEDIAN_COLOUR, label="p50")
     for state, marker, label in ((True, "o", "p99, target kept"), (False, "x", "p99, target missed")):
-        chosen = [number for number, found in enumerate(kept) if found is state]
-        if chosen:
-            xs, ys = [products_per_s[number] for number in chosen], [p99_ms[number] for number in chosen]
-            axes.plot(xs, ys, marker, color=TAIL_COLOUR, label=label)
-    axes.axhline(target, color="grey", linestyle="--", linewidth=1, label=f"target {target:g} ms")
-    if ceiling:
-        axes.axvline(ceiling, color="grey", linestyle=":", linewidth=1, label="ceiling, products/s")
+        if points := [(run.products_per_s, latency.p99_ms) for latency, run, kept in answered if kept is state]:
+            axes.plot(*zip(*points, strict=True), marker, color=TAIL_COLOUR, label=label)
+    axes.axhline(report.target_ms, color="grey", linestyle="--", linewidth=1, label=f"target {report.target_ms:g} ms")
+    if ceilings := [run.ceiling.products_per_s for step in report.steps for run in step.repeats if run.ceiling]:
+        axes.axvline(median(ceilings), color="grey", linestyle=":", linewidth=1, label="ceiling, products/s")
     axes.set(xlabel="products/s answered", ylabel="latency, ms", yscale="log", title="Throughput and latency")
     axes.set_xlim(left=0)
     _plain_numbers(axes.yaxis)
     axes.legend(fontsize="small")
-    return _svg(figure)
+    return [_svg(figure)]
 
 
 def rounds_plot(case: Case) -> str:

@@ -102,16 +102,11 @@ def decisive(durations_ms: Sequence[float | None], *, settled: bool) -> int:
     """Return which repeat stands for all: the place of the slower of the last two, where they agree; else the middle.
 
     Args:
-        durations_ms: of each repeat; None: infinite.
+        durations_ms: of each repeat; None: infinite. Of an even number the slower of the middle two stands for all.
         settled: whether the last two agree.
     """
-    start = max(0, len(durations_ms) - 2) if settled else 0
-    return start + middle(durations_ms[start:])
-
-
-def middle(durations_ms: Sequence[float | None]) -> int:
-    """Return which repeat is nearest to the median: the place of the middle one, of two the slower. None: infinite."""
-    return sorted(range(len(durations_ms)), key=lambda place: late(durations_ms[place]))[len(durations_ms) // 2]
+    places = range(len(durations_ms))[-2 if settled else 0 :]
+    return sorted(places, key=lambda place: late(durations_ms[place]))[len(places) // 2]
 
 
 def late(duration_ms: float | None) -> float:

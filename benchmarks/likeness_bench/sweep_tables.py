@@ -1,13 +1,10 @@
-"""The tables, notes and plot of a sweep."""
+"""The tables and notes of a sweep."""
 
 from __future__ import annotations
-
-from statistics import median
 
 from likeness_bench.figures import ENOUGH, too_few
 from likeness_bench.load_report import OTHER_SPACE
 from likeness_bench.load_tables import work_name
-from likeness_bench.plots import sweep_plot
 from likeness_bench.sweep import RateStep, SweepReport
 from likeness_bench.tables import Table, number, or_infinite
 
@@ -49,22 +46,6 @@ def sweep_notes(report: SweepReport) -> list[str]:
     if spaces and not any(OTHER_SPACE in note for note in notes):
         notes.append(OTHER_SPACE)
     return notes
-
-
-def sweep_plots(report: SweepReport) -> list[str]:
-    """Return throughput against latency, every repeat one point; empty when nothing was answered."""
-    points = [
-        (run.products_per_s, run.latency.p50_ms, run.latency.p99_ms, step.kept)
-        for step in report.steps
-        for run in step.repeats
-        if run.latency
-    ]
-    if not points:
-        return []
-    products_per_s, p50_ms, p99_ms, kept = zip(*points, strict=True)
-    ceilings = [run.ceiling.products_per_s for step in report.steps for run in step.repeats if run.ceiling]
-    ceiling = median(ceilings) if ceilings else None
-    return [sweep_plot(products_per_s, p50_ms, p99_ms, kept, report.target_ms, ceiling)]
 
 
 def _row(step: RateStep, *, beside: bool) -> tuple[str, ...]:

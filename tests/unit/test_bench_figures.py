@@ -17,7 +17,7 @@ from likeness_bench import figures, processes
 from likeness_bench.drive import NOT_SENT, Record
 from likeness_bench.figures import Percentiles
 from likeness_bench.processes import GpuWatch, ProcessWatch, find_server
-from likeness_bench.search import RateSearch, decisive, middle, settled
+from likeness_bench.search import RateSearch, decisive, settled
 from likeness_bench.steps import ModelCounters, is_ensemble, started_again, step_times
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
@@ -281,17 +281,19 @@ def test_repeats_settle(p99_ms: list[float | None], p50_ms: float | None, agree:
 
 
 @pytest.mark.parametrize(
-    ("p99_ms", "place"), [([5.0], 0), ([5.0, 1.0, 2.0], 2), ([1.0, 2.0], 1), ([2.0, 1.0], 0), ([None, 1.0, None], 0)]
-)
-def test_the_middle_repeat_is_shown(p99_ms: list[float | None], place: int) -> None:
-    assert middle(p99_ms) == place
-
-
-@pytest.mark.parametrize(
     ("p99_ms", "settled_", "place"),
-    [([9.0], True, 0), ([400, 250, 170, 120, 125], True, 4), ([180, 96, 95], True, 1), ([400, 250, 170], False, 1)],
+    [
+        ([9.0], True, 0),
+        ([400, 250, 170, 120, 125], True, 4),
+        ([180, 96, 95], True, 1),
+        ([400, 250, 170], False, 1),
+        ([5.0], False, 0),
+        ([1.0, 2.0], False, 1),
+        ([2.0, 1.0], False, 0),
+        ([None, 1.0, None], False, 0),
+    ],
 )
-def test_of_repeats_that_agree_the_slower_stands_for_all(
+def test_of_repeats_that_agree_the_slower_stands_for_all_else_the_middle(
     p99_ms: list[float | None], settled_: bool, place: int
 ) -> None:
     assert decisive(p99_ms, settled=settled_) == place

@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from likeness_export.products.named_pairs import NamedPair
-from likeness_export.uses.match import Judged, among_neighbours, cosine, match
-from likeness_export.uses.neighbourhood import NEIGHBOURS, Rows, Values, in_context, surroundings
+from likeness_export.uses.match import cosine, match, scorer_of, sides_of
+from likeness_export.uses.neighbourhood import (
+    NEIGHBOURS,
+    Rows,
+    Values,
+    alone,
+    among_neighbours,
+    in_context,
+    surroundings,
+)
 
 
 def by_table(table: Values) -> tuple[object, object]:
@@ -43,14 +51,14 @@ def test_surroundings_are_the_mean_of_the_nearest(count: int, two_sides: bool, m
     [([*"01", *"23"], ["left", "right", "left", "right", "4"]), ([*"01", *"12"], [""] * 5)],  # two catalogues, and one
 )
 def test_neighbours_stand_on_the_other_side_where_pairs_have_two(known: list[str], sides: list[str]) -> None:
-    vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    table = np.random.default_rng(0).random((5, 5), np.float32)
     pairs = [NamedPair(left=left, right=right, label=1) for left, right in zip(known[::2], known[1::2], strict=True)]
-    found = among_neighbours("01234", Judged(pairs=[], vectors=vectors), pairs, cosine).local
-    expected = surroundings(np.arange(5), np.array(sides), *by_table(vectors @ vectors.T))  # type: ignore[arg-type]
-    assert found is not None
-    named = [int(name) for name in dict.fromkeys(known)]
-    np.testing.assert_allclose(found[:, named], expected[:, named], rtol=1e-5)
-    assert not np.delete(found, named, 1).any()  # nobody asks for what is in no pair: a catalogue may be large
+    found, asked = sides_of("01234", pairs)
+    assert found.tolist() == sides
+    assert asked.tolist() == sorted({int(name) for name in known})  # of a large catalogue few may be in a pair
+    some, every = (surroundings(np.arange(5), found, *by_table(table), places) for places in (asked, None))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(some[:, asked], every[:, asked])
+    assert not np.delete(some, asked, 1).any()
 
 
 def test_one_product_has_no_surroundings() -> None:
@@ -73,12 +81,10 @@ def test_what_is_alike_with_everything_needs_more_to_match() -> None:
     pairs = [NamedPair(left=f"l{i}", right=f"r{i}", label=1) for i in range(80)]
     pairs += [NamedPair(left=f"l{i}", right=f"r{(i + 1) % 80}", label=0) for i in range(80)]
     train, measured = pairs[::2], pairs[1::2]
-    taught, asked = (Judged(pairs=some, vectors=vectors) for some in (train, measured))
-    alone = match(ids, [taught], asked, cosine)
-    near_taught, near = (among_neighbours(ids, judged, pairs, cosine) for judged in (taught, asked))
-    among = match(ids, [near_taught], near, cosine)
-    assert alone.every.f1 < 0.9
-    assert among.every.f1 > 0.97
+    row_of, scorer = {name: row for row, name in enumerate(ids)}, scorer_of(vectors, cosine)
+    by_score, near = alone(scorer), among_neighbours(scorer, np.arange(160), sides_of(ids, pairs)[0])
+    assert match(row_of, [(train, by_score)], (measured, by_score)).every.f1 < 0.9
+    assert match(row_of, [(train, near)], (measured, near)).every.f1 > 0.97
 
 
 def test_a_pair_and_its_reverse_are_judged_alike() -> None:

@@ -16,16 +16,9 @@ from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.named_pairs import NamedPair, without_repeats
 from likeness_export.quality.baselines import measure_baselines
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
-from likeness_export.quality.pair_sets import (
-    Scorer,
-    decide,
-    familiarity,
-    find,
-    measure_pair_sets,
-    trained_scores,
-)
+from likeness_export.quality.pair_sets import decide, familiarity, find, measure_pair_sets, trained_scores
 from likeness_export.quality.trained import take, views_of
-from likeness_export.uses.neighbourhood import Rows
+from likeness_export.uses.neighbourhood import Rows, Scorer
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:

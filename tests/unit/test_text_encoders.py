@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,12 @@ class Prepared:
         found: FloatArray = self.encoder(*self.tensors(texts)).numpy()
         assert found.shape == (len(texts), self.encoder.feature_dim)
         return found
+
+    def rebuilt(self) -> Prepared:
+        """Return the tower as it is built without its source and given its weights."""
+        bare = self.config.build(self.folder, None).eval()
+        bare.load_state_dict(self.encoder.state_dict())
+        return replace(self, encoder=bare)
 
 
 def prepared(folder: Path, config: EncoderConfig, texts: Sequence[str] = TEXTS, root: Path = Path()) -> Prepared:
@@ -355,11 +361,7 @@ def test_vectors_can_learn_on_and_padding_stays_zero(tmp_path: Path) -> None:
 
 
 def test_weights_fit_what_is_built_without_a_source(word_tower: Prepared) -> None:
-    bare = LEARNED.build(word_tower.folder, None)
-    bare.load_state_dict(word_tower.encoder.state_dict())
-    with torch.inference_mode():
-        found = bare(*word_tower.tensors(TEXTS)).numpy()
-    np.testing.assert_array_equal(found, word_tower.features(TEXTS))
+    np.testing.assert_array_equal(word_tower.rebuilt().features(TEXTS), word_tower.features(TEXTS))
 
 
 def test_words_that_are_too_rare_leave_nothing(tmp_path: Path) -> None:
@@ -504,14 +506,22 @@ BACKBONES: dict[str, tuple[PretrainedConfig, str]] = {
     ),
     "xlnet": (XLNetConfig(d_model=24, n_layer=2, n_head=3, d_inner=32), "$A <sep> <cls>"),
 }
+TRANSFORMER = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
+
+
+def means_of(tower: Prepared, ids: Tensor, mask: Tensor) -> FloatArray:
+    """Return the mean of what the bare network says of each text's tokens: FP32 [n, features]."""
+    assert isinstance(tower.encoder, TextTransformer)
+    with torch.inference_mode():
+        hidden = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    return np.stack([row[: int(there.sum())].mean(0).numpy() for row, there in zip(hidden, mask, strict=True)])
 
 
 @pytest.fixture(scope="module", params=list(BACKBONES))
 def transformer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp(request.param)
     write_backbone(root / "source", *BACKBONES[request.param])
-    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
-    return prepared(root / "text", config, root=root)
+    return prepared(root / "text", TRANSFORMER, root=root)
 
 
 def test_fine_tuning_hides_some_tokens_but_never_the_first() -> None:
@@ -556,41 +566,27 @@ def test_roberta_which_counts_positions_by_its_own_padding_does_not_miss_it(tmp_
         bos_token_id=0,
     )
     write_backbone(tmp_path / "source", network, "<cls> $A <sep>", ("<cls>", "<pad>", "<sep>", "<unk>"))
-    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
-    tower = prepared(tmp_path / "text", config, root=tmp_path)
-    assert isinstance(tower.encoder, TextTransformer)
+    tower = prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
     texts = [*TEXTS, "vase " * 50]  # the last fills all positions that there are
     ids, mask = tower.tensors(texts)
     assert used_lengths([ids.numpy(), mask.numpy()]).tolist() == mask.sum(1).tolist()
-    with torch.inference_mode():
-        padded = torch.where(mask.bool(), ids, 1)  # as its own tokenizer does
-        hidden = tower.encoder.backbone(input_ids=padded, attention_mask=mask).last_hidden_state
-    expected = [row[: int(there.sum())].mean(0).numpy() for row, there in zip(hidden, mask, strict=True)]
-    np.testing.assert_allclose(tower.features(texts), np.stack(expected), rtol=0, atol=1e-6)
+    expected = means_of(tower, torch.where(mask.bool(), ids, 1), mask)  # padded as its own tokenizer does
+    np.testing.assert_allclose(tower.features(texts), expected, rtol=0, atol=1e-6)
 
 
-def test_xlnet_does_not_see_on_which_side_the_padding_is(tmp_path: Path) -> None:
-    write_backbone(tmp_path / "source", *BACKBONES["xlnet"])
-    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
-    tower = prepared(tmp_path / "text", config, root=tmp_path)
-    ids, mask = tower.tensors(TEXTS)
+@pytest.mark.parametrize("transformer", ["xlnet"], indirect=True)
+def test_xlnet_does_not_see_on_which_side_the_padding_is(transformer: Prepared) -> None:
+    ids, mask = transformer.tensors(TEXTS)
     shifts = (ids.shape[1] - mask.sum(1)).tolist()
     left = [torch.stack([row.roll(by) for row, by in zip(t, shifts, strict=True)]) for t in (ids, mask)]
     with torch.inference_mode():
-        found = tower.encoder(*left).numpy()
-    np.testing.assert_allclose(found, tower.features(TEXTS), rtol=0, atol=1e-6)
+        found = transformer.encoder(*left).numpy()
+    np.testing.assert_allclose(found, transformer.features(TEXTS), rtol=0, atol=1e-6)
 
 
-def test_xlnet_is_what_transformers_computes(tmp_path: Path) -> None:
-    write_backbone(tmp_path / "source", *BACKBONES["xlnet"])
-    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
-    tower = prepared(tmp_path / "text", config, root=tmp_path)
-    assert isinstance(tower.encoder, TextTransformer)
-    ids, mask = tower.tensors(TEXTS)
-    with torch.inference_mode():
-        hidden = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-    expected = [row[: int(there.sum())].mean(0).numpy() for row, there in zip(hidden, mask, strict=True)]
-    np.testing.assert_allclose(tower.features(TEXTS), np.stack(expected), rtol=0, atol=1e-6)
+def test_a_transformer_is_what_transformers_computes(transformer: Prepared) -> None:
+    expected = means_of(transformer, *transformer.tensors(TEXTS))
+    np.testing.assert_allclose(transformer.features(TEXTS), expected, rtol=0, atol=1e-6)
 
 
 def test_texts_of_which_a_tokenizer_knows_nothing_are_no_texts(transformer: Prepared) -> None:
@@ -616,8 +612,7 @@ def test_a_word_that_sentencepiece_does_not_know_is_none_though_it_marks_where_i
 
 def test_a_text_that_grows_together_with_the_prompt_is_still_a_text(tmp_path: Path) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
-    config = TextTransformerConfig(encoder="transformer", source="source", prompt="no", max_tokens=40)
-    tower = prepared(tmp_path / "text", config, root=tmp_path)
+    tower = prepared(tmp_path / "text", TRANSFORMER.model_copy(update={"prompt": "no"}), root=tmp_path)
     _, errors = tower.preprocess([b"vase"])  # "novase" is no word
     assert errors == [""]
 
@@ -625,11 +620,7 @@ def test_a_text_that_grows_together_with_the_prompt_is_still_a_text(tmp_path: Pa
 def test_a_prompt_stands_before_every_text_and_says_nothing_of_it(tmp_path: Path) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     plain, prompted = (
-        prepared(
-            tmp_path / f"text{place}",
-            TextTransformerConfig(encoder="transformer", source="source", prompt=prompt, max_tokens=40),
-            root=tmp_path,
-        )
+        prepared(tmp_path / f"text{place}", TRANSFORMER.model_copy(update={"prompt": prompt}), root=tmp_path)
         for place, prompt in enumerate(("", "vase: "))
     )
     texts = ["blue", "🏺", "vase", "blue " * 50]
@@ -641,7 +632,7 @@ def test_a_prompt_stands_before_every_text_and_says_nothing_of_it(tmp_path: Path
 
 def test_a_prompt_leaves_room_for_a_text(tmp_path: Path) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
-    config = TextTransformerConfig(encoder="transformer", source="source", prompt="vase " * 6, max_tokens=8)
+    config = TRANSFORMER.model_copy(update={"prompt": "vase " * 6, "max_tokens": 8})
     with pytest.raises(InputError, match=r"towers\.text\.max_tokens: the prompt takes 8 of 8: give more"):
         config.prepare([b"vase"], tmp_path / "text", tmp_path)
 
@@ -678,19 +669,14 @@ def pooling(folder: Path, content: object) -> None:
 def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: object, takes_the_first: bool) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     pooling(tmp_path / "source", content)
-    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
-    tower = prepared(tmp_path / "text", config, root=tmp_path)
-    assert isinstance(tower.encoder, TextTransformer)
+    tower = prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
     ids, mask = tower.tensors(TEXTS)
+    assert isinstance(tower.encoder, TextTransformer)
     with torch.inference_mode():
-        hidden = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        bare = config.build(tower.folder, None).eval()
-        bare.load_state_dict(tower.encoder.state_dict())
-        again = bare(ids, mask).numpy()
-    mean = [row[: int(there.sum())].mean(0).numpy() for row, there in zip(hidden, mask, strict=True)]
-    expected = hidden[:, 0].numpy() if takes_the_first else np.stack(mean)
+        first = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0].numpy()
+    expected = first if takes_the_first else means_of(tower, ids, mask)
     np.testing.assert_allclose(tower.features(TEXTS), expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(again, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(tower.rebuilt().features(TEXTS), expected, rtol=0, atol=1e-6)
     exported(tower, tmp_path / "model.onnx")
 
 
@@ -706,9 +692,8 @@ def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: obje
 def test_a_transformer_that_is_pooled_otherwise_is_refused(tmp_path: Path, content: object, said: str) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     pooling(tmp_path / "source", content)
-    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
     with pytest.raises(InputError, match=rf"towers\.text\.source: source .*{said}.*name another"):
-        config.prepare([b"vase"], tmp_path / "text", tmp_path)
+        TRANSFORMER.prepare([b"vase"], tmp_path / "text", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -725,7 +710,7 @@ def test_a_transformer_that_is_pooled_otherwise_is_refused(tmp_path: Path, conte
 def test_a_prompt_that_would_have_to_be_left_out_is_refused(tmp_path: Path, content: object, said: str) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     pooling(tmp_path / "source", content)
-    config = TextTransformerConfig(encoder="transformer", source="source", prompt="query: ", max_tokens=40)
+    config = TRANSFORMER.model_copy(update={"prompt": "query: "})
     with pytest.raises(InputError, match=said) if said else nullcontext():
         config.prepare([b"vase"], tmp_path / "text", tmp_path)
 
@@ -763,22 +748,14 @@ def test_layers_behind_the_pooling_are_part_of_the_network(
     tmp_path: Path, weights: str, config: dict[str, object], activation: Callable[[Tensor], Tensor]
 ) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
-    plain = prepared(
-        tmp_path / "plain", TextTransformerConfig(encoder="transformer", source="source", max_tokens=40), root=tmp_path
-    )
+    plain = prepared(tmp_path / "plain", TRANSFORMER, root=tmp_path)
     first, second = layers(tmp_path / "source", weights, (plain.encoder.feature_dim, 20), (20, 12), **config)
-    tower = prepared(
-        tmp_path / "text", TextTransformerConfig(encoder="transformer", source="source", max_tokens=40), root=tmp_path
-    )
+    tower = prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
     assert tower.encoder.feature_dim == 12
     with torch.inference_mode():
         expected = activation(second(activation(first(torch.from_numpy(plain.features(TEXTS))))))
-        config_again = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
-        bare = config_again.build(tower.folder, None).eval()
-        bare.load_state_dict(tower.encoder.state_dict())
-        again = bare(*tower.tensors(TEXTS)).numpy()
     np.testing.assert_allclose(tower.features(TEXTS), expected.numpy(), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(again, expected.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(tower.rebuilt().features(TEXTS), expected.numpy(), rtol=0, atol=1e-6)
     exported(tower, tmp_path / "model.onnx")
 
 
@@ -814,9 +791,8 @@ def test_layers_behind_the_pooling_are_part_of_the_network(
 def test_layers_that_cannot_be_had_are_refused(tmp_path: Path, change: Callable[[Path], object], said: str) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     change(tmp_path / "source")
-    config = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
     with pytest.raises(InputError, match=said):
-        prepared(tmp_path / "text", config, root=tmp_path)
+        prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 16), (14, 16), (15, 32), (31, 40), (500, 40)])
@@ -831,11 +807,7 @@ def test_lengths_are_rounded_up_and_cut_at_the_limit(transformer: Prepared, coun
 
 
 def test_weights_fit_the_bare_architecture(transformer: Prepared) -> None:
-    bare = transformer.config.build(transformer.folder, None).eval()
-    bare.load_state_dict(transformer.encoder.state_dict())
-    with torch.inference_mode():
-        found = bare(*transformer.tensors(TEXTS)).numpy()
-    np.testing.assert_allclose(found, transformer.features(TEXTS), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(transformer.rebuilt().features(TEXTS), transformer.features(TEXTS), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -857,6 +829,5 @@ def test_weights_fit_the_bare_architecture(transformer: Prepared) -> None:
 )
 def test_what_cannot_be_served_is_refused_before_training(tmp_path: Path, config: PretrainedConfig, said: str) -> None:
     config.save_pretrained(tmp_path / "source")
-    recipe = TextTransformerConfig(encoder="transformer", source="source", max_tokens=64)
     with pytest.raises(InputError, match=said):
-        recipe.prepare([b"vase"], tmp_path / "text", tmp_path)
+        TRANSFORMER.model_copy(update={"max_tokens": 64}).prepare([b"vase"], tmp_path / "text", tmp_path)

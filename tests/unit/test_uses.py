@@ -18,8 +18,9 @@ from likeness_export.uses.cli import BETRAYED, TURNED, uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
 from likeness_export.uses.decision import best_threshold, figures, fit_decision
 from likeness_export.uses.inputs import Vectors, read_embedded
-from likeness_export.uses.match import HeldOut, Judged, among_neighbours, cosine, folds_of, match, match_by_all
+from likeness_export.uses.match import HeldOut, cosine, folds_of, match, match_by_all, scorer_of, sides_of
 from likeness_export.uses.mine import check_keys, elect, mine
+from likeness_export.uses.neighbourhood import alone, among_neighbours
 from likeness_export.uses.pairs import label_pairs
 from likeness_export.uses.related import Neighbours, nearest
 from likeness_export.uses.tables import write_lines
@@ -323,7 +324,7 @@ def pair(left: str, right: str, label: int) -> NamedPair:
 
 
 def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
-    vectors, ids = blobs(6, 3), [str(i) for i in range(18)]
+    vectors, row_of = blobs(6, 3), {str(i): i for i in range(18)}
     train = [pair("0", "1", 1), pair("3", "4", 1), pair("0", "3", 0), pair("1", "4", 0)]
     measured = [pair("6", "7", 1), pair("0", "4", 0), pair("0", "8", 0)]
     flipped = [pair(p.left, p.right, 1 - p.label) for p in measured]
@@ -333,25 +334,26 @@ def test_the_threshold_never_looks_at_the_measured_pairs() -> None:
         calls.append(len(left))
         return cosine(left, right)
 
-    taught, asked, other, fewer = (Judged(pairs=p, vectors=vectors) for p in (train, measured, flipped, measured[:1]))
-    found = match(ids, [taught], asked, score)
-    assert found.decision == match(ids, [taught], other, score).decision
-    assert found.decision == match(ids, [taught], fewer, score).decision
+    features = alone(scorer_of(vectors, score))
+    taught, asked, other, fewer = ((p, features) for p in (train, measured, flipped, measured[:1]))
+    found = match(row_of, [taught], asked)
+    assert found.decision == match(row_of, [taught], other).decision
+    assert found.decision == match(row_of, [taught], fewer).decision
     cosines = np.array([vectors[int(p.left)] @ vectors[int(p.right)] for p in train])
     assert found.decision == fit_decision(cosines[:, None], np.array([1, 1, 0, 0]))
     assert calls[:2] == [4, 3]
     assert (found.train.pairs, found.every.pairs, found.seen.pairs, found.unseen.pairs) == (4, 3, 1, 2)
     assert (found.seen.positives, found.unseen.positives) == (0, 1)
     trained = [pair("6", "7", 1)]  # which the decision is not learned from
-    assert match(ids, [taught], asked, score, trained).seen.positives == 1
+    assert match(row_of, [taught], asked, trained).seen.positives == 1
 
 
 def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:
     vectors = unit([[1, 0], [1, 0.1], [0, 1]])
     train = [pair("a", "b", 1), pair("a", "c", 0), pair("a", "gone", 1)]
     measured = [pair("b", "a", 1), pair("a", "gone", 1), pair("x", "y", 0)]
-    taught, asked = (Judged(pairs=pairs, vectors=vectors) for pairs in (train, measured))
-    found = match(["a", "b", "c"], [taught], asked, cosine)
+    features, row_of = alone(scorer_of(vectors, cosine)), {"a": 0, "b": 1, "c": 2}
+    found = match(row_of, [(train, features)], (measured, features))
     assert (found.train_unscored, found.unscored) == (1, 2)
     assert (found.every.pairs, found.every.positives, found.every.recall, found.every.precision) == (3, 2, 0.5, 1)
     assert found.every.f1 == pytest.approx(2 / 3)
@@ -360,7 +362,9 @@ def test_pairs_without_an_embedding_are_not_matched_but_count() -> None:
     assert (found.seen.pairs, found.unseen.pairs) == (2, 1)
     assert np.isnan([found.unseen.f1, found.unseen.recall, found.unseen.precision]).all()
     with pytest.raises(InputError, match="no pairs to measure on"):
-        match(["a"], [taught], Judged(pairs=[], vectors=vectors), cosine)
+        match(row_of, [(train, features)], ([], features))
+    with pytest.raises(InputError, match="none of the 1 train pairs is positive"):
+        match(row_of, [([pair("x", "y", 1)], features)], (measured, features))
 
 
 def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_not_seen(
@@ -371,13 +375,13 @@ def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_n
     parts = [unit(np.random.default_rng(place).normal(size=(40, 8))) for place in range(5)]
     joined = np.concatenate(parts, 1) / 5**0.5
     taught = folds_of(joined, train, HeldOut(share=0.2, folds=(3, 1, 0, 4, 2)))
-    assert [len(judged.pairs) > 0 for judged in taught] == [True] * 5
-    assert sorted(p.left for judged in taught for p in judged.pairs) == sorted(p.left for p in train)
-    for judged, part, fold in zip(taught, parts, [3, 1, 0, 4, 2], strict=True):
-        assert judged.vectors == pytest.approx(part, abs=1e-6)
-        assert list(judged.pairs) == hold_out(train, 0.2, fold)[1]
-    (whole,) = folds_of(joined, train, HeldOut())
-    assert list(whole.pairs) == train
+    assert all(pairs for pairs, _ in taught)
+    assert sorted(p.left for pairs, _ in taught for p in pairs) == sorted(p.left for p in train)
+    for (pairs, vectors), part, fold in zip(taught, parts, [3, 1, 0, 4, 2], strict=True):
+        assert vectors == pytest.approx(part, abs=1e-6)
+        assert pairs == hold_out(train, 0.2, fold)[1]
+    ((pairs, _),) = folds_of(joined, train, HeldOut())
+    assert pairs == train
     assert caplog.text == ""
     folds_of(joined, train, HeldOut(share=0.2, folds=(0, 1, 2, 4)))
     assert "do not look like embeddings of 4 joined runs, whose parts are equally long" in caplog.text
@@ -409,15 +413,13 @@ def test_a_servers_learned_metric_is_judged_as_the_networks_own_logit(files: tup
     train, measured = pairs[::2], pairs[1::2]
     found = match_by_all(held, (train, measured), HeldOut(), cast("Client", Server()))
     assert list(found) == ["cosine", "cosine, among neighbours", "learned", "learned, among neighbours"]
-    taught, asked = (
-        among_neighbours(held.ids, Judged(pairs=some, vectors=held.vectors), pairs, logit) for some in (train, measured)
-    )
-    expected = match(held.ids, [taught], asked, logit)
+    row_of, scorer = {name: row for row, name in enumerate(held.ids)}, scorer_of(held.vectors, logit)
+    near = among_neighbours(scorer, np.arange(len(held.ids)), sides_of(held.ids, pairs)[0])
+    expected = match(row_of, [(train, near)], (measured, near))
     assert expected.scores.max() > 3
     np.testing.assert_allclose(found["learned, among neighbours"].scores, expected.scores, atol=2e-3)
     np.testing.assert_allclose(found["learned, among neighbours"].probabilities, expected.probabilities, atol=2e-3)
-    alone = [Judged(pairs=some, vectors=held.vectors) for some in (train, measured)]
-    by_itself = match(held.ids, alone[:1], alone[1], logit)
+    by_itself = match(row_of, [(train, alone(scorer))], (measured, alone(scorer)))
     np.testing.assert_allclose(found["learned"].probabilities, by_itself.probabilities, atol=2e-3)
     np.testing.assert_allclose(found["learned"].scores, 1 / (1 + np.exp(-by_itself.scores)), atol=1e-6)
     matched = found["learned"].probabilities >= found["learned"].decision.threshold

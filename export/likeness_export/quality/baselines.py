@@ -26,10 +26,10 @@ from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.products.parts import Part
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
-from likeness_export.quality.pair_sets import Scorer, measure_pair_sets
+from likeness_export.quality.pair_sets import measure_pair_sets
 from likeness_export.quality.tables import BACKBONES
 from likeness_export.quality.trained import IMAGE, line_of, views_of
-from likeness_export.uses.neighbourhood import Rows
+from likeness_export.uses.neighbourhood import Rows, Scorer
 
 log = logging.getLogger(__name__)
 

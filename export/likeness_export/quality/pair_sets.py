@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,30 +17,13 @@ from likeness_export.products.catalogue import Catalogue
 from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs, without_repeats
 from likeness_export.quality.kinds import PairSets
 from likeness_export.quality.lines import Line
-from likeness_export.uses.decision import Features, best_threshold, figures, fit_decision
-from likeness_export.uses.match import Scores
-from likeness_export.uses.neighbourhood import PairScore, Rows, Search, in_context, surroundings
+from likeness_export.uses.decision import best_threshold, figures
+from likeness_export.uses.inputs import Vectors
+from likeness_export.uses.match import Judged, Scores, cosine, match, scorer_of
+from likeness_export.uses.neighbourhood import AMONG_NEIGHBOURS, Rows, Scorer, Search, alone, among_neighbours
 
-PairFeatures: TypeAlias = Callable[[Rows, Rows], Features]
-"""What is known of pairs, rows [p] and [p] -> FP32 [p, f]."""
-AMONG_NEIGHBOURS = ", among neighbours"
 _BLOCK = 512
 _FEWEST = 30  # pairs that a figure of their own is given for
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scorer:
-    """One way to compare products of a catalogue.
-
-    Attributes:
-        pairs: scores pairs.
-        search: similarities of some rows to others; finds neighbours.
-        ranks: whether the search is also measured for its own sake.
-    """
-
-    pairs: PairScore
-    search: Search
-    ranks: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +53,15 @@ def trained_scores(vectors: NDArray[np.float32], network: ProductNetwork) -> dic
         network: the network.
     """
 
-    def cosine(left: Rows, right: Rows) -> Scores:
-        scores: Scores = np.einsum("pd,pd->p", vectors[left], vectors[right])
-        return scores
-
     @torch.inference_mode()
-    def learned(left: Rows, right: Rows) -> Scores:
+    def learned(left: Vectors, right: Vectors) -> Scores:
         found = np.empty(len(left), np.float32)
         for start in range(0, len(left), _BLOCK):
             block = slice(start, start + _BLOCK)
-            sides = (torch.from_numpy(vectors[rows[block]]) for rows in (left, right))
-            found[block] = network.metric(*sides).numpy()
+            found[block] = network.metric(torch.from_numpy(left[block]), torch.from_numpy(right[block])).numpy()
         return found
 
-    def search(left: Rows, right: Rows) -> NDArray[np.float32]:
-        similarity: NDArray[np.float32] = vectors[left] @ np.nan_to_num(vectors[right], nan=0.0).T
-        return similarity
-
-    return {"cosine": Scorer(pairs=cosine, search=search), "learned": Scorer(pairs=learned, search=search, ranks=False)}
+    return {"cosine": scorer_of(vectors, cosine), "learned": scorer_of(vectors, learned)}
 
 
 def measure_pair_sets(
@@ -102,7 +75,7 @@ def measure_pair_sets(
 
     Args:
         measure: where pairs and sets are.
-        scorers: name -> score.
+        scorers: name -> score; with the first one products are also searched for.
         catalogue: the products.
         data_root: what relative paths start from.
         lessons: what decisions are learned from; nothing: from all train pairs by the same scores.
@@ -117,7 +90,7 @@ def measure_pair_sets(
     sets = catalogue.labels(measure.set_field)
     sides = catalogue.labels(measure.side_field)
     row_of = {name: row for row, name in enumerate(catalogue.ids)}
-    lessons = lessons or (Lesson(scorers=scorers),)
+    lessons, first = lessons or (Lesson(scorers=scorers),), next(iter(scorers.values()))
     train, asked = (
         _known(read_named_pairs(path, [split]), row_of) for split in (measure.splits[0], measure.splits[-1])
     )
@@ -140,38 +113,15 @@ def measure_pair_sets(
                 ]
                 found, count = decide(known, learned_from, (measured, features), row_of)
                 yield Line(task=measure.name, label=name, what=what, count=count, figures=found)
-            if scorer.ranks:
+            if scorer is first:  # the others find the same
                 found, count = find(measured, scorer.search, row_of, members, sides)
                 yield Line(task=measure.search, label=name, what=score, count=count, figures=found)
 
 
-def alone(scorer: Scorer) -> PairFeatures:
-    """Return what is known of pairs by themselves: the score."""
-    return lambda left, right: scorer.pairs(left, right)[:, None]
-
-
-def among_neighbours(scorer: Scorer, members: Rows, sides: NDArray[np.str_]) -> PairFeatures:
-    """Return what is known of pairs in a set: the score and the products' surroundings; see `neighbourhood`.
-
-    Args:
-        scorer: the score.
-        members: the rows of the set.
-        sides: their sides.
-    """
-    local = surroundings(members, sides, scorer.search, scorer.pairs)
-    place_of = np.zeros(members.max() + 1, np.intp)
-    place_of[members] = np.arange(len(members))
-
-    def features(left: Rows, right: Rows) -> Features:
-        return in_context(scorer.pairs(left, right), local[:, place_of[left]], local[:, place_of[right]])
-
-    return features
-
-
 def decide(
     train: Sequence[NamedPair],
-    taught: Sequence[tuple[Sequence[NamedPair], PairFeatures]],
-    asked: tuple[Sequence[NamedPair], PairFeatures],
+    taught: Sequence[Judged],
+    asked: Judged,
     row_of: Mapping[str, int],
 ) -> tuple[dict[str, float], int]:
     """Learn a decision from some pairs and measure it on others that do not repeat a train pair.
@@ -187,15 +137,11 @@ def decide(
         ``neither`` product occurs in a train pair, where there are at least 30 such pairs; the ceiling ``F1 best``; F1
         of the fitted pairs; ``F1 repeats``, with the repeated pairs. And how many pairs were measured.
     """
-    measured, features = asked
+    measured, matching = asked[0], match(row_of, taught, asked)
+    threshold, scores = matching.decision.threshold, matching.probabilities
     fresh = without_repeats(measured, train)
     kept = np.array([pair in fresh for pair in measured], dtype=bool)
     labels = np.array([pair.label for pair in measured], dtype=np.intp)
-    fitted_labels = np.array([pair.label for pairs, _ in taught for pair in pairs], dtype=np.intp)
-    known = _known_of(measured, features, row_of)
-    fitted_known = np.concatenate([_known_of(pairs, known_of, row_of) for pairs, known_of in taught])
-    decision = fit_decision(fitted_known, fitted_labels)
-    threshold, scores, fitted_scores = decision.threshold, *map(decision.probabilities, (known, fitted_known))
     every = figures(scores[kept], labels[kept], threshold)
     best = figures(scores[kept], labels[kept], best_threshold(scores[kept], labels[kept]))
     found = {"F1": every.f1, "precision": every.precision, "recall": every.recall}
@@ -203,8 +149,8 @@ def decide(
         if (kept & chosen).sum() >= _FEWEST:
             found[f"F1 {name}"] = figures(scores[kept & chosen], labels[kept & chosen], threshold).f1
     found["F1 best"] = best.f1
-    found["F1 fitted"] = figures(fitted_scores, fitted_labels, threshold).f1
-    found["F1 repeats"] = figures(scores, labels, threshold).f1
+    found["F1 fitted"] = matching.train.f1
+    found["F1 repeats"] = matching.every.f1
     return {name: value for name, value in found.items() if not np.isnan(value)}, int(kept.sum())
 
 
@@ -263,8 +209,3 @@ def _rank(values: NDArray[np.float32], wanted: NDArray[np.bool_]) -> list[int]:
 
 def _known(pairs: Sequence[NamedPair], row_of: Mapping[str, int]) -> list[NamedPair]:
     return [pair for pair in pairs if pair.left in row_of and pair.right in row_of]
-
-
-def _known_of(pairs: Sequence[NamedPair], features: PairFeatures, row_of: Mapping[str, int]) -> Features:
-    left = np.array([row_of[pair.left] for pair in pairs], dtype=np.intp)
-    return features(left, np.array([row_of[pair.right] for pair in pairs], dtype=np.intp))

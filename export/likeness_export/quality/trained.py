@@ -16,11 +16,12 @@ from likeness_export.products.catalogue import Catalogue, recipe_catalogue
 from likeness_export.quality.costs import Cost, cost_of, train_measured
 from likeness_export.quality.kinds import Incomplete, Measure, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
-from likeness_export.quality.pair_sets import Lesson, Scorer, measure_pair_sets, trained_scores
+from likeness_export.quality.pair_sets import Lesson, measure_pair_sets, trained_scores
 from likeness_export.quality.sheet import draw_sheet
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.training.joining import join_runs
+from likeness_export.uses.neighbourhood import Scorer
 
 IMAGE = "image"
 

@@ -24,12 +24,7 @@ def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Te
     """
     itself = torch.eye(len(embeddings), dtype=torch.bool)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
-    log_probability = logits - logits.logsumexp(1, keepdim=True)
-    pairs = positives & ~itself
-    # Each product counts once, however many partners its label has: else large labels drown the small ones.
-    partners = pairs.sum(1)
-    per_product = -log_probability.masked_fill(~pairs, 0.0).sum(1) / partners.clamp(min=1)
-    return per_product.sum() / (partners > 0).sum().clamp(min=1)
+    return _coupled(logits, positives & ~itself)
 
 
 def decoupled(embeddings: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -40,6 +35,14 @@ def decoupled(embeddings: Tensor, positives: Tensor, temperature: float) -> Tens
     """
     itself = torch.eye(len(embeddings), dtype=torch.bool)
     return _decoupled(embeddings @ embeddings.T / temperature, positives & ~itself, ~(positives | itself))
+
+
+def _coupled(logits: Tensor, pairs: Tensor) -> Tensor:
+    log_probability = logits - logits.logsumexp(1, keepdim=True)
+    # Each product counts once, however many partners its label has: else large labels drown the small ones.
+    partners = pairs.sum(1)
+    per_product = -log_probability.masked_fill(~pairs, 0.0).sum(1) / partners.clamp(min=1)
+    return per_product.sum() / (partners > 0).sum().clamp(min=1)
 
 
 def _decoupled(logits: Tensor, pairs: Tensor, negatives: Tensor) -> Tensor:
@@ -70,10 +73,7 @@ def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float, *
     pairs = positives | torch.eye(len(left), dtype=torch.bool)
 
     def one_way(scores: Tensor) -> Tensor:
-        if decouple:
-            return _decoupled(scores, pairs, ~pairs)
-        log_probability = scores - scores.logsumexp(1, keepdim=True)
-        return (-log_probability.masked_fill(~pairs, 0.0).sum(1) / pairs.sum(1)).mean()
+        return _decoupled(scores, pairs, ~pairs) if decouple else _coupled(scores, pairs)
 
     return (one_way(logits) + one_way(logits.T)) / 2
 

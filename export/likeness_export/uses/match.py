@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from likeness_client.client import Client
@@ -18,12 +20,14 @@ from likeness_export.products.named_pairs import NamedPair, fold_count, hold_out
 from likeness_export.progress import each
 from likeness_export.uses.decision import Decision, Features, Figures, Probabilities, figures, fit_decision
 from likeness_export.uses.inputs import EmbeddedProducts, Vectors
-from likeness_export.uses.neighbourhood import Rows, in_context, surroundings
+from likeness_export.uses.neighbourhood import AMONG_NEIGHBOURS, PairFeatures, Rows, Scorer, alone, among_neighbours
 
 log = logging.getLogger(__name__)
 Scores = NDArray[np.float32]
 Score = Callable[[Vectors, Vectors], Scores]
 """Scores pairs: unit vectors [p, d] and [p, d] -> FP32 [p], higher is more alike."""
+Judged: TypeAlias = tuple[Sequence[NamedPair], PairFeatures]
+"""Pairs, and what is known of them."""
 _STEP = 4096  # pairs
 _SURE = 2**-24  # a float next to 1 says no more
 _EQUAL, _OFTEN = 5e-4, 0.1  # by chance as many are so equally long in a thousand dimensions, and fewer in less
@@ -56,22 +60,6 @@ class Matching:
     probabilities: Probabilities
     train_unscored: int
     unscored: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Pairs, and the space that they are judged in.
-
-    Attributes:
-        pairs: the pairs.
-        vectors: FP32 [n, d], embeddings of unit length.
-        local: FP32 [l, n], to judge pairs among their neighbours: each product's `surroundings`, for several numbers of
-            neighbours. None: pairs are judged by themselves.
-    """
-
-    pairs: Sequence[NamedPair]
-    vectors: Vectors
-    local: Scores | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,54 +109,53 @@ def match_by_all(
     train, measured = pairs
     if client and len(held_out.folds) > 1:
         raise InputError("a server knows only the joined metric, which has seen all pairs: leave --server out")
-    taught, asked = folds_of(held.vectors, train, held_out), Judged(pairs=measured, vectors=held.vectors)
+    row_of = {name: row for row, name in enumerate(held.ids)}
+    parts = folds_of(held.vectors, train, held_out)
     measures: dict[str, Score] = {"cosine": cosine}
     if client:
         measures["learned"] = as_logit(learned(client, held.space))
+    sides, asked = sides_of(held.ids, [*train, *measured])
+    near = partial(among_neighbours, members=np.arange(len(held.ids)), sides=sides, asked=asked)
     found = {}
     for name, score in measures.items():
-        found[name] = match(held.ids, taught, asked, score, train)
-        near = among_neighbours(held.ids, asked, [*train, *measured], score)
-        near_taught = [
-            replace(judged, local=near.local)  # one and the same space
-            if judged.vectors is asked.vectors
-            else among_neighbours(held.ids, judged, [*train, *measured], score)
-            for judged in taught
-        ]
-        found[f"{name}, among neighbours"] = match(held.ids, near_taught, near, score, train)
+        for what, knowing in ((name, alone), (name + AMONG_NEIGHBOURS, near)):
+            features = knowing(scorer_of(held.vectors, score))
+            taught = [
+                (pairs, features if vectors is held.vectors else knowing(scorer_of(vectors, score)))
+                for pairs, vectors in parts
+            ]
+            found[what] = match(row_of, taught, (measured, features), train)
     if client:  # who asks the server gets probabilities to compare with
-        alone = found["learned"]
-        scores = expit(alone.scores)
-        found["learned"] = replace(alone, scores=scores, score_threshold=float(expit(alone.score_threshold)))
+        by_logit = found["learned"]
+        threshold = float(expit(by_logit.score_threshold))
+        found["learned"] = replace(by_logit, scores=expit(by_logit.scores), score_threshold=threshold)
     return found
 
 
 def match(
-    ids: Sequence[str], taught: Sequence[Judged], asked: Judged, score: Score, trained: Sequence[NamedPair] = ()
+    row_of: Mapping[str, int], taught: Sequence[Judged], asked: Judged, trained: Sequence[NamedPair] = ()
 ) -> Matching:
     """Learn the decision from train pairs, then measure it on others.
 
     Args:
-        ids: the n products that have an embedding.
+        row_of: the products that have an embedding -> their rows.
         taught: the pairs to learn from; those of each fold in the space of a network that has not seen them.
         asked: the pairs to measure on.
-        score: the measure, e.g. `cosine`.
         trained: pairs whose products training has seen, whether or not the decision is learned from them.
 
     Raises:
         InputError: nothing to learn from, or nothing to measure on.
     """
-    if not asked.pairs:
+    measured, features = asked
+    if not measured:
         raise InputError("there are no pairs to measure on: name their split with --split")
-    row_of = {name: row for row, name in enumerate(ids)}
-    train, measured = [pair for judged in taught for pair in judged.pairs], asked.pairs
+    train = [pair for pairs, _ in taught for pair in pairs]
     train_labels, labels = (np.array([pair.label for pair in pairs], dtype=np.intp) for pairs in (train, measured))
-    known_of_train, known = (
-        np.concatenate([_features(judged, row_of, score) for judged in side]) for side in (taught, [asked])
-    )
-    decision = fit_decision(known_of_train, train_labels)
-    fitted, probabilities = (decision.probabilities(features) for features in (known_of_train, known))
-    train_scores, scores = known_of_train[:, 0], known[:, 0]
+    train_known = np.concatenate([known_of(pairs, of_pairs, row_of) for pairs, of_pairs in taught])
+    known = known_of(measured, features, row_of)
+    decision = fit_decision(train_known, train_labels)
+    fitted, probabilities = (decision.probabilities(found) for found in (train_known, known))
+    train_scores, scores = train_known[:, 0], known[:, 0]
     known_ids = {name for pair in (*trained, *train) for name in (pair.left, pair.right)}
     seen = np.array([pair.left in known_ids and pair.right in known_ids for pair in measured], dtype=bool)
     return Matching(
@@ -219,7 +206,9 @@ def as_logit(score: Score) -> Score:
     return logits
 
 
-def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: HeldOut) -> list[Judged]:
+def folds_of(
+    vectors: Vectors, train: Sequence[NamedPair], held_out: HeldOut
+) -> list[tuple[Sequence[NamedPair], Vectors]]:
     """Return the pairs that training has not seen; with several folds, each in the space of its part of a joined run.
 
     Warns where the vectors cannot be those of so many runs: whoever has all modalities has all parts equally long.
@@ -248,52 +237,63 @@ def folds_of(vectors: Vectors, train: Sequence[NamedPair], held_out: HeldOut) ->
         )
     parts = [vectors] if len(folds) == 1 else [_unit(part) for part in found]
     return [
-        Judged(pairs=hold_out(train, held_out.share, fold)[1] if held_out.share else train, vectors=part)
+        (hold_out(train, held_out.share, fold)[1] if held_out.share else train, part)
         for fold, part in zip(folds, parts, strict=True)
     ]
 
 
-def among_neighbours(ids: Sequence[str], judged: Judged, known: Sequence[NamedPair], score: Score) -> Judged:
-    """Return the same pairs to be judged among their neighbours, which are found by cosine among all products.
+def sides_of(ids: Sequence[str], known: Sequence[NamedPair]) -> tuple[NDArray[np.str_], Rows]:
+    """Return the side of each product, see `surroundings`, and the places of those whose surroundings are measured.
 
     Where no product stands on the left of one pair and on the right of another, the two sides are two catalogues, and
     neighbours are looked for on the other side.
 
     Args:
         ids: n product ids.
-        judged: the pairs.
-        known: all pairs that are known, whatever their labels; the surroundings of their products are measured.
+        known: all pairs that are known, whatever their labels.
+    """
+    left, right = {pair.left for pair in known}, {pair.right for pair in known}
+    two = not left & right
+    sides = [("left" if name in left else "right" if name in right else name) if two else "" for name in ids]
+    return np.array(sides), np.flatnonzero([name in left or name in right for name in ids])
+
+
+def scorer_of(vectors: Vectors, score: Score) -> Scorer:
+    """Return a score of vectors as one of their rows; neighbours are found by cosine.
+
+    Args:
+        vectors: FP32 [n, d], unit length; NaN where a product has no embedding.
         score: the measure.
     """
-    vectors, left, right = judged.vectors, {pair.left for pair in known}, {pair.right for pair in known}
-    two = not left & right
-    sides = np.array([("left" if name in left else "right" if name in right else name) if two else "" for name in ids])
+    there = np.nan_to_num(vectors, nan=0.0)
 
-    def search(queries: Rows, others: Rows) -> Scores:
-        found: Scores = vectors[queries] @ vectors[others].T
-        return found
+    def pairs(left: Rows, right: Rows) -> Scores:
+        return score(vectors[left], vectors[right])
 
-    def score_rows(queries: Rows, others: Rows) -> Scores:
-        return score(vectors[queries], vectors[others])
+    def search(left: Rows, right: Rows) -> Scores:
+        similarity: Scores = vectors[left] @ there[right].T
+        return similarity
 
-    asked = np.flatnonzero([name in left or name in right for name in ids])
-    return replace(judged, local=surroundings(np.arange(len(ids)), sides, search, score_rows, asked))
+    return Scorer(pairs=pairs, search=search)
 
 
-def _features(judged: Judged, row_of: dict[str, int], score: Score) -> Features:
-    """Return what the decision is made from: the score first, NaN where a product has no embedding."""
-    pairs, local = judged.pairs, judged.local
-    scores = np.full(len(pairs), np.nan, dtype=np.float32)
+def known_of(pairs: Sequence[NamedPair], features: PairFeatures, row_of: Mapping[str, int]) -> Features:
+    """Return what a decision about pairs is made from, FP32 [p, f]; NaN where a product is not there.
+
+    Args:
+        pairs: the pairs.
+        features: what is known of them.
+        row_of: product id -> row.
+    """
     live = [place for place, pair in enumerate(pairs) if pair.left in row_of and pair.right in row_of]
-    for start in each(range(0, len(live), _STEP), "pairs"):
-        some = live[start : start + _STEP]
-        left = judged.vectors[[row_of[pairs[place].left] for place in some]]
-        scores[some] = score(left, judged.vectors[[row_of[pairs[place].right] for place in some]])
-    if local is None:
-        return scores[:, None]
-    left = np.array([row_of.get(pair.left, 0) for pair in pairs], dtype=np.intp)
-    right = np.array([row_of.get(pair.right, 0) for pair in pairs], dtype=np.intp)
-    return in_context(scores, local[:, left], local[:, right])
+    left, right = (
+        np.array([row_of[getattr(pairs[place], side)] for place in live], dtype=np.intp) for side in ("left", "right")
+    )
+    starts = each(range(0, max(1, len(live)), _STEP), "pairs")
+    known = np.concatenate([features(left[start : start + _STEP], right[start : start + _STEP]) for start in starts])
+    found = np.full((len(pairs), known.shape[1]), np.nan, dtype=np.float32)
+    found[live] = known
+    return found
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -13,6 +13,7 @@ of which to take off. Measuring surroundings needs the catalogues alone: no labe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -26,9 +27,50 @@ Search: TypeAlias = Callable[[Rows, Rows], Values]
 """Similarities of some rows with others, [q] and [g] -> FP32 [q, g]."""
 PairScore: TypeAlias = Callable[[Rows, Rows], Values]
 """Scores of pairs, rows [p] and [p] -> FP32 [p]."""
+PairFeatures: TypeAlias = Callable[[Rows, Rows], Values]
+"""What is known of pairs, rows [p] and [p] -> FP32 [p, f]: the score first."""
 NEIGHBOURS = (1, 2, 3, 5, 10)
 """The numbers of neighbours, k."""
+AMONG_NEIGHBOURS = ", among neighbours"
+"""What stands behind the name of a score whose pairs are judged so."""
 _BLOCK_VALUES = 8_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """One way to compare products, by their rows.
+
+    Attributes:
+        pairs: scores pairs.
+        search: similarities of some rows to others; finds neighbours.
+    """
+
+    pairs: PairScore
+    search: Search
+
+
+def alone(scorer: Scorer) -> PairFeatures:
+    """Return what is known of pairs by themselves: the score."""
+    return lambda left, right: scorer.pairs(left, right)[:, None]
+
+
+def among_neighbours(scorer: Scorer, members: Rows, sides: NDArray[np.str_], asked: Rows | None = None) -> PairFeatures:
+    """Return what is known of pairs of members: the score and the products' surroundings.
+
+    Args:
+        scorer: the score.
+        members: see `surroundings`.
+        sides: see `surroundings`.
+        asked: see `surroundings`; pairs of others are not asked for.
+    """
+    local = surroundings(members, sides, scorer.search, scorer.pairs, asked)
+    place_of = np.zeros(members.max() + 1, np.intp)
+    place_of[members] = np.arange(len(members))
+
+    def features(left: Rows, right: Rows) -> Values:
+        return in_context(scorer.pairs(left, right), local[:, place_of[left]], local[:, place_of[right]])
+
+    return features
 
 
 def surroundings(
