@@ -95,8 +95,8 @@ class PairSets:
         pairs: CSV of left_id, right_id, label, split, relative to the data root.
         set_field: the field that names a product's set.
         side_field: the field that says on which side of the pairs a product stands; empty where there are no sides.
-        splits: the splits of the products that are needed: those of all pairs. Decisions are learned from the pairs of
-            the first split and measured on those of the last.
+        splits: of pairs: decisions are learned from those of the first split and measured on those of the last. Their
+            products may be of any.
         version: raised when pairs are decided in another way, so that kept figures are not taken for the new ones.
     """
 
@@ -105,12 +105,12 @@ class PairSets:
     pairs: str
     set_field: str = "coarse_label"
     side_field: str = "extra.side"
-    splits: tuple[str, ...] = ("train", "val")
+    splits: tuple[str, str] = ("train", "val")
     version: int = 2
 
     def on(self, split: str) -> Self:
-        """Return the same measure of another split. Products of `MEASURED` stay: its pairs may name them, too."""
-        return replace(self, splits=(*(name for name in self.splits if name != split), split))
+        """Return the same measure of another split than `MEASURED`."""
+        return replace(self, splits=(self.splits[0], split))
 
 
 Measure: TypeAlias = Ranking | Views | PairSets
@@ -132,6 +132,7 @@ class Table:
         masked: the fields whose words ``masked text`` does without.
         sheet: the measure that a run's contact sheet is drawn for; by its first label.
         notes: what a reader has to know, published figures among it.
+        notes_of_measured: the same, where the split is `MEASURED`.
         split: the split that is measured.
     """
 
@@ -144,13 +145,17 @@ class Table:
     masked: tuple[str, ...] = ()
     sheet: Ranking | None = None
     notes: tuple[str, ...] = ()
+    notes_of_measured: tuple[str, ...] = ()
     rendered: bool = False
     split: str = MEASURED
 
     def on(self, split: str) -> Table:
         """Return the same table of another split."""
+        if split == self.split:
+            return self
         measures = tuple(measure.on(split) for measure in self.measures)
-        return replace(self, split=split, measures=measures, sheet=self.sheet and self.sheet.on(split))
+        sheet = self.sheet and self.sheet.on(split)
+        return replace(self, split=split, measures=measures, sheet=sheet, notes_of_measured=())
 
     @property
     def file_stem(self) -> str:
@@ -159,7 +164,9 @@ class Table:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of the catalogue that the measures need."""
+        """The splits of the catalogue that the measures need; empty: all, because pairs may name any product."""
+        if any(isinstance(measure, PairSets) for measure in self.measures):
+            return ()
         return tuple(dict.fromkeys(split for measure in self.measures for split in measure.splits))
 
     def variant(self, name: str) -> Variant:
