@@ -89,6 +89,27 @@ def test_a_unit_is_trained_measured_and_kept(
         work_on(unit)
 
 
+def test_what_is_trained_is_measured_on_a_split_that_came_later(
+    table: Table, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (unit,) = units_of(table, [3], [], tmp_path / "work", tiny.root)
+    work_on(unit)
+    lines = tiny.products.read_text(encoding="utf-8").splitlines()
+    later = [{**json.loads(line), "product_id": f"later {place}", "split": "test"} for place, line in enumerate(lines)]
+    write_text(tiny.products, "\n".join([*lines, *map(json.dumps, later)]))
+    of_test = replace(unit, table=replace(table, measures=(replace(RANKING, queries=("test",)),)))
+    monkeypatch.setattr("likeness_export.training.train.Trainer", lambda *_: pytest.fail("trained again"))
+    work_on(of_test)
+    assert read_finished(of_test)
+    # One of them is trained on now.
+    write_text(
+        tiny.products, "\n".join([*lines, json.dumps({**later[0], "split": "train"}), *map(json.dumps, later[1:])])
+    )
+    with pytest.raises(InputError, match=r"was trained on other data than products\.jsonl holds now"):
+        work_on(of_test)
+    assert "was trained on other data" in (unit.folder / "unit.log").read_text(encoding="utf-8")
+
+
 def test_joined_seeds_are_a_unit_that_trains_nothing(
     table: Table, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
