@@ -77,12 +77,11 @@ def test_tables_are_declared_of_one_split_and_can_be_made_of_another() -> None:
         asked = {side for one in other.measures if isinstance(one, Ranking) for side in one.queries}
         assert asked <= {"test"}
         assert other.sheet is None or set(other.sheet.queries) == {"test"}
-        assert "val" not in other.splits
+        assert "test" in other.splits
+        assert ("val" in other.splits) == (table.name == "matching")  # whose products may stand in pairs of both
         assert not any("val" in note.split() or "queries:" in note for note in plain(empty(other))["notes"])
-        # Pairs have splits of their own, and may name products of any.
-        assert ("test" in other.splits) == (table.name != "matching")
     (measure,) = tables_named(["matching"])[0].on("test").measures
-    assert measure.splits == ("train", "test")
+    assert measure.splits == ("train", "val", "test")
 
 
 def test_json_says_which_split_was_measured() -> None:

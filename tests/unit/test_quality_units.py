@@ -186,11 +186,14 @@ def test_a_split_that_is_not_there_is_refused_before_training(table: Table, tiny
     assert not folder.exists()
 
 
-def test_pairs_may_name_products_of_any_split(table: Table, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_split_of_pairs_need_not_have_products_of_its_own(table: Table, tiny: Tiny, tmp_path: Path) -> None:
     measure = PairSets(name="T11", search="T12", pairs="pairs.csv")
     products = read_catalogue(tiny.products)
+    lines = tiny.products.read_text(encoding="utf-8")
+    write_text(tiny.products, lines + json.dumps({"product_id": "new", "split": "later"}) + "\n")
     write_text(tiny.root / "pairs.csv", f"left_id,right_id,label,split\n{products.ids[0]},{products.ids[1]},1,test\n")
-    assert len(asked_of(replace(table, measures=(measure.on("test"),)), products, tiny.root)) == len(products)
+    every = read_catalogue(tiny.products)
+    assert asked_of(replace(table, measures=(measure.on("test"),)), every, tiny.root).ids == products.ids
     later = replace(table, measures=(measure.on("later"),))
     with pytest.raises(InputError, match=r"pairs\.csv: no pair of known products has split later"):
         train_and_measure(later, tiny.recipe, tmp_path / "run", tiny.root)

@@ -64,7 +64,7 @@ class Catalogue:
         Raises:
             InputError: none has; names the keys that products have.
         """
-        among = self.of_splits(splits)
+        among = self.of_splits(splits) if splits else self
         if not (among.labels(field) != "").any():
             where = f" of split {' or '.join(dict.fromkeys(splits))}" if splits else ""
             raise InputError(
@@ -120,7 +120,7 @@ class Catalogue:
         return Catalogue(products=tuple(products), records=self.records)
 
     def of_splits(self, splits: Sequence[str]) -> Catalogue:
-        """Return the products of these splits; all of them if none is named.
+        """Return the products of these splits.
 
         Raises:
             InputError: one of them has none; names the splits that there are.
@@ -129,7 +129,7 @@ class Catalogue:
         if missing := [split for split in dict.fromkeys(splits) if as_label(split) not in known]:
             there = named_keys(sorted(known)) if known else "none, as no product has the key split"
             raise InputError(f"no product has split {' or '.join(missing)}; there are: {there}")
-        return self.select(np.flatnonzero(self.in_splits(splits))) if splits else self
+        return self.select(np.flatnonzero(self.in_splits(splits)))
 
     def in_splits(self, splits: Sequence[str]) -> NDArray[np.bool_]:
         """Return BOOL [n]: which products are of these splits."""

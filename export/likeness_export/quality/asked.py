@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from likeness_client.errors import InputError
 
 from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
@@ -24,10 +25,12 @@ def asked_of(table: Table, catalogue: Catalogue, data_root: Path) -> Catalogue:
     Raises:
         InputError: one of the splits has no product, or no pair.
     """
-    found = catalogue.of_splits(table.splits)
-    for measure in table.measures:
-        if isinstance(measure, PairSets):
-            pairs_of(measure, found, data_root)
+    of_pairs = [measure for measure in table.measures if isinstance(measure, PairSets)]
+    if not of_pairs:
+        return catalogue.of_splits(table.splits)
+    found = catalogue.select(np.flatnonzero(catalogue.in_splits(table.splits)))
+    for measure in of_pairs:
+        pairs_of(measure, found, data_root)
     return found
 
 

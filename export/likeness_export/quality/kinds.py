@@ -95,8 +95,8 @@ class PairSets:
         pairs: CSV of left_id, right_id, label, split, relative to the data root.
         set_field: the field that names a product's set.
         side_field: the field that says on which side of the pairs a product stands; empty where there are no sides.
-        splits: of pairs: decisions are learned from those of the first split and measured on those of the last. Their
-            products may be of any.
+        splits: the splits of the products that are needed: those of all pairs. A split of pairs need not have products
+            of its own. Decisions are learned from the pairs of the first split and measured on those of the last.
         version: raised when pairs are decided in another way, so that kept figures are not taken for the new ones.
     """
 
@@ -105,12 +105,12 @@ class PairSets:
     pairs: str
     set_field: str = "coarse_label"
     side_field: str = "extra.side"
-    splits: tuple[str, str] = ("train", "val")
+    splits: tuple[str, ...] = ("train", "val")
     version: int = 2
 
     def on(self, split: str) -> Self:
-        """Return the same measure of another split than `MEASURED`."""
-        return replace(self, splits=(self.splits[0], split))
+        """Return the same measure of another split. Products of `MEASURED` stay: its pairs may name them, too."""
+        return replace(self, splits=(*(name for name in self.splits if name != split), split))
 
 
 Measure: TypeAlias = Ranking | Views | PairSets
@@ -164,9 +164,7 @@ class Table:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of the catalogue that the measures need; empty: all, because pairs may name any product."""
-        if any(isinstance(measure, PairSets) for measure in self.measures):
-            return ()
+        """The splits of the catalogue that the measures need."""
         return tuple(dict.fromkeys(split for measure in self.measures for split in measure.splits))
 
     def variant(self, name: str) -> Variant:

@@ -62,7 +62,9 @@ def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) 
     unnamed = sum(not name for name in ids)
     _report("no product_id", unnamed)
     _report("product_id of an earlier one", len(ids) - unnamed - len(firsts))
-    catalogue = everything.select(list(firsts.values())).of_splits(splits)
+    catalogue = everything.select(list(firsts.values()))
+    if splits:
+        catalogue = catalogue.of_splits(splits)
     places = {name: place for place, name in enumerate(catalogue.ids)}
     failed = np.isnan(found.vectors).any(1)
     missing = [name for name in places if name not in row_of]
