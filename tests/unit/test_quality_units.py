@@ -97,10 +97,12 @@ def test_what_is_trained_is_measured_on_a_split_that_came_later(
     lines = tiny.products.read_text(encoding="utf-8").splitlines()
     later = [{**json.loads(line), "product_id": f"later {place}", "split": "test"} for place, line in enumerate(lines)]
     write_text(tiny.products, "\n".join([*lines, *map(json.dumps, later)]))
-    of_test = replace(unit, table=replace(table, measures=(replace(RANKING, queries=("test",)),)))
+    sheet = Ranking(name="sheet", labels=("product_id",), queries=("test",), gallery=("test",))  # nothing to draw
+    of_test = replace(unit, table=replace(table, measures=(replace(RANKING, queries=("test",)),), sheet=sheet))
     monkeypatch.setattr("likeness_export.training.train.Trainer", lambda *_: pytest.fail("trained again"))
     work_on(of_test)
     assert read_finished(of_test)
+    assert not (unit.folder / "sheet.png").exists()
     # One of them is trained on now.
     write_text(
         tiny.products, "\n".join([*lines, json.dumps({**later[0], "split": "train"}), *map(json.dumps, later[1:])])

@@ -83,7 +83,9 @@ def _measure(
     lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root, parts)]
     if table.sheet:
         task = Task(labels=table.sheet.labels[:1], queries=table.sheet.queries, gallery=table.sheet.gallery)
-        draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, run.folder / "sheet.png")
+        place = run.folder / "sheet.png"
+        place.unlink(missing_ok=True)  # where there is nothing to draw, one of another split would stay
+        draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, place)
     return lines, cost_of(recipe, embedder.network, run, trained, catalogue)
 
 
