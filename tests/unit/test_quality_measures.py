@@ -205,6 +205,19 @@ def test_what_no_query_asks_has_no_line(exported: Exported, tmp_path: Path) -> N
     assert measure_baselines(asked, tmp_path, tmp_path) == []
 
 
+def test_a_label_that_no_query_has_costs_the_others_nothing(
+    exported: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = exported.run.folder.parent / "data"
+    catalogue = read_catalogue(root / "products.jsonl")
+    embedder = OfflineEmbedder(exported.run, catalogue)
+    both = replace(RANKING, labels=("nobody has it", "group"))
+    alone, beside = (list(take(one, exported.run, embedder, catalogue, root)) for one in (RANKING, both))
+    assert alone == beside != []
+    assert list(take(replace(both, labels=both.labels[:1]), exported.run, embedder, catalogue, root)) == []
+    assert "T: nothing is measured by nobody has it, which no query has" in caplog.text
+
+
 def test_only_the_signatures_that_are_there_are_measured(exported: Exported) -> None:
     root = exported.run.folder.parent / "data"
     catalogue = read_catalogue(root / exported.recipe.data.products)

@@ -52,6 +52,10 @@ def result(**changes: Any) -> TableResult:
     return replace(TableResult(table=TABLE, seeds=(1, 2), variants=variants, baselines=(line(0.25, "v2"),)), **changes)
 
 
+def empty(table: Table) -> TableResult:
+    return TableResult(table=table, seeds=(), variants=())
+
+
 # Declarations
 
 
@@ -72,10 +76,16 @@ def test_tables_are_declared_of_one_split_and_can_be_made_of_another() -> None:
         assert (other.split, other.file_stem) == ("test", f"{table.name}-test")
         asked = {side for one in other.measures if isinstance(one, Ranking) for side in one.queries}
         assert asked <= {"test"}
+        assert other.sheet is None or set(other.sheet.queries) == {"test"}
         assert "test" in other.splits
         assert ("val" in other.splits) == (table.name == "matching")  # whose products may stand in pairs of both
+        assert not any("val" in note.split() or "queries:" in note for note in plain(empty(other))["notes"])
     (measure,) = tables_named(["matching"])[0].on("test").measures
     assert measure.splits == ("train", "val", "test")
+
+
+def test_json_says_which_split_was_measured() -> None:
+    assert [plain(empty(table))["split"] for table in (TABLE, TABLE.on("test"))] == ["val", "test"]
 
 
 def test_figures_of_another_split_lie_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from likeness_client import InputError
 from likeness_client.writing import write_text
 from likeness_export.cli import app
 from likeness_export.evaluation.evaluate import AS_THEY_ARE
+from likeness_export.products.catalogue import read_catalogue
+from likeness_export.quality.asked import asked_of
 from likeness_export.quality.costs import Cost
-from likeness_export.quality.kinds import Ranking, Table, Variant, Views
+from likeness_export.quality.kinds import PairSets, Ranking, Table, Variant, Views
 from likeness_export.quality.lines import Line
 from likeness_export.quality.running import Plan
 from likeness_export.quality.trained import train_and_measure
@@ -84,6 +87,29 @@ def test_a_unit_is_trained_measured_and_kept(
     (unit.folder / "figures.json").unlink()  # as if measuring had been interrupted
     with pytest.raises(InputError, match=r"was trained on other data than products\.jsonl holds now"):
         work_on(unit)
+
+
+def test_what_is_trained_is_measured_on_a_split_that_came_later(
+    table: Table, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (unit,) = units_of(table, [3], [], tmp_path / "work", tiny.root)
+    work_on(unit)
+    lines = tiny.products.read_text(encoding="utf-8").splitlines()
+    later = [{**json.loads(line), "product_id": f"later {place}", "split": "test"} for place, line in enumerate(lines)]
+    write_text(tiny.products, "\n".join([*lines, *map(json.dumps, later)]))
+    sheet = Ranking(name="sheet", labels=("product_id",), queries=("test",), gallery=("test",))  # nothing to draw
+    of_test = replace(unit, table=replace(table, measures=(replace(RANKING, queries=("test",)),), sheet=sheet))
+    monkeypatch.setattr("likeness_export.training.train.Trainer", lambda *_: pytest.fail("trained again"))
+    work_on(of_test)
+    assert read_finished(of_test)
+    assert not (unit.folder / "sheet.png").exists()
+    # One of them is trained on now.
+    write_text(
+        tiny.products, "\n".join([*lines, json.dumps({**later[0], "split": "train"}), *map(json.dumps, later[1:])])
+    )
+    with pytest.raises(InputError, match=r"was trained on other data than products\.jsonl holds now"):
+        work_on(of_test)
+    assert "was trained on other data" in (unit.folder / "unit.log").read_text(encoding="utf-8")
 
 
 def test_joined_seeds_are_a_unit_that_trains_nothing(
@@ -162,6 +188,20 @@ def test_a_split_that_is_not_there_is_refused_before_training(table: Table, tiny
     assert not folder.exists()
 
 
+def test_a_split_of_pairs_need_not_have_products_of_its_own(table: Table, tiny: Tiny, tmp_path: Path) -> None:
+    measure = PairSets(name="T11", search="T12", pairs="pairs.csv")
+    products = read_catalogue(tiny.products)
+    lines = tiny.products.read_text(encoding="utf-8")
+    write_text(tiny.products, lines + json.dumps({"product_id": "new", "split": "later"}) + "\n")
+    write_text(tiny.root / "pairs.csv", f"left_id,right_id,label,split\n{products.ids[0]},{products.ids[1]},1,test\n")
+    every = read_catalogue(tiny.products)
+    assert asked_of(replace(table, measures=(measure.on("test"),)), every, tiny.root).ids == products.ids
+    later = replace(table, measures=(measure.on("later"),))
+    with pytest.raises(InputError, match=r"pairs\.csv: no pair of known products has split later"):
+        train_and_measure(later, tiny.recipe, tmp_path / "run", tiny.root)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_path: Path) -> None:
     train_and_measure(table, tiny.recipe, tmp_path / "run", tiny.root)
     other = tiny.recipe.model_copy(update={"seed": 8})
@@ -194,7 +234,8 @@ def test_the_command_makes_tables_of_the_split_that_is_asked_for(
         asked.append(plan)
         return {}
 
-    write_text(tmp_path / "luma" / "products.jsonl", "")
+    lines = [json.dumps({"product_id": split, "split": split}) for split in ("train", "val", "test")]
+    write_text(tmp_path / "luma" / "products.jsonl", "\n".join(lines))
     monkeypatch.setattr("likeness_export.quality.running.run_tables", ask)
     for more, name in ((["--split", "test"], "luma-test"), ([], "luma")):
         answer = CliRunner().invoke(
@@ -202,9 +243,17 @@ def test_the_command_makes_tables_of_the_split_that_is_asked_for(
         )
         assert answer.output.endswith(f"written: {tmp_path / name}.md\n")
     assert [table.split for plan in asked for table in plan.tables] == ["test", "val"]
+    for split, fault in (
+        ("tset", "there is nothing to measure: luma: no product has split tset; there are: test, train, val"),
+        ("train", "table luma trains on split 'train': measure another with --split"),
+    ):
+        answer = CliRunner().invoke(app, ["quality", "run", "luma", "--data-root", str(tmp_path), "--split", split])
+        assert str(answer.exception) == fault
+    assert len(asked) == 2
 
 
 def test_a_folder_without_any_of_the_data_is_refused_at_once(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["quality", "run", "luma", "fashion", "--data-root", str(tmp_path)])
     assert isinstance(answer.exception, InputError)
-    assert f"no {tmp_path}/luma/products.jsonl, no {tmp_path}/fashion/" in str(answer.exception)
+    for name in ("luma", "fashion"):
+        assert f"{name}: cannot read {tmp_path}/{name}/products.jsonl: there is no such file" in str(answer.exception)

@@ -24,6 +24,7 @@ from likeness_export.evaluation.metrics import places_in, ranking
 from likeness_export.features.tower_inputs import TowerInputs
 from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.products.parts import Part
+from likeness_export.quality.asked import asked_of
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import measure_pair_sets
@@ -51,7 +52,8 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
         InputError: the data or a network cannot be read, or there is no such baseline.
     """
     catalogue = read_recipe_catalogue(table.products, data_root)
-    shown = {"": catalogue.of_splits(table.splits), "masked ": catalogue.masked(table.masked).of_splits(table.splits)}
+    masked = catalogue.masked(table.masked)
+    shown = {prefix: asked_of(table, some, data_root) for prefix, some in (("", catalogue), ("masked ", masked))}
     source = _Source(data_root, cache)
     lines = []
     for measure in table.measures:

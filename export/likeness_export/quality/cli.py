@@ -37,16 +37,14 @@ def run(
     split: Annotated[str, typer.Option(help="Split that is measured; recipes were chosen by looking at val.")] = "val",
 ) -> None:
     """Make quality tables. Interrupted, it goes on when it is called again. Exits with 1 if a training fails."""
-    from likeness_client import InputError
     from likeness_client.writing import check_place
 
+    from likeness_export.quality.asked import check_split
     from likeness_export.quality.tables import tables_named, tables_with
 
     start()
     chosen = [table.on(split) for table in tables_with(only or (), tables_named(tables))]
-    files = [data_root / table.products for table in chosen]
-    if not any(file.is_file() for file in files):  # else every training would find out by itself
-        raise InputError(f"no {', no '.join(map(str, files))}: give the folder that holds the data with --data-root")
+    check_split(chosen, data_root)
     for table in chosen:
         check_place(out / f"{table.file_stem}.md")
     from joblib import cpu_count

@@ -95,8 +95,8 @@ class PairSets:
         pairs: CSV of left_id, right_id, label, split, relative to the data root.
         set_field: the field that names a product's set.
         side_field: the field that says on which side of the pairs a product stands; empty where there are no sides.
-        splits: the splits of the products that are needed: those of all pairs. Decisions are learned from the pairs of
-            the first split and measured on those of the last.
+        splits: the splits of the products that are needed: those of all pairs. A split of pairs need not have products
+            of its own. Decisions are learned from the pairs of the first split and measured on those of the last.
         version: raised when pairs are decided in another way, so that kept figures are not taken for the new ones.
     """
 
@@ -132,6 +132,7 @@ class Table:
         masked: the fields whose words ``masked text`` does without.
         sheet: the measure that a run's contact sheet is drawn for; by its first label.
         notes: what a reader has to know, published figures among it.
+        notes_of_measured: the same, where the split is `MEASURED`.
         split: the split that is measured.
     """
 
@@ -144,13 +145,17 @@ class Table:
     masked: tuple[str, ...] = ()
     sheet: Ranking | None = None
     notes: tuple[str, ...] = ()
+    notes_of_measured: tuple[str, ...] = ()
     rendered: bool = False
     split: str = MEASURED
 
     def on(self, split: str) -> Table:
         """Return the same table of another split."""
+        if split == self.split:
+            return self
         measures = tuple(measure.on(split) for measure in self.measures)
-        return replace(self, split=split, measures=measures, sheet=self.sheet and self.sheet.on(split))
+        sheet = self.sheet and self.sheet.on(split)
+        return replace(self, split=split, measures=measures, sheet=sheet, notes_of_measured=())
 
     @property
     def file_stem(self) -> str:

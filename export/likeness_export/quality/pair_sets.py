@@ -86,16 +86,11 @@ def measure_pair_sets(
     Raises:
         InputError: the file of pairs cannot be read, or there is none to measure on.
     """
-    path = data_root / measure.pairs
     sets = catalogue.labels(measure.set_field)
     sides = catalogue.labels(measure.side_field)
     row_of = {name: row for row, name in enumerate(catalogue.ids)}
     lessons, first = lessons or (Lesson(scorers=scorers),), next(iter(scorers.values()))
-    train, asked = (
-        _known(read_named_pairs(path, [split]), row_of) for split in (measure.splits[0], measure.splits[-1])
-    )
-    if not asked:
-        raise InputError(f"{path}: no pair of known products has split {measure.splits[-1]}")
+    train, asked = pairs_of(measure, catalogue, data_root)
     for name in dict.fromkeys(sets.tolist()):
         known, measured = ([pair for pair in pairs if sets[row_of[pair.left]] == name] for pairs in (train, asked))
         taught = [(lesson, lesson.pairs(known)) for lesson in lessons]
@@ -116,6 +111,22 @@ def measure_pair_sets(
             if scorer is first:  # the others find the same
                 found, count = find(measured, scorer.search, row_of, members, sides)
                 yield Line(task=measure.search, label=name, what=score, count=count, figures=found)
+
+
+def pairs_of(measure: PairSets, catalogue: Catalogue, data_root: Path) -> tuple[list[NamedPair], list[NamedPair]]:
+    """Return the pairs of known products that decisions are learned from, and those to measure on.
+
+    Raises:
+        InputError: the file of pairs cannot be read, or there is none to measure on.
+    """
+    path, known = data_root / measure.pairs, {*catalogue.ids}
+    train, asked = (
+        [pair for pair in read_named_pairs(path, [split]) if {pair.left, pair.right} <= known]
+        for split in (measure.splits[0], measure.splits[-1])
+    )
+    if not asked:
+        raise InputError(f"{path}: no pair of known products has split {measure.splits[-1]}")
+    return train, asked
 
 
 def decide(
@@ -205,7 +216,3 @@ def _rank(values: NDArray[np.float32], wanted: NDArray[np.bool_]) -> list[int]:
     if np.isnan(mine):  # the query has no embedding, and finds nothing
         return [len(values)]
     return [int((values > mine).sum() + (values[: places[0]] == mine).sum())]
-
-
-def _known(pairs: Sequence[NamedPair], row_of: Mapping[str, int]) -> list[NamedPair]:
-    return [pair for pair in pairs if pair.left in row_of and pair.right in row_of]

@@ -81,9 +81,10 @@ def plain(result: TableResult) -> dict[str, Any]:
     return {
         "table": result.table.name,
         "title": result.table.title,
+        "split": result.table.split,
         "seeds": list(result.seeds),
         "measures": result.measures,
-        "notes": list(result.table.notes),
+        "notes": _notes(result.table),
         "baselines": [asdict(line) for line in result.baselines],
         "baselines_failed": result.baselines_failed,
         "variants": {found.variant.name: _plain_variant(found) for found in result.variants},
@@ -137,9 +138,13 @@ def markdown(result: TableResult) -> str:
         failures.insert(0, f"- untrained baselines: {' '.join(result.baselines_failed.split())}")
     if failures:
         parts += ["## Failed", "\n".join(failures)]
-    if result.table.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in result.table.notes)]
+    if notes := _notes(result.table):
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def _notes(table: Table) -> list[str]:
+    return [*table.notes, *table.notes_of_measured]
 
 
 def all_lines(result: TableResult) -> list[tuple[str, SpreadLine]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, complete, evaluate
 from likeness_export.evaluation.metrics import Retrieval, places_in, retrieval
 from likeness_export.products.catalogue import Catalogue, recipe_catalogue
+from likeness_export.quality.asked import asked_of
 from likeness_export.quality.costs import Cost, cost_of, train_measured
 from likeness_export.quality.kinds import Incomplete, Measure, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
@@ -23,6 +25,7 @@ from likeness_export.run import Run
 from likeness_export.training.joining import join_runs
 from likeness_export.uses.neighbourhood import Scorer
 
+log = logging.getLogger(__name__)
 IMAGE = "image"
 
 
@@ -42,7 +45,7 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
         InputError: the folder holds a run of another recipe, or the data cannot be used.
     """
     run = Run(folder)
-    recipe_catalogue(recipe.data, data_root).of_splits(table.splits)  # before hours of training end in a missing split
+    asked_of(table, recipe_catalogue(recipe.data, data_root), data_root)  # not after hours of training
     _share_features(run)
     train_measured(recipe, run, data_root)
     return _measure(table, run, [run], [run], data_root)
@@ -76,12 +79,14 @@ def _measure(
     table: Table, run: Run, parts: Sequence[Run], trained: Sequence[Run], data_root: Path
 ) -> tuple[list[Line], Cost]:
     recipe = run.read_recipe()
-    catalogue = recipe_catalogue(recipe.data, data_root).of_splits(table.splits)
+    catalogue = asked_of(table, recipe_catalogue(recipe.data, data_root), data_root)
     embedder = OfflineEmbedder(run, catalogue)
     lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root, parts)]
     if table.sheet:
         task = Task(labels=table.sheet.labels[:1], queries=table.sheet.queries, gallery=table.sheet.gallery)
-        draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, run.folder / "sheet.png")
+        place = run.folder / "sheet.png"
+        place.unlink(missing_ok=True)  # where there is nothing to draw, one of another split would stay
+        draw_sheet(embedder.embed(recipe.modalities()), catalogue, task, place)
     return lines, cost_of(recipe, embedder.network, run, trained, catalogue)
 
 
@@ -162,7 +167,11 @@ def views_of(catalogue: Catalogue) -> tuple[Catalogue, Catalogue]:
 
 
 def _ranking(measure: Ranking, embedder: OfflineEmbedder, catalogue: Catalogue) -> Iterator[Line]:
-    task = Task(labels=measure.labels, queries=measure.queries, gallery=measure.gallery)
+    asked = catalogue.of_splits(measure.queries)
+    known = tuple(label for label in measure.labels if (asked.labels(label) != "").any())
+    for label in (label for label in measure.labels if label not in known):  # which costs the others nothing
+        log.warning("%s: nothing is measured by %s, which no query has", measure.name, label)
+    task = Task(labels=known, queries=measure.queries, gallery=measure.gallery)
     for row in evaluate(embedder, catalogue, embedder.recipe.modalities(), task):
         if row.figures.queries:
             yield line_of(measure.name, row.label, row.signature, row.figures)

@@ -21,11 +21,12 @@ from likeness_export.quality.lines import Line
 from likeness_export.recipe import Recipe, load_recipe
 from likeness_export.run import Run
 from likeness_export.training.joining import joined_recipe
+from likeness_export.training.training_data import read_training_data, records_key
 
 FORMAT = 2
 """Raised when the same declaration is measured in another way, so that kept figures are not taken for the new ones."""
 BASELINES = "baselines"
-DATA_FILE = "data.sha256"
+DATA_FILE = "trained_on.sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,8 @@ def work_on(unit: Unit) -> None:
     """
     if read_finished(unit):
         return
-    _claim(unit)
     with _logged(unit.folder / "unit.log"):
+        _claim(unit)
         key, weights = unit.key(), unit.weights()
         from likeness_export.quality.baselines import measure_baselines
         from likeness_export.quality.costs import Cost
@@ -237,21 +238,27 @@ def work_on(unit: Unit) -> None:
 
 
 def _claim(unit: Unit) -> None:
-    """Note in the folder, before anything is trained, which data that is; refuse a folder of other data.
+    """Note in the folder, before anything is trained, what that is trained on; refuse a folder of other data.
 
-    What is `val` now may have been trained on then.
+    What is `val` now may have been trained on then. Products and pairs of other splits may come and go.
 
     Raises:
         InputError: the folder was begun with other data.
     """
-    if unit.variant is None:
+    recipe = unit.recipe()
+    if recipe is None:
         return
-    place, key = unit.folder / DATA_FILE, data_key(unit.table, unit.data_root)
+    data = read_training_data(recipe, unit.data_root)
+    shown = [(product.title, product.description) for product in data.catalogue.products]  # masked, unlike the records
+    key = hashlib.sha256(repr((records_key(data.catalogue), data.pairs, shown)).encode()).hexdigest()
+    place = unit.folder / DATA_FILE
     run = Run(unit.folder)
     begun = run.checkpoint.is_file() or run.weights.is_file()
     if begun and place.is_file() and place.read_text(encoding="utf-8") != key:
-        raise InputError(f"{unit.folder} was trained on other data than {unit.table.products} holds now: remove it")
-    unit.folder.mkdir(parents=True, exist_ok=True)
+        raise InputError(
+            f"{unit.folder} was trained on other data than {unit.table.products} holds now (products, pairs, or words "
+            "that are masked): remove it, or name another folder with --work"
+        )
     write_text(place, key)
 
 
