@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import signal
@@ -33,7 +34,7 @@ from likeness_export.server.serve import (
     serving,
     unused_ports,
 )
-from likeness_export.server.shared_memory import shared_memory
+from likeness_export.server.shared_memory import _clear_abandoned, shared_memory
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
 
@@ -156,6 +157,24 @@ def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
             assert own.exists()
         assert own.exists()
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_server_that_starts_at_the_same_time_is_not_taken_for_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder would go, too."""
+    monkeypatch.setattr("likeness_export.server.shared_memory._SHARED_MEMORY", tmp_path)
+    lock = fcntl.flock
+
+    def lock_late(file: Any, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            _clear_abandoned()  # as the other one does
+        lock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", lock_late)
+    with _runtime() as runtime, shared_memory(runtime.name):
+        assert runtime.is_dir()
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
