@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -177,15 +178,7 @@ class Client(_channel.BaseClient):
         with self._lock:
             stub, self._opened = self._opened, None
         if stub is not None:
-            # A signal that raises in the midst of gRPC's code, as Ctrl-C does, may leave a call there that nobody ends;
-            # gRPC would wait for it for ever.
-            closing = threading.Thread(target=stub.close, daemon=True)
-            try:
-                closing.start()
-            except RuntimeError:  # a Python that ends starts no threads any more (atexit)
-                stub.close()
-            else:
-                closing.join(_CLOSES_S)
+            self._closing()
 
     def __enter__(self) -> Client:
         return self
@@ -197,7 +190,7 @@ class Client(_channel.BaseClient):
 
     def _prepare(self) -> None:
         self._slots = threading.Semaphore(self.max_concurrency)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `close` may be called by a signal's handler, in the midst of a call
         self._offer = SharedByThreads[ServerInfo]()
 
     def _here(self) -> tuple[object, str]:
@@ -211,6 +204,8 @@ class Client(_channel.BaseClient):
                 raise self._closed_error()
             if self._opened is None:
                 self._opened = InferenceServerClient(**self._channel())
+                self._closing = weakref.finalize(self, _close, self._opened)  # or tritonclient closes what is forgotten
+                self._closing.atexit = False
                 self._place, _ = self._here()
             return self._opened
 
@@ -377,6 +372,21 @@ class Client(_channel.BaseClient):
             self._slots.release()
             raise
         return future, context
+
+
+def _close(stub: InferenceServerClient) -> None:
+    """Close a channel, in a limited time.
+
+    A signal that raises in the midst of gRPC's code, as Ctrl-C does, may leave a call there that nobody ends; gRPC
+    would wait for it for ever.
+    """
+    closing = threading.Thread(target=stub.close, daemon=True)
+    try:
+        closing.start()
+    except RuntimeError:  # a Python that ends starts no threads any more (atexit)
+        stub.close()
+    else:
+        closing.join(_CLOSES_S)
 
 
 def _left_s(until: float) -> float | None:

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -880,6 +881,30 @@ def test_closing_a_client_under_a_call_is_an_error_of_the_call(endpoint: Endpoin
             call.result()
 
 
+def test_a_client_can_be_closed_by_the_handler_of_a_signal(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in the thread that it interrupts, wherever that is; here: while a call is sent."""
+    client = Client(endpoint.address)
+    client.info()
+    send = InferenceServerClient.async_infer
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        client.close()
+        return send(*given, **named)
+
+    monkeypatch.setattr(InferenceServerClient, "async_infer", interrupted)
+    found: list[BaseException] = []
+
+    def embed() -> None:
+        with pytest.raises(LikenessError, match="is closed") as raised:
+            client.embed(BATCH)
+        found.append(raised.value)
+
+    calling = threading.Thread(target=embed, daemon=True)
+    calling.start()
+    calling.join(5)
+    assert found
+
+
 def test_a_client_closes_where_python_ends_and_starts_no_threads(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -895,23 +920,33 @@ def test_a_client_closes_where_python_ends_and_starts_no_threads(
         client.embed(BATCH)
 
 
+@pytest.mark.parametrize("closed", [True, False])
 def test_a_client_closes_after_a_signal_in_the_midst_of_grpc(
-    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, closed: bool
 ) -> None:
+    """Also one that is only forgotten, as in a notebook whose cell is run again."""
+
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("likeness_client.client._CLOSES_S", 0.1)
-    client = Client(endpoint.address)
-    client.info()
     # Its call is on its way then, and nothing waits for the answer.
     monkeypatch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        client.embed(BATCH)
-    closing = threading.Thread(target=client.close, daemon=True)
-    closing.start()
-    closing.join(5)
-    assert not closing.is_alive()
+
+    def use() -> None:
+        client = Client(endpoint.address)
+        client.info()
+        with suppress(KeyboardInterrupt):
+            client.embed(BATCH)
+        if closed:
+            client.close()
+        del client
+        gc.collect()
+
+    using = threading.Thread(target=use, daemon=True)
+    using.start()
+    using.join(5)
+    assert not using.is_alive()
 
 
 def test_given_embeddings_are_scored_without_a_server(kind: Any, client: Any) -> None:

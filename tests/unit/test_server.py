@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import signal
@@ -33,7 +34,7 @@ from likeness_export.server.serve import (
     serving,
     unused_ports,
 )
-from likeness_export.server.shared_memory import shared_memory
+from likeness_export.server.shared_memory import _clear_abandoned, shared_memory
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
 
@@ -158,12 +159,31 @@ def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
+def test_a_server_that_starts_at_the_same_time_is_not_taken_for_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder would go, too."""
+    monkeypatch.setattr("likeness_export.server.shared_memory._SHARED_MEMORY", tmp_path)
+    lock = fcntl.flock
+
+    def lock_late(file: Any, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            _clear_abandoned()  # as the other one does
+        lock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", lock_late)
+    with _runtime() as runtime, shared_memory(runtime.name):
+        assert runtime.is_dir()
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
         ("other", "other: one repository is served"),
         ("--grpc-port=9", "--grpc-port=9: likeness serve says that itself"),
         ("--model-repository", "--model-repository: likeness serve says that itself"),
+        ("--id=x", "--id=x: likeness serve says that itself"),
     ],
 )
 def test_options_that_are_not_for_tritonserver_are_refused(tmp_path: Path, option: str, said: str) -> None:
@@ -262,6 +282,9 @@ def test_the_help_keeps_its_words() -> None:
 class Ready(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated, untyped
     """A server that is ready as soon as it answers."""
 
+    def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        return service_pb2.ServerMetadataResponse(name="mine")
+
     def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         return service_pb2.ServerReadyResponse(ready=True)
 
@@ -290,8 +313,23 @@ def test_readiness_is_noticed_soon_and_without_a_proxy(
 
     Timer(1.2, start).start()  # gRPC's own pauses end after 1 s and after 2.6 s
     config = ServeConfig(repository=Path(), grpc_port=port, metrics_port=port, ready_timeout_s=10)
-    _wait_until_ready(process, config)
+    _wait_until_ready(process, config, "mine")
     assert time.monotonic() - started_s[0] < 1
+    server.stop(grace=None)
+
+
+def test_another_server_on_the_same_ports_is_not_taken_for_the_one_that_was_started(
+    process: subprocess.Popen[bytes],
+) -> None:
+    """Of two that load at the same time, neither finds the ports taken."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Ready(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    config = ServeConfig(repository=Path(), grpc_port=port, metrics_port=port, ready_timeout_s=1)
+    with pytest.raises(ServeError, match=r"not ready after 1 s"):
+        _wait_until_ready(process, config, "another")
+    _wait_until_ready(process, config, "mine")
     server.stop(grace=None)
 
 
@@ -299,4 +337,4 @@ def test_a_server_that_takes_longer_can_be_given_longer(process: subprocess.Pope
     grpc_port, metrics_port = unused_ports(2)
     config = ServeConfig(repository=Path(), grpc_port=grpc_port, metrics_port=metrics_port, ready_timeout_s=0.2)
     with pytest.raises(ServeError, match=r"not ready after 0\.2 s \(--ready-timeout-s allows more\): see the log"):
-        _wait_until_ready(process, config)
+        _wait_until_ready(process, config, "mine")

@@ -28,7 +28,7 @@ from likeness_export.server.shared_memory import OWN, STUB, shared_memory
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 _LOADED_AT_ONCE = 16  # models that load side by side; the default, two for each core, leaves the cores idle
 _OWN_OPTIONS = {f"--{what}-{of}" for what in ("grpc", "http", "metrics") for of in ("address", "port")}
-_OWN_OPTIONS |= {"--model-repository", "--model-config-name"}
+_OWN_OPTIONS |= {"--model-repository", "--model-config-name", "--id"}
 PROBE_CHANNEL = [
     # gRPC's own pauses grow to seconds, in which a server that is ready goes unnoticed.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -155,7 +155,7 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
         tied = [sys.executable, "-ISc", _TIE, str(os.getpid()), *command]
         process = subprocess.Popen(tied, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            _wait_until_ready(process, config)
+            _wait_until_ready(process, config, runtime.name)
             yield process
         finally:
             stop_group(process)
@@ -224,6 +224,7 @@ def _command(
     grpc_host, http_host = (f"[{config.host}]", f"ipv6:{config.host}") if is_ipv6 else (config.host, config.host)
     command = [
         str(server.binary),
+        f"--id={runtime.name}",
         f"--model-repository={_for_shells(config.repository.resolve(), runtime)}",
         f"--model-config-name={profile}",
         f"--grpc-address={grpc_host}",
@@ -312,7 +313,8 @@ def _log(path: Path | None) -> Iterator[int]:
         yield out.fileno()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig, name: str) -> None:
+    """Wait until the server of this name answers: one that was started on the same ports at the same time may, too."""
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
@@ -325,8 +327,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], config: ServeConfig) -> 
                     f"tritonserver ended with code {process.returncode} while it loaded the models: {where}"
                 )
             try:
+                mine = client.get_server_metadata(client_timeout=1.0).name == name
                 # Triton opens the metrics port last: then all that is promised answers.
-                if client.is_server_ready(client_timeout=1.0) and _listens(config.host, config.metrics_port):
+                if mine and client.is_server_ready(client_timeout=1.0) and _listens(config.host, config.metrics_port):
                     return
             except InferenceServerException:
                 pass  # not listening yet

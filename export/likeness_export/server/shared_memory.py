@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 OWN = "likeness-serve-"
@@ -49,13 +49,10 @@ def _claim(prefix: str) -> Iterator[None]:
     if not _SHARED_MEMORY.is_dir():
         yield
         return
-    path = _SHARED_MEMORY / f"{prefix}{_CLAIM}"
-    with ExitStack() as held:
-        claim = held.enter_context(path.open("wb"))
+    path = _SHARED_MEMORY / prefix
+    with path.open("wb") as claim:
         fcntl.flock(claim, fcntl.LOCK_EX)
-        if not path.exists():  # who frees abandoned memory was quicker
-            claim = held.enter_context(path.open("wb"))
-            fcntl.flock(claim, fcntl.LOCK_EX)
+        path.rename(f"{path}{_CLAIM}")  # only now: who frees abandoned memory must not find it without its lock
         yield
 
 
