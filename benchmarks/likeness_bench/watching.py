@@ -22,7 +22,8 @@ class Watch:
     """What is seen of the server and of the harness during the measured time.
 
     ``before`` and ``after`` are Triton's counters, read so many seconds from the start of the run; of a server that was
-    started again they are those of its last process. ``space`` is what it serves in the end, where it says so.
+    started again they are those of its last process, from the first look at it on. ``space`` is what it serves in the
+    end, where it says so.
     """
 
     config: LoadConfig
@@ -73,7 +74,8 @@ class Watch:
         self.cut_short = counters is None
         if counters is not None:
             if started_again(self.after or self.before or {}, counters):
-                self.started_again, self.before, self.before_s = True, {}, max(self.before_s, self.after_s)
+                # Not from zero: before it was ready, its models warmed up, also those that the load never asks.
+                self.started_again, self.before, self.before_s = True, counters, drive.now_s()
             self.after, self.after_s = counters, drive.now_s()
 
 
