@@ -59,7 +59,7 @@ class Watch:
             return  # who has interrupted a run on a server that hangs need not wait for it once more
         _, self.space = await asyncio.gather(self._look(drive), _space_of(self.config))
         last = await asyncio.to_thread(find_server, self.config.address)
-        self.started_again |= None not in (server, last) and server != last
+        self.started_again |= last not in (None, server)  # also where there was none when the run began
 
     def steps(self) -> tuple[StepTime, ...]:
         """Return where the time went in the server; empty without its statistics."""
