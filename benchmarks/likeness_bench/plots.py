@@ -39,7 +39,7 @@ def load_plots(report: LoadReport) -> list[str]:
 def sweep_plot(
     products_per_s: Sequence[float],
     p50_ms: Sequence[float],
-    p99_ms: Sequence[float],
+    p99_ms: Sequence[float | None],
     kept: Sequence[bool],
     target: float,
     ceiling: float | None,
@@ -49,7 +49,7 @@ def sweep_plot(
     Args:
         products_per_s: of each run.
         p50_ms: its median latency.
-        p99_ms: its 99th percentile.
+        p99_ms: its 99th percentile, failures being infinitely late; None: infinite, and drawn at the upper edge.
         kept: whether it kept the target.
         target: the highest 99th percentile that was asked for, in ms.
         ceiling: products/s of the same networks without a server; None where that is not known.
@@ -57,10 +57,12 @@ def sweep_plot(
     figure, axes = _axes()
     axes.plot(products_per_s, p50_ms, "o", color=MEDIAN_COLOUR, label="p50")
     for state, marker, label in ((True, "o", "p99, target kept"), (False, "x", "p99, target missed")):
-        chosen = [number for number, found in enumerate(kept) if found is state]
-        if chosen:
-            xs, ys = [products_per_s[number] for number in chosen], [p99_ms[number] for number in chosen]
-            axes.plot(xs, ys, marker, color=TAIL_COLOUR, label=label)
+        points = [(x, y) for x, y, found in zip(products_per_s, p99_ms, kept, strict=True) if found is state]
+        if finite := [(x, y) for x, y in points if y is not None]:
+            axes.plot(*zip(*finite, strict=True), marker, color=TAIL_COLOUR, label=label)
+        if failed := [x for x, y in points if y is None]:
+            label, edge = f"{label}: infinite by failures", axes.get_xaxis_transform()
+            axes.plot(failed, [1.0] * len(failed), "^", color=FAILED_COLOUR, label=label, transform=edge, clip_on=False)
     axes.axhline(target, color="grey", linestyle="--", linewidth=1, label=f"target {target:g} ms")
     if ceiling:
         axes.axvline(ceiling, color="grey", linestyle=":", linewidth=1, label="ceiling, products/s")

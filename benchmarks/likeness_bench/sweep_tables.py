@@ -54,7 +54,7 @@ def sweep_notes(report: SweepReport) -> list[str]:
 def sweep_plots(report: SweepReport) -> list[str]:
     """Return throughput against latency, every repeat one point; empty when nothing was answered."""
     points = [
-        (run.products_per_s, run.latency.p50_ms, run.latency.p99_ms, step.kept)
+        (run.products_per_s, run.latency.p50_ms, run.p99_with_failures_ms, step.kept)
         for step in report.steps
         for run in step.repeats
         if run.latency

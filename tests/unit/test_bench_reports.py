@@ -215,6 +215,19 @@ def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     assert ("recall@1 of text", "0.750", "0.750", "1.000") in table.rows
 
 
+def test_a_run_that_failed_is_not_drawn_below_the_target_that_it_missed(report: LoadReport, tmp_path: Path) -> None:
+    failing = report_of([*(record(2 + number / 10, 0.05) for number in range(99)), *[record(5.0, 0.1, "E")] * 9])
+    kept, missed = (
+        RateStep(rate=rate, kept=rate == 8.0, settled=True, p99_ms=run.p99_with_failures_ms, repeats=(run,))
+        for rate, run in ((8.0, report), (16.0, failing))
+    )
+    for steps, said in (((kept, missed), True), ((kept,), False)):
+        sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+        deliver_sweep(sweep, tmp_path / "s.json")
+        assert ("p99, target missed: infinite by failures" in (tmp_path / "s.html").read_text()) == said
+        assert "<!-- p99, target missed -->" not in (tmp_path / "s.html").read_text()
+
+
 def test_the_ceiling_stands_beside_a_load_and_a_sweep(report: LoadReport, tmp_path: Path) -> None:
     turn = CeilingTurn(
         products_per_s=200.0, throughput_ratio=0.75, threads=Threads(workers=2), batch_size=8, largest_difference=1e-7
