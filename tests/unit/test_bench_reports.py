@@ -461,6 +461,9 @@ def test_places_for_reports_are_checked_first(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
         check_out(tmp_path / "file" / "r.json")
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(InputError, match=r"r\.html: it is a folder"):
+        check_out(tmp_path / "r.json")
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
