@@ -67,7 +67,7 @@ def infinity(
     """Texts: the `text` signature against infinity-emb on the same weights, 16 clients x 1 and 4 clients x 32."""
     from comparisons.infinity import InfinityConfig, compare_infinity
 
-    check_out(out)
+    check_out(out, file)
     config = InfinityConfig(
         products=file,
         count=products,
@@ -95,7 +95,7 @@ def eager(
     """The full pipeline: Triton against a FastAPI service with eager torch, one product per request."""
     from comparisons.eager import EagerConfig, compare_eager
 
-    check_out(out)
+    check_out(out, file)
     config = EagerConfig(
         products=file,
         count=products,
@@ -125,7 +125,7 @@ def mixed(
     """Half full, a quarter text, a quarter image: signature ensembles, one ensemble with a mask, a BLS router."""
     from comparisons.mixed_traffic.comparison import MixedConfig, compare_mixed
 
-    check_out(out)
+    check_out(out, file)
     config = MixedConfig(
         products=file,
         count=products,
@@ -157,7 +157,7 @@ def perf_analyzer(
     """The load harness itself: `likeness bench load --concurrency` against NVIDIA's perf_analyzer."""
     from comparisons.perf_analyzer import PerfConfig, compare_perf_analyzer
 
-    check_out(out)
+    check_out(out, file)
     config = PerfConfig(
         products=file,
         count=products,
@@ -262,7 +262,7 @@ def steps(
     """What single decisions gain, without a server: grouping texts by length, decoding photos reduced, on all cores."""
     from comparisons.steps import StepsConfig, compare_steps
 
-    check_out(out)
+    check_out(out, file)
     config = StepsConfig(
         products=file,
         count=products,

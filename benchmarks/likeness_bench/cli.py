@@ -85,7 +85,7 @@ def load(
             "in place of --concurrency"
         )
     source, alike = sent.source(config.workload.signatures), ranked.config()
-    check_out(out)
+    check_out(out, source.file)
     report = _run("load", config, source, alike, repository, partial(run_repeated, config=config, budget_s=budget_s))
     deliver_load(signed(report, source), out)
     if report.latency is None:
@@ -144,7 +144,7 @@ def sweep(
         load=load, target_ms=target_ms, budget_s=budget_s, max_repeats=max_repeats, precision=precision
     )
     source, alike = sent.source(load.workload.signatures), ranked.config()
-    check_out(out)
+    check_out(out, source.file)
     report = _run("sweep", load, source, alike, repository, partial(run_sweep, config=config))
     deliver_sweep(signed(report, source), out)
     if report.best_rate is None:
@@ -197,7 +197,7 @@ def ceiling(
         label=ranked.config(),
     )
     source = sent.source(name for mix in config.cases.values() for name in mix)
-    check_out(out)
+    check_out(out, source.file)
     chosen, labels = _read(source, config.label)
     report = run_shown("ceiling", partial(run_ceiling, chosen, config, labels=labels))
     deliver_ceiling(signed(report, source), out)

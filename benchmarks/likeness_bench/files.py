@@ -37,11 +37,12 @@ def read_report(path: Path, formats: tuple[str, ...]) -> dict[str, Any]:
     return data
 
 
-def check_out(path: Path | None, *read: Path) -> None:
+def check_out(path: Path | None, *read: Path | None) -> None:
     """Refuse a place for a report, or plots that cannot be drawn, before time is spent on them.
 
     Raises:
-        InputError: its name does not end in ``.json``, it cannot be written, or it is one of the files that are read.
+        InputError: its name does not end in ``.json``, it or what is written beside it cannot be written, or is one of
+            the files that are read.
         MissingExtraError: matplotlib is not installed.
     """
     if path is None:
@@ -50,4 +51,5 @@ def check_out(path: Path | None, *read: Path) -> None:
         raise MissingExtraError("bench", "`matplotlib`")
     if path.suffix != ".json":
         raise InputError(f"{path} must end in .json; Markdown and HTML are written beside it")
-    check_place(path, *read)
+    for suffix in (".json", ".md", ".html"):
+        check_place(path.with_suffix(suffix), *filter(None, read))

@@ -9,7 +9,7 @@ from statistics import fmean
 from likeness_bench import figures
 from likeness_bench.drive import Drive
 from likeness_bench.figures import LoadReport, Percentiles
-from likeness_bench.steps import is_ensemble
+from likeness_bench.steps import happened, is_ensemble
 from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind
 
@@ -18,6 +18,7 @@ OTHER_SPACE = "the server serves another space than when it was first asked: a p
 LAG_LIMIT_MS = 5.0
 """From this 99th percentile of its own lateness on, the harness warns that it is part of what it measures."""
 _MANY = 1000  # requests, for one of them to lie beyond p99.9
+_MUCH_MORE = 1.1  # times what was sent; a question or two of others changes no figure
 
 
 def load_report(drive: Drive, watch: Watch, space: str, made_at: str) -> LoadReport:
@@ -71,7 +72,8 @@ def load_report(drive: Drive, watch: Watch, space: str, made_at: str) -> LoadRep
         distribution_ms=figures.distribution_ms(latencies_s),
         notes=(),
     )
-    return replace(report, notes=tuple(_notes(report, watch, figures.sent_share(measured) if open_loop else 1.0)))
+    notes = _notes(report, watch, figures.sent_share(measured) if open_loop else 1.0)
+    return replace(report, notes=(*notes, *_others(drive, watch)))
 
 
 def _outside_server_ms(drive: Drive, watch: Watch) -> float | None:
@@ -95,6 +97,20 @@ def _outside_server_ms(drive: Drive, watch: Watch) -> float | None:
     inside_ms = sum(step.total_ms * step.requests for step in entries) / calls
     outside_ms = 1000 * fmean(answered) - inside_ms
     return outside_ms if outside_ms >= 0 else None  # below 0 it says only that it is too little to be told
+
+
+def _others(drive: Drive, watch: Watch) -> Iterator[str]:
+    """Say that the server worked for others, too, where a load that only embeds can tell."""
+    only_embeds = set(drive.config.workload.operations) == {OperationKind.EMBED}
+    if not only_embeds or drive.unfinished or watch.before is None or watch.after is None:
+        return
+    embedded = sum(found.inferences for model, found in happened(watch.before, watch.after) if is_ensemble(model))
+    sent = sum(record.products for record in drive.records)
+    if embedded > _MUCH_MORE * sent:
+        yield (
+            f"the server embedded {embedded} products in the measured time, and this load sent {sent} in all: it "
+            "worked for another load, too, or still for an earlier one; all figures tell of both"
+        )
 
 
 def _notes(report: LoadReport, watch: Watch, sent_share: float) -> Iterator[str]:

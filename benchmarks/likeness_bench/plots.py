@@ -46,8 +46,12 @@ def sweep_plots(report: SweepReport) -> list[str]:
     served = [run.products_per_s for _, run, _ in answered]
     axes.plot(served, [latency.p50_ms for latency, _, _ in answered], "o", color=MEDIAN_COLOUR, label="p50")
     for state, marker, label in ((True, "o", "p99, target kept"), (False, "x", "p99, target missed")):
-        if points := [(run.products_per_s, latency.p99_ms) for latency, run, kept in answered if kept is state]:
-            axes.plot(*zip(*points, strict=True), marker, color=TAIL_COLOUR, label=label)
+        points = [(run.products_per_s, run.p99_with_failures_ms) for _, run, kept in answered if kept is state]
+        if finite := [(x, y) for x, y in points if y is not None]:
+            axes.plot(*zip(*finite, strict=True), marker, color=TAIL_COLOUR, label=label)
+        if failed := [x for x, y in points if y is None]:  # at the upper edge
+            label, edge = f"{label}: infinite by failures", axes.get_xaxis_transform()
+            axes.plot(failed, [1.0] * len(failed), "^", color=FAILED_COLOUR, label=label, transform=edge, clip_on=False)
     axes.axhline(report.target_ms, color="grey", linestyle="--", linewidth=1, label=f"target {report.target_ms:g} ms")
     if ceilings := [run.ceiling.products_per_s for step in report.steps for run in step.repeats if run.ceiling]:
         axes.axvline(median(ceilings), color="grey", linestyle=":", linewidth=1, label="ceiling, products/s")

@@ -59,7 +59,9 @@ class _LiveView(View):
 
     def say(self, text: str) -> None:
         """See `View`."""
-        self._progress.update(self._task, description=text, total=None, completed=0, counts="")
+        # A task that was at its end once has no time left for ever, and keeps its total.
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(text, total=None, counts="")
 
     def show(self, drive: Drive) -> None:
         """See `View`."""

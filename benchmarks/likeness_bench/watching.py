@@ -22,7 +22,8 @@ class Watch:
     """What is seen of the server and of the harness during the measured time.
 
     ``before`` and ``after`` are Triton's counters, read so many seconds from the start of the run; of a server that was
-    started again they are those of its last process. ``space`` is what it serves in the end, where it says so.
+    started again they are those of its last process, from the first look at it on. ``space`` is what it serves in the
+    end, where it says so.
     """
 
     config: LoadConfig
@@ -58,7 +59,7 @@ class Watch:
             return  # who has interrupted a run on a server that hangs need not wait for it once more
         _, self.space = await asyncio.gather(self._look(drive), _space_of(self.config))
         last = await asyncio.to_thread(find_server, self.config.address)
-        self.started_again |= None not in (server, last) and server != last
+        self.started_again |= last not in (None, server)  # also where there was none when the run began
 
     def steps(self) -> tuple[StepTime, ...]:
         """Return where the time went in the server; empty without its statistics."""
@@ -73,7 +74,8 @@ class Watch:
         self.cut_short = counters is None
         if counters is not None:
             if started_again(self.after or self.before or {}, counters):
-                self.started_again, self.before, self.before_s = True, {}, max(self.before_s, self.after_s)
+                # Not from zero: before it was ready, its models warmed up, also those that the load never asks.
+                self.started_again, self.before, self.before_s = True, counters, drive.now_s()
             self.after, self.after_s = counters, drive.now_s()
 
 

@@ -421,10 +421,13 @@ def test_who_interrupts_a_run_on_a_server_that_hangs_waits_for_no_last_look(
 
 
 def watched(
-    monkeypatch: pytest.MonkeyPatch, counted: list[int], spaces: Sequence[str] = ("s", "s"), started: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    counted: list[int],
+    spaces: Sequence[str] = ("s", "s"),
+    processes: Sequence[int | None] = (os.getpid(), os.getpid()),
 ) -> LoadReport:
-    """A run that sees these numbers of executions at its looks, and these spaces when it asks."""
-    servers = [psutil.Process(), psutil.Process(os.getppid()) if started else psutil.Process()]
+    """A run that sees these numbers of executions at its looks, these spaces when it asks, and these processes."""
+    servers = [number and psutil.Process(number) for number in processes]
     infos = [replace(INFO, space=space) for space in spaces]
 
     class Served(Fake):
@@ -459,10 +462,14 @@ def test_a_server_that_is_replaced_while_it_is_loaded_is_noticed(monkeypatch: py
 
     assert said(watched(monkeypatch, [5, 6, 9])) == [False, False]
     assert said(watched(monkeypatch, [5, 6, 9], spaces=["s", "t"])) == [True, False]
-    assert said(watched(monkeypatch, [5, 6, 9], started=True)) == [False, True]
+    before, now = os.getppid(), os.getpid()
+    assert said(watched(monkeypatch, [5, 6, 9], processes=[before, now])) == [False, True]
+    assert said(watched(monkeypatch, [5, 6, 9], processes=[None, now])) == [False, True]  # it was down before
+    assert said(watched(monkeypatch, [5, 6, 9], processes=[before, None])) == [False, False]  # and now it is
+    assert said(watched(monkeypatch, [5, 6, 9], processes=[None, None])) == [False, False]  # or it is not here
     far_away = watched(monkeypatch, [5, 2, 9])  # not to be seen but by its counters
     assert said(far_away) == [False, True]
-    assert [step.requests for step in far_away.steps] == [9]  # of the process that it has now
+    assert [step.requests for step in far_away.steps] == [7]  # of the process that it has now, without its warm-up
 
 
 def test_python_seldom_searches_all_objects_while_a_run_lasts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,23 @@ def test_options_without_any_effect_are_refused(command: str, reason: str, file:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "bench load FILE --rate 1",
+        "bench sweep FILE",
+        "bench ceiling FILE --repository FOLDER",
+        "tune FOLDER FILE",
+    ],
+)
+def test_a_report_does_not_take_the_place_of_the_products(command: str, file: Path) -> None:
+    products = file.rename(file.with_suffix(".json"))
+    words = [word.replace("FILE", str(products)).replace("FOLDER", str(file.parent)) for word in command.split()]
+    found = CliRunner().invoke(cli.app, [*words, "--out", str(products)])
+    assert isinstance(found.exception, InputError), found.exception
+    assert "is what is read, and would be lost" in str(found.exception)
+
+
+@pytest.mark.parametrize(
     ("command", "option"),
     [
         ("bench load --rendered 5 --rate 0", "--rate"),

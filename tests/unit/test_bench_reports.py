@@ -93,8 +93,8 @@ def test_the_warm_up_is_dropped_and_throughput_counts_what_was_answered_in_time(
     assert [row.kind for row in found.errors] == ["E"]
 
 
-def outside_ms(total_ms: float, calls: int = 120) -> float | None:
-    """The mean time outside a server that answered so many calls in 2 to 12 s, each within this time in the mean."""
+def counted(total_ms: float, calls: int = 120) -> LoadReport:
+    """Of a server that answered so many calls in 2 to 12 s, each within this time in the mean."""
     before_it = [record(1.0, 3.0) for _ in range(20)]
     after_it = [record(9.0, 5.0) for _ in range(30)]
     config = LoadConfig(address="here:1", concurrency=50, duration_s=10.0, warm_up_s=2.0)
@@ -108,7 +108,12 @@ def outside_ms(total_ms: float, calls: int = 120) -> float | None:
     ns = dict.fromkeys(parts, round(calls * total_ms * 1e6))
     busy = replace(idle, inferences=calls, executions=calls, count=dict.fromkeys(parts, calls), ns=ns)
     watch = Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
-    return load_report(drive, watch, "s", "now").outside_server_ms
+    return load_report(drive, watch, "s", "now")
+
+
+def outside_ms(total_ms: float, calls: int = 120) -> float | None:
+    """The mean time outside such a server."""
+    return counted(total_ms, calls).outside_server_ms
 
 
 def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_count() -> None:
@@ -116,6 +121,13 @@ def test_the_time_outside_the_server_is_of_the_requests_that_its_statistics_coun
     assert outside_ms(answered_ms - 2) == pytest.approx(2)
     assert outside_ms(answered_ms + 0.1) is None  # below 0
     assert outside_ms(answered_ms - 2, calls=240) is None  # others ask this server, too
+
+
+def test_a_server_that_also_worked_for_others_is_noted() -> None:
+    def said(calls: int) -> bool:
+        return any("worked for another load" in note for note in counted(1.0, calls).notes)
+
+    assert [said(calls) for calls in (120, 302, 604)] == [False, False, True]  # 151 requests of two products were sent
 
 
 def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:
@@ -213,6 +225,19 @@ def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     table, _ = compared(tmp_path / "s.json", tmp_path / "s.json")
     assert table.rows[0] == ("best requests/s", "8.00", "8.00", "1.000")
     assert ("recall@1 of text", "0.750", "0.750", "1.000") in table.rows
+
+
+def test_a_run_that_failed_is_not_drawn_below_the_target_that_it_missed(report: LoadReport, tmp_path: Path) -> None:
+    failing = report_of([*(record(2 + number / 10, 0.05) for number in range(99)), *[record(5.0, 0.1, "E")] * 9])
+    kept, missed = (
+        RateStep(rate=rate, kept=rate == 8.0, settled=True, p99_ms=run.p99_with_failures_ms, repeats=(run,))
+        for rate, run in ((8.0, report), (16.0, failing))
+    )
+    for steps, said in (((kept, missed), True), ((kept,), False)):
+        sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+        deliver_sweep(sweep, tmp_path / "s.json")
+        assert ("p99, target missed: infinite by failures" in (tmp_path / "s.html").read_text()) == said
+        assert "<!-- p99, target missed -->" not in (tmp_path / "s.html").read_text()
 
 
 def test_the_ceiling_stands_beside_a_load_and_a_sweep(report: LoadReport, tmp_path: Path) -> None:
@@ -436,6 +461,9 @@ def test_places_for_reports_are_checked_first(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
         check_out(tmp_path / "file" / "r.json")
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(InputError, match=r"r\.html: it is a folder"):
+        check_out(tmp_path / "r.json")
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:

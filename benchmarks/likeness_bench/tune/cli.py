@@ -78,7 +78,7 @@ def tune(
         budget_s=budget_s,
         rounds=rounds,
     )
-    check_out(out)
+    check_out(out, file)
     target = read_target(repository, recipe)
     source = SourceConfig(file=file, count=products, seed=seed)
     chosen = [product for product, _ in read_sources(source)]
