@@ -123,7 +123,8 @@ def test_a_gap_of_a_data_frame_is_no_label(gap: str) -> None:
 def test_a_data_frame_s_floats_are_the_labels_of_its_whole_numbers() -> None:
     assert field_value({"style": 12.0}, "style") == field_value({"style": 12}, "style") == "12"
     assert field_value({"style": [12.0, 0.5]}, "style") == "12/0.5"
-    assert field_value({"style": 2e22}, "style") == "2e+22"  # digits beyond a float's would be made up
+    for beyond in (2e17, 2e22, -2e17):  # digits beyond a float's would be made up
+        assert field_value({"style": beyond}, "style") == str(beyond)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,7 @@ def test_a_data_frame_s_floats_are_the_labels_of_its_whole_numbers() -> None:
         ("extra.number", "3"),
         ("category_path", "A/B"),
         ("title+attributes.baseColour", "Shoe+red"),
+        ("title + attributes.baseColour", "Shoe+red"),
         ("title+missing", ""),
         ("attributes.missing", ""),
         ("title.missing", ""),
