@@ -255,9 +255,18 @@ def test_the_search_ends_at_its_limits(kept: bool, end: tuple[float | None, floa
     assert (search.kept, search.missed) == end
 
 
-def test_a_search_cannot_begin_outside_its_limits() -> None:
-    with pytest.raises(InputError, match="cannot begin"):
-        RateSearch(rate=0.0)
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"rate": 0.0}, "--rate 0: a search cannot begin there"),
+        ({"rate": 2.0, "highest": 1.0}, "--rate 2: a search cannot begin there"),
+        ({"rate": 1.0, "precision": 0.0}, "--precision 0 is no share of the rate"),  # it would never end
+        ({"rate": 1.0, "precision": 1.0}, "--precision 1 is no share of the rate"),
+    ],
+)
+def test_a_search_that_cannot_be(wrong: dict[str, float], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        RateSearch(**wrong)
 
 
 @pytest.mark.parametrize(

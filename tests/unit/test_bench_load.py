@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]  # ships no type information
 import pytest
 from likeness_bench import load, watching
 from likeness_bench.arrivals import Arrivals, arrival_times
-from likeness_bench.drive import Drive, ask
+from likeness_bench.drive import Drive, ask, ticking
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.load import run_load
 from likeness_bench.load_config import LoadConfig, open_client
@@ -62,7 +62,7 @@ class Fake:
         wait_s: float = 0.0,
         fails_from: int = 1_000_000,
         block_s: float = 0.0,
-        refusal: type[ServerError] = ServerUnavailableError,
+        refusal: type[Exception] = ServerUnavailableError,
     ) -> None:
         self.wait_s, self.fails_from, self.block_s, self.refusal = wait_s, fails_from, block_s, refusal
         self.asked: list[OperationKind] = []
@@ -295,6 +295,7 @@ def test_an_open_loop_keeps_its_schedule_whatever_the_answers_do() -> None:
     assert sorted(record.scheduled_s for record in drive.records) == due
     assert {record.signature for record in drive.records} == {AS_THEY_ARE}
     assert drive.failed == drive.unfinished == drive.in_flight == 0
+    assert drive.elapsed_s == pytest.approx(0.5)  # also what comes after the last request
     found = reported(drive)
     assert (found.requests, found.requests_per_s, found.products_per_s) == (20, 0.0, 0.0)  # answered after the time
 
@@ -309,6 +310,20 @@ def test_a_late_start_counts_as_latency() -> None:
     )
     assert max(late) >= 19 * (0.03 - 0.01) - 0.02
     assert reported(drive).harness_lag == Percentiles.of(late)
+
+
+def test_the_lateness_of_a_harness_that_is_held_up_is_noted() -> None:
+    async def run() -> list[float]:
+        lags_s = list[float]()
+        ticks = asyncio.create_task(ticking(lags_s))
+        await asyncio.sleep(0)
+        time.sleep(0.05)
+        while not lags_s:
+            await asyncio.sleep(0)
+        ticks.cancel()
+        return lags_s
+
+    assert asyncio.run(run())[0] >= 0.03
 
 
 def test_a_harness_that_cannot_keep_up_ends_and_forgets_nothing() -> None:
@@ -336,6 +351,11 @@ def test_a_server_that_refuses_makes_error_rows_and_is_not_hammered(refusal: typ
     assert {record.error for record in drive.records if record.error} == {refusal.__name__}
     assert 0 < drive.failed <= 2 * (0.5 / 0.1 + 1)
     assert reported(drive).answered_share == 1.0  # no rate was due
+
+
+def test_an_error_that_nobody_foresaw_makes_error_rows_too() -> None:
+    drive = driven(Fake(wait_s=0.01, fails_from=1, refusal=ZeroDivisionError), concurrency=1, duration_s=0.1)
+    assert {record.error for record in drive.records[1:]} == {"ZeroDivisionError"}
 
 
 def test_a_closed_loop_has_as_many_on_their_way_as_it_has_callers() -> None:
@@ -369,6 +389,9 @@ def test_repeats_are_told_from_worn_products() -> None:
     drive = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=workload)
     assert [record.worn for record in drive.records] == [False, *(True for _ in drive.records[1:])]
     assert [record.repeated for record in drive.records] == [record.worn for record in drive.records]
+    pairs = WorkloadConfig(batch_size=len(PRODUCTS) // 2, operation=OperationKind.SIMILARITY)
+    records = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=pairs).records
+    assert [record.repeated for record in records] == [False, *(True for _ in records[1:])]
     again = replace(workload, batch_size=1, repeat_share=1.0)
     records = driven(Fake(wait_s=0.01), concurrency=1, duration_s=0.2, warm_up_s=0.0, workload=again).records
     assert [record.repeated for record in records] == [False, *(True for _ in records[1:])]
