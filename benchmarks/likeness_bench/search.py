@@ -39,7 +39,6 @@ class RateSearch:
     missed: float | None = None
     _misses: set[float] = field(default_factory=set, init=False)
     _kept_in_a_row: int = field(default=0, init=False)
-    _sure: bool = field(default=False, init=False)  # it missed again
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.rate <= self.highest < float("inf"):
@@ -61,16 +60,16 @@ class RateSearch:
         gap = self.missed - self.kept
         if gap > self.precision * self.kept:
             return self.kept + gap / 2
-        return self.missed if self._kept_in_a_row >= _DOUBTFUL and not self._sure else None
+        return self.missed if self._kept_in_a_row >= _DOUBTFUL else None
 
     def tell(self, rate: float, *, kept: bool) -> None:
         """Take in what became of a rate; of one that was tried again, what counts now."""
         if kept:
-            self.kept = rate if self.kept is None else max(rate, self.kept)
+            self.kept = rate
             self._kept_in_a_row = 0 if rate in self._misses else self._kept_in_a_row + 1  # they say nothing of the next
             self._misses.discard(rate)
         else:
-            self._sure, self._kept_in_a_row = rate in self._misses, 0
+            self._kept_in_a_row = 0
             self._misses.add(rate)
         self.missed = min(self._misses, default=None)
 

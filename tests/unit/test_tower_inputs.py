@@ -99,12 +99,13 @@ def test_inputs_that_are_encoded_once_come_in_the_same_batches_and_are_not_kept(
     expected, found = batches_of(kept, encoder), batches_of(passing, encoder)
     assert [len(batch) for batch in found] == [len(batch) for batch in expected]
     assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
-    assert counted.given == sum(item is not None for item in passing.items)  # each is read once
     assert not passing._fixed
     assert kept._fixed
     for name in ("present", "unknown"):
         assert np.array_equal(getattr(passing, name), getattr(kept, name))
     assert not passing.present[DAMAGED]
+    assert not passing.unknown[DAMAGED]
+    assert counted.given == sum(item is not None for item in passing.items)  # each is read once
     rows = np.flatnonzero(kept.present)[:3]
     assert torch.equal(passing.batch(rows)[0], kept.batch(rows)[0])  # once more, it is read again
 
@@ -123,12 +124,15 @@ def test_of_inputs_that_are_encoded_once_nothing_is_kept_by_asking_what_is_there
 
 @pytest.fixture
 def several(exported: Exported, catalogue: Catalogue, tmp_path: Path) -> Callable[..., TowerInputs]:
-    """Read products of one to four photos, of which a tower takes three."""
+    """Read products of one to four photos, of which a tower takes three; a single one has the largest file."""
     config = exported.recipe.towers["image"].model_copy(update={"max_photos": 3})
     config.prepare([], tmp_path / "image", tmp_path)
-    photos = [product.images[0] for product in catalogue.products if product.images]
+    images = [product.images[0] for product in catalogue.products if product.images]
+    photos = [image.read_bytes() if isinstance(image, Path) else bytes(image) for image in images]
     products = [
-        replace(product, images=tuple(photos[row : row + 1 + row % 4]))
+        replace(
+            product, images=tuple(photo + bytes(9999 * (row % 4 == 0)) for photo in photos[row : row + 1 + row % 4])
+        )
         for row, product in enumerate(catalogue.products)
     ]
     schema = replace(exported.recipe.input_schema(), max_photos=3)
@@ -142,8 +146,9 @@ def several(exported: Exported, catalogue: Catalogue, tmp_path: Path) -> Callabl
 
 @pytest.mark.parametrize("at_once", [1, 5, 64])
 def test_several_photos_are_read_once_and_their_features_are_a_mean(
-    several: Callable[..., TowerInputs], encoder: Encoder, at_once: int
+    several: Callable[..., TowerInputs], encoder: Encoder, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("likeness_export.features.tower_inputs.MOST_AT_ONCE", 10)  # fewer than there are
     kept, passing, network = several(), several(once=True), PhotoSet(encoder)
     kept.run_rows = passing.run_rows = at_once
     passing.preprocessor = counted = Counting(passing)
@@ -171,10 +176,11 @@ def test_a_batch_holds_so_many_photos_with_padding(lengths: list[int], at_once: 
     assert fitting(lengths, at_once) == count
 
 
+@pytest.mark.parametrize("once", [True, False])
 def test_of_several_photos_batches_of_a_few_are_computed_and_verified(
-    several: Callable[..., TowerInputs], encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    several: Callable[..., TowerInputs], encoder: Encoder, monkeypatch: pytest.MonkeyPatch, once: bool
 ) -> None:
-    inputs, asked, batches = several(), list[Any](), list[Tensor]()
+    inputs, asked, batches = several(once=once), list[Any](), list[Tensor]()
     inputs.run_rows = 6
 
     def traced(*given: Any) -> Callable[..., NDArray[np.float32]]:
@@ -250,6 +256,7 @@ def test_what_nothing_is_known_of_is_encoded_as_the_server_does(exported: Export
         inputs = TowerInputs("a", config, exported.run.towers / "attributes", items, ["p", "q", "r"], once=once)
         found = inputs.encode(encoder)
         assert inputs.unknown.tolist() == [False, True, False]
+        assert inputs.known.tolist() == [True, False, False]
         return found
 
     assert np.array_equal(features(once=True), features(once=False))

@@ -233,7 +233,7 @@ class TowerInputs:
             while ready:
                 lengths = [1 if self._of_one_size else len(part[0]) for _, part in ready[:at_once]]
                 count = fitting(lengths, at_once)
-                if count == len(ready) and count * lengths[-1] < at_once:
+                if count == len(ready):  # more may go with them
                     break
                 yield _stacked(ready[:count])
                 ready = ready[count:]
