@@ -17,6 +17,7 @@ from likeness_export.repository.adapters.lengths import (
     at_once,
     by_length,
     by_number,
+    gathering,
     runs_of,
     runs_side_by_side,
     used_lengths,
@@ -145,7 +146,8 @@ def test_products_of_many_photos_run_a_few_photos_at_a_time(photos: list[int], r
         return [tensors[0].sum((1, 2, 3)), tensors[1].sum(1)]
 
     columns = [[pixels[:4], pixels[4:, :3]], [there[:4], there[4:, :3]]] if max(photos[4:], default=9) <= 3 else None
-    sums, found = by_length(columns or [[pixels], [there]], compute, 0, run_rows, Workers(workers))
+    gather = gathering({"run_tokens": "0", "run_rows": str(run_rows)}, workers)
+    sums, found = gather(columns or [[pixels], [there]], compute)
     assert found.tolist() == photos
     assert sums.tolist() == [count * (count + 1) // 2 for count in photos]
     assert all(rows == 1 or rows * most <= run_rows for rows, most in seen)
@@ -177,7 +179,7 @@ def test_no_worker_is_idle_while_a_few_rows_at_a_time_run(rows: int, workers: in
         seen.append(len(tensors[0]))
         return tensors
 
-    by_number([[np.arange(rows)]], compute, 4, Workers(workers))
+    gathering({"run_rows": "4"}, workers)([[np.arange(rows)]], compute)
     assert sorted(seen, reverse=True) == expected
 
 
