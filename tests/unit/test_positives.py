@@ -59,6 +59,8 @@ def test_a_batch_draws_several_of_each_of_its_groups_and_no_product_twice() -> N
     for rows in drawn:
         assert len(set(rows.tolist())) == len(rows) == 12
         assert sorted(np.unique(labels[rows], return_counts=True)[1]) == [3, 3, 3, 3]
+    epochs = [rows for seed in range(20) for rows in positives.batches(np.random.default_rng(seed), NONE)]
+    assert {*np.concatenate(epochs).tolist()} == {*range(50)}  # not the same of a group each time
 
 
 def test_large_groups_come_up_by_the_root_of_their_size() -> None:

@@ -17,8 +17,8 @@ from likeness_export.products.named_pairs import NamedPair, hold_out, read_named
 from likeness_export.uses.cli import BETRAYED, TURNED, uses_app
 from likeness_export.uses.cluster import agreement, cluster, silhouette
 from likeness_export.uses.decision import best_threshold, figures, fit_decision
-from likeness_export.uses.inputs import Vectors, read_embedded
-from likeness_export.uses.match import HeldOut, cosine, folds_of, match, match_by_all, scorer_of, sides_of
+from likeness_export.uses.inputs import EmbeddedProducts, Vectors, read_embedded
+from likeness_export.uses.match import HeldOut, as_logit, cosine, folds_of, match, match_by_all, scorer_of, sides_of
 from likeness_export.uses.mine import check_keys, elect, mine
 from likeness_export.uses.neighbourhood import alone, among_neighbours
 from likeness_export.uses.pairs import label_pairs
@@ -387,6 +387,16 @@ def test_a_joined_run_is_taught_by_each_part_with_the_pairs_that_this_part_has_n
     assert "do not look like embeddings of 4 joined runs, whose parts are equally long" in caplog.text
     with pytest.raises(InputError, match="not joined of 3 equal parts"):
         folds_of(joined, train, HeldOut(share=0.2, folds=(0, 1, 2)))
+    held, measured = cast("EmbeddedProducts", SimpleNamespace(ids=names, vectors=joined)), train[:9]
+    found = match_by_all(held, (train, measured), HeldOut(share=0.2, folds=(3, 1, 0, 4, 2)), None)["cosine"]
+    of_parts = [(pairs, alone(scorer_of(vectors, cosine))) for pairs, vectors in taught]
+    row_of, of_all = {name: row for row, name in enumerate(names)}, alone(scorer_of(joined, cosine))
+    assert found.decision == match(row_of, of_parts, (measured, of_all)).decision
+
+
+def test_certainty_has_a_logit_too() -> None:
+    logits = as_logit(lambda *_: np.array([0, 0.5, 1], np.float32))(*np.zeros((2, 3, 1), np.float32))
+    assert logits.tolist() == pytest.approx([-16.6, 0, 16.6], abs=0.1)
 
 
 def test_a_servers_learned_metric_is_judged_as_the_networks_own_logit(files: tuple[str, str]) -> None:
