@@ -91,6 +91,25 @@ def test_the_warm_up_is_dropped_and_throughput_counts_what_was_answered_in_time(
     assert found.requests_per_s == pytest.approx(2 / 10)  # answered in it, whenever they were due
     assert found.products_per_s == pytest.approx(4 / 10)
     assert [row.kind for row in found.errors] == ["E"]
+    for parts in (found.by_operation, found.by_signature, found.by_products):
+        assert [part.count for part in parts.values()] == [2]
+
+
+def test_requests_that_were_to_repeat_are_not_taken_for_products_that_ran_out() -> None:
+    asked, worn = replace(record(3.0, 0.1), repeated=True), replace(record(4.0, 0.1), repeated=True, worn=True)
+    found = report_of([asked])
+    assert (found.repeated_share, found.worn_share) == (1.0, 0.0)
+    assert not any("ran out" in note for note in found.notes)
+    found = report_of([asked, worn])
+    assert (found.repeated_share, found.worn_share) == (1.0, 0.5)
+    assert any("the products ran out: 50 % of the requests" in note for note in found.notes)
+
+
+def test_a_harness_that_is_seldom_late_is_noted() -> None:
+    due = [record(3 + number / 100, 0.1) for number in range(100)]
+    late = [replace(one, started_s=one.scheduled_s + 0.02) for one in due[:2]]
+    found = [any("itself was late" in note for note in report_of(records).notes) for records in (due, late + due[2:])]
+    assert found == [False, True]
 
 
 def counted(total_ms: float, calls: int = 120) -> LoadReport:
@@ -99,7 +118,12 @@ def counted(total_ms: float, calls: int = 120) -> LoadReport:
     after_it = [record(9.0, 5.0) for _ in range(30)]
     config = LoadConfig(address="here:1", concurrency=50, duration_s=10.0, warm_up_s=2.0)
     drive = Drive(config=config, requests=iter(()), ask=None, stop=asyncio.Event())  # type: ignore[arg-type]
-    drive.records = [*before_it, *(record(5.0, 0.1) for _ in range(100)), record(6.0, 1.0, "ServerError"), *after_it]
+    drive.records = [
+        *before_it,
+        *(replace(record(5.0, 0.1), scheduled_s=4.0) for _ in range(100)),
+        record(6.0, 1.0, "ServerError"),
+        *after_it,
+    ]
     drive.elapsed_s = 12.0
     parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")
     idle = ModelCounters(
@@ -107,7 +131,8 @@ def counted(total_ms: float, calls: int = 120) -> LoadReport:
     )
     ns = dict.fromkeys(parts, round(calls * total_ms * 1e6))
     busy = replace(idle, inferences=calls, executions=calls, count=dict.fromkeys(parts, calls), ns=ns)
-    watch = Watch(config=config, before={"embed_text": idle}, before_s=2.0, after={"embed_text": busy}, after_s=12.0)
+    before, after = ({"embed_text": one, "encode_text": one} for one in (idle, busy))  # an ensemble and a step of it
+    watch = Watch(config=config, before=before, before_s=2.0, after=after, after_s=12.0)
     return load_report(drive, watch, "s", "now")
 
 
@@ -127,7 +152,7 @@ def test_a_server_that_also_worked_for_others_is_noted() -> None:
     def said(calls: int) -> bool:
         return any("worked for another load" in note for note in counted(1.0, calls).notes)
 
-    assert [said(calls) for calls in (120, 302, 604)] == [False, False, True]  # 151 requests of two products were sent
+    assert [said(calls) for calls in (120, 330, 604)] == [False, False, True]  # 151 requests of two products were sent
 
 
 def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:

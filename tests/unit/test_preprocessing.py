@@ -128,6 +128,13 @@ def test_a_photo_becomes_its_own_pixels(images: image.Preprocessor) -> None:
     assert np.abs(near.astype(int) - np.asarray(picture()).astype(int)).mean() < 12
 
 
+def test_a_large_photo_keeps_its_details(images: image.Preprocessor) -> None:
+    dots = np.random.default_rng(0).integers(0, 256, (PX, PX, 1), np.uint8).repeat(3, 2)
+    large = Image.fromarray(dots).resize((4 * PX, 4 * PX), Image.Resampling.NEAREST)
+    exact, near = (images.decode(encoded(large, *how)).astype(int) for how in (["PNG"], ["JPEG"]))
+    assert np.abs(near - exact).mean() < 12  # where a decoder may leave details out
+
+
 @pytest.mark.parametrize(
     ("item", "colour"),
     [
