@@ -354,7 +354,9 @@ def test_a_server_that_refuses_makes_error_rows_and_is_not_hammered(refusal: typ
 
 
 def test_an_error_that_nobody_foresaw_makes_error_rows_too() -> None:
-    drive = driven(Fake(wait_s=0.01, fails_from=1, refusal=ZeroDivisionError), concurrency=1, duration_s=0.1, warm_up_s=0.0)
+    drive = driven(
+        Fake(wait_s=0.01, fails_from=1, refusal=ZeroDivisionError), concurrency=1, duration_s=0.1, warm_up_s=0.0
+    )
     assert {record.error for record in drive.records[1:]} == {"ZeroDivisionError"}
 
 

@@ -42,6 +42,8 @@ def formula_4_1(z: Tensor, positives: Tensor) -> float:
 def test_contrastive_is_formula_4_1(labels: list[int]) -> None:
     z, positives = embeddings(), alike(labels)
     assert float(contrastive(z, positives, TAU)) == pytest.approx(formula_4_1(z, positives), abs=1e-5)
+    positives[0] = positives[:, 0] = True  # two that are alike to a third need not be so
+    assert float(contrastive(z, positives, TAU)) == pytest.approx(formula_4_1(z, positives), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_metric_loss_takes_as_many_of_the_hardest_judged_negatives_as_positives_
 
 def test_proxy_loss_is_the_smoothed_cross_entropy_of_scaled_cosines() -> None:
     z, proxies = embeddings(3), torch.randn(4, DIMENSION, generator=torch.Generator().manual_seed(2))
-    classes = torch.tensor([1, -1, 3])
+    classes = torch.tensor([0, -1, 3])
     logits = 16 * z @ F.normalize(proxies, dim=1).T
     expected = F.cross_entropy(logits[[0, 2]], classes[[0, 2]], label_smoothing=0.1)
     assert proxy_loss(z, proxies, classes).item() == pytest.approx(expected.item(), abs=1e-6)
@@ -137,6 +139,13 @@ def test_decoupled_is_the_articles_listing_for_two_views() -> None:
         positive = math.exp(float(z[i] @ z[(i + 4) % 8]) / 0.1)
         terms.append(-math.log(positive / sum(math.exp(float(z[i] @ z[j]) / 0.1) for j in others)))
     assert decoupled(z, positives, 0.1).item() == pytest.approx(sum(terms) / 8, abs=1e-4)
+    alone = torch.zeros(5, 5, dtype=torch.bool)
+    alone[0] = alone[:, 0] = True  # without a negative, the first does not count
+    terms = [
+        torch.logsumexp(z[i] @ z[[j for j in range(1, 5) if j != i]].T / 0.1, 0) - z[i] @ z[0] / 0.1
+        for i in range(1, 5)
+    ]
+    assert decoupled(z[:5], alone, 0.1).item() == pytest.approx(float(sum(terms)) / 4, abs=1e-4)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 1, 2]])

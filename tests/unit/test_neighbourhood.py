@@ -9,6 +9,7 @@ from likeness_export.uses.match import cosine, match, scorer_of, sides_of
 from likeness_export.uses.neighbourhood import (
     NEIGHBOURS,
     Rows,
+    Scorer,
     Values,
     alone,
     among_neighbours,
@@ -64,6 +65,16 @@ def test_neighbours_stand_on_the_other_side_where_pairs_have_two(known: list[str
 def test_one_product_has_no_surroundings() -> None:
     search, score = by_table(np.ones((1, 1), np.float32))
     assert not surroundings(np.arange(1), np.array([""]), search, score).any()  # type: ignore[arg-type]
+
+
+def test_the_margins_of_a_pair_are_those_of_both_its_products() -> None:
+    table, members, sides = np.random.default_rng(1).random((9, 9), np.float32), np.array([1, 4, 5, 7, 8]), [""] * 5
+    search, score = by_table(table)
+    scorer = Scorer(search=search, pairs=score)  # type: ignore[arg-type]
+    left, right = np.array([4, 8]), np.array([7, 1])
+    local = surroundings(np.arange(5), np.array(sides), *by_table(table[np.ix_(members, members)]))  # type: ignore[arg-type]
+    expected = in_context(table[left, right], local[:, [1, 4]], local[:, [3, 0]])
+    np.testing.assert_array_equal(among_neighbours(scorer, members, np.array(sides))(left, right), expected)
 
 
 def test_what_is_alike_with_everything_needs_more_to_match() -> None:

@@ -13,10 +13,10 @@ from likeness_client import Embeddings, InputError, InputSchema, Product, Produc
 from likeness_export.evaluation.evaluate import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
 from likeness_export.evaluation.metrics import retrieval
 from likeness_export.products.catalogue import Catalogue, read_catalogue
-from likeness_export.products.named_pairs import NamedPair, without_repeats
+from likeness_export.products.named_pairs import NamedPair, hold_out, without_repeats
 from likeness_export.quality.baselines import measure_baselines
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
-from likeness_export.quality.pair_sets import decide, familiarity, find, measure_pair_sets, trained_scores
+from likeness_export.quality.pair_sets import Lesson, decide, familiarity, find, measure_pair_sets, trained_scores
 from likeness_export.quality.trained import take, views_of
 from likeness_export.uses.neighbourhood import Rows, Scorer
 from numpy.typing import NDArray
@@ -49,6 +49,12 @@ def test_pairs_are_told_apart_by_what_training_has_seen() -> None:
         "either": [False, True, True, False],
         "neither": [False, False, False, True],
     }
+
+
+def test_a_lesson_is_of_the_pairs_that_its_network_has_not_seen() -> None:
+    train = [pair(f"l{number}", f"r{number}") for number in range(50)]
+    assert Lesson(scorers={}, held_out=0.2, fold=3).pairs(train) == hold_out(train, 0.2, 3)[1]
+    assert Lesson(scorers={}).pairs(train) == train
 
 
 def test_the_threshold_is_chosen_on_train_pairs_alone() -> None:
@@ -108,7 +114,7 @@ def test_searching_ranks_the_right_sides_or_all_others() -> None:
 def test_sets_are_measured_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text(
         "left_id,right_id,label,split\na,b,1,train\na,c,0,train\nc,d,1,val\nd,a,0,val\n"
-        "e,f,1,train\ne,g,0,train\ng,h,1,val\nnowhere,h,1,val\n",
+        "e,f,1,train\ne,g,0,train\ng,h,1,val\nnowhere,h,1,val\ng,nowhere,1,val\n",
         encoding="utf-8",
     )
     products = tuple(Product(product_id=name) for name in "abcdefgh")

@@ -191,7 +191,7 @@ def find(
     Returns:
         R@1 and R@10: whether the pair's right side is among the first; and of how many pairs.
     """
-    positive = [(row_of[pair.left], row_of[pair.right]) for pair in measured if pair.label and pair.left != pair.right]
+    positive = [(row_of[pair.left], row_of[pair.right]) for pair in measured if pair.label]
     left, right = np.array(positive, dtype=np.intp).reshape(-1, 2).T
     gallery = members[sides[members] == "right"] if (sides[members] != "").any() else members
     ranks: list[int] = []
