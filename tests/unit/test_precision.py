@@ -126,6 +126,9 @@ def test_a_vector_that_is_no_number_alone_or_none_at_all_is_a_fault() -> None:
     drifts.append(measure(nowhere, nowhere, {}))
     for drift in drifts:
         assert Limits().faults(drift) == ["alone and in a batch nan apart > 0.05"]
+    overflown = measure(embedded(FOUR), JudgedVectors(together=broken, alone=unit(FOUR)), {})
+    assert overflown.products == 4
+    assert "smallest cosine to fp32 nan < 0.9" in Limits().faults(overflown)
 
 
 @pytest.mark.parametrize("most", [1, 3, 64])
@@ -182,11 +185,11 @@ def test_every_limit_refuses(drift: Drift, said: str) -> None:
 
 
 def losing(points: float, figure: str = "recall_loss") -> Drift:
-    return good(**{figure: {"group": RecallLoss(points=points, error=1, queries=99)}})
+    return good(**{figure: {"group": RecallLoss(points=points, error=0.5, queries=99)}})
 
 
 def test_a_network_may_not_lose_more_than_the_limit_by_itself_whatever_chance_does() -> None:
-    assert Limits().faults(losing(0.9)) == ["recall@1 by group falls 0.90 ± 1.00 points > 0.5"]
+    assert Limits().faults(losing(0.9)) == ["recall@1 by group falls 0.90 ± 0.50 points > 0.5"]
 
 
 def test_a_single_signature_may_by_chance_but_not_the_mean_of_all(exported: Exported) -> None:
@@ -197,7 +200,10 @@ def test_a_single_signature_may_by_chance_but_not_the_mean_of_all(exported: Expo
 
     assert faults(Limits(), 1.4, -0.8) == []
     assert faults(Limits(signature_slack=0.5), 1.4, -0.8) == [
-        "signature image: recall@1 by group falls 1.40 ± 1.00 points > 0.5 + 0.5 standard errors"
+        "signature image: recall@1 by group falls 1.40 ± 0.50 points > 0.5 + 0.5 standard errors"
+    ]
+    assert faults(Limits(), 1.6, -0.8) == [
+        "signature image: recall@1 by group falls 1.60 ± 0.50 points > 0.5 + 2 standard errors"
     ]
     assert faults(Limits(), 1.4, 1.2) == ["recall@1 by group, mean of signatures, falls 1.30 points > 0.5"]
     assert faults(Limits(recall_loss=2), 1.4, 1.2) == []
