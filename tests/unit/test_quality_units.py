@@ -53,6 +53,12 @@ def table(tiny: Tiny, tmp_path: Path) -> Table:
     )
 
 
+def test_each_seed_holds_out_another_share_of_the_pairs(table: Table, tmp_path: Path) -> None:
+    matching = replace(table, variants=(Variant(name="pairs", recipe="matching"),))
+    recipes = [unit.recipe() for unit in units_of(matching, range(7), [], tmp_path, tmp_path)]
+    assert [recipe and (recipe.seed, recipe.data.fold) for recipe in recipes] == [*enumerate([0, 1, 2, 3, 4, 0, 1])]
+
+
 def test_a_unit_is_trained_measured_and_kept(
     table: Table, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
