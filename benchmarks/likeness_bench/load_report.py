@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from likeness_bench import figures
-from likeness_bench.drive import Drive
+from likeness_bench.drive import NOT_SENT, Drive
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.steps import happened, is_ensemble
 from likeness_bench.watching import Watch
@@ -105,7 +105,7 @@ def _others(drive: Drive, watch: Watch) -> Iterator[str]:
     if not only_embeds or drive.unfinished or watch.before is None or watch.after is None:
         return
     embedded = sum(found.inferences for model, found in happened(watch.before, watch.after) if is_ensemble(model))
-    sent = sum(record.products for record in drive.records)
+    sent = sum(record.products for record in drive.records if record.error != NOT_SENT)
     if embedded > _MUCH_MORE * sent:
         yield (
             f"the server embedded {embedded} products in the measured time, and this load sent {sent} in all: it "

@@ -38,7 +38,7 @@ def load_plots(report: LoadReport) -> list[str]:
 
 
 def sweep_plots(report: SweepReport) -> list[str]:
-    """Return throughput against latency, every repeat one point; empty when nothing was answered."""
+    """Return throughput against latency, a point for every repeat that answered anything; empty where none did."""
     answered = [(run.latency, run, step.kept) for step in report.steps for run in step.repeats if run.latency]
     if not answered:
         return []

@@ -653,6 +653,7 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
         pytest.param([1] * 90 + [2, 6, 12] * 3, {0: 1, 1: 2, 2: 3, 12: 3}, id="most are the smallest"),
         pytest.param([12] * 90 + [1, 2, 6] * 3, {1: 1, 6: 1, 12: 2, 13: 2}, id="most are the largest"),
         pytest.param([0] * 30 + [5] * 40 + [9] * 4, {0: 2, 4: 2, 5: 3, 8: 3, 9: 4}, id="two fill bins"),
+        pytest.param([0] * 20 + [*range(1, 81)], {0: 2, 1: 3, 5: 3, 6: 4}, id="the smallest fills the first"),
         pytest.param([7] * 10, {6: 1, 7: 2, 8: 2}, id="all are the same"),
         pytest.param(range(17), {0: 1, 1: 1, 2: 2, 13: 7, 14: 8, 16: 8}, id="all differ"),
     ],
