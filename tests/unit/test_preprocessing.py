@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import struct
@@ -225,7 +226,8 @@ def test_malformed_metadata_takes_nothing_from_the_pixels(images: image.Preproce
         pytest.param(png_header(2**31 - 1, 2**31 - 1), "too large|damaged", id="the largest header"),
         pytest.param(encoded(picture())[:-40], "damaged or cut short", id="PNG cut short"),
         pytest.param(encoded(picture(), "JPEG")[:400], "damaged or cut short", id="JPEG cut short"),
-        pytest.param(b"", "not an image in a known format", id="nothing"),
+        pytest.param(b"", "not an image in a known format.*: send such a file's own bytes", id="nothing"),
+        pytest.param(base64.b64encode(encoded(picture())), "send such a file's own bytes", id="Base64, as JSON has it"),
         pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", id="SVG"),
         pytest.param(
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="EPS, which runs programs"

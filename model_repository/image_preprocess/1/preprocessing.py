@@ -157,7 +157,9 @@ class Preprocessor:
         except Image.DecompressionBombError as error:  # by a limit of Pillow's own, before `_check_size`
             raise ValueError(f"the image is too large to decode ({error}): send a smaller copy") from error
         except UnidentifiedImageError as error:
-            raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
+            raise ValueError(
+                f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one: send such a file's own bytes"
+            ) from error
         except Exception as error:  # codecs report damage with a dozen unrelated types
             raise ValueError(f"the image is damaged or cut short ({error}): send another copy") from error
         return np.asarray(small)
