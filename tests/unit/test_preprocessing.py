@@ -151,6 +151,7 @@ def test_a_photo_becomes_its_own_pixels(images: image.Preprocessor) -> None:
         pytest.param(plain("F", 64.0, "TIFF"), (64, 64, 64), id="float that holds 8-bit values"),
         pytest.param(plain("F", 0.5, "TIFF"), (128, 128, 128), id="float from 0 to 1"),
         pytest.param(plain("F", 1.0, "TIFF"), (255, 255, 255), id="float from 0 to 1, white"),
+        pytest.param(plain("F", 1.2, "TIFF"), (255, 255, 255), id="float from 0 to 1, sharpened"),
         pytest.param(plain("F", 0.0, "TIFF"), (0, 0, 0), id="float, black"),
         pytest.param(plain("F", float("nan"), "TIFF"), (0, 0, 0), id="float without a number"),
         pytest.param(b"P5\n32 32\n255\n" + bytes([77]) * PX * PX, (77, 77, 77), id="PNM"),
