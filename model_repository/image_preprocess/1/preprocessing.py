@@ -313,7 +313,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _full_scale(mode: str, largest: float) -> float:
     """Return the value that is white. Modes I and F do not say it: it is the scale that the values reach."""
-    # Scientific tools write floats from 0 to 1, and a little more where they sharpen, which would be black; as bytes, no
+    # Scientific tools write floats from 0 to 1, or a little more where they sharpen, which would be black; as bytes, no
     # photo is that dark all over.
     if mode == "F" and largest < 2:
         return 1.0
