@@ -195,6 +195,11 @@ class CeilingReport(Report):
     notes: tuple[str, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def measured(self) -> bool:
+        """Whether a round was finished."""
+        return bool(self.cases)
+
 
 FIGURES: Mapping[str, tuple[str, int]] = {
     "ceiling_products_per_s": ("ceiling products/s", 1),

@@ -229,6 +229,11 @@ class LoadReport(Report):
     answered_share: float = 1.0
 
     @property
+    def measured(self) -> bool:
+        """Whether a request that counts has ended."""
+        return bool(self.requests)
+
+    @property
     def failed(self) -> int:
         """How many requests failed."""
         return sum(row.count for row in self.errors)

@@ -112,6 +112,11 @@ class SweepReport(Report):
     recall: Mapping[str, Recall] = field(default_factory=dict)
 
     @property
+    def measured(self) -> bool:
+        """Whether a rate was tried to its end."""
+        return bool(self.steps)
+
+    @property
     def best(self) -> LoadReport | None:
         """The repeat that stands for the best rate, with the recall beside it."""
         return self._middle_at(self.best_rate)

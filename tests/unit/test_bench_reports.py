@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from likeness_bench.in_process import Threads
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.load_tables import load_tables
-from likeness_bench.output import deliver_load, deliver_sweep
+from likeness_bench.output import deliver, deliver_load, deliver_sweep
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
@@ -274,10 +276,26 @@ def test_reports_of_before_there_was_a_ceiling_can_be_compared(report: LoadRepor
     assert not any("ceiling" in row[0] for row in table.rows)
 
 
-def test_a_sweep_without_a_single_step(tmp_path: Path) -> None:
+def test_a_report_without_a_figure_takes_no_others_place(
+    report: LoadReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deliver_load(report, tmp_path / "r.json")
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    deliver_load(report_of([record(0.5, 0.1)], stopped=True), tmp_path / "r.json")
     sweep = SweepReport(made_at="now", target_ms=1.0, best_rate=None, ended="interrupted", complete=False, steps=())
-    deliver_sweep(sweep, tmp_path / "s.json")
-    assert "interrupted" in (tmp_path / "s.html").read_text()
+    deliver_sweep(sweep, tmp_path / "r.json")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+    assert capsys.readouterr().out.count("nothing was measured: ") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_impatient_user_gets_all_files(report: LoadReport, tmp_path: Path, number: signal.Signals) -> None:
+    def drawn() -> list[str]:
+        os.kill(os.getpid(), number)
+        return []
+
+    deliver(report, tmp_path / "r.json", "a load", [], [], plots=drawn)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json", "r.md"]
 
 
 def test_a_sweep_that_no_rate_satisfies_still_tells_recall_and_errors(report: LoadReport, tmp_path: Path) -> None:
