@@ -10,6 +10,7 @@ from likeness_bench import figures
 from likeness_bench.drive import Drive
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.steps import happened, is_ensemble
+from likeness_bench.tables import counted
 from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind
 
@@ -117,7 +118,7 @@ def _notes(report: LoadReport, watch: Watch, sent_share: float) -> Iterator[str]
     """Say what stands in the way of believing a report; ``sent_share`` of the rate that was due could be sent."""
     seconds, lag = report.measured_s, report.harness_lag
     if report.ended == "interrupted":
-        missing = f": {report.unfinished} requests were on their way and count nowhere, the slowest maybe among them"
+        missing = f", not counting {counted(report.unfinished, 'request')} on the way, the slowest maybe among them"
         yield f"interrupted after {seconds:.1f} s" + (missing if report.unfinished else "")
     if lag and lag.p99_ms > LAG_LIMIT_MS:
         yield (
@@ -131,16 +132,16 @@ def _notes(report: LoadReport, watch: Watch, sent_share: float) -> Iterator[str]
         if not report.failed and report.requests < _MANY:  # a stable queue may grow for as long as a short run
             who += " (of so few requests it may have become slower by chance: a longer run tells)"
         if sent_share < figures.KEEPS_UP:  # then nothing is known of the server
-            who = f"the harness itself could send only {100 * sent_share:.0f} % of them in time"
+            who = f"the harness itself could send only {100 * sent_share:.3g} % of them in time"
         yield (
-            f"answered {100 * report.answered_share:.0f} % of {report.offered_per_s:.1f} requests/s: {who}; at such a "
+            f"answered {100 * report.answered_share:.3g} % of {report.offered_per_s:.1f} requests/s: {who}; at such a "
             "rate latency only says how long the run was"
         )
     if not report.requests and report.ended == "duration":
         yield f"no request was due in the {seconds:g} s that were measured; use longer runs"
     if report.worn_share > 0:
         yield (
-            f"the products ran out: {100 * report.worn_share:.0f} % of the requests repeated earlier ones for that; "
+            f"the products ran out: {100 * report.worn_share:.3g} % of the requests repeated earlier ones for that; "
             "give more products where a cache would matter"
         )
     if report.requests and (doubt := figures.too_few(report.requests)):

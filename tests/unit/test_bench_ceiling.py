@@ -326,7 +326,7 @@ def test_a_failure_ends_one_case_and_keeps_the_rounds_before_it(monkeypatch: pyt
     assert report.ended == "failed"
     assert [(case.name, len(case.rounds)) for case in report.cases] == [("first", 2), ("second", 1)]
     assert report.failures == {"second": "out of memory"}
-    assert "second: it ended after 1 rounds: out of memory" in report.notes
+    assert "second: it ended after 1 round: out of memory" in report.notes
 
 
 def test_a_server_that_answers_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver, deliver_load, deliver_sweep
+from likeness_bench.plots import _axes, _from_nothing
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
@@ -161,7 +162,7 @@ def test_a_harness_that_falls_behind_does_not_put_it_on_the_server() -> None:
     growing = [record(2 + number / 20, number / 100) for number in range(200)]
     late = [replace(one, started_s=one.finished_s - 0.001) for one in growing]
     unsent = [replace(one, error=NOT_SENT) if place % 2 else one for place, one in enumerate(growing)]
-    for records, percent in ((late, "83"), (unsent, "50")):
+    for records, percent in ((late, "83.3"), (unsent, "50")):
         (said,) = (note for note in report_of(records, rate=20.0).notes if note.startswith("answered"))
         assert f"the harness itself could send only {percent} % of them in time" in said
         assert "the server" not in said
@@ -182,6 +183,23 @@ def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "deep" / "r.json").read_text())["errors"][0]["kind"] == "ServerError"
     assert r"a \| bar and a line" in (tmp_path / "deep" / "r.md").read_text()
     check_page((tmp_path / "deep" / "r.html").read_text(), plots=2)
+
+
+def test_axes_are_read_without_powers_of_ten(tmp_path: Path) -> None:
+    for took_s, marks in ((0.0002, ("0.2", "0.5")), (0.010, ("10", "20")), (30.0, ("30000", "50000"))):
+        deliver_load(report_of([record(2 + n / 10, took_s * (1 + n / 50)) for n in range(100)]), tmp_path / "r.json")
+        drawn = (tmp_path / "r.html").read_text()
+        assert all(f"<!-- {mark} -->" in drawn for mark in marks)  # how text stands in the SVG, beside its outline
+        assert not re.search(r"<!-- [0-9.]+e", drawn)
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 40])
+def test_the_highest_mark_is_not_at_the_edge(rounds: int) -> None:
+    _, axes = _axes()
+    axes.plot(range(1, rounds + 1), [100.0] * rounds, "o")
+    _from_nothing(axes)
+    assert axes.get_ylim() == (0, 105)
+    assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
 @pytest.mark.parametrize(
@@ -592,7 +610,7 @@ def test_the_rate_that_was_asked_for_stands_beside_the_one_that_was_due(report: 
     sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
     (table,) = sweep_tables(sweep)
     assert table.header[:4] == ("requests/s asked for", "due", "answered %", "kept")
-    assert table.rows[0][:4] == ("8", "10.0", "99", "yes")
+    assert table.rows[0][:4] == ("8", "10.0", "99.0", "yes")
 
 
 def test_at_low_rates_runs_are_long_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
