@@ -102,7 +102,7 @@ def deliver(
     """
     tables = [*tables, *_measured(report)]
     if out and not report.measured:
-        notes, out = [*notes, f"nothing was measured: {out} is left as it was"], None
+        notes, out = [*notes, f"nothing was measured: nothing is written to {out}"], None
     try:
         if out:
             every = [*tables, *files_only]
