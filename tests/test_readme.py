@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import typer
 from comparisons.__main__ import app as comparisons_app
 from likeness_bench.cli import app as bench_app
+from likeness_client import Client, Product
 from likeness_client.cli import app as client_app
 from likeness_export.cli import app as export_app
 from likeness_export.run import Run
 from typer.main import get_group
+
+if TYPE_CHECKING:
+    from tests.conftest import Server
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "README.md", *(ROOT / part / "README.md" for part in ("client", "export", "benchmarks"))]
@@ -52,10 +59,13 @@ def shell_lines(guide: Path) -> list[str]:
 
 
 @pytest.fixture
-def here(address: str, demo_catalogue: Path, trained_run: Run, repository: Path, tmp_path: Path) -> dict[str, str]:
+def here(server: Server, demo_catalogue: Path, trained_run: Run, repository: Path, tmp_path: Path) -> dict[str, str]:
     """What stands in the README, and what stands for it in this test."""
+    photo = next((demo_catalogue.parent / "images").glob("*.jpg"))
     return {
-        "localhost:8001": address,
+        "localhost:8001": server.address,
+        "localhost:8000": f"127.0.0.1:{server.config.http_port}",
+        "p0106-s5.jpg": photo.name,  # a smaller catalogue has other listings
         # Finding a ceiling takes half a minute, and a second test of the same.
         "--repository runs/demo/repository --target-ms": "--target-ms",
         "--signature text --signature text_image --label": "--signature attributes --label",
@@ -85,10 +95,23 @@ def localised(text: str, here: dict[str, str]) -> str:
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
 def test_python_runs(guide: Path, here: dict[str, str]) -> None:
     for block in blocks(guide, "python"):
-        code = localised(block, here)
-        photo = next((Path(here["runs/demo/catalogue"]) / "images").glob("*.jpg"))
-        code = re.sub(r"p\d{4}-s\d\.jpg", photo.name, code)  # a smaller catalogue has other listings
-        exec(compile(code, str(guide), "exec"), {"__name__": "readme"})
+        exec(compile(localised(block, here), str(guide), "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.server
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_javascript_is_answered_as_python_is(here: dict[str, str], client: Client) -> None:
+    [code] = (localised(block, here) for guide in GUIDES for block in blocks(guide, "js"))
+    run = ["node", "--input-type=module", "--eval", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["text_error"] == answer["image_error"] == [""]
+    photo = Path(here["runs/demo/catalogue"]) / "images" / here["p0106-s5.jpg"]
+    expected = client.embed([Product(title="blue mug", images=(photo,))])
+    np.testing.assert_allclose([answer["embedding"]], expected.vectors, atol=1e-5)
+    weights = dict(zip(("text", "image"), answer["modality_weights"], strict=True))
+    assert weights == pytest.approx(expected.modality_weights[0], abs=1e-5)
 
 
 @pytest.mark.server

@@ -10,12 +10,10 @@ import asyncio
 import multiprocessing
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -28,6 +26,7 @@ from likeness_client import LikenessError, MissingExtraError
 from numpy.typing import NDArray
 
 from likeness_bench.in_process import InProcessPipeline, Threads
+from likeness_bench.running import unheard
 
 _POLL_S = 0.02  # how often the event loop looks for an answer
 _END_S = 5.0  # how long the process may take to end, once it is to
@@ -74,7 +73,9 @@ class CeilingProcess:
         spawning = multiprocessing.get_context("spawn")
         self._connection, theirs = spawning.Pipe()
         self._process = spawning.Process(target=_work, args=(theirs, repository.resolve()), daemon=True)
-        with _unheard():
+        # Ctrl-C and SIGTERM may reach both, and who asks decides. It inherits that: were it to say so itself, it would
+        # be too late for what comes while it starts.
+        with unheard():
             self._process.start()
         theirs.close()  # or its end would not be seen here
 
@@ -115,20 +116,6 @@ class CeilingProcess:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Let a process that is started in this block ignore Ctrl-C and SIGTERM, which may reach both: who asks decides.
-
-    It inherits that. Were it to say so itself, it would do so too late for what comes while it starts.
-    """
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _work(connection: Connection, repository: Path) -> None:

@@ -14,6 +14,7 @@ from likeness_bench.in_process import Threads
 from likeness_bench.load_report import LAG_LIMIT_MS, OTHER_SPACE
 from likeness_bench.recall import Recall
 from likeness_bench.report import Report
+from likeness_bench.tables import counted
 
 FORMAT = "likeness-ceiling-1"
 TOLERANCE = 1e-4
@@ -195,6 +196,11 @@ class CeilingReport(Report):
     notes: tuple[str, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def measured(self) -> bool:
+        """Whether a round was finished."""
+        return bool(self.cases)
+
 
 FIGURES: Mapping[str, tuple[str, int]] = {
     "ceiling_products_per_s": ("ceiling products/s", 1),
@@ -240,13 +246,13 @@ def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool)
         yield "interrupted: only rounds that were finished count"
     for name, reason in failures.items():
         finished = next((len(case.rounds) for case in cases if case.name == name), 0)
-        yield f"{name}: it ended after {finished} rounds: {reason}"
+        yield f"{name}: it ended after {counted(finished, 'round')}: {reason}"
     for case in cases:
         if doubt := difference_doubt(case.largest_difference):
             yield f"{case.name}: {doubt}"
         if failed := sum((Counter(found.errors) for found in case.rounds), Counter[str]()):
             kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
-            yield f"{case.name}: {failed.total()} requests failed ({kinds}); they count as not answered"
+            yield f"{case.name}: {counted(failed.total(), 'request')} failed ({kinds}); they count as not answered"
         if case.load and OTHER_SPACE in case.load.notes:
             yield f"{case.name}: {OTHER_SPACE}"
         if case.load:

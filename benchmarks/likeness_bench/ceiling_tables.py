@@ -6,14 +6,16 @@ from dataclasses import replace
 
 from likeness_bench.ceiling_report import FIGURES, Case, CeilingReport
 from likeness_bench.load_tables import load_tables, mix_name
-from likeness_bench.tables import NOTHING, Table, number, or_infinite
+from likeness_bench.tables import NOTHING, Table, counted, number, or_infinite
 
 
 def ceiling_name(report: CeilingReport) -> str:
     """Return a comparison in words."""
     load = report.load
     size = mix_name(load["workload"]["batch_size"])
-    return f"Served, and its ceiling: {load['concurrency']} callers x {size}, turns of {load['duration_s']:g} s"
+    return (
+        f"Served, and its ceiling: {counted(load['concurrency'], 'caller')} x {size}, turns of {load['duration_s']:g} s"
+    )
 
 
 def ceiling_tables(report: CeilingReport) -> list[Table]:
@@ -55,8 +57,8 @@ def ceiling_notes(report: CeilingReport) -> list[str]:
     notes = [
         f"{case.name}: the ceiling is {case.best.threads.name}, batches of {case.best.batch_size}; "
         f"one product at a time is fastest with {case.alone.threads.name} "
-        f"({report.cores} cores may be used, the server gives up to {report.cpu_threads} "
-        f"thread{'s' * (report.cpu_threads > 1)} to an encoder)"
+        f"({counted(report.cores, 'core')} may be used, the server gives up to {counted(report.cpu_threads, 'thread')} "
+        "to an encoder)"
         for case in report.cases
     ]
     return [*report.notes, *notes]
@@ -67,8 +69,10 @@ def _case(report: CeilingReport, case: Case) -> Table:
     if case.recall:
         rows.append((f"recall@1, {report.label} ({case.recall.ranked})", _recall(case), NOTHING, NOTHING))
     rows.append(("largest difference of an embedding", f"{case.largest_difference:.1e}", NOTHING, NOTHING))
-    size, callers = case.best.batch_size, report.load["concurrency"]
-    title = f"{case.name}, {len(case.rounds)} rounds: the ceiling in batches of {size}, {callers} callers of the server"
+    size, callers = case.best.batch_size, counted(report.load["concurrency"], "caller")
+    title = (
+        f"{case.name}, {counted(len(case.rounds), 'round')}: the ceiling in batches of {size}, {callers} of the server"
+    )
     return Table(title=title, header=("", "median", "min", "max"), rows=tuple(rows))
 
 

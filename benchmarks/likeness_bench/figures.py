@@ -17,6 +17,7 @@ from likeness_bench.processes import GpuFigures, ProcessFigures
 from likeness_bench.recall import Recall
 from likeness_bench.report import Report
 from likeness_bench.steps import StepTime
+from likeness_bench.tables import counted
 
 K = TypeVar("K", int, str)
 FORMAT = "likeness-load-1"
@@ -229,6 +230,11 @@ class LoadReport(Report):
     answered_share: float = 1.0
 
     @property
+    def measured(self) -> bool:
+        """Whether a request that counts has ended."""
+        return bool(self.requests)
+
+    @property
     def failed(self) -> int:
         """How many requests failed."""
         return sum(row.count for row in self.errors)
@@ -241,7 +247,7 @@ class LoadReport(Report):
 
 def too_few(requests: int) -> str:
     """Say what the p99 of so few requests is; empty where there are enough."""
-    return f"{requests} requests: below {ENOUGH}, p99 is the maximum" if requests < ENOUGH else ""
+    return f"{counted(requests, 'request')}: below {ENOUGH}, p99 is the maximum" if requests < ENOUGH else ""
 
 
 def enough_s(rate: float) -> float:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from statistics import fmean
 
 from likeness_bench import figures
-from likeness_bench.drive import Drive
+from likeness_bench.drive import NOT_SENT, Drive
 from likeness_bench.figures import LoadReport, Percentiles
 from likeness_bench.steps import happened, is_ensemble
+from likeness_bench.tables import counted
 from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind
 
@@ -18,6 +19,7 @@ OTHER_SPACE = "the server serves another space than when it was first asked: a p
 LAG_LIMIT_MS = 5.0
 """From this 99th percentile of its own lateness on, the harness warns that it is part of what it measures."""
 _MANY = 1000  # requests, for one of them to lie beyond p99.9
+_MOMENT_S = 0.2
 _MUCH_MORE = 1.1  # times what was sent; a question or two of others changes no figure
 
 
@@ -105,10 +107,13 @@ def _others(drive: Drive, watch: Watch) -> Iterator[str]:
     if not only_embeds or drive.unfinished or watch.before is None or watch.after is None:
         return
     embedded = sum(found.inferences for model, found in happened(watch.before, watch.after) if is_ensemble(model))
-    sent = sum(record.products for record in drive.records)
-    if embedded > _MUCH_MORE * sent:
+    # What failed may be embedded later; and an answer may be there a moment before it is counted.
+    since_s = watch.before_s - _MOMENT_S
+    sent = [record for record in drive.records if record.error != NOT_SENT]
+    mine = sum(record.products for record in sent if record.error or record.finished_s > since_s)
+    if embedded > _MUCH_MORE * mine:
         yield (
-            f"the server embedded {embedded} products in the measured time, and this load sent {sent} in all: it "
+            f"the server embedded {embedded} products in the measured time, {mine} of them at most for this load: it "
             "worked for another load, too, or still for an earlier one; all figures tell of both"
         )
 
@@ -117,7 +122,7 @@ def _notes(report: LoadReport, watch: Watch, sent_share: float) -> Iterator[str]
     """Say what stands in the way of believing a report; ``sent_share`` of the rate that was due could be sent."""
     seconds, lag = report.measured_s, report.harness_lag
     if report.ended == "interrupted":
-        missing = f": {report.unfinished} requests were on their way and count nowhere, the slowest maybe among them"
+        missing = f", not counting {counted(report.unfinished, 'request')} on the way, the slowest maybe among them"
         yield f"interrupted after {seconds:.1f} s" + (missing if report.unfinished else "")
     if lag and lag.p99_ms > LAG_LIMIT_MS:
         yield (
@@ -131,16 +136,16 @@ def _notes(report: LoadReport, watch: Watch, sent_share: float) -> Iterator[str]
         if not report.failed and report.requests < _MANY:  # a stable queue may grow for as long as a short run
             who += " (of so few requests it may have become slower by chance: a longer run tells)"
         if sent_share < figures.KEEPS_UP:  # then nothing is known of the server
-            who = f"the harness itself could send only {100 * sent_share:.0f} % of them in time"
+            who = f"the harness itself could send only {100 * sent_share:.3g} % of them in time"
         yield (
-            f"answered {100 * report.answered_share:.0f} % of {report.offered_per_s:.1f} requests/s: {who}; at such a "
+            f"answered {100 * report.answered_share:.3g} % of {report.offered_per_s:.1f} requests/s: {who}; at such a "
             "rate latency only says how long the run was"
         )
     if not report.requests and report.ended == "duration":
         yield f"no request was due in the {seconds:g} s that were measured; use longer runs"
     if report.worn_share > 0:
         yield (
-            f"the products ran out: {100 * report.worn_share:.0f} % of the requests repeated earlier ones for that; "
+            f"the products ran out: {100 * report.worn_share:.3g} % of the requests repeated earlier ones for that; "
             "give more products where a cache would matter"
         )
     if report.requests and (doubt := figures.too_few(report.requests)):

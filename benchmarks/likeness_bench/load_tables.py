@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from likeness_bench.figures import LoadReport, Percentiles
-from likeness_bench.tables import NOTHING, Table, number, or_infinite
+from likeness_bench.tables import NOTHING, Table, counted, number, or_infinite
 
 _PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p99.9", "max")
 
@@ -14,7 +14,7 @@ _PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p99.9", "max")
 def load_name(load: Mapping[str, Any]) -> str:
     """Return a load in words, from its config as plain data."""
     if load["rate"] is None:
-        return f"{work_name(load)}; closed loop, {load['concurrency']} callers"
+        return f"{work_name(load)}; closed loop, {counted(load['concurrency'], 'caller')}"
     return f"{work_name(load)}; {load['rate']:g} requests/s, {load['arrivals']} arrivals"
 
 
@@ -39,7 +39,7 @@ def mix_name(mix: int | str | Mapping[Any, float]) -> str:
     if isinstance(mix, int | str):
         return str(mix)
     shares = sum(mix.values())
-    parts = (f"{name} ({100 * share / shares:.0f} %)" for name, share in mix.items())
+    parts = (f"{name} ({100 * share / shares:.3g} %)" for name, share in mix.items())
     return str(next(iter(mix))) if len(mix) == 1 else " and ".join(parts)
 
 
@@ -71,7 +71,7 @@ def _summary(report: LoadReport) -> Table:
         ("requests, of them failed", f"{report.requests}, {failed}"),
         ("p99 ms with failures", or_infinite(report.p99_with_failures_ms) if report.requests else NOTHING),
         ("measured s", number(report.measured_s)),
-        ("repeats of earlier requests %", number(100 * report.repeated_share, 0)),
+        ("repeats of earlier requests %", number(100 * report.repeated_share)),
         ("mean ms outside the server", number(report.outside_server_ms, 2)),
         ("harness: cores used", number(report.harness_cpu_s / report.measured_s if report.measured_s else None, 2)),
     ]
@@ -111,9 +111,7 @@ def _latency(report: LoadReport) -> Table:
         if len(parts) > 1:
             rows += [_percentiles(name, found) for name, found in parts.items()]
     if len(report.by_products) > 1:
-        rows += [
-            _percentiles(f"{count} product{'s' * (count > 1)}", found) for count, found in report.by_products.items()
-        ]
+        rows += [_percentiles(counted(count, "product"), found) for count, found in report.by_products.items()]
     rows.append(_percentiles("harness late by", report.harness_lag))
     return Table(title=f"Latency of answers in ms, from {since}", header=("", "count", *_PERCENTILES), rows=tuple(rows))
 

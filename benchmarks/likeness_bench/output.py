@@ -24,6 +24,7 @@ from likeness_bench.page import page
 from likeness_bench.plots import load_plots, rounds_plot, sweep_plots
 from likeness_bench.processes import machine, software
 from likeness_bench.report import Report
+from likeness_bench.running import unheard
 from likeness_bench.sources import SourceConfig
 from likeness_bench.sweep import SweepReport
 from likeness_bench.sweep_tables import sweep_name, sweep_notes, sweep_tables
@@ -85,6 +86,8 @@ def deliver(
 ) -> None:
     """Print a report; with ``out``, first write it as JSON there, and as Markdown and HTML beside it.
 
+    Where nothing was measured, nothing is written: an older report stays. Ctrl-C and SIGTERM wait for all three files.
+
     Args:
         report: what was found.
         out: where the JSON goes; None: nowhere.
@@ -98,12 +101,15 @@ def deliver(
         InputError: a file cannot be written.
     """
     tables = [*tables, *_measured(report)]
+    if out and not report.measured:
+        notes, out = [*notes, f"nothing was measured: nothing is written to {out}"], None
     try:
         if out:
             every = [*tables, *files_only]
-            write_json(out, asdict(report))
-            write_text(out.with_suffix(".md"), markdown(title, every, notes))
-            write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots(), every))
+            with unheard():
+                write_json(out, asdict(report))
+                write_text(out.with_suffix(".md"), markdown(title, every, notes))
+                write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots(), every))
     finally:  # what cannot be written can still be read
         print_tables(tables, notes)
 

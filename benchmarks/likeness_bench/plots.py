@@ -38,7 +38,7 @@ def load_plots(report: LoadReport) -> list[str]:
 
 
 def sweep_plots(report: SweepReport) -> list[str]:
-    """Return throughput against latency, every repeat one point; empty when nothing was answered."""
+    """Return throughput against latency, a point for every repeat that answered anything; empty where none did."""
     answered = [(run.latency, run, step.kept) for step in report.steps for run in step.repeats if run.latency]
     if not answered:
         return []
@@ -69,8 +69,8 @@ def rounds_plot(case: Case) -> str:
     series = (("ceiling_products_per_s", "ceiling", MEDIAN_COLOUR), ("served_products_per_s", "served", TAIL_COLOUR))
     for name, label, colour in series:
         axes.plot(numbers, [getattr(round_, name) for round_ in case.rounds], "o-", color=colour, label=label)
-    axes.set(xlabel="round", ylabel="products/s", title=case.name, xticks=list(numbers))
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel="round", ylabel="products/s", title=case.name)
+    _from_nothing(axes)
     axes.legend(fontsize="small")
     return _svg(figure)
 
@@ -97,7 +97,7 @@ def _timeline(report: LoadReport) -> str:
     if failed := [row.second for row in report.timeline if row.errors]:
         axes.plot(failed, [0.0] * len(failed), "x", color=FAILED_COLOUR, label="failures", clip_on=False)
     axes.set(xlabel="second in which requests were due", ylabel="latency, ms", title="Course over time")
-    axes.set_ylim(bottom=0)
+    _from_nothing(axes)
     axes.legend(fontsize="small")
     return _svg(figure)
 
@@ -121,16 +121,29 @@ def _axes(height: float = SIZE_IN[1]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(SIZE_IN[0], height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3)
     return figure, axes
 
 
+def _from_nothing(axes: Axes) -> None:
+    """Count whole things from left to right, and from 0 upwards to a little above the highest mark."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_ylim(0, 1.05 * axes.dataLim.y1 or None)
+
+
 def _plain_numbers(axis: Axis) -> None:
-    """Write 20 and 100 on a logarithmic axis, not powers of ten."""
+    """Write 0.2, 20 and 20000 on a logarithmic axis, not powers of ten; of close marks, not all."""
     from matplotlib.ticker import LogFormatter
 
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(2, 1)))
 
 
 def _svg(figure: Figure) -> str:

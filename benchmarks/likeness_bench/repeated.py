@@ -14,6 +14,7 @@ from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE
 from likeness_bench.rest import come_to_rest
 from likeness_bench.search import agree, decisive
+from likeness_bench.tables import counted
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 
@@ -100,7 +101,7 @@ def _elsewhere(others: Sequence[LoadReport], shown: LoadReport) -> Iterator[str]
         failed.update({row.kind: row.count for row in run.errors})
     if failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
-        yield f"in the other runs {failed.total()} requests failed ({kinds})"
+        yield f"in the other runs {counted(failed.total(), 'request')} failed ({kinds})"
 
 
 def _doubts(runs: Sequence[LoadReport], budget_s: float, unrest: str, *, stopped: bool) -> Iterator[str]:

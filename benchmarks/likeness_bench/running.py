@@ -50,6 +50,17 @@ def run_shown(name: str, work: Callable[..., Awaitable[T]]) -> T:
         return asyncio.run(run())
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM in a block; a process that is started in it ignores them for good."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _LiveView(View):
     """A line that says how far a run is; nothing where stderr is no terminal."""
 

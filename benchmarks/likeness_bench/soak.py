@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from likeness_bench.figures import LoadReport
 from likeness_bench.load import run_load
 from likeness_bench.load_config import LoadConfig, open_client
-from likeness_bench.tables import Table
+from likeness_bench.tables import Table, counted
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import AS_THEY_ARE, Request, Workload, WorkloadConfig, reduce_to
 
@@ -121,7 +121,7 @@ async def run_soak(
     load = replace(load, workload=workload.config)
     report = await run_load(workload, load, stop=stop, view=view, ask=checked.ask)
     if refused:
-        note = f"{len(refused)} products are not embedded even alone, and were left out; the first: {refused[0]}"
+        note = f"{counted(len(refused), 'product')} not embedded even alone, and left out; the first: {refused[0]}"
         report = replace(report, notes=(*report.notes, note))
     return SoakReport(load=report, checked=checked)
 

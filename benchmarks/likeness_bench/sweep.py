@@ -17,6 +17,7 @@ from likeness_bench.repeated import PAUSE_S
 from likeness_bench.report import Report, now
 from likeness_bench.rest import come_to_rest, silence
 from likeness_bench.search import RateSearch, decisive, settled
+from likeness_bench.tables import counted
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 
@@ -110,6 +111,11 @@ class SweepReport(Report):
     steps: tuple[RateStep, ...]
     label: str = ""
     recall: Mapping[str, Recall] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether a rate was tried to its end."""
+        return bool(self.steps)
 
     @property
     def best(self) -> LoadReport | None:
@@ -270,5 +276,5 @@ def _conclusion(search: RateSearch, steps: Sequence[RateStep]) -> str:
     if search.missed is None:
         return f"even {search.kept:g} requests/s kept the target; it was not tried further"
     unsettled = sum(not step.settled for step in steps)
-    doubt = f"; the figures of {unsettled} rates did not settle" if unsettled else ""
+    doubt = f"; the figures of {counted(unsettled, 'rate')} did not settle" if unsettled else ""
     return f"found between {search.kept:.3g} (kept) and {search.missed:.3g} (missed) requests/s{doubt}"

@@ -6,7 +6,7 @@ from likeness_bench.figures import ENOUGH, too_few
 from likeness_bench.load_report import OTHER_SPACE
 from likeness_bench.load_tables import work_name
 from likeness_bench.sweep import RateStep, SweepReport
-from likeness_bench.tables import Table, number, or_infinite
+from likeness_bench.tables import Table, counted, number, or_infinite
 
 
 def sweep_name(report: SweepReport) -> str:
@@ -31,7 +31,8 @@ def sweep_notes(report: SweepReport) -> list[str]:
     """Return why the search ended, how far to believe it, and the notes of the best rate and the lowest missed one."""
     notes = [report.ended]
     notes += [
-        f"the figures of the best rate, {step.rate:.4g} requests/s, did not settle in {len(step.repeats)} repeats"
+        f"the figures of the best rate, {step.rate:.4g} requests/s, did not settle in "
+        f"{counted(len(step.repeats), 'repeat')}"
         for step in report.steps
         if step.rate == report.best_rate and not step.settled
     ]
@@ -52,7 +53,7 @@ def _row(step: RateStep, *, beside: bool) -> tuple[str, ...]:
     return (
         f"{step.rate:.4g}",
         number(step.shown.offered_per_s),
-        number(100 * step.shown.answered_share, 0),
+        number(100 * step.shown.answered_share),
         "yes" if step.kept else "no" if step.shown.keeps_up else "no: falls behind",
         "yes" if step.settled else "no",
         str(len(step.repeats)),

@@ -68,6 +68,11 @@ def number(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words; with an s, unless it is one."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def or_infinite(value: float | None, digits: int = 1) -> str:
     """Return a figure that failures can make infinite, which reports hold as None, as it is read."""
     return "infinite" if value is None else number(value, digits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from likeness_bench.drive import Drive
 from likeness_bench.load_config import LoadConfig
+from likeness_bench.tables import counted
 
 
 class View:
@@ -14,7 +15,7 @@ class View:
 
     def step(self, load: LoadConfig, run: int) -> None:
         """Say which run of a load begins, by its number from 1 among those of the same load."""
-        what = f"{load.concurrency} callers" if load.rate is None else f"{load.rate:.4g} requests/s"
+        what = counted(load.concurrency or 0, "caller") if load.rate is None else f"{load.rate:.4g} requests/s"
         self.say(f"{what}, run {run}")
 
     def show(self, drive: Drive) -> None:

@@ -21,7 +21,8 @@ _SAMPLE_S = 1.0  # looking takes some milliseconds from the harness
 class Watch:
     """What is seen of the server and of the harness during the measured time.
 
-    ``before`` and ``after`` are Triton's counters, read so many seconds from the start of the run; of a server that was
+    ``before`` and ``after`` are Triton's counters. Asking for the ones began, and for the others ended, so many seconds
+    from the start of the run: what is counted between them was answered in that time. Of a server that was
     started again they are those of its last process, from the first look at it on. ``space`` is what it serves in the
     end, where it says so.
     """
@@ -44,7 +45,7 @@ class Watch:
         server = await asyncio.to_thread(find_server, self.config.address)
         if await stopped_within(drive.stop, self.config.warm_up_s - drive.now_s()):
             return
-        self.before, self.before_s = await counters_of(self.config), drive.now_s()
+        self.before_s, self.before = drive.now_s(), await counters_of(self.config)
         self.processes = ProcessWatch(server=server) if server else None
         self.gpus = GpuWatch(timeout_s=_patience_s(self.config)) if GpuWatch.there_is_one() else None
         cpu_before_s = time.process_time()
@@ -70,12 +71,12 @@ class Watch:
         for watch in (self.processes, self.gpus):
             if watch:
                 await asyncio.to_thread(watch.sample)
-        counters = await counters_of(self.config)
+        begun_s, counters = drive.now_s(), await counters_of(self.config)
         self.cut_short = counters is None
         if counters is not None:
             if started_again(self.after or self.before or {}, counters):
                 # Not from zero: before it was ready, its models warmed up, also those that the load never asks.
-                self.started_again, self.before, self.before_s = True, counters, drive.now_s()
+                self.started_again, self.before, self.before_s = True, counters, begun_s
             self.after, self.after_s = counters, drive.now_s()
 
 

@@ -202,12 +202,17 @@ class Client(_channel.BaseClient):
         with self._lock:
             if self._closed:
                 raise self._closed_error()
-            if self._opened is None:
-                self._opened = InferenceServerClient(**self._channel())
-                self._closing = weakref.finalize(self, _close, self._opened)  # or tritonclient closes what is forgotten
+            stub = self._opened
+            if stub is None:
+                stub = InferenceServerClient(**self._channel())
+                self._closing = weakref.finalize(self, _close, stub)  # or tritonclient closes what is forgotten
                 self._closing.atexit = False
                 self._place, _ = self._here()
-            return self._opened
+                self._opened = stub
+                if self._closed:  # meanwhile, by a signal's handler
+                    self.close()
+                    raise self._closed_error()
+            return stub
 
     @contextmanager
     def _within(self, timeout_s: float | None) -> Iterator[float]:

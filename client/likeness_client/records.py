@@ -230,8 +230,9 @@ def plain_number(value: float) -> int | float:
     if number.is_integer():
         # Up to 2**53 every whole number is exact as a float; beyond, its digits would be made up.
         return int(number) if abs(number) <= 2**53 else number
-    # NumPy's 0.1 in FP32 means 0.1, and not 0.10000000149011612.
-    return float(str(value)) if isinstance(value, np.floating) else number
+    if isinstance(value, np.floating) and not isinstance(value, float):
+        return float(np.format_float_positional(value))  # 0.1 in FP32 means 0.1, and not 0.10000000149011612
+    return number
 
 
 def _part(product: Product, field: str) -> str:

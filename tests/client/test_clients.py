@@ -881,17 +881,28 @@ def test_closing_a_client_under_a_call_is_an_error_of_the_call(endpoint: Endpoin
             call.result()
 
 
-def test_a_client_can_be_closed_by_the_handler_of_a_signal(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs in the thread that it interrupts, wherever that is; here: while a call is sent."""
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        pytest.param(InferenceServerClient, "async_infer", id="a call is sent"),
+        pytest.param(InferenceServerClient, "__init__", id="the channel is opened"),
+        pytest.param(weakref, "finalize", id="its end is provided for"),
+    ],
+)
+def test_a_client_can_be_closed_by_the_handler_of_a_signal(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, place: Any, name: str
+) -> None:
+    """It runs in the thread that it interrupts, wherever that is."""
     client = Client(endpoint.address)
-    client.info()
-    send = InferenceServerClient.async_infer
+    if name == "async_infer":
+        client.info()
+    goes_on = getattr(place, name)
 
     def interrupted(*given: Any, **named: Any) -> Any:
         client.close()
-        return send(*given, **named)
+        return goes_on(*given, **named)
 
-    monkeypatch.setattr(InferenceServerClient, "async_infer", interrupted)
+    monkeypatch.setattr(place, name, interrupted)
     found: list[BaseException] = []
 
     def embed() -> None:

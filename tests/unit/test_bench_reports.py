@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +28,8 @@ from likeness_bench.in_process import Threads
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.load_tables import load_tables
-from likeness_bench.output import deliver_load, deliver_sweep
+from likeness_bench.output import deliver, deliver_load, deliver_sweep
+from likeness_bench.plots import _axes, _from_nothing
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
@@ -114,16 +117,13 @@ def test_a_harness_that_is_seldom_late_is_noted() -> None:
 
 def counted(total_ms: float, calls: int = 120) -> LoadReport:
     """Of a server that answered so many calls in 2 to 12 s, each within this time in the mean."""
+    warm_up = [record(0.5, 0.5) for _ in range(200)]
     before_it = [record(1.0, 3.0) for _ in range(20)]
     after_it = [record(9.0, 5.0) for _ in range(30)]
     config = LoadConfig(address="here:1", concurrency=50, duration_s=10.0, warm_up_s=2.0)
     drive = Drive(config=config, requests=iter(()), ask=None, stop=asyncio.Event())  # type: ignore[arg-type]
-    drive.records = [
-        *before_it,
-        *(replace(record(5.0, 0.1), scheduled_s=4.0) for _ in range(100)),
-        record(6.0, 1.0, "ServerError"),
-        *after_it,
-    ]
+    within_it = [*(replace(record(5.0, 0.1), scheduled_s=4.0) for _ in range(100)), record(6.0, 1.0, "ServerError")]
+    drive.records = [*warm_up, *before_it, *within_it, *after_it]
     drive.elapsed_s = 12.0
     parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")
     idle = ModelCounters(
@@ -152,7 +152,8 @@ def test_a_server_that_also_worked_for_others_is_noted() -> None:
     def said(calls: int) -> bool:
         return any("worked for another load" in note for note in counted(1.0, calls).notes)
 
-    assert [said(calls) for calls in (120, 330, 604)] == [False, False, True]  # 151 requests of two products were sent
+    # 151 requests of two products ended after the warm-up.
+    assert [said(calls) for calls in (120, 330, 604)] == [False, False, True]
 
 
 def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_a_harness_that_falls_behind_does_not_put_it_on_the_server() -> None:
     growing = [record(2 + number / 20, number / 100) for number in range(200)]
     late = [replace(one, started_s=one.finished_s - 0.001) for one in growing]
     unsent = [replace(one, error=NOT_SENT) if place % 2 else one for place, one in enumerate(growing)]
-    for records, percent in ((late, "83"), (unsent, "50")):
+    for records, percent in ((late, "83.3"), (unsent, "50")):
         (said,) = (note for note in report_of(records, rate=20.0).notes if note.startswith("answered"))
         assert f"the harness itself could send only {percent} % of them in time" in said
         assert "the server" not in said
@@ -205,6 +206,23 @@ def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "deep" / "r.json").read_text())["errors"][0]["kind"] == "ServerError"
     assert r"a \| bar and a line" in (tmp_path / "deep" / "r.md").read_text()
     check_page((tmp_path / "deep" / "r.html").read_text(), plots=2)
+
+
+def test_axes_are_read_without_powers_of_ten(tmp_path: Path) -> None:
+    for took_s, marks in ((0.0002, ("0.2", "0.5")), (0.010, ("10", "20")), (30.0, ("30000", "50000"))):
+        deliver_load(report_of([record(2 + n / 10, took_s * (1 + n / 50)) for n in range(100)]), tmp_path / "r.json")
+        drawn = (tmp_path / "r.html").read_text()
+        assert all(f"<!-- {mark} -->" in drawn for mark in marks)  # how text stands in the SVG, beside its outline
+        assert not re.search(r"<!-- [0-9.]+e", drawn)
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 40])
+def test_the_highest_mark_is_not_at_the_edge(rounds: int) -> None:
+    _, axes = _axes()
+    axes.plot(range(1, rounds + 1), [100.0] * rounds, "o")
+    _from_nothing(axes)
+    assert axes.get_ylim() == (0, 105)
+    assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
 @pytest.mark.parametrize(
@@ -299,10 +317,26 @@ def test_reports_of_before_there_was_a_ceiling_can_be_compared(report: LoadRepor
     assert not any("ceiling" in row[0] for row in table.rows)
 
 
-def test_a_sweep_without_a_single_step(tmp_path: Path) -> None:
+def test_a_report_without_a_figure_takes_no_others_place(
+    report: LoadReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deliver_load(report, tmp_path / "r.json")
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    deliver_load(report_of([record(0.5, 0.1)], stopped=True), tmp_path / "r.json")
     sweep = SweepReport(made_at="now", target_ms=1.0, best_rate=None, ended="interrupted", complete=False, steps=())
-    deliver_sweep(sweep, tmp_path / "s.json")
-    assert "interrupted" in (tmp_path / "s.html").read_text()
+    deliver_sweep(sweep, tmp_path / "r.json")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+    assert capsys.readouterr().out.count("nothing was measured: ") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_impatient_user_gets_all_files(report: LoadReport, tmp_path: Path, number: signal.Signals) -> None:
+    def drawn() -> list[str]:
+        os.kill(os.getpid(), number)
+        return []
+
+    deliver(report, tmp_path / "r.json", "a load", [], [], plots=drawn)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json", "r.md"]
 
 
 def test_a_sweep_that_no_rate_satisfies_still_tells_recall_and_errors(report: LoadReport, tmp_path: Path) -> None:
@@ -599,7 +633,7 @@ def test_the_rate_that_was_asked_for_stands_beside_the_one_that_was_due(report: 
     sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
     (table,) = sweep_tables(sweep)
     assert table.header[:4] == ("requests/s asked for", "due", "answered %", "kept")
-    assert table.rows[0][:4] == ("8", "10.0", "99", "yes")
+    assert table.rows[0][:4] == ("8", "10.0", "99.0", "yes")
 
 
 def test_at_low_rates_runs_are_long_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,9 +124,7 @@ def test_stopping_before_the_load_says_that_nothing_was_checked(monkeypatch: pyt
 def test_what_is_not_embedded_even_alone_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     report = soaked(monkeypatch, products=[*PRODUCTS[:28], BROKEN])
     assert report.passed
-    assert "1 products are not embedded even alone, and were left out; the first: 'broken'" in "".join(
-        report.load.notes
-    )
+    assert "1 product not embedded even alone, and left out; the first: 'broken'" in "".join(report.load.notes)
     with pytest.raises(InputError, match="none of 1 products is embedded, the first for this: 'broken': no photo"):
         soaked(monkeypatch, products=[BROKEN])
 

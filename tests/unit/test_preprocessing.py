@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import struct
@@ -157,6 +158,7 @@ def test_a_large_photo_keeps_its_details(images: image.Preprocessor) -> None:
         pytest.param(plain("F", 64.0, "TIFF"), (64, 64, 64), id="float that holds 8-bit values"),
         pytest.param(plain("F", 0.5, "TIFF"), (128, 128, 128), id="float from 0 to 1"),
         pytest.param(plain("F", 1.0, "TIFF"), (255, 255, 255), id="float from 0 to 1, white"),
+        pytest.param(plain("F", 1.2, "TIFF"), (255, 255, 255), id="float from 0 to 1, sharpened"),
         pytest.param(plain("F", 0.0, "TIFF"), (0, 0, 0), id="float, black"),
         pytest.param(plain("F", float("nan"), "TIFF"), (0, 0, 0), id="float without a number"),
         pytest.param(b"P5\n32 32\n255\n" + bytes([77]) * PX * PX, (77, 77, 77), id="PNM"),
@@ -232,7 +234,8 @@ def test_malformed_metadata_takes_nothing_from_the_pixels(images: image.Preproce
         pytest.param(png_header(2**31 - 1, 2**31 - 1), "too large|damaged", id="the largest header"),
         pytest.param(encoded(picture())[:-40], "damaged or cut short", id="PNG cut short"),
         pytest.param(encoded(picture(), "JPEG")[:400], "damaged or cut short", id="JPEG cut short"),
-        pytest.param(b"", "not an image in a known format", id="nothing"),
+        pytest.param(b"", "not an image in a known format.*: send such a file's own bytes", id="nothing"),
+        pytest.param(base64.b64encode(encoded(picture())), "send such a file's own bytes", id="Base64, as JSON has it"),
         pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", id="SVG"),
         pytest.param(
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="EPS, which runs programs"
@@ -663,6 +666,7 @@ def test_the_vocabulary_is_what_training_saw_often_enough(tmp_path: Path) -> Non
         pytest.param([2, 6, 12] * 3 + [1] * 90, {0: 1, 1: 2, 2: 3, 12: 3}, id="most are the smallest"),
         pytest.param([12] * 90 + [1, 2, 6] * 3, {1: 1, 6: 1, 12: 2, 13: 2}, id="most are the largest"),
         pytest.param([0] * 30 + [5] * 40 + [9] * 4, {0: 2, 4: 2, 5: 3, 8: 3, 9: 4}, id="two fill bins"),
+        pytest.param([0] * 20 + [*range(1, 81)], {0: 2, 1: 3, 5: 3, 6: 4}, id="the smallest fills the first"),
         pytest.param([7] * 10, {6: 1, 7: 2, 8: 2}, id="all are the same"),
         pytest.param(range(17), {0: 1, 1: 1, 2: 2, 13: 7, 14: 8, 16: 8}, id="all differ"),
     ],

@@ -93,6 +93,9 @@ def test_a_unit_is_trained_measured_and_kept(
     (unit.folder / "figures.json").unlink()  # as if measuring had been interrupted
     with pytest.raises(InputError, match=r"was trained on other data than products\.jsonl holds now"):
         work_on(unit)
+    (unit.folder / "trained_on.sha256").unlink()  # as in a folder that knows it from the run alone
+    with pytest.raises(InputError, match=r"was trained on other data than products\.jsonl holds now"):
+        work_on(unit)
 
 
 def test_what_is_trained_is_measured_on_a_split_that_came_later(

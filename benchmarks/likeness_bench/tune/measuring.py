@@ -14,6 +14,7 @@ from likeness_bench.load import prepare, run_load
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import LAG_LIMIT_MS
 from likeness_bench.steps import read_counters
+from likeness_bench.tables import counted
 from likeness_bench.tune.judge import Round, hopeless
 from likeness_bench.tune.search import CandidateRounds
 from likeness_bench.tune.servers import TrialError, TrialServer, TrialServers
@@ -162,7 +163,9 @@ class Measuring:
         """Say what stands in the way of believing the figures."""
         found = []
         if self.failed:
-            found.append(f"{self.failed} requests failed, and counted as infinitely late; the first: {self.failure}")
+            found.append(
+                f"{counted(self.failed, 'request')} failed, and counted as infinitely late; the first: {self.failure}"
+            )
         if self.harness_late_ms > LAG_LIMIT_MS:
             found.append(
                 f"the harness itself was late (p99 {self.harness_late_ms:.1f} ms in its worst turn): it shares the "

@@ -66,3 +66,8 @@ class TuneReport(Report):
     complete: bool
     notes: tuple[str, ...]
     refused: tuple[Trial, ...]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the repository was measured as it was."""
+        return self.untuned is not None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from likeness_bench.load_tables import mix_name
-from likeness_bench.tables import NOTHING, Table, number, or_infinite
+from likeness_bench.tables import NOTHING, Table, counted, number, or_infinite
 from likeness_bench.tune.report import TuneReport
 from likeness_bench.tune.search import GUESS, Trial
 
@@ -16,7 +16,8 @@ def tune_name(report: TuneReport) -> str:
     load, name = report.load, Path(report.repository).name
     size = mix_name(load["workload"]["batch_size"])
     return (
-        f"Tuning {name}: {load['concurrency']} callers x {size}, p99 <= {report.target_ms:g} ms, {report.cores} cores"
+        f"Tuning {name}: {counted(load['concurrency'], 'caller')} x {size}, p99 <= {report.target_ms:g} ms, "
+        f"{counted(report.cores, 'core')}"
     )
 
 
@@ -67,7 +68,7 @@ def _places(report: TuneReport) -> str:
     """Return where the result was written; the files themselves stand in the JSON."""
     inside = [path for path in report.written if Path(path).is_relative_to(report.repository)]
     others = [path for path in report.written if path not in inside]
-    return ", ".join([f"{len(inside)} files of {report.repository}", *others])
+    return ", ".join([f"{counted(len(inside), 'file')} of {report.repository}", *others])
 
 
 def _figures(final: Trial | None) -> str:
@@ -75,7 +76,7 @@ def _figures(final: Trial | None) -> str:
     if verdict is None:
         return NOTHING
     p99 = f"p99 {or_infinite(verdict.candidate_p99_ms)} instead of {or_infinite(verdict.incumbent_p99_ms)} ms"
-    wins = f"better in {verdict.wins} of {verdict.rounds} rounds by {verdict.counts}"
+    wins = f"better in {verdict.wins} of {counted(verdict.rounds, 'round')} by {verdict.counts}"
     return f"{number(verdict.ratio, 3)} times the products/s, {p99}, {wins}"
 
 

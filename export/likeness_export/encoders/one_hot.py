@@ -124,10 +124,11 @@ def _edges(numbers: Sequence[float]) -> list[float]:
     A value that fills a whole bin gets an edge above it: where nine of ten packs hold one piece, a dozen is no single.
     """
     ordered = np.sort(np.array(numbers))
-    quantiles = np.quantile(ordered, np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1])
-    filling = quantiles[1:][np.diff(quantiles) == 0]
+    bounds = np.quantile(ordered, np.linspace(0, 1, _NUMBER_BINS + 1)[:-1])
+    inner = bounds[1:]
+    filling = inner[np.diff(bounds) == 0]
     above = ordered[np.searchsorted(ordered, filling[filling < ordered[-1]], "right")]
-    return sorted({*quantiles.tolist(), *above.tolist()})
+    return sorted({*inner.tolist(), *above.tolist()})
 
 
 class OneHot(Encoder):

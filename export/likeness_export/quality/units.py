@@ -250,11 +250,14 @@ def _claim(unit: Unit) -> None:
         return
     data = read_training_data(recipe, unit.data_root)
     shown = [(product.title, product.description) for product in data.catalogue.products]  # masked, unlike the records
-    key = hashlib.sha256(repr((records_key(data.catalogue), data.pairs, shown)).encode()).hexdigest()
+    records = records_key(data.catalogue)
+    key = hashlib.sha256(repr((records, data.pairs, shown)).encode()).hexdigest()
     place = unit.folder / DATA_FILE
     run = Run(unit.folder)
     begun = run.checkpoint.is_file() or run.weights.is_file()
-    if begun and place.is_file() and place.read_text(encoding="utf-8") != key:
+    noted = place.read_text(encoding="utf-8") if place.is_file() else key
+    known = run.trained_on()[0] or records  # of a joined run its parts know it
+    if begun and (noted, known) != (key, records):
         raise InputError(
             f"{unit.folder} was trained on other data than {unit.table.products} holds now (products, pairs, or words "
             "that are masked): remove it, or name another folder with --work"

@@ -265,10 +265,10 @@ def scorer_of(vectors: Vectors, score: Score) -> Scorer:
         vectors: FP32 [n, d], unit length; NaN where a product has no embedding.
         score: the measure.
     """
-    there = np.nan_to_num(vectors, nan=0.0)
+    there = np.nan_to_num(vectors, nan=0.0) if np.isnan(vectors).any() else vectors
 
     def pairs(left: Rows, right: Rows) -> Scores:
-        return score(vectors[left], vectors[right])
+        return score(vectors[left], vectors[right]) if len(left) else np.empty(0, np.float32)  # no server is asked
 
     def search(left: Rows, right: Rows) -> Scores:
         similarity: Scores = vectors[left] @ there[right].T

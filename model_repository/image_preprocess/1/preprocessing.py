@@ -157,7 +157,9 @@ class Preprocessor:
         except Image.DecompressionBombError as error:  # by a limit of Pillow's own, before `_check_size`
             raise ValueError(f"the image is too large to decode ({error}): send a smaller copy") from error
         except UnidentifiedImageError as error:
-            raise ValueError(f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one") from error
+            raise ValueError(
+                f"not an image in a known format ({', '.join(FORMATS)}), or a damaged one: send such a file's own bytes"
+            ) from error
         except Exception as error:  # codecs report damage with a dozen unrelated types
             raise ValueError(f"the image is damaged or cut short ({error}): send another copy") from error
         return np.asarray(small)
@@ -301,7 +303,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         full_scale = _full_scale(image.mode, values.max(initial=0))
-        image = Image.fromarray((values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
+        image = Image.fromarray(np.rint(values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -311,7 +313,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _full_scale(mode: str, largest: float) -> float:
     """Return the value that is white. Modes I and F do not say it: it is the scale that the values reach."""
-    # Scientific tools write floats from 0 to 1, which would be black; as bytes, no photo is that dark all over.
-    if mode == "F" and largest <= 1:
+    # Scientific tools write floats from 0 to 1, or a little more where they sharpen, which would be black; as bytes, no
+    # photo is that dark all over.
+    if mode == "F" and largest < 2:
         return 1.0
     return 65535.0 if mode.startswith("I;16") or largest > 255 else 255.0
