@@ -448,7 +448,7 @@ def grey_16(photo: Image.Image, scale: int) -> tuple[bytes, Image.Image]:
     """Return 16-bit grey; with scale 1 it is all but black, and must not be brightened."""
     grey = np.asarray(photo.convert("L"))
     data = encoded(Image.fromarray(grey.astype(np.uint16) * scale), "PNG")
-    return data, Image.fromarray((grey.astype(np.uint32) * scale // 257).astype(np.uint8)).convert("RGB")
+    return data, Image.fromarray(np.rint(grey * (scale / 257)).astype(np.uint8)).convert("RGB")
 
 
 def grey_jpeg(photo: Image.Image) -> tuple[bytes, Image.Image]:

@@ -114,7 +114,8 @@ def _others(drive: Drive, watch: Watch) -> Iterator[str]:
     if embedded > _MUCH_MORE * mine:
         yield (
             f"the server embedded {embedded} products in the measured time, {mine} of them at most for this load: it "
-            "worked for another load, too, or still for an earlier one; all figures tell of both"
+            "worked for another load, too, or still for an earlier one, or was asked again about products of which it "
+            "does not know a modality; all figures tell of both"
         )
 
 

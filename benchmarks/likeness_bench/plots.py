@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from math import inf
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -131,7 +132,8 @@ def _from_nothing(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_ylim(0, 1.05 * axes.dataLim.y1 or None)
+    highest = axes.dataLim.y1
+    axes.set_ylim(0, 1.05 * highest if 0 < highest < inf else None)
 
 
 def _plain_numbers(axis: Axis) -> None:

@@ -51,6 +51,12 @@ def encoded(photo: Image.Image, file_format: str = "PNG", **options: Any) -> byt
     return out.getvalue()
 
 
+def bright(value: float, highlight: float) -> bytes:
+    values = np.full((PX, PX), value, np.float32)
+    values[0, 0] = highlight
+    return encoded(Image.fromarray(values), "TIFF")
+
+
 def plain(mode: str, value: Any, file_format: str = "PNG", **options: Any) -> bytes:
     return encoded(Image.new(mode, (PX, PX), value), file_format, **options)
 
@@ -160,6 +166,9 @@ def test_a_large_photo_keeps_its_details(images: image.Preprocessor) -> None:
         pytest.param(plain("F", 1.0, "TIFF"), (255, 255, 255), id="float from 0 to 1, white"),
         pytest.param(plain("F", 1.2, "TIFF"), (255, 255, 255), id="float from 0 to 1, sharpened"),
         pytest.param(plain("F", 0.0, "TIFF"), (0, 0, 0), id="float, black"),
+        pytest.param(bright(255.0, 270.0), (255, 255, 255), id="float that holds 8-bit values, sharpened"),
+        pytest.param(bright(1.0, float("inf")), (255, 255, 255), id="float with an infinite highlight"),
+        pytest.param(bright(65535.0, 7e4), (255, 255, 255), id="float that holds 16-bit values"),
         pytest.param(plain("F", float("nan"), "TIFF"), (0, 0, 0), id="float without a number"),
         pytest.param(b"P5\n32 32\n255\n" + bytes([77]) * PX * PX, (77, 77, 77), id="PNM"),
         pytest.param(plain("RGB", (10, 20, 30), "WEBP", lossless=True), (10, 20, 30), id="WebP"),

@@ -96,3 +96,5 @@ def tune(
             report = replace(report, written=tuple(map(str, write_result(target, settings))))
     finally:  # what was found is told even where it cannot be written
         deliver(report, out, tune_name(report), tune_tables(report), tune_notes(report))
+    if not report.measured:
+        raise typer.Exit(1)

@@ -301,8 +301,8 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any colour mode to RGB: alpha is flattened on white, wide values are scaled (Pillow alone would clip)."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        full_scale = _full_scale(image.mode, values.max(initial=0))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=np.inf)
+        full_scale = _full_scale(image.mode, values[values < np.inf].max(initial=0))
         image = Image.fromarray(np.rint(values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -313,8 +313,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _full_scale(mode: str, largest: float) -> float:
     """Return the value that is white. Modes I and F do not say it: it is the scale that the values reach."""
-    # Scientific tools write floats from 0 to 1, or a little more where they sharpen, which would be black; as bytes, no
-    # photo is that dark all over.
-    if mode == "F" and largest < 2:
-        return 1.0
+    if mode == "F":
+        # Scientific tools write floats from 0 to 1, as bytes black; where they sharpen, some are more than white.
+        return 1.0 if largest < 2 else 255.0 if largest < 2 * 255 else 65535.0
     return 65535.0 if mode.startswith("I;16") or largest > 255 else 255.0
