@@ -264,6 +264,13 @@ def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported
         assert max(counts[1]) < max(counts[0])
 
 
+def test_a_server_of_another_space_is_not_measured_under_the_run_s_name() -> None:
+    client: Any = SimpleNamespace(info=lambda: SimpleNamespace(space="s"), address="here:8001")
+    said = "here:8001 serves the space s, not the run's t: .*another version of Likeness"
+    with pytest.raises(SpaceMismatchError, match=said):
+        ServedEmbedder(client, Catalogue(products=(), records=()), "t")
+
+
 def test_what_a_server_refuses_is_named(caplog: pytest.LogCaptureFixture) -> None:
     products = (Product(product_id="a", title="a"), Product(product_id="b", images=(b"no photo",)), Product())
     answer = Embeddings(
