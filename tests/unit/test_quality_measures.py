@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError
+from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError, SpaceMismatchError
 from likeness_export.evaluation.evaluate import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
 from likeness_export.evaluation.metrics import retrieval
 from likeness_export.products.catalogue import Catalogue, read_catalogue
