@@ -181,5 +181,5 @@ def require_same_space(*spaces: str) -> None:
     if len(set(spaces)) > 1:
         raise SpaceMismatchError(
             f"embeddings of different spaces cannot be compared: {', '.join(sorted(set(spaces)))}; "
-            "embed both sides with the same server release"
+            "embed those of one of them anew through a server of the other"
         )

@@ -88,7 +88,8 @@ def test_the_manifest_says_what_was_exported(exported: Exported) -> None:
     assert content["space"] == fingerprint(exported.recipe, exported.run)
     assert content["recipe"] == exported.recipe.model_dump(mode="json")
     assert content["opset"] == onnx_export.OPSET
-    assert content["libraries"]["torch"] == importlib.metadata.version("torch")
+    for library in ("likeness", "torch"):
+        assert content["libraries"][library] == importlib.metadata.version(library)
     assert [report["name"] for report in content["networks"]] == [spec.name for spec in networks(exported.recipe)]
     for report in content["networks"]:
         assert report["cases"] >= 3
@@ -312,6 +313,32 @@ def test_a_folder_of_something_else_is_refused_before_any_work(
         with pytest.raises(InputError, match=said):
             export_run(exported.run, place)
     assert files(tmp_path) == {"thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize("manifest_says", ["space-1", None, ""])
+def test_that_another_space_takes_the_place_is_said_before_the_earlier_one_is_gone(
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    manifest_says: str | None,
+) -> None:
+    space = fingerprint(exported.recipe, exported.run)
+    text = "{" if manifest_says == "" else json.dumps({"space": manifest_says or space})
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "networks", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(exported.run, tmp_path)
+    said = [record.getMessage() for record in caplog.records if "space" in record.getMessage()]
+    if manifest_says:
+        assert len(said) == 1
+        assert f"holds the space space-1, the new one is of {space}: embeddings that are kept" in said[0]
+    else:
+        assert said == []
 
 
 # --- one network

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError
+from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError, SpaceMismatchError
 from likeness_export.evaluation.evaluate import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
 from likeness_export.evaluation.metrics import retrieval
 from likeness_export.products.catalogue import Catalogue, read_catalogue
@@ -268,6 +268,13 @@ def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported
             counts.append({line.count for line in lines if line.what != AS_THEY_ARE})
         assert [len(found) for found in counts] == [1, 1]
         assert max(counts[1]) < max(counts[0])
+
+
+def test_a_server_of_another_space_is_not_measured_under_the_run_s_name() -> None:
+    client: Any = SimpleNamespace(info=lambda: SimpleNamespace(space="s"), address="here:8001")
+    said = "here:8001 serves the space s, not the run's t: .*another version of Likeness"
+    with pytest.raises(SpaceMismatchError, match=said):
+        ServedEmbedder(client, Catalogue(products=(), records=()), "t")
 
 
 def test_what_a_server_refuses_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -70,7 +70,10 @@ def read_target(folder: Path, recipe_file: Path | None = None) -> Target:
     for name, model in rendered.items():
         for path, text in model.files():
             if parse_config(folder / name / path) != text_format.Parse(text, ModelConfig()):
-                raise InputError(f"{folder / name / path} is not what the recipe in {MANIFEST} renders: {_EXPORT}")
+                raise InputError(
+                    f"{folder / name / path} is not what the recipe in {MANIFEST} renders: it was changed by hand, or "
+                    f"another version of Likeness exported it, which {MANIFEST} names; tune with that, or {_EXPORT}"
+                )
     others = {path.parent.name for path in folder.glob("*/config.pbtxt")} - rendered.keys()
     if others:
         raise InputError(f"{folder} holds models that are not of its recipe ({', '.join(sorted(others))}): {_EXPORT}")

@@ -99,7 +99,8 @@ class ServedEmbedder:
         info = client.info()
         if info.space != space:
             raise SpaceMismatchError(
-                f"{client.address} serves the space {info.space}, not the run's {space}: export the run, and serve that"
+                f"{client.address} serves the space {info.space}, not the run's {space}: export the run, and serve "
+                "that, or, if another version of Likeness exported it, measure with that version"
             )
         self.signatures = info.signatures
         parts = catalogue.parts(info.schema, info.modalities)

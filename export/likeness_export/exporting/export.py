@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,15 @@ from likeness_export.repository.adapter_files import write_adapters
 from likeness_export.repository.check import check
 from likeness_export.repository.rendering import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository.replacing import replaced_repository
-from likeness_export.repository.servable import MANIFEST
+from likeness_export.repository.servable import MANIFEST, space_of
 from likeness_export.run import Run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+log = logging.getLogger(__name__)
 _LIBRARIES = (
+    "likeness",
     "torch",
     "transformers",
     "onnx",
@@ -95,6 +98,7 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
     space = fingerprint(recipe, run)
     models = render(recipe, space)
     check(models)
+    _warn_of_another_space(repository, space)
     with replaced_repository(repository) as aside:
         for step in steps:
             step.prepare()
@@ -145,6 +149,18 @@ def fingerprint(recipe: Recipe, run: Run) -> str:
     for path in [*files, *code]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _warn_of_another_space(repository: Path, space: str) -> None:
+    """Say before it is gone that a repository would be replaced by one whose embeddings cannot be compared with its."""
+    if (earlier := space_of(repository)) not in (None, space):
+        log.warning(
+            "%s holds the space %s, the new one is of %s: embeddings that are kept of it have to be made anew, at the "
+            "moment when it is served; to have both, export into another folder",
+            repository,
+            earlier,
+            space,
+        )
 
 
 def _export_networks(

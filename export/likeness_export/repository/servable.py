@@ -51,6 +51,14 @@ def check_repository(repository: Path, profile: str) -> None:
     _check_whole(repository)
 
 
+def space_of(repository: Path) -> str | None:
+    """Return the space that a repository's manifest names; None where there is no manifest, or a damaged one."""
+    try:
+        return str(json.loads((repository / MANIFEST).read_text(encoding="utf-8"))["space"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _check_whole(repository: Path) -> None:
     """See that every file is the one that the export made; a copy that was cut short would answer, but wrongly.
 
