@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from likeness_bench.figures import LoadReport, Percentiles
+from likeness_bench.recall import Recall
 from likeness_bench.tables import NOTHING, Table, counted, number, or_infinite
 
 _PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "p99.9", "max")
@@ -90,17 +91,20 @@ def _summary(report: LoadReport) -> Table:
         rows.append(("server: CPU and memory", "not visible from here"))
     if report.runs:
         rows.append(("runs, settled", f"{len(report.runs)}, {'yes' if report.settled else 'no'}"))
-    rows += _recalls(report)
+    rows += recall_rows(report.label, report.recall)
     return Table(title=load_name(report.load), header=("", "value"), rows=tuple(rows))
 
 
-def _recalls(report: LoadReport) -> list[tuple[str, str]]:
+def recall_rows(label: str, recall: Mapping[str, Recall]) -> list[tuple[str, str]]:
+    """Return the recall of each part of a mix, as it is read.
+
+    Args:
+        label: what it was measured on, in words.
+        recall: of the parts.
+    """
     return [
-        (
-            f"recall@1 of {signature}: {report.label} ({found.ranked})",
-            number(found.at_1 if found.queries else None, 3),
-        )
-        for signature, found in report.recall.items()
+        (f"recall@1 of {signature}: {label} ({found.ranked})", number(found.at_1 if found.queries else None, 3))
+        for signature, found in recall.items()
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from likeness_bench.figures import ENOUGH, too_few
 from likeness_bench.load_report import OTHER_SPACE
-from likeness_bench.load_tables import work_name
+from likeness_bench.load_tables import recall_rows, work_name
 from likeness_bench.sweep import RateStep, SweepReport
 from likeness_bench.tables import Table, counted, number, or_infinite
 
@@ -30,6 +30,8 @@ def sweep_tables(report: SweepReport) -> list[Table]:
 def sweep_notes(report: SweepReport) -> list[str]:
     """Return why the search ended, how far to believe it, and the notes of the best rate and the lowest missed one."""
     notes = [report.ended]
+    if not report.steps:  # no table has it
+        notes += [f"{what}: {value}" for what, value in recall_rows(report.label, report.recall)]
     notes += [
         f"the figures of the best rate, {step.rate:.4g} requests/s, did not settle in "
         f"{counted(len(step.repeats), 'repeat')}"

@@ -339,7 +339,9 @@ def test_an_impatient_user_gets_all_files(report: LoadReport, tmp_path: Path, nu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json", "r.md"]
 
 
-def test_a_sweep_that_no_rate_satisfies_still_tells_recall_and_errors(report: LoadReport, tmp_path: Path) -> None:
+def test_a_sweep_that_no_rate_satisfies_still_tells_recall_and_errors(
+    report: LoadReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     failing = replace(report, errors=(ErrorRow(kind="ServerError", count=3, first_s=0.1, example="no memory"),))
     steps = tuple(
         RateStep(rate=rate, kept=False, settled=True, p99_ms=None, repeats=(run,))
@@ -347,7 +349,10 @@ def test_a_sweep_that_no_rate_satisfies_still_tells_recall_and_errors(report: Lo
     )
     sweep = SweepReport(made_at="now", target_ms=1.0, best_rate=None, ended="found", complete=True, steps=steps)
     recall = {"text": Recall(at_1=0.75, queries=40, gallery=50)}
-    deliver_sweep(replace(sweep, label="group, split val", recall=recall), tmp_path / "s.json")
+    sweep = replace(sweep, label="group, split val", recall=recall)
+    deliver_sweep(replace(sweep, steps=()), None)  # as if it was interrupted in its first rate
+    assert "recall@1 of text: group, split val (40 queries among 50 products): 0.750" in capsys.readouterr().out
+    deliver_sweep(sweep, tmp_path / "s.json")
     written = (tmp_path / "s.md").read_text()
     assert "no memory" in written
     assert "recall@1 of text: group, split val" in written
