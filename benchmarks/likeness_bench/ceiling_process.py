@@ -26,7 +26,7 @@ from likeness_client import LikenessError, MissingExtraError
 from numpy.typing import NDArray
 
 from likeness_bench.in_process import InProcessPipeline, Threads
-from likeness_bench.running import unheard
+from likeness_bench.running import signals_ignored
 
 _POLL_S = 0.02  # how often the event loop looks for an answer
 _END_S = 5.0  # how long the process may take to end, once it is to
@@ -75,7 +75,7 @@ class CeilingProcess:
         self._process = spawning.Process(target=_work, args=(theirs, repository.resolve()), daemon=True)
         # Ctrl-C and SIGTERM may reach both, and who asks decides. It inherits that: were it to say so itself, it would
         # be too late for what comes while it starts.
-        with unheard():
+        with signals_ignored():
             self._process.start()
         theirs.close()  # or its end would not be seen here
 

@@ -24,7 +24,7 @@ from likeness_bench.page import page
 from likeness_bench.plots import load_plots, rounds_plot, sweep_plots
 from likeness_bench.processes import machine, software
 from likeness_bench.report import Report
-from likeness_bench.running import unheard
+from likeness_bench.running import signals_ignored
 from likeness_bench.sources import SourceConfig
 from likeness_bench.sweep import SweepReport
 from likeness_bench.sweep_tables import sweep_name, sweep_notes, sweep_tables
@@ -106,7 +106,7 @@ def deliver(
     try:
         if out:
             every = [*tables, *files_only]
-            with unheard():
+            with signals_ignored():
                 write_json(out, asdict(report))
                 write_text(out.with_suffix(".md"), markdown(title, every, notes))
                 write_text(out.with_suffix(".html"), page(title, report.made_at, notes, plots(), every))

@@ -71,7 +71,7 @@ def rounds_plot(case: Case) -> str:
     for name, label, colour in series:
         axes.plot(numbers, [getattr(round_, name) for round_ in case.rounds], "o-", color=colour, label=label)
     axes.set(xlabel="round", ylabel="products/s", title=case.name)
-    _from_nothing(axes)
+    _from_zero(axes)
     axes.legend(fontsize="small")
     return _svg(figure)
 
@@ -98,7 +98,7 @@ def _timeline(report: LoadReport) -> str:
     if failed := [row.second for row in report.timeline if row.errors]:
         axes.plot(failed, [0.0] * len(failed), "x", color=FAILED_COLOUR, label="failures", clip_on=False)
     axes.set(xlabel="second in which requests were due", ylabel="latency, ms", title="Course over time")
-    _from_nothing(axes)
+    _from_zero(axes)
     axes.legend(fontsize="small")
     return _svg(figure)
 
@@ -127,7 +127,7 @@ def _axes(height: float = SIZE_IN[1]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _from_nothing(axes: Axes) -> None:
+def _from_zero(axes: Axes) -> None:
     """Count whole things from left to right, and from 0 upwards to a little above the highest mark."""
     from matplotlib.ticker import MaxNLocator
 

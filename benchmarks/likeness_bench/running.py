@@ -51,7 +51,7 @@ def run_shown(name: str, work: Callable[..., Awaitable[T]]) -> T:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """Ignore Ctrl-C and SIGTERM in a block; a process that is started in it ignores them for good."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
     try:

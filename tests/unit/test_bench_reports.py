@@ -29,7 +29,7 @@ from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver, deliver_load, deliver_sweep
-from likeness_bench.plots import _axes, _from_nothing
+from likeness_bench.plots import _axes, _from_zero
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
@@ -220,7 +220,7 @@ def test_axes_are_read_without_powers_of_ten(tmp_path: Path) -> None:
 def test_the_highest_mark_is_not_at_the_edge(rounds: int) -> None:
     _, axes = _axes()
     axes.plot(range(1, rounds + 1), [100.0] * rounds, "o")
-    _from_nothing(axes)
+    _from_zero(axes)
     assert axes.get_ylim() == (0, 105)
     assert all(tick == int(tick) for tick in axes.get_xticks())
 

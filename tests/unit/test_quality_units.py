@@ -14,10 +14,10 @@ from likeness_client.writing import write_text
 from likeness_export.cli import app
 from likeness_export.evaluation.evaluate import AS_THEY_ARE
 from likeness_export.products.catalogue import read_catalogue
-from likeness_export.quality.asked import asked_of
 from likeness_export.quality.costs import Cost
 from likeness_export.quality.kinds import PairSets, Ranking, Table, Variant, Views
 from likeness_export.quality.lines import Line
+from likeness_export.quality.needed import needed_products
 from likeness_export.quality.running import Plan
 from likeness_export.quality.trained import train_and_measure
 from likeness_export.quality.units import read_finished, units_of, work_on
@@ -204,7 +204,7 @@ def test_a_split_of_pairs_need_not_have_products_of_its_own(table: Table, tiny: 
     write_text(tiny.products, lines + json.dumps({"product_id": "new", "split": "later"}) + "\n")
     write_text(tiny.root / "pairs.csv", f"left_id,right_id,label,split\n{products.ids[0]},{products.ids[1]},1,test\n")
     every = read_catalogue(tiny.products)
-    assert asked_of(replace(table, measures=(measure.on("test"),)), every, tiny.root).ids == products.ids
+    assert needed_products(replace(table, measures=(measure.on("test"),)), every, tiny.root).ids == products.ids
     later = replace(table, measures=(measure.on("later"),))
     with pytest.raises(InputError, match=r"pairs\.csv: no pair of known products has split later"):
         train_and_measure(later, tiny.recipe, tmp_path / "run", tiny.root)

@@ -124,9 +124,8 @@ def load_backbone(
             module.__class__ = MeanOfMap
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     found = getattr(backbone, "vision_model", backbone)
-    if hasattr(
-        getattr(found, "config", None), "window_size"
-    ):  # Swin: torch's attention over windows is not traced for batches that vary
+    # Swin: torch's attention over windows is not traced for batches that vary.
+    if hasattr(getattr(found, "config", None), "window_size"):
         found.set_attn_implementation("eager")
     found.random_pooler = bool(getattr(config, "random_pooler", False))
     if getattr(config, "projected", False):  # runs of before it was taken have none

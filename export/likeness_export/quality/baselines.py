@@ -24,9 +24,9 @@ from likeness_export.evaluation.metrics import places_in, ranking
 from likeness_export.features.tower_inputs import TowerInputs
 from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.products.parts import Part
-from likeness_export.quality.asked import asked_of
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
+from likeness_export.quality.needed import needed_products
 from likeness_export.quality.pair_sets import measure_pair_sets
 from likeness_export.quality.tables import BACKBONES
 from likeness_export.quality.trained import IMAGE, line_of, views_of
@@ -53,7 +53,7 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
     """
     catalogue = read_recipe_catalogue(table.products, data_root)
     masked = catalogue.masked(table.masked)
-    shown = {prefix: asked_of(table, some, data_root) for prefix, some in (("", catalogue), ("masked ", masked))}
+    shown = {prefix: needed_products(table, some, data_root) for prefix, some in (("", catalogue), ("masked ", masked))}
     source = _Source(data_root, cache)
     lines = []
     for measure in table.measures:

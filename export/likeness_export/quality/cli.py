@@ -39,7 +39,7 @@ def run(
     """Make quality tables. Interrupted, it goes on when it is called again. Exits with 1 if a training fails."""
     from likeness_client.writing import check_place
 
-    from likeness_export.quality.asked import check_split
+    from likeness_export.quality.needed import check_split
     from likeness_export.quality.tables import tables_named, tables_with
 
     start()

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, complete, evaluate
 from likeness_export.evaluation.metrics import Retrieval, places_in, retrieval
 from likeness_export.products.catalogue import Catalogue, recipe_catalogue
-from likeness_export.quality.asked import asked_of
 from likeness_export.quality.costs import Cost, cost_of, train_measured
 from likeness_export.quality.kinds import Incomplete, Measure, PairSets, Ranking, Table, Views
 from likeness_export.quality.lines import Line
+from likeness_export.quality.needed import needed_products
 from likeness_export.quality.pair_sets import Lesson, measure_pair_sets, trained_scores
 from likeness_export.quality.sheet import draw_sheet
 from likeness_export.recipe import Recipe
@@ -45,7 +45,7 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
         InputError: the folder holds a run of another recipe, or the data cannot be used.
     """
     run = Run(folder)
-    asked_of(table, recipe_catalogue(recipe.data, data_root), data_root)  # not after hours of training
+    needed_products(table, recipe_catalogue(recipe.data, data_root), data_root)  # not after hours of training
     _share_features(run)
     train_measured(recipe, run, data_root)
     return _measure(table, run, [run], [run], data_root)
@@ -79,7 +79,7 @@ def _measure(
     table: Table, run: Run, parts: Sequence[Run], trained: Sequence[Run], data_root: Path
 ) -> tuple[list[Line], Cost]:
     recipe = run.read_recipe()
-    catalogue = asked_of(table, recipe_catalogue(recipe.data, data_root), data_root)
+    catalogue = needed_products(table, recipe_catalogue(recipe.data, data_root), data_root)
     embedder = OfflineEmbedder(run, catalogue)
     lines = [line for measure in table.measures for line in take(measure, run, embedder, catalogue, data_root, parts)]
     if table.sheet:

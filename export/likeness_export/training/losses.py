@@ -24,7 +24,7 @@ def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Te
     """
     itself = torch.eye(len(embeddings), dtype=torch.bool)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
-    return _coupled(logits, positives & ~itself)
+    return _info_nce(logits, positives & ~itself)
 
 
 def decoupled(embeddings: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -37,7 +37,7 @@ def decoupled(embeddings: Tensor, positives: Tensor, temperature: float) -> Tens
     return _decoupled(embeddings @ embeddings.T / temperature, positives & ~itself, ~(positives | itself))
 
 
-def _coupled(logits: Tensor, pairs: Tensor) -> Tensor:
+def _info_nce(logits: Tensor, pairs: Tensor) -> Tensor:
     log_probability = logits - logits.logsumexp(1, keepdim=True)
     # Each product counts once, however many partners its label has: else large labels drown the small ones.
     partners = pairs.sum(1)
@@ -73,7 +73,7 @@ def across(left: Tensor, right: Tensor, positives: Tensor, temperature: float, *
     pairs = positives | torch.eye(len(left), dtype=torch.bool)
 
     def one_way(scores: Tensor) -> Tensor:
-        return _decoupled(scores, pairs, ~pairs) if decouple else _coupled(scores, pairs)
+        return _decoupled(scores, pairs, ~pairs) if decouple else _info_nce(scores, pairs)
 
     return (one_way(logits) + one_way(logits.T)) / 2
 

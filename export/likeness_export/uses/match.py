@@ -118,11 +118,12 @@ def match_by_all(
     near = partial(among_neighbours, members=np.arange(len(held.ids)), sides=sides, asked=asked)
     found = {}
     for name, score in measures.items():
+        scorer = scorer_of(held.vectors, score)
         for what, knowing in ((name, alone), (name + AMONG_NEIGHBOURS, near)):
-            features = knowing(scorer_of(held.vectors, score))
+            features = knowing(scorer)
             taught = [
-                (pairs, features if vectors is held.vectors else knowing(scorer_of(vectors, score)))
-                for pairs, vectors in parts
+                (some, features if vectors is held.vectors else knowing(scorer_of(vectors, score)))
+                for some, vectors in parts
             ]
             found[what] = match(row_of, taught, (measured, features), train)
     if client:  # who asks the server gets probabilities to compare with

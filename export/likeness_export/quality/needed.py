@@ -1,4 +1,4 @@
-"""What tables ask with, looked at before hours of training end in a split that is not there."""
+"""What tables need of the data, looked at before hours of training end in a split that is not there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from likeness_export.quality.pair_sets import pairs_of
 from likeness_export.recipe import load_recipe
 
 
-def asked_of(table: Table, catalogue: Catalogue, data_root: Path) -> Catalogue:
+def needed_products(table: Table, catalogue: Catalogue, data_root: Path) -> Catalogue:
     """Return the products that a table's measures need.
 
     Args:
@@ -46,7 +46,7 @@ def check_split(tables: Sequence[Table], data_root: Path) -> None:
         if table.split in {split for recipe in recipes for split in recipe.data.train_splits}:
             raise InputError(f"table {table.name} trains on split {table.split!r}: measure another with --split")
         try:
-            asked_of(table, read_recipe_catalogue(table.products, data_root), data_root)
+            needed_products(table, read_recipe_catalogue(table.products, data_root), data_root)
         except InputError as error:
             faults.append(f"{table.name}: {error}")
     if len(faults) == len(tables):
