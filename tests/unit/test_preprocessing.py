@@ -762,7 +762,15 @@ def signs(codes: hashing.Preprocessor, item: object) -> NDArray[np.generic]:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("DS-3", "ds3"), ("p-sdhc4g4-ef / gray", "PSDHC4G4EFGRAY"), ("5389", 5389), (5389, 5389.0), (" Ä1 ", "ä1")],
+    [
+        ("DS-3", "ds3"),
+        ("p-sdhc4g4-ef / gray", "PSDHC4G4EFGRAY"),
+        ("5389", 5389),
+        (5389, 5389.0),
+        (" Ä1 ", "ä1"),
+        ("İ1", "i1"),
+        ("A\u2122\ufe0f", "a"),
+    ],
 )
 def test_values_are_compared_by_letters_and_digits(codes: hashing.Preprocessor, one: object, other: object) -> None:
     found = signs(codes, {"modelno": one, "ignored": 1})
@@ -775,6 +783,11 @@ def test_values_are_compared_by_letters_and_digits(codes: hashing.Preprocessor, 
 def test_different_values_are_nearly_orthogonal(codes: hashing.Preprocessor, values: list[int]) -> None:
     one, other = (signs(codes, {"gtin": value}).astype(float) for value in values)
     assert abs(one @ other) / codes.bits < 7 / codes.bits**0.5
+
+
+@pytest.mark.parametrize(("one", "other"), [("दिन", "दान"), ("ขาว", "ข้าว")])
+def test_vowel_signs_and_tones_make_other_values(codes: hashing.Preprocessor, one: str, other: str) -> None:
+    assert not np.array_equal(signs(codes, {"modelno": one}), signs(codes, {"modelno": other}))
 
 
 def test_a_value_counts_under_its_key_and_keys_add_up(codes: hashing.Preprocessor) -> None:

@@ -284,6 +284,9 @@ def table_of(tower: Prepared) -> dict[str, FloatArray]:
         ("under_score don't E27", ["under", "score", "don", "t", "e27"]),
         ("花瓶 Å\u200bb 🏺", ["花瓶", "å", "b"]),
         ("?! \n", []),
+        ("हिन्दी, लाल कमीज", ["हिन्दी", "लाल", "कमीज"]),  # vowel signs are parts of their words
+        ("אָדֹם أَحْمَر ❤\ufe0f 1\ufe0f\u20e3 \u0301", ["אָדֹם", "أَحْمَر", "1"]),
+        ("İSTANBUL Istanbul ΟΔΟΣ", ["istanbul", "istanbul", "οδος"]),
     ],
 )
 def test_words_are_runs_of_letters_and_digits(text: str, found: list[str]) -> None:
@@ -396,6 +399,11 @@ def test_vectors_are_read_from_a_file(tmp_path: Path, form: str) -> None:
     tower = prepared(tmp_path / "text", WordVectorsConfig(encoder="word_vectors", source=path.name), root=tmp_path)
     assert tower.encoder.feature_dim == 3
     np.testing.assert_allclose(tower.features(["VASE, unheard"])[0], VECTORS["vase"])
+
+
+def test_words_of_other_scripts_are_found_in_a_file_whatever_their_form(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text("किताब 1\nre\u0301sume\u0301 2\nİpek 3\nabc-d 4\n", encoding="utf-8")
+    assert list(read_word_vectors(tmp_path / "v.txt", 10)) == words.words_of("किताब résumé İPEK")
 
 
 @pytest.mark.parametrize("header", ["", "2 1\n"])
