@@ -324,7 +324,7 @@ def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
         (HEADER + 'a,b,1,"train\nc,d,1,train\n', "unexpected end of data"),  # the quote would swallow all that follows
         ("a,b\n", "lacks the columns left_id, right_id, label, split"),
         ("", "lacks the columns"),
-        (b"left_id,right_id,label,split\n\xff,b,1,train\n", "cannot be read as a file of pairs"),
+        (b"left_id,right_id,label,split\n\xff,b,1,train\n", "not UTF-8 .*: save the file as UTF-8, e.g. with `iconv"),
     ],
 )
 def test_a_file_that_holds_no_pairs_says_why(tmp_path: Path, content: str | bytes, said: str) -> None:
