@@ -341,12 +341,20 @@ def _images(record: Mapping[str, Any], base: Path, product_id: str) -> tuple[Ima
     names = [] if raw is None else raw
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise RecordError("'images' must be a list of paths", product_id)
-    return tuple(base / name for name in names)
+    return tuple(_own_path(base, name) for name in names)
 
 
 def _video(record: Mapping[str, Any], base: Path, product_id: str) -> Path | None:
     name = _text(record, "video", product_id)
-    return base / name if name else None
+    return _own_path(base, name) if name else None
+
+
+def _own_path(base: Path, name: str) -> Path:
+    """Return a path as the disk writes it: archives from macOS have names in NFD, which look as those in NFC do."""
+    if name.isascii() or (path := base / name).exists():
+        return base / name
+    forms = (base / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form.exists()), path)
 
 
 def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float]:

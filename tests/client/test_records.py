@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_scanning_goes_on_past_bad_lines(file: Path) -> None:
         "not JSON",
     ]
     assert all(reason in str(error) for reason, error in zip(reasons, errors, strict=True))
+
+
+@pytest.mark.parametrize(("kept", "named"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+def test_a_file_is_found_by_its_name_in_either_form(tmp_path: Path, kept: str, named: str) -> None:
+    (file := tmp_path / unicodedata.normalize(kept, "größe 빨강.png")).touch()
+    name = unicodedata.normalize(named, file.name)
+    found = Product.from_record({"images": [name, f"no {name}", "\ud800.png"], "video": name}, tmp_path)
+    assert (found.images, found.video) == ((file, tmp_path / f"no {name}", tmp_path / "\ud800.png"), file)
 
 
 def test_a_heap_of_accents_is_composed_in_no_time() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 
+from likeness_client.records import composed
+
 from likeness_export.preprocessing.words import MARKS
 
 _UNSEEN = "\u00ad\u200c-\u200f\u2060\ufeff"  # in a word: soft hyphens, what joins letters, marks of direction
@@ -34,7 +36,7 @@ class Mask:
     """
 
     def __init__(self, labels: Iterable[str]) -> None:
-        pieces = [unicodedata.normalize("NFC", label).split() for label in set(labels)]
+        pieces = [composed(label).split() for label in set(labels)]
         unspaced = {piece for of_label in pieces for piece in of_label if _UNSPACED.search(piece)}
         # The longest first: a part of it would leave the rest.
         either = "|".join(map(re.escape, sorted(unspaced, key=len, reverse=True)))
@@ -46,7 +48,7 @@ class Mask:
 
     def __call__(self, text: str) -> str:
         """Return the text without them; runs of whitespace become one space."""
-        text = unicodedata.normalize("NFC", text)
+        text = composed(text)
         if self.unspaced:
             text = self.unspaced.sub(" ", text)
         words = list(_WORD.finditer(text))
