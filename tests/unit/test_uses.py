@@ -190,13 +190,25 @@ def test_auto_divides_more_than_an_outlier_from_all_others() -> None:
     assert cluster(copies, None).sizes.tolist() == [20, 1]
 
 
-def test_a_large_catalogue_is_linked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threshold", [0.8, None])
+def test_parts_of_a_large_catalogue_cut_no_cluster(threshold: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = blobs(50, 4, noise=0.3)[np.random.default_rng(0).permutation(200)]
+    whole = cluster(vectors, threshold)
     monkeypatch.setattr(cluster_module, "PART", 40)
-    vectors = blobs(20, 10, noise=0.05)
-    found = cluster(vectors, 0.8)
-    assert adjusted_rand_score(np.repeat(np.arange(20), 10), found.labels) > 0.9
-    same = cluster(np.ones((100, 1), dtype=np.float32), 0.8)  # k-means cannot divide them
-    assert same.sizes.max() <= 40
+    monkeypatch.setattr(cluster_module, "_BLOCK", 7)
+    found = cluster(vectors, threshold)
+    assert adjusted_rand_score(whole.labels, found.labels) == 1
+    assert found.sizes.tolist() == whole.sizes.tolist()
+    assert found.silhouette == pytest.approx(whole.silhouette)
+    same = cluster(np.ones((100, 1), dtype=np.float32), threshold)  # k-means cannot divide them
+    assert same.sizes.tolist() == [100]
+
+
+def test_parts_stay_apart_below_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "PART", 4)
+    apart = unit(np.repeat([[1, 0, 0], [0.7, 0.72, 0], [0, 0, 1]], 3, axis=0))
+    assert cluster(apart, 0.75).sizes.tolist() == [3, 3, 3]
+    assert cluster(apart, 0.65).sizes.tolist() == [6, 3]
 
 
 def test_equal_products_in_several_clusters_are_neither_near_nor_far() -> None:
