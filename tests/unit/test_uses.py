@@ -195,7 +195,7 @@ def test_parts_of_a_large_catalogue_cut_no_cluster(threshold: float | None, monk
     vectors = blobs(50, 4, noise=0.3)[np.random.default_rng(0).permutation(200)]
     whole = cluster(vectors, threshold)
     monkeypatch.setattr(cluster_module, "PART", 40)
-    monkeypatch.setattr(cluster_module, "_BLOCK", 7)
+    monkeypatch.setattr(cluster_module, "_BLOCK_COSINES", 700)
     found = cluster(vectors, threshold)
     assert adjusted_rand_score(whole.labels, found.labels) == 1
     assert found.sizes.tolist() == whole.sizes.tolist()

@@ -22,7 +22,7 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))
 PART = 4_000
 """The largest part that is linked as a whole; takes memory for its pairs, 130 MB."""
 _SAMPLE = 5_000
-_BLOCK = 1_024  # clusters
+_BLOCK_COSINES = 8_000_000
 _SAME = 1e-6  # the distance of equal vectors is up to this, on either side of zero: their length is 1 in FP32 only
 _NEARLY_ALL = 0.9  # of the products: whoever holds more of them has not divided the catalogue
 
@@ -199,8 +199,9 @@ def _joined(vectors: Vectors, labels: Labels, threshold: float) -> Labels:
         means = (_sums(vectors, labels) / np.bincount(labels)[:, None]).astype(np.float32)
         every = np.arange(len(means))
         nearest, cosines = np.empty_like(every), np.empty(len(means), np.float32)
-        for start in each(range(0, len(means), _BLOCK), "joining"):
-            here = every[start : start + _BLOCK]
+        size = max(1, _BLOCK_COSINES // len(means))
+        for start in each(range(0, len(means), size), "joining"):
+            here = every[start : start + size]
             found = means[here] @ means.T
             found[here - start, here] = -np.inf
             nearest[here], cosines[here] = found.argmax(1), found.max(1)
