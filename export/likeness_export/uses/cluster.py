@@ -204,7 +204,8 @@ def _joined(vectors: Vectors, labels: Labels, threshold: float) -> Labels:
             here = every[start : start + size]
             found = means[here] @ means.T
             found[here - start, here] = -np.inf
-            nearest[here], cosines[here] = found.argmax(1), found.max(1)
+            nearest[here] = found.argmax(1)
+            cosines[here] = found[here - start, nearest[here]]
         kept = every[(every < nearest) & (nearest[nearest] == every) & (cosines >= threshold - _SAME)]
         if not len(kept):
             return _by_size(labels)
