@@ -301,7 +301,9 @@ def interactions(
     log: Annotated[
         Path, typer.Argument(help="CSV with the columns user, item (a product_id), count.", exists=True, dir_okay=False)
     ],
-    out: Annotated[Path, typer.Option(help="Where to write the products, in the folder that they are in.")],
+    out: Annotated[
+        Path, typer.Option(help="Where to write the products, in the folder that they are in.", dir_okay=False)
+    ],
 ) -> None:
     """Give products the interactions of a log: who viewed or bought them, and how often."""
     from likeness_export.left_out import NAMED

@@ -126,10 +126,10 @@ def match_by_all(
                 for some, vectors in parts
             ]
             found[what] = match(row_of, taught, (measured, features), train)
-    if client:  # who asks the server gets probabilities to compare with
-        by_logit = found["learned"]
+    for name in found.keys() - {"cosine", "cosine" + AMONG_NEIGHBOURS}:  # who asks the server gets probabilities
+        by_logit = found[name]
         threshold = float(expit(by_logit.score_threshold))
-        found["learned"] = replace(by_logit, scores=expit(by_logit.scores), score_threshold=threshold)
+        found[name] = replace(by_logit, scores=expit(by_logit.scores), score_threshold=threshold)
     return found
 
 
