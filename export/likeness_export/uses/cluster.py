@@ -193,24 +193,34 @@ def _joined(vectors: Vectors, labels: Labels, threshold: float) -> Labels:
     """Join clusters that the borders of parts have cut.
 
     Average linkage ends with the same clusters in whatever order it joins those that are each other's nearest, and the
-    mean cosine between two clusters is the product of their means: no pair of products is compared.
+    mean cosine between two clusters is the product of their means: no pair of products is compared. Who is below the
+    threshold to all others stays so, as a joined cluster is to nobody nearer than the nearer one of its two.
     """
+    waiting = np.arange(labels.max() + 1)
     while True:
-        means = (_sums(vectors, labels) / np.bincount(labels)[:, None]).astype(np.float32)
-        every = np.arange(len(means))
-        nearest, cosines = np.empty_like(every), np.empty(len(means), np.float32)
-        size = max(1, _BLOCK_COSINES // len(means))
-        for start in each(range(0, len(means), size), "joining"):
-            here = every[start : start + size]
-            found = means[here] @ means.T
-            found[here - start, here] = -np.inf
-            nearest[here] = found.argmax(1)
-            cosines[here] = found[here - start, nearest[here]]
-        kept = every[(every < nearest) & (nearest[nearest] == every) & (cosines >= threshold - _SAME)]
-        if not len(kept):
+        means = (_sums(vectors, labels) / np.bincount(labels)[:, None]).astype(np.float32)[waiting]
+        nearest, cosines = _nearest_of_each(means)
+        near = cosines >= threshold - _SAME
+        first = np.flatnonzero(near & (nearest[nearest] == np.arange(len(means))) & (np.arange(len(means)) < nearest))
+        if not len(first):
             return _by_size(labels)
-        every[nearest[kept]] = kept
-        labels = np.unique(every[labels], return_inverse=True)[1]
+        heir = np.arange(labels.max() + 1)
+        heir[waiting[nearest[first]]] = waiting[first]
+        left, labels = np.unique(heir[labels], return_inverse=True)
+        waiting = np.flatnonzero(np.isin(left, waiting[near]))
+
+
+def _nearest_of_each(means: Vectors) -> tuple[Labels, Vectors]:
+    """Return which other one has the greatest product with each, and that product; -inf where there is no other."""
+    nearest, cosines = np.zeros(len(means), np.intp), np.full(len(means), -np.inf, np.float32)
+    size = max(1, _BLOCK_COSINES // max(1, len(means)))
+    for start in each(range(0, len(means), size), "joining"):
+        found = means[start : start + size] @ means.T
+        rows = np.arange(len(found))
+        found[rows, start + rows] = -np.inf
+        nearest[start : start + size] = found.argmax(1)
+        cosines[start : start + size] = found.max(1)
+    return nearest, cosines
 
 
 def _sums(vectors: Vectors, labels: Labels) -> NDArray[np.float64]:
