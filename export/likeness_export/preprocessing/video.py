@@ -164,11 +164,11 @@ class Preprocessor:
         """Return the first moving picture (a song's cover is none), or refuse it for what its header says."""
         moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not moving:
-            raise VideoError("the file has no video in it")
+            raise VideoError("the file has no video in it, or is cut short: send another copy, or leave the clip out")
         stream = moving[0]
         codec = stream.codec_context
         if codec is None or codec.name not in DECODERS:
-            name = "an unknown codec" if codec is None else codec.name
+            name = "a codec that is not known here, or is cut short" if codec is None else codec.name
             raise VideoError(f"the video is coded in {name}: send H.264, H.265, VP8, VP9, AV1, MPEG-4 or GIF")
         self._check_size(codec.width, codec.height)
         self._check_length(stream.frames, (container.duration or 0) / av.time_base)
@@ -240,10 +240,13 @@ class Preprocessor:
 
     def _check_size(self, width: int, height: int) -> None:
         if not width or not height:  # of what is far too large FFmpeg does not even tell the size
-            raise VideoError(f"the video has no size, or one of far more than {self.max_pixels} pixels")
+            raise VideoError(
+                f"the video has no size, or one of far more than {self.max_pixels} pixels: send a smaller copy"
+            )
         if min(width, height) < self.min_px:
             raise VideoError(
-                f"the video has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed"
+                f"the video has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed: "
+                "send a larger copy"
             )
         if width * height > self.max_pixels:
             raise VideoError(
