@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
+from threading import Lock
 from typing import TypeAlias
 
 import av
@@ -50,6 +51,7 @@ _THREADS = 4  # clips at a time; each holds a few decoded frames, 12 MB each in 
 # Frames kept per frame wanted: the last one of each cell of time. So a sample was shown at its time, or before it by an
 # eighth of the gap between two at most. Of time, not of number: slides may last as long as the film behind them.
 _SPARE = 8
+_WHOLE = Lock()  # one frame at a time is laid on white before it is small: one in 4K takes half a gigabyte for a moment
 # Exact rounding and no shortcuts: the same pixels on every processor.
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 
@@ -351,13 +353,15 @@ def _on_white(frame: VideoFrame) -> VideoFrame:
     opacity = frame.opaque
     if not isinstance(opacity, np.ndarray) and not any(part.is_alpha for part in frame.format.components):
         return frame
-    picture = Image.fromarray(frame.reformat(format="rgba", interpolation=_SCALING, threads=1).to_ndarray())
-    if isinstance(opacity, np.ndarray) and opacity.shape == (frame.height, frame.width):
-        picture.putalpha(Image.fromarray(opacity))
-    if picture.getchannel("A").getextrema() == (255, 255):
-        return frame
-    white = Image.new("RGBA", picture.size, "white")
-    return VideoFrame.from_ndarray(np.asarray(Image.alpha_composite(white, picture).convert("RGB")))
+    with _WHOLE:
+        picture = Image.fromarray(frame.reformat(format="rgba", interpolation=_SCALING, threads=1).to_ndarray())
+        if isinstance(opacity, np.ndarray) and opacity.shape == (frame.height, frame.width):
+            picture.putalpha(Image.fromarray(opacity))
+        if picture.getchannel("A").getextrema() == (255, 255):
+            return frame
+        white = Image.new("RGBA", picture.size, "white")
+        white.paste(picture, mask=picture)
+        return VideoFrame.from_ndarray(np.asarray(white), "rgba")
 
 
 def _upright(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
