@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from tests.client.conftest import Endpoint
 
 
+@pytest.fixture(autouse=True)
+def _own_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of `cli.main` adds the other packages' commands, which would make the next one slower."""
+    monkeypatch.setattr(cli.app, "registered_groups", [*cli.app.registered_groups])
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["likeness", *arguments])
     with pytest.raises(SystemExit) as stop:
