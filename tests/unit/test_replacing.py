@@ -108,8 +108,12 @@ def test_one_of_the_two_is_there_whatever_fails_while_they_are_renamed(
 
 
 def test_a_first_one_that_cannot_take_its_place_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), replaced_repository(tmp_path / "of" / "a shop" / "repository") as aside:

@@ -504,7 +504,7 @@ BACKBONES: dict[str, tuple[PretrainedConfig, str]] = {
         ),
         "<cls> $A <sep>",
     ),
-    "xlnet": (XLNetConfig(d_model=24, n_layer=2, n_head=3, d_inner=32), "$A <sep> <cls>"),
+    "xlnet": (XLNetConfig(d_model=24, n_layer=1, n_head=3, d_inner=32), "$A <sep> <cls>"),
 }
 TRANSFORMER = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
 
@@ -677,7 +677,8 @@ def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: obje
     expected = first if takes_the_first else means_of(tower, ids, mask)
     np.testing.assert_allclose(tower.features(TEXTS), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(tower.rebuilt().features(TEXTS), expected, rtol=0, atol=1e-6)
-    exported(tower, tmp_path / "model.onnx")
+    if content == {"pooling_mode": "cls"}:  # once is enough; means are exported above
+        exported(tower, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -756,7 +757,8 @@ def test_layers_behind_the_pooling_are_part_of_the_network(
         expected = activation(second(activation(first(torch.from_numpy(plain.features(TEXTS))))))
     np.testing.assert_allclose(tower.features(TEXTS), expected.numpy(), rtol=0, atol=1e-6)
     np.testing.assert_allclose(tower.rebuilt().features(TEXTS), expected.numpy(), rtol=0, atol=1e-6)
-    exported(tower, tmp_path / "model.onnx")
+    if config["bias"]:  # once is enough
+        exported(tower, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
