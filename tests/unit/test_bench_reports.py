@@ -477,7 +477,10 @@ def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadRe
     sources = (SourceConfig(rendered=5), SourceConfig(rendered=9, count=9))
     for name, rate, target_ms, source in zip("ab", (8.0, 16.0), (9.0, 12.0), sources, strict=True):
         run = replace(report, load=dict(report.load) | {"rate": rate})
-        steps = (RateStep(rate=rate, kept=True, settled=name == "b", p99_ms=50.0, repeats=(run,)),)
+        steps = (
+            RateStep(rate=4.0, kept=True, settled=True, p99_ms=50.0, repeats=(report,)),
+            RateStep(rate=rate, kept=True, settled=name == "b", p99_ms=50.0, repeats=(run,)),
+        )
         sweep = SweepReport(
             made_at="now",
             target_ms=target_ms,

@@ -661,7 +661,7 @@ def pooling(folder: Path, content: object) -> None:
     ("content", "takes_the_first"),
     [
         ({"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, True),
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}, False),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": False}, False),
         ({"pooling_mode": "cls"}, True),
         ({"pooling_mode": "mean", "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}, False),
     ],
