@@ -512,7 +512,7 @@ BACKBONES: dict[str, tuple[PretrainedConfig, str]] = {
         ),
         "<cls> $A <sep>",
     ),
-    "xlnet": (XLNetConfig(d_model=24, n_layer=2, n_head=3, d_inner=32), "$A <sep> <cls>"),
+    "xlnet": (XLNetConfig(d_model=24, n_layer=1, n_head=3, d_inner=32), "$A <sep> <cls>"),
 }
 TRANSFORMER = TextTransformerConfig(encoder="transformer", source="source", max_tokens=40)
 
@@ -669,7 +669,7 @@ def pooling(folder: Path, content: object) -> None:
     ("content", "takes_the_first"),
     [
         ({"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, True),
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}, False),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": False}, False),
         ({"pooling_mode": "cls"}, True),
         ({"pooling_mode": "mean", "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}, False),
     ],
@@ -685,7 +685,8 @@ def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: obje
     expected = first if takes_the_first else means_of(tower, ids, mask)
     np.testing.assert_allclose(tower.features(TEXTS), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(tower.rebuilt().features(TEXTS), expected, rtol=0, atol=1e-6)
-    exported(tower, tmp_path / "model.onnx")
+    if content == {"pooling_mode": "cls"}:  # once is enough; means are exported above
+        exported(tower, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -764,7 +765,8 @@ def test_layers_behind_the_pooling_are_part_of_the_network(
         expected = activation(second(activation(first(torch.from_numpy(plain.features(TEXTS))))))
     np.testing.assert_allclose(tower.features(TEXTS), expected.numpy(), rtol=0, atol=1e-6)
     np.testing.assert_allclose(tower.rebuilt().features(TEXTS), expected.numpy(), rtol=0, atol=1e-6)
-    exported(tower, tmp_path / "model.onnx")
+    if config["bias"]:  # once is enough
+        exported(tower, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
