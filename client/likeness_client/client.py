@@ -7,8 +7,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -269,9 +269,7 @@ class Client(_channel.BaseClient):
         with self._open(), translate(self.address):
             models = embed_models(stub.get_model_repository_index(**settings).models)
             ready = [name for name, reason in models.items() if not reason]
-            # Side by side: five modalities have 31 ensembles, and a server may be far away.
-            with ThreadPoolExecutor(self.max_concurrency) as pool:
-                return self._accepted(discover([*pool.map(config_of, ready)], models))
+            return self._accepted(discover(_side_by_side(config_of, ready), models))
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -377,6 +375,24 @@ class Client(_channel.BaseClient):
             self._slots.release()
             raise
         return future, context
+
+
+def _side_by_side(ask: Callable[[str], T], names: Sequence[str]) -> list[T]:
+    """Return the answers to all names: five modalities have 31 ensembles, and a server may be far away.
+
+    A script whose questions are late does not wait for these threads when it ends, as it would for those of a pool.
+    """
+    answers = [Future[T]() for _ in names]
+
+    def fill(answer: Future[T], name: str) -> None:
+        try:
+            answer.set_result(ask(name))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    for each in zip(answers, names, strict=True):
+        threading.Thread(target=fill, args=each, daemon=True).start()
+    return [answer.result() for answer in answers]
 
 
 def _close(stub: InferenceServerClient) -> None:

@@ -10,6 +10,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -822,6 +824,28 @@ def test_who_is_late_takes_the_answer_from_nobody_else(endpoint: Endpoint) -> No
     assert isinstance(hurried_one, DeadlineExceededError)
     assert other.space == "space-1"
     assert endpoint.servicer.index_calls == 2
+
+
+LATE = """
+import sys
+from likeness_client import Client, DeadlineExceededError
+try:
+    Client(sys.argv[1], timeout_s=300).info(timeout_s=0.5)
+except DeadlineExceededError:
+    print("late")
+"""
+
+
+def test_a_script_does_not_wait_at_its_end_for_questions_that_are_late(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(endpoint.servicer.fake, "config", lambda _: goes_on.wait())
+    try:
+        script = [sys.executable, "-c", LATE, endpoint.address]
+        assert subprocess.run(script, timeout=60, check=True, capture_output=True).stdout == b"late\n"
+    finally:
+        goes_on.set()
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), float("inf"), 1e10])
