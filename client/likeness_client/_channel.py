@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -126,7 +127,7 @@ class BaseClient:
         self._info: ServerInfo | None = None
         self._asked_s = 0.0
         self._closed = False
-        self._place: object = None  # where the channel was opened
+        self._place: tuple[object, ...] = ()  # where the channel was opened, first of all in which process
         self._prepare()
 
     def __repr__(self) -> str:
@@ -168,10 +169,14 @@ class BaseClient:
             LikenessError: it was opened elsewhere; says where a client can be used.
         """
         here, where = self._here()
-        if self._place not in (None, here):
+        if self._place not in ((), here):
             raise LikenessError(f"this client of {self.address} {where}")
 
-    def _here(self) -> tuple[object, str]:
+    def _is_inherited(self) -> bool:
+        """Say whether a fork has brought the channel here, where closing it could hang, or end the process."""
+        return self._place[:1] not in ((), (os.getpid(),))
+
+    def _here(self) -> tuple[tuple[object, ...], str]:
         """Return what a channel that is opened now belongs to, and how to say so of one that is used elsewhere."""
         raise NotImplementedError
 

@@ -173,8 +173,10 @@ class Client(_channel.BaseClient):
             return self._offered(until, refresh=refresh)
 
     def close(self) -> None:
-        """Close the channel; calls in flight fail. Closing twice does no harm."""
+        """Close the channel; calls in flight fail. Closing twice does no harm, nor does it in a child of a fork."""
         self._closed = True
+        if self._is_inherited():
+            return
         with self._lock:
             stub, self._opened = self._opened, None
         if stub is not None:
@@ -193,9 +195,9 @@ class Client(_channel.BaseClient):
         self._lock = threading.RLock()  # `close` may be called by a signal's handler, in the midst of a call
         self._offer = SharedByThreads[ServerInfo]()
 
-    def _here(self) -> tuple[object, str]:
+    def _here(self) -> tuple[tuple[object, ...], str]:
         where = "was first used before its process was forked: use none before that, and make one in each process"
-        return os.getpid(), where
+        return (os.getpid(),), where
 
     def _stub(self) -> Any:
         """Return the channel, opened at first use: one that exists before a fork does not work after it."""

@@ -44,7 +44,7 @@ from likeness_client import (
 )
 from likeness_client.contract import all_signatures
 from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
+from tritonclient.grpc import InferenceServerClient, aio, service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
     from tests.client.conftest import Endpoint
@@ -496,6 +496,26 @@ def test_a_client_of_before_a_fork_says_so(endpoint: Endpoint, monkeypatch: pyte
             with pytest.raises(LikenessError, match="used before its process was forked: use none before"):
                 client.embed(BATCH[:1])
         assert len(client.embed(BATCH[:1])) == 1
+
+
+def test_a_child_of_a_fork_leaves_its_parents_channel_alone(
+    kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    for channel in (InferenceServerClient, aio.InferenceServerClient):
+
+        def end(opened: Any, close: Callable[[Any], Any] = channel.close) -> Any:
+            ended.append("closed")
+            return close(opened)
+
+        monkeypatch.setattr(channel, "close", end)
+    with kind(endpoint.address) as client:
+        client.info()
+        with monkeypatch.context() as forked:
+            forked.setattr(os, "getpid", lambda: -1)
+            client.close()
+        assert not ended
+    assert ended
 
 
 def test_a_client_of_another_event_loop_says_so(endpoint: Endpoint) -> None:
