@@ -31,7 +31,7 @@ DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
 DEFAULT_TIMEOUT_S = 30.0
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
 """Names and values that are sent with calls, or what is asked for them before each."""
-_OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a host of that name
+_OTHER_SCHEME = re.compile(r"(?!dns:|unix:|xds:)[\w+.-]*://")  # gRPC would look up a host of that name
 _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
     r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
 )
@@ -91,7 +91,7 @@ class BaseClient:
 
         Args:
             address: ``host:port``; calls are balanced over all addresses that the host's name has, as with
-                ``dns:///host:port``.
+                ``dns:///host:port``. Or ``xds:///service`` of a service mesh, which then balances and tries again.
             timeout_s: the deadline of each call, retries included; before that, a call waits for its turn, at most as
                 long.
             max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
@@ -108,7 +108,7 @@ class BaseClient:
             InputError: an argument is out of range.
         """
         if not address or _OTHER_SCHEME.match(address):
-            expected = "host:port of the gRPC endpoint, or dns:///host:port, without another scheme"
+            expected = "host:port of the gRPC endpoint, or dns:///host:port, or xds:///service, without another scheme"
             raise InputError(f"address must be {expected}, not {address!r}")
         if _WITHOUT_PORT.fullmatch(address):
             raise InputError(f"{address}: the port is missing; e.g. {address.rstrip(':')}:8001")

@@ -609,6 +609,7 @@ def test_an_address_without_a_port_is_refused(address: str) -> None:
     "address",
     [
         *("localhost:8001", "[::1]:8001", "dns:///shop:8001", "dns:shop:8001", "dns://10.0.0.1/shop:8001"),
+        *("xds:///shop", "xds://mesh.example/shop"),
         *("unix:/run/likeness", "unix:///run/likeness", "unix:a"),
     ],
 )
