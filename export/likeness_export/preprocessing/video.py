@@ -221,14 +221,14 @@ class Preprocessor:
         return np.stack([kept[which][1] for which in shown])
 
     def _small(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos."""
+        """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos.
+
+        Only GIFs have alpha here, and FFmpeg makes white of what is transparent there, with which edges mix.
+        """
         square = frame.reformat(
-            width=self.video_px, height=self.video_px, format="rgba", interpolation=_SCALING, threads=1
+            width=self.video_px, height=self.video_px, format="rgb24", interpolation=_SCALING, threads=1
         )
-        rgba = square.to_ndarray()
-        alpha = rgba[..., 3:].astype(np.uint16)
-        flat = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-        return np.rot90(flat, round(frame.rotation / 90))
+        return np.rot90(square.to_ndarray(), round(frame.rotation / 90))
 
     def _check_size(self, width: int, height: int) -> None:
         if not width or not height:  # of what is far too large FFmpeg does not even tell the size
