@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from likeness_client import MissingExtraError
 
 from likeness_export.commands import DataRoot, OptionalTimeout, optional_client, start
 from likeness_export.quality.cli import quality_app
@@ -262,8 +263,11 @@ def demo(
     ] = Path("runs/demo"),
 ) -> None:
     """Render a catalogue, train, export, serve, query: the whole path, nothing downloaded."""
-    start()
-    from likeness_export.demo.tour import run_demo
+    try:
+        start()
+        from likeness_export.demo.tour import run_demo
+    except ModuleNotFoundError as error:  # the extra of that module alone would not be enough
+        raise MissingExtraError("demo", f"`{error.name}`") from error
 
     run_demo(out)
 

@@ -689,6 +689,18 @@ def test_a_number_that_fills_a_bin_has_it_to_itself(
     assert {number: categories(facts, {"pieces": number})[0] for number in found} == found
 
 
+def test_a_whole_number_is_one_category_however_it_is_written(tmp_path: Path) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("size",), min_count=1)
+    items = ['"16"', "16.0", '"-0"', "0.1", '"1"', "9007199254740993", "1e+300", '"true"']
+    config.prepare([f'{{"size": {item}}}'.encode() for item in items], tmp_path, tmp_path)
+    (key,) = json.loads((tmp_path / "assets/attributes.json").read_text(encoding="utf-8"))["keys"]
+    assert key["values"] == ["-0", "0.1", "1", "16", "1e+300", "9007199254740993", "true"]
+    tensors, _ = attributes.Preprocessor(tmp_path / "assets")(
+        [f'{{"size": {item}}}'.encode() for item in ("16", "16.0", '"16"', '"16.0"', "0.1", "9007199254740993.0")]
+    )
+    assert tensors["categories"].ravel().tolist() == [4, 4, 4, 0, 2, 0]
+
+
 @pytest.mark.parametrize(("values", "warns"), [(range(30), True), ([1, 2, 3] * 10, False), (["a", "b"] * 15, False)])
 def test_prices_in_quotation_marks_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Sequence[object], warns: bool

@@ -274,6 +274,15 @@ def test_what_is_transparent_is_white_as_in_photos(
     assert np.abs(shown - np.asarray(photo, int)).max() < 16
 
 
+def test_the_edge_of_what_is_transparent_is_half_white(videos: video.Preprocessor) -> None:
+    out, half = io.BytesIO(), Image.new("RGBA", (PX * 8, PX * 8), (0, 0, 0, 0))
+    half.paste((255, 0, 0, 255), (0, 0, PX * 4 + 4, PX * 8))  # its edge is in the middle of a pixel
+    half.save(out, "GIF", save_all=True, append_images=[half.copy()], duration=50, disposal=2)
+    shown = videos.decode(out.getvalue())[0, 0].astype(int)
+    assert np.abs(shown[PX // 2] - [255, 128, 128]).max() < 24, shown
+    assert np.abs(shown[PX // 2 - 3] - [255, 0, 0]).max() < 8
+
+
 # --- what is damaged or refused
 
 

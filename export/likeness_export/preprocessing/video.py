@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
-from threading import Lock
 from typing import TypeAlias
 
 import av
@@ -51,7 +50,6 @@ _THREADS = 4  # clips at a time; each holds a few decoded frames, 12 MB each in 
 # Frames kept per frame wanted: the last one of each cell of time. So a sample was shown at its time, or before it by an
 # eighth of the gap between two at most. Of time, not of number: slides may last as long as the film behind them.
 _SPARE = 8
-_WHOLE = Lock()  # one frame at a time is laid on white before it is small: one in 4K takes half a gigabyte for a moment
 # Exact rounding and no shortcuts: the same pixels on every processor.
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 
@@ -149,10 +147,8 @@ class Preprocessor:
             file.spend(_OPENING_S)
             try:
                 return av.open(file, "r", options=limits)
-            except (
-                av.FFmpegError
-            ):  # perhaps a fragmented MP4 that is cut inside an index; of a stream none is looked for
-                file.seek(0)
+            except av.FFmpegError:
+                file.seek(0)  # perhaps a fragmented MP4, cut inside an index, which is not looked for in a stream
                 return av.open(_Pipe(file), "r", options=limits)
         except VideoError:
             raise
@@ -233,12 +229,14 @@ class Preprocessor:
         return np.stack([kept[which][1] for which in shown])
 
     def _small(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos."""
+        """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos.
+
+        Of a GIF FFmpeg makes it white itself, so that the edges mix with white, and its alpha can be dropped.
+        """
         square = _on_white(frame).reformat(
-            width=self.video_px, height=self.video_px, format="rgba", interpolation=_SCALING, threads=1
+            width=self.video_px, height=self.video_px, format="rgb24", interpolation=_SCALING, threads=1
         )
-        rgba = np.asarray(square.to_ndarray(), np.uint8)
-        return _upright(rgba[..., :3], frame)
+        return _upright(square.to_ndarray(), frame)
 
     def _check_size(self, width: int, height: int) -> None:
         if not width or not height:  # of what is far too large FFmpeg does not even tell the size
@@ -349,19 +347,14 @@ class _Opacity:
 
 
 def _on_white(frame: VideoFrame) -> VideoFrame:
-    """Return a frame without transparency. It is not resized yet: what lies behind the transparent would get in."""
+    """Return a frame without what `_Opacity` says of it. It is not resized yet: hidden colours would get in."""
     opacity = frame.opaque
-    if not isinstance(opacity, np.ndarray) and not any(part.is_alpha for part in frame.format.components):
+    if not isinstance(opacity, np.ndarray) or opacity.shape != (frame.height, frame.width) or opacity.min() == 255:
         return frame
-    with _WHOLE:
-        picture = Image.fromarray(frame.reformat(format="rgba", interpolation=_SCALING, threads=1).to_ndarray())
-        if isinstance(opacity, np.ndarray) and opacity.shape == (frame.height, frame.width):
-            picture.putalpha(Image.fromarray(opacity))
-        if picture.getchannel("A").getextrema() == (255, 255):
-            return frame
-        white = Image.new("RGBA", picture.size, "white")
-        white.paste(picture, mask=picture)
-        return VideoFrame.from_ndarray(np.asarray(white), "rgba")
+    picture = Image.fromarray(frame.reformat(format="rgb24", interpolation=_SCALING, threads=1).to_ndarray())
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=Image.fromarray(opacity))
+    return VideoFrame.from_ndarray(np.asarray(white), "rgb24")
 
 
 def _upright(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
