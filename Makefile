@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 TIMM_VENV ?= .venv-timm
+LOWEST_VENV ?= .venv-lowest
 
-.PHONY: demo test test-timm lint format reference clean
+.PHONY: demo test test-timm test-lowest lint format reference clean
 
 demo: $(VENV)/.installed ## the main job: render, train, export, serve, query
 	$(BIN)/likeness demo
@@ -40,5 +41,19 @@ $(TIMM_VENV)/.installed: pyproject.toml
 	$(TIMM_VENV)/bin/pip install --quiet --editable ".[demo,efficientnet-lite,timm]" hypothesis pytest
 	touch $@
 
+test-lowest: $(LOWEST_VENV)/.installed ## the fast tests with the lowest releases that pyproject.toml allows; CI has no time for it
+	$(LOWEST_VENV)/bin/pytest tests/unit tests/client
+
+# uv lists these releases, pip installs them: with torch's build for CPUs where one is offered.
+$(LOWEST_VENV)/.installed: EXTRAS := demo,efficientnet-lite,parquet
+$(LOWEST_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/pip install --quiet uv
+	$(LOWEST_VENV)/bin/python -m uv pip compile --quiet --resolution lowest-direct --extra $(EXTRAS) \
+		--output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
+	$(LOWEST_VENV)/bin/pip install --quiet --constraint $(LOWEST_VENV)/lowest.txt \
+		--editable ".[$(EXTRAS)]" hypothesis pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TIMM_VENV) runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TIMM_VENV) $(LOWEST_VENV) runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
