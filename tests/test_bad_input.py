@@ -276,13 +276,14 @@ def test_nothing_at_all(client: Client, infer: Infer) -> None:
         assert "INVALID_ARGUMENT" in refused.value.status()
 
 
-def test_requests_that_contradict_the_contract(infer: Infer) -> None:
+def test_requests_that_contradict_the_contract(infer: Infer, alone: FloatArray) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
         ("embed_text", {"text": [b"x"] * 9}),  # more than a batch
         ("embed_text", {"text": np.zeros((1, 1), np.float32)}),
         ("embed_text", {"image": [b"x"]}),
         ("embed_text_attributes", {"text": [b"x", b"y"], "attributes": [b"{}"]}),
         ("similarity", {"left": np.zeros((1, 3), np.float32), "right": np.zeros((1, 3), np.float32)}),
+        ("similarity_matrix", {"left": alone[None, :1].repeat(128, 1), "right": alone[None, :1].repeat(1025, 1)}),
     ]
     for model, tensors in wrong:
         with pytest.raises(InferenceServerException) as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ DEFAULT_ADDRESS = "localhost:8001"  # Triton's own default for gRPC
 DEFAULT_TIMEOUT_S = 30.0
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str]]
 """Names and values that are sent with calls, or what is asked for them before each."""
-_OTHER_SCHEME = re.compile(r"(?!dns:|unix:)[\w+.-]*://")  # gRPC would look up a host of that name
+_OTHER_SCHEME = re.compile(r"(?!dns:|unix:|xds:)[\w+.-]*://")  # gRPC would look up a host of that name
 _WITHOUT_PORT = re.compile(  # a host or [ipv6] alone, also as a name of gRPC's resolver; gRPC would call its port 443
     r"(?:dns:(?://[^/]*/)?)?(?:[^:/\[\]]+|\[[^\]]*\]):?"
 )
@@ -90,7 +91,7 @@ class BaseClient:
 
         Args:
             address: ``host:port``; calls are balanced over all addresses that the host's name has, as with
-                ``dns:///host:port``.
+                ``dns:///host:port``. Or ``xds:///service`` of a service mesh, which then balances and tries again.
             timeout_s: the deadline of each call, retries included; before that, a call waits for its turn, at most as
                 long.
             max_concurrency: the most inferences in flight at a time, over all threads or tasks that share the client. 8
@@ -107,7 +108,7 @@ class BaseClient:
             InputError: an argument is out of range.
         """
         if not address or _OTHER_SCHEME.match(address):
-            expected = "host:port of the gRPC endpoint, or dns:///host:port, without another scheme"
+            expected = "host:port of the gRPC endpoint, or dns:///host:port, or xds:///service, without another scheme"
             raise InputError(f"address must be {expected}, not {address!r}")
         if _WITHOUT_PORT.fullmatch(address):
             raise InputError(f"{address}: the port is missing; e.g. {address.rstrip(':')}:8001")
@@ -126,7 +127,7 @@ class BaseClient:
         self._info: ServerInfo | None = None
         self._asked_s = 0.0
         self._closed = False
-        self._place: object = None  # where the channel was opened
+        self._place: tuple[object, ...] = ()  # where the channel was opened, first of all in which process
         self._prepare()
 
     def __repr__(self) -> str:
@@ -168,10 +169,14 @@ class BaseClient:
             LikenessError: it was opened elsewhere; says where a client can be used.
         """
         here, where = self._here()
-        if self._place not in (None, here):
+        if self._place not in ((), here):
             raise LikenessError(f"this client of {self.address} {where}")
 
-    def _here(self) -> tuple[object, str]:
+    def _is_inherited(self) -> bool:
+        """Say whether a fork has brought the channel here, where closing it could hang, or end the process."""
+        return self._place[:1] not in ((), (os.getpid(),))
+
+    def _here(self) -> tuple[tuple[object, ...], str]:
         """Return what a channel that is opened now belongs to, and how to say so of one that is used elsewhere."""
         raise NotImplementedError
 

@@ -102,8 +102,10 @@ class AsyncClient(_channel.BaseClient):
             return await self._offered(until, refresh=refresh)
 
     async def close(self) -> None:
-        """Close the channel; calls in flight fail. Closing twice does no harm."""
+        """Close the channel; calls in flight fail. Closing twice does no harm, nor does it in a child of a fork."""
         self._closed = True
+        if self._is_inherited():
+            return
         stub, self._opened = self._opened, None
         if stub is not None:
             await stub.close()
@@ -121,7 +123,7 @@ class AsyncClient(_channel.BaseClient):
         self._sending: set[asyncio.Task[Answer]] = set()
         self._offer = SharedByTasks[ServerInfo]()
 
-    def _here(self) -> tuple[object, str]:
+    def _here(self) -> tuple[tuple[object, ...], str]:
         place = os.getpid(), asyncio.get_running_loop()
         return place, "belongs to the event loop, and the process, that it was first used in: make one in each"
 

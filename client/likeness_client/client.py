@@ -7,8 +7,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -173,8 +173,10 @@ class Client(_channel.BaseClient):
             return self._offered(until, refresh=refresh)
 
     def close(self) -> None:
-        """Close the channel; calls in flight fail. Closing twice does no harm."""
+        """Close the channel; calls in flight fail. Closing twice does no harm, nor does it in a child of a fork."""
         self._closed = True
+        if self._is_inherited():
+            return
         with self._lock:
             stub, self._opened = self._opened, None
         if stub is not None:
@@ -193,9 +195,9 @@ class Client(_channel.BaseClient):
         self._lock = threading.RLock()  # `close` may be called by a signal's handler, in the midst of a call
         self._offer = SharedByThreads[ServerInfo]()
 
-    def _here(self) -> tuple[object, str]:
+    def _here(self) -> tuple[tuple[object, ...], str]:
         where = "was first used before its process was forked: use none before that, and make one in each process"
-        return os.getpid(), where
+        return (os.getpid(),), where
 
     def _stub(self) -> Any:
         """Return the channel, opened at first use: one that exists before a fork does not work after it."""
@@ -269,9 +271,7 @@ class Client(_channel.BaseClient):
         with self._open(), translate(self.address):
             models = embed_models(stub.get_model_repository_index(**settings).models)
             ready = [name for name, reason in models.items() if not reason]
-            # Side by side: five modalities have 31 ensembles, and a server may be far away.
-            with ThreadPoolExecutor(self.max_concurrency) as pool:
-                return self._accepted(discover([*pool.map(config_of, ready)], models))
+            return self._accepted(discover(_side_by_side(config_of, ready), models))
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -377,6 +377,24 @@ class Client(_channel.BaseClient):
             self._slots.release()
             raise
         return future, context
+
+
+def _side_by_side(ask: Callable[[str], T], names: Sequence[str]) -> list[T]:
+    """Return the answers to all names: five modalities have 31 ensembles, and a server may be far away.
+
+    A script whose questions are late does not wait for these threads when it ends, as it would for those of a pool.
+    """
+    answers = [Future[T]() for _ in names]
+
+    def fill(answer: Future[T], name: str) -> None:
+        try:
+            answer.set_result(ask(name))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    for each in zip(answers, names, strict=True):
+        threading.Thread(target=fill, args=each, daemon=True).start()
+    return [answer.result() for answer in answers]
 
 
 def _close(stub: InferenceServerClient) -> None:

@@ -91,7 +91,9 @@ class RecordError(InputError):
         self.line = line
 
     def __str__(self) -> str:
-        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        # An id may hold what moves a terminal's cursor, or ends a line of a log.
+        source = self.source if self.source.isprintable() else repr(self.source)
+        where = source if self.line is None else f"{source}:{self.line}"
         return f"{where}: {self.reason}" if where else self.reason
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from likeness_client import MissingExtraError
 
 from likeness_export.commands import DataRoot, OptionalTimeout, optional_client, start
 from likeness_export.quality.cli import quality_app
@@ -262,8 +263,11 @@ def demo(
     ] = Path("runs/demo"),
 ) -> None:
     """Render a catalogue, train, export, serve, query: the whole path, nothing downloaded."""
-    start()
-    from likeness_export.demo.tour import run_demo
+    try:
+        start()
+        from likeness_export.demo.tour import run_demo
+    except ModuleNotFoundError as error:  # the extra of that module alone would not be enough
+        raise MissingExtraError("demo", f"`{error.name}`") from error
 
     run_demo(out)
 
@@ -301,7 +305,9 @@ def interactions(
     log: Annotated[
         Path, typer.Argument(help="CSV with the columns user, item (a product_id), count.", exists=True, dir_okay=False)
     ],
-    out: Annotated[Path, typer.Option(help="Where to write the products, in the folder that they are in.")],
+    out: Annotated[
+        Path, typer.Option(help="Where to write the products, in the folder that they are in.", dir_okay=False)
+    ],
 ) -> None:
     """Give products the interactions of a log: who viewed or bought them, and how often."""
     from likeness_export.left_out import NAMED

@@ -13,9 +13,11 @@ _WIDTH = 160  # of a file or a pipe, which has none of its own: a narrow guess w
 
 
 def console() -> Console:
-    """Return the standard output; what is no terminal is wide enough for every table."""
-    found = Console()
-    return found if found.is_terminal else Console(width=_WIDTH)
+    """Return the standard output, which shows names as they are; what is no terminal is wide enough for every table."""
+    found = Console(markup=False, emoji=False)  # a key may be called "length [cm]"
+    if not found.is_terminal:
+        found.width = _WIDTH
+    return found
 
 
 def figures_table(title: str, named: str, figures: Iterable[str]) -> Table:

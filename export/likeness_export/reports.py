@@ -71,7 +71,7 @@ def precision_tables(report: PrecisionReport) -> None:
     console().print(table)
     for found in report.networks:
         if found.reason:
-            console().print(f"{found.name} stays fp32: {found.reason}", markup=False, highlight=False)
+            console().print(f"{found.name} stays fp32: {found.reason}", highlight=False)
     title = "the embeddings of every signature, all of these networks together"
     table = figures_table(title, "signature", ("products", *_DRIFT))
     for signature, drift in report.signatures.items():

@@ -10,6 +10,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -42,7 +44,7 @@ from likeness_client import (
 )
 from likeness_client.contract import all_signatures
 from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
+from tritonclient.grpc import InferenceServerClient, aio, service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
     from tests.client.conftest import Endpoint
@@ -496,6 +498,26 @@ def test_a_client_of_before_a_fork_says_so(endpoint: Endpoint, monkeypatch: pyte
         assert len(client.embed(BATCH[:1])) == 1
 
 
+def test_a_child_of_a_fork_leaves_its_parents_channel_alone(
+    kind: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    for channel in (InferenceServerClient, aio.InferenceServerClient):
+
+        def end(opened: Any, close: Callable[[Any], Any] = channel.close) -> Any:
+            ended.append("closed")
+            return close(opened)
+
+        monkeypatch.setattr(channel, "close", end)
+    with kind(endpoint.address) as client:
+        client.info()
+        with monkeypatch.context() as forked:
+            forked.setattr(os, "getpid", lambda: -1)
+            client.close()
+        assert not ended
+    assert ended
+
+
 def test_a_client_of_another_event_loop_says_so(endpoint: Endpoint) -> None:
     client = AsyncClient(endpoint.address)
     assert asyncio.run(client.info()).space == "space-1"
@@ -587,6 +609,7 @@ def test_an_address_without_a_port_is_refused(address: str) -> None:
     "address",
     [
         *("localhost:8001", "[::1]:8001", "dns:///shop:8001", "dns:shop:8001", "dns://10.0.0.1/shop:8001"),
+        *("xds:///shop", "xds://mesh.example/shop"),
         *("unix:/run/likeness", "unix:///run/likeness", "unix:a"),
     ],
 )
@@ -822,6 +845,28 @@ def test_who_is_late_takes_the_answer_from_nobody_else(endpoint: Endpoint) -> No
     assert isinstance(hurried_one, DeadlineExceededError)
     assert other.space == "space-1"
     assert endpoint.servicer.index_calls == 2
+
+
+LATE = """
+import sys
+from likeness_client import Client, DeadlineExceededError
+try:
+    Client(sys.argv[1], timeout_s=300).info(timeout_s=0.5)
+except DeadlineExceededError:
+    print("late")
+"""
+
+
+def test_a_script_does_not_wait_at_its_end_for_questions_that_are_late(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(endpoint.servicer.fake, "config", lambda _: goes_on.wait())
+    try:
+        script = [sys.executable, "-c", LATE, endpoint.address]
+        assert subprocess.run(script, timeout=60, check=True, capture_output=True).stdout == b"late\n"
+    finally:
+        goes_on.set()
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), float("inf"), 1e10])

@@ -75,6 +75,7 @@ PRODUCT_ERROR = ProductError("is empty", "p1", "image", 3, "left")
         (PRODUCT_ERROR, "left product 3 ('p1'), image: is empty"),
         (ProductError("has nothing"), "product: has nothing"),
         (RecordError("not JSON", "a.jsonl", 3), "a.jsonl:3: not JSON"),
+        (RecordError("bad", "größe\x1b[2J\n"), r"'größe\x1b[2J\n': bad"),
         (MissingExtraError("export", "`torch`"), "`torch` is missing: pip install 'likeness[export]'"),
         (ServerError("odd", "host:1", "m", "INTERNAL"), "model 'm' at host:1: odd [INTERNAL]"),
         (BatchError({3: PRODUCT_ERROR}, "partial"), "1 failed: left product 3 ('p1'), image: is empty. Pass"),

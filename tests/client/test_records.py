@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 from likeness_client.contract import MODALITIES
 from likeness_client.errors import InputError, RecordError
-from likeness_client.records import MODALITY_FIELDS, Product, field_value, read_jsonl, read_products, scan_products
+from likeness_client.records import (
+    MODALITY_FIELDS,
+    Product,
+    composed,
+    field_value,
+    read_jsonl,
+    read_products,
+    scan_products,
+)
 
 
 def test_a_record_becomes_a_product() -> None:
@@ -89,8 +98,28 @@ def test_scanning_goes_on_past_bad_lines(file: Path) -> None:
     assert [item[0].product_id for item in items if not isinstance(item, RecordError)] == ["a", "c"]
     assert [error.line for error in errors] == [3, 4, 5, 6, 7, 8]
     assert all(str(error).startswith(f"{file}:{error.line}: ") for error in errors)
-    reasons = ["not JSON", "not UTF-8", "found a list", "b: 'title' must be", "found null", "not JSON"]
+    reasons = [
+        "not JSON",
+        "): save the file as UTF-8, e.g. with",
+        "found a list",
+        "b: 'title' must be",
+        "found null",
+        "not JSON",
+    ]
     assert all(reason in str(error) for reason, error in zip(reasons, errors, strict=True))
+
+
+@pytest.mark.parametrize(("kept", "named"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+def test_a_file_is_found_by_its_name_in_either_form(tmp_path: Path, kept: str, named: str) -> None:
+    (file := tmp_path / unicodedata.normalize(kept, "größe 빨강.png")).touch()
+    name = unicodedata.normalize(named, file.name)
+    found = Product.from_record({"images": [name, f"no {name}", "\ud800.png"], "video": name}, tmp_path)
+    assert (found.images, found.video) == ((file, tmp_path / f"no {name}", tmp_path / "\ud800.png"), file)
+
+
+def test_a_heap_of_accents_is_composed_in_no_time() -> None:
+    assert len(composed("a" + "\u0301" * 200_000 + "\u0323" * 200_000)) > 400_000  # or minutes
+    assert composed("e" + "\u0301" * 20) == "é" + "\u0301" * 19
 
 
 def test_reading_stops_at_the_first_bad_line(file: Path) -> None:

@@ -30,10 +30,22 @@ class Tensor:
         return self.data
 
 
+class Error(str):
+    """What a request fails with, and whose fault it is."""
+
+    INTERNAL, INVALID_ARG = "INTERNAL", "INVALID_ARG"
+    code: str
+
+    def __new__(cls, message: str, code: str) -> Error:
+        error = super().__new__(cls, message)
+        error.code = code
+        return error
+
+
 @dataclass
 class Response:
     tensors: list[Tensor] = field(default_factory=list)
-    error: str | None = None
+    error: Error | None = None
 
 
 class Request(dict[str, NDArray[Any]]):
@@ -78,7 +90,7 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the stand-in, and the files that lie beside an adapter, where it imports them from."""
     utils: Any = ModuleType("triton_python_backend_utils")
     utils.get_input_tensor_by_name = lambda request, name: Tensor(name, request[name])
-    utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
+    utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, Error
     utils.Logger, utils.MetricFamily = SimpleNamespace(log_error=LOG.append), Family
     LOG.clear()
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
@@ -116,6 +128,7 @@ def test_a_block_of_too_many_pairs_is_refused_and_the_next_is_answered(network: 
     )
     assert load("network_model").MAX_PAIRS == MAX_BLOCK_LEFT * MAX_BLOCK_RIGHT
     assert "131200 pairs, 131072 are allowed: send smaller blocks" in refused.error
+    assert refused.error.code == Error.INVALID_ARG
     assert answered.error is None
 
 
@@ -161,6 +174,7 @@ def test_runs_go_side_by_side_and_every_request_gets_its_own_rows(network: Any, 
 def test_a_request_that_cannot_be_computed_fails_alone(network: Any) -> None:
     good, bad, last = network.execute(requests_of([2], [9], [0, 1]))
     assert bad.error.startswith("model 'table' failed: ")
+    assert bad.error.code == Error.INTERNAL
     assert [line.startswith(f"{bad.error}\nTraceback ") for line in LOG] == [True]
     assert "out of data bounds" in bad.error
     assert bad.tensors == []

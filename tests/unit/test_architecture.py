@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from likeness_client import MissingExtraError
 from likeness_client.cli import EXTRA_OF
+from likeness_export.cli import demo
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
@@ -87,6 +89,13 @@ def test_commands_and_serving_start_without_any_extra(name: str) -> None:
     code = f"import {name}, sys; print(sorted({{*{(*EXTRA_OF,)}}} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_the_demo_names_the_extra_that_brings_all_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "transformers.utils", raising=False)
+    with pytest.raises(MissingExtraError, match=r"transformers.* is missing: .*likeness\[demo\]"):
+        demo(tmp_path)
 
 
 @pytest.mark.parametrize(

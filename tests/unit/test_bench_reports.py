@@ -474,16 +474,28 @@ def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
 
 
 def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadReport, tmp_path: Path) -> None:
-    for name, rate, source in (("a", 8.0, SourceConfig(rendered=5)), ("b", 16.0, SourceConfig(rendered=9, count=9))):
+    sources = (SourceConfig(rendered=5), SourceConfig(rendered=9, count=9))
+    for name, rate, target_ms, source in zip("ab", (8.0, 16.0), (9.0, 12.0), sources, strict=True):
         run = replace(report, load=dict(report.load) | {"rate": rate})
-        steps = (RateStep(rate=rate, kept=True, settled=True, p99_ms=50.0, repeats=(run,)),)
+        steps = (
+            RateStep(rate=4.0, kept=True, settled=True, p99_ms=50.0, repeats=(report,)),
+            RateStep(rate=rate, kept=True, settled=name == "b", p99_ms=50.0, repeats=(run,)),
+        )
         sweep = SweepReport(
-            made_at="now", target_ms=9.0, best_rate=rate, steps=steps, ended="the time is up", complete=name == "a"
+            made_at="now",
+            target_ms=target_ms,
+            best_rate=rate,
+            steps=steps,
+            ended="the time is up",
+            complete=name == "a",
         )
         deliver_sweep(replace(sweep, source=source.plain()), tmp_path / f"{name}.json")
     _, notes = compared(tmp_path / "a.json", tmp_path / "b.json")
-    assert "second: the search did not come to its end: the time is up" in notes
-    assert not any(note.startswith("first: the search") for note in notes)
+    assert notes[:3] == (
+        "the targets differ: p99 <= 9 and 12 ms",
+        "first: the figures of the best rate did not settle",
+        "second: the search did not come to its end: the time is up",
+    )
     assert not any("loads differ" in note for note in notes)
     assert any("the products differ" in note for note in notes)
     _, notes = compared(tmp_path / "b.json", tmp_path / "b.json")

@@ -210,6 +210,20 @@ def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
         (["Tshirts"], "in size t; shirt", "in size t; shirt"),
         (["café"], "Cafe\u0301 blue", "blue"),
         (["cafe\u0301"], "café blue", "blue"),
+        (["लाल"], "लाल कमीज, लेख कला", "कमीज, लेख कला"),  # a vowel sign is no end of a word
+        (["ﾐﾙｸ"], "ﾐﾙｸﾁｮｺ", "ﾁｮｺ"),
+        (["red"], "red\u200bwood", "wood"),
+        (["T-shirt"], "tshirt T\u2011shirt", ""),
+        (["Fahrrad"], "Fahr\u00adrad Fahr\u200brad Fahrradhelm", "Fahrradhelm"),
+        (["نیم\u200cبوت"], "نیمبوت نو", "نو"),
+        (["Straße"], "STRASSE STRAẞE strasse", ""),
+        (["İpek"], "ipek İPEK IPEK", ""),
+        (["k\u0131rm\u0131z\u0131"], "KIRMIZI K\u0131rm\u0131z\u0131", ""),
+        (["κόκκινος"], "ΚΟΚΚΙΝΟΣ Κόκκινος κόκκινο", "κόκκινο"),
+        (["чёрный"], "черный ЧЁРНЫЙ чёрно", "чёрно"),
+        (["أحمر"], "أَحْمَر", ""),
+        (["bò"], "BÒ bộ bo", "bộ bo"),
+        (["빨강"], "빨강 노랑", "노랑"),
     ],
 )
 def test_a_mask_cuts_labels_of_any_script_however_they_are_encoded(labels: list[str], text: str, left: str) -> None:
@@ -310,7 +324,7 @@ def test_pairs_as_a_spreadsheet_saves_them(tmp_path: Path) -> None:
         (HEADER + 'a,b,1,"train\nc,d,1,train\n', "unexpected end of data"),  # the quote would swallow all that follows
         ("a,b\n", "lacks the columns left_id, right_id, label, split"),
         ("", "lacks the columns"),
-        (b"left_id,right_id,label,split\n\xff,b,1,train\n", "cannot be read as a file of pairs"),
+        (b"left_id,right_id,label,split\n\xff,b,1,train\n", "not UTF-8 .*: save the file as UTF-8, e.g. with `iconv"),
     ],
 )
 def test_a_file_that_holds_no_pairs_says_why(tmp_path: Path, content: str | bytes, said: str) -> None:

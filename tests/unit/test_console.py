@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import StringIO
 
 import pytest
-from likeness_export.console import console, cut
+from likeness_export.console import console, cut, figures_table
 from rich.console import Console
 from rich.table import Table
 
@@ -32,3 +32,11 @@ def test_names_give_way_and_figures_do_not(width: int) -> None:
     assert "0.123" in shown
     assert "…" in shown
     assert len(shown.splitlines()) == 5  # one line per row: names are cut, not folded
+
+
+@pytest.mark.parametrize("name", ["Länge [cm]", "[/x]", ":heart:"])
+def test_names_are_shown_as_they_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = figures_table(f"alike by {name}", name, [name])
+    table.add_row(name, name)
+    console().print(table)
+    assert capsys.readouterr().out.count(name) == 5

@@ -54,7 +54,7 @@ TEXTS = ["vase", "a tall vase of walnut", "blue cup", "cup, blue! And more " * 2
 # As networks start, all texts and photos would come out nearly alike.
 SIZES: dict[str, Any] = {
     "hidden_size": 24,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 3,
     "intermediate_size": 32,
     "initializer_range": 0.3,

@@ -26,7 +26,9 @@ from transformers import (
     IJepaConfig,
     IJepaModel,
     MobileNetV2Config,
+    PretrainedConfig,
     PreTrainedModel,
+    ResNetConfig,
     SwinConfig,
     SwinModel,
     ViTConfig,
@@ -48,10 +50,11 @@ SMALL: dict[str, Any] = {
 PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
-def saved(folder: Path) -> PreTrainedModel:
+def saved(folder: Path, config: PretrainedConfig | None = None) -> PreTrainedModel:
     """Write a network of random weights in the form in which pretrained ones come."""
     torch.manual_seed(0)
-    network: PreTrainedModel = AutoModel.from_config(MobileNetV2Config(depth_multiplier=0.35, image_size=PX))  # type: ignore[no-untyped-call]
+    config = config or MobileNetV2Config(depth_multiplier=0.35, image_size=PX)
+    network: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     network.save_pretrained(folder / "network")
     (folder / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     write_architecture("network", folder / "tower", folder)
@@ -102,7 +105,7 @@ def test_attention_within_windows_is_traced(tmp_path: Path) -> None:
 
 
 def test_the_pooling_of_a_map_is_exported_as_a_mean_and_nothing_else(tmp_path: Path) -> None:
-    saved(tmp_path)
+    saved(tmp_path, ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"))
     encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
     given, found = TensorSpec("pixels", "UINT8", (PX, PX, 3)), TensorSpec("features", "FP32", (encoder.feature_dim,))
     spec = StepSpec(name="image", inputs=(given,), outputs=(found,), tower="image")

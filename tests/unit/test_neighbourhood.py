@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from likeness_export.products.named_pairs import NamedPair
@@ -65,6 +67,18 @@ def test_neighbours_stand_on_the_other_side_where_pairs_have_two(known: list[str
 def test_one_product_has_no_surroundings() -> None:
     search, score = by_table(np.ones((1, 1), np.float32))
     assert not surroundings(np.arange(1), np.array([""]), search, score).any()  # type: ignore[arg-type]
+
+
+def test_a_search_of_the_whole_catalogue_copies_none_of_it() -> None:
+    vectors = np.random.default_rng(0).random((1000, 256), np.float32)
+    search, few, every = scorer_of(vectors, cosine).search, np.array([3, 1]), np.arange(1000)
+    tracemalloc.start()
+    try:
+        found = search(few, every)
+        assert tracemalloc.get_traced_memory()[1] < vectors.nbytes / 2
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(search(few, every[::-1]), found[:, ::-1], rtol=1e-5)
 
 
 def test_the_margins_of_a_pair_are_those_of_both_its_products() -> None:

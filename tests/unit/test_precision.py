@@ -76,6 +76,7 @@ def test_a_product_that_moved_to_the_others_is_counted() -> None:
     assert drift.recall_loss["group"].points == 50
     assert drift.recall_loss["group"].error == pytest.approx(100 * 2**0.5 / 4)
     assert drift.cosine_min < 0.4 < drift.cosine_mean
+    assert drift.batch_distance == pytest.approx(0, abs=1e-6)  # alone it moved as far
 
 
 def test_a_query_lost_and_another_won_are_no_loss_but_two_that_chance_may_turn() -> None:
@@ -101,11 +102,11 @@ def test_a_vector_whose_length_is_a_little_off_has_not_moved() -> None:
 
 def test_products_without_a_vector_and_without_a_label_do_not_count() -> None:
     absent = unit(FOUR)
-    absent[3] = np.nan
+    absent[0] = np.nan
     before = JudgedVectors(together=absent, alone=absent)
-    drift = measure(before, before, {"group": np.array(["a", "a", "b", "b"]), "other": np.array(["", "", "", ""])})
+    drift = measure(before, before, {"group": np.array(["a", "b", "b", "b"]), "other": np.array(["", "", "", ""])})
     assert drift.products == 3
-    assert {label: loss.queries for label, loss in drift.recall_loss.items()} == {"group": 2}
+    assert {label: loss.queries for label, loss in drift.recall_loss.items()} == {"group": 3}
 
 
 def test_a_vector_that_depends_on_its_batch_is_seen() -> None:
@@ -181,7 +182,7 @@ def good(**changes: Any) -> Drift:
     ],
 )
 def test_every_limit_refuses(drift: Drift, said: str) -> None:
-    assert Limits().faults(drift) == [said]
+    assert Limits().faults(drift) == Limits(signature_slack=0).signature_faults(drift) == [said]
 
 
 def losing(points: float, figure: str = "recall_loss") -> Drift:
@@ -249,6 +250,9 @@ def test_of_equally_near_products_the_first_counts_however_they_are_rounded() ->
     rounded = [*same[:2], [0.6 + 1e-6, 0.8]]
     drift = measure(embedded(same), embedded(rounded), {"group": np.array(["a", "a", "b"])})
     assert drift.recall_loss == drift.mixed_recall_loss == {"group": RecallLoss(points=0, error=0, queries=2)}
+    moved = [*same[:2], [0.6 + 2e-4, 0.8]]
+    drift = measure(embedded(same), embedded(moved), {"group": np.array(["a", "a", "b"])})
+    assert drift.recall_loss == {"group": RecallLoss(points=50, error=50, queries=2)}
 
 
 # --- forms

@@ -689,6 +689,18 @@ def test_a_number_that_fills_a_bin_has_it_to_itself(
     assert {number: categories(facts, {"pieces": number})[0] for number in found} == found
 
 
+def test_a_whole_number_is_one_category_however_it_is_written(tmp_path: Path) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("size",), min_count=1)
+    items = ['"16"', "16.0", '"-0"', "0.1", '"1"', "9007199254740993", "1e+300", '"true"']
+    config.prepare([f'{{"size": {item}}}'.encode() for item in items], tmp_path, tmp_path)
+    (key,) = json.loads((tmp_path / "assets/attributes.json").read_text(encoding="utf-8"))["keys"]
+    assert key["values"] == ["-0", "0.1", "1", "16", "1e+300", "9007199254740993", "true"]
+    tensors, _ = attributes.Preprocessor(tmp_path / "assets")(
+        [f'{{"size": {item}}}'.encode() for item in ("16", "16.0", '"16"', '"16.0"', "0.1", "9007199254740993.0")]
+    )
+    assert tensors["categories"].ravel().tolist() == [4, 4, 4, 0, 2, 0]
+
+
 @pytest.mark.parametrize(("values", "warns"), [(range(30), True), ([1, 2, 3] * 10, False), (["a", "b"] * 15, False)])
 def test_prices_in_quotation_marks_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Sequence[object], warns: bool
@@ -762,7 +774,15 @@ def signs(codes: hashing.Preprocessor, item: object) -> NDArray[np.generic]:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("DS-3", "ds3"), ("p-sdhc4g4-ef / gray", "PSDHC4G4EFGRAY"), ("5389", 5389), (5389, 5389.0), (" Ä1 ", "ä1")],
+    [
+        ("DS-3", "ds3"),
+        ("p-sdhc4g4-ef / gray", "PSDHC4G4EFGRAY"),
+        ("5389", 5389),
+        (5389, 5389.0),
+        (" Ä1 ", "ä1"),
+        ("İ1", "i1"),
+        ("A\u2122\ufe0f", "a"),
+    ],
 )
 def test_values_are_compared_by_letters_and_digits(codes: hashing.Preprocessor, one: object, other: object) -> None:
     found = signs(codes, {"modelno": one, "ignored": 1})
@@ -775,6 +795,11 @@ def test_values_are_compared_by_letters_and_digits(codes: hashing.Preprocessor, 
 def test_different_values_are_nearly_orthogonal(codes: hashing.Preprocessor, values: list[int]) -> None:
     one, other = (signs(codes, {"gtin": value}).astype(float) for value in values)
     assert abs(one @ other) / codes.bits < 7 / codes.bits**0.5
+
+
+@pytest.mark.parametrize(("one", "other"), [("दिन", "दान"), ("ขาว", "ข้าว")])
+def test_vowel_signs_and_tones_make_other_values(codes: hashing.Preprocessor, one: str, other: str) -> None:
+    assert not np.array_equal(signs(codes, {"modelno": one}), signs(codes, {"modelno": other}))
 
 
 def test_a_value_counts_under_its_key_and_keys_add_up(codes: hashing.Preprocessor) -> None:

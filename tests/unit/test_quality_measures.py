@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError, SpaceMismatchError
 from likeness_export.evaluation.evaluate import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
 from likeness_export.evaluation.metrics import retrieval
@@ -76,21 +77,29 @@ def test_the_threshold_is_chosen_on_train_pairs_alone() -> None:
     assert found["F1 fitted"] == 1.0
 
 
-def test_pairs_of_unseen_products_have_a_figure_of_their_own_where_there_are_enough() -> None:
-    train = [pair("a", "b"), pair("a", "c", 0)]
-    unseen = [pair(f"left {number}", f"right {number}") for number in range(30)]
-    seen = [pair("b", "c", 0)]
-    names = [name for one in (*train, *unseen, *seen) for name in (one.left, one.right)]
+@pytest.mark.parametrize("fresh", [29, 30])
+def test_pairs_have_figures_by_what_training_knows_of_them_without_those_that_it_repeats(fresh: int) -> None:
+    train = [*(pair(f"l{n}", f"r{n}") for n in range(30)), pair("x", "y", 0)]
+    both = [pair(f"l{n}", f"r{(n + 1) % 30}") for n in range(fresh)]
+    either = [pair(f"l{n}", f"right {n}") for n in range(30)]
+    neither = [pair(f"left {n}", f"right {n}") for n in range(30)]
+    repeats = [pair(one.right, one.left) for one in train[:30]]  # in the other order
+    names = [name for one in (*train, *neither) for name in (one.left, one.right)]
     place = {name: row for row, name in enumerate(dict.fromkeys(names))}
-    alike = {(place[one.left], place[one.right]) for one in (train[0], *unseen[:15])}
+    found_pairs = (*train[:30], *repeats, *both[:15], *either[:10], *neither)
+    alike = {(place[one.left], place[one.right]) for one in found_pairs}
 
     def features(left: Rows, right: Rows) -> NDArray[np.float32]:
         return np.array([[both in alike] for both in zip(left.tolist(), right.tolist(), strict=True)], np.float32)
 
-    found, _ = decide(train, [(train, features)], ([*unseen, *seen], features), place)
-    assert found["F1 neither"] == pytest.approx(2 / 3)  # half of them are found
-    assert "F1 both" not in found  # of one pair
-    assert "F1 either" not in found  # of none
+    measured = [*repeats, *both, *either, *neither]
+    found, count = decide(train, [(train[:9] + train[-1:], features)], (measured, features), place)
+    assert count == fresh + 60
+    assert found.get("F1 both") == (pytest.approx(2 * 15 / (15 + 30)) if fresh == 30 else None)
+    assert found["F1 either"] == pytest.approx(2 * 10 / (10 + 30))
+    assert found["F1 neither"] == 1.0
+    assert found["F1"] == pytest.approx(2 * 55 / (55 + count))
+    assert found["F1 repeats"] == pytest.approx(2 * 85 / (85 + count + 30))
 
 
 def test_searching_ranks_the_right_sides_or_all_others() -> None:
@@ -107,6 +116,8 @@ def test_searching_ranks_the_right_sides_or_all_others() -> None:
     assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
     sides = np.array(["left", "left", "right", "right"])
     assert find(measured, search, row_of, members, sides) == ({"R@1": 1.0, "R@10": 1.0}, 1)
+    vectors[1] = vectors[2]  # a twin that stands before it
+    assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
     vectors[0] = np.nan  # without an embedding nothing is found
     assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
 
@@ -114,13 +125,17 @@ def test_searching_ranks_the_right_sides_or_all_others() -> None:
 def test_sets_are_measured_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text(
         "left_id,right_id,label,split\na,b,1,train\na,c,0,train\nc,d,1,val\nd,a,0,val\n"
-        "e,f,1,train\ne,g,0,train\ng,h,1,val\nnowhere,h,1,val\ng,nowhere,1,val\n",
+        "e,f,1,train\ne,g,0,train\ng,h,1,val\nnowhere,h,1,val\ng,nowhere,1,val\n"
+        "i,j,1,val\n",  # a set that teaches nothing
         encoding="utf-8",
     )
-    products = tuple(Product(product_id=name) for name in "abcdefgh")
-    records = tuple({"product_id": name, "coarse_label": "one" if name < "e" else "two"} for name in "abcdefgh")
+    products = tuple(Product(product_id=name) for name in "abcdefghij")
+    records = tuple(
+        {"product_id": name, "coarse_label": "one" if name < "e" else "two" if name < "i" else "three"}
+        for name in "abcdefghij"
+    )
     catalogue = Catalogue(products=products, records=records)
-    twins = np.arange(8) // 2
+    twins = np.arange(10) // 2
 
     def alike(left: Rows, right: Rows) -> NDArray[np.float32]:
         same: NDArray[np.bool_] = twins[left] == twins[right]
@@ -135,6 +150,10 @@ def test_sets_are_measured_one_by_one(tmp_path: Path) -> None:
     ]
     assert [line.what for line in lines[:3]] == ["twins", "twins, among neighbours", "twins"]
     assert all(line.figures.get("F1", line.figures.get("R@1")) == 1.0 for line in lines)
+    turned = replace(scorer, pairs=lambda left, right: 1 - alike(left, right))
+    lesson = Lesson(scorers={"twins": turned})
+    lines = list(measure_pair_sets(measure, {"twins": scorer}, catalogue, tmp_path, [lesson]))
+    assert [line.figures["F1"] for line in lines if line.what == "twins" and line.task == "T11"] == [0.0, 0.0]
     with (tmp_path / "pairs.csv").open("a", encoding="utf-8") as pairs:
         pairs.write("d,c,1,test\nb,c,0,test\n")
     of_test = measure_pair_sets(measure.on("test"), {"twins": scorer}, catalogue, tmp_path)
@@ -147,10 +166,12 @@ def test_the_learned_metric_scores_pairs(exported: Exported) -> None:
     _, network = exported.run.read_network()
     vectors = np.eye(4, 16, dtype=np.float32)
     scorers = trained_scores(vectors, network)
-    left, right = np.array([0, 0]), np.array([0, 1])
-    np.testing.assert_allclose(scorers["cosine"].pairs(left, right), [1, 0])
-    learned = scorers["learned"].pairs(left, right)
-    assert learned[0] > learned[1]
+    left, right = np.random.default_rng(3).integers(0, 4, (2, 1100))
+    np.testing.assert_allclose(scorers["cosine"].pairs(left, right), left == right)
+    with torch.inference_mode():
+        expected = network.metric(torch.from_numpy(vectors[left]), torch.from_numpy(vectors[right])).numpy()
+    np.testing.assert_allclose(scorers["learned"].pairs(left, right), expected, rtol=1e-5)
+    assert expected[left == right].min() > expected[left != right].max()
 
 
 # Rankings

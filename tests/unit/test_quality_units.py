@@ -17,7 +17,7 @@ from likeness_export.products.catalogue import read_catalogue
 from likeness_export.quality.costs import Cost
 from likeness_export.quality.kinds import PairSets, Ranking, Table, Variant, Views
 from likeness_export.quality.lines import Line
-from likeness_export.quality.needed import needed_products
+from likeness_export.quality.needed import check_split, needed_products
 from likeness_export.quality.running import Plan
 from likeness_export.quality.trained import train_and_measure
 from likeness_export.quality.units import read_finished, units_of, work_on
@@ -209,6 +209,18 @@ def test_a_split_of_pairs_need_not_have_products_of_its_own(table: Table, tiny: 
     with pytest.raises(InputError, match=r"pairs\.csv: no pair of known products has split later"):
         train_and_measure(later, tiny.recipe, tmp_path / "run", tiny.root)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_split_to_measure_is_there_in_some_table_and_no_variant_trains_on_it(table: Table, tiny: Tiny) -> None:
+    lines = tiny.products.read_text(encoding="utf-8")
+    write_text(tiny.products, lines + json.dumps({"product_id": "new", "split": "val"}) + "\n")
+    one, elsewhere = replace(table, measures=(Views(name="V"),)), replace(table, name="elsewhere", products="no.jsonl")
+    check_split([elsewhere, one], tiny.root)  # of tables whose data is not there the others are made
+    with pytest.raises(InputError, match=r"there is nothing to measure: elsewhere: cannot read .*no\.jsonl"):
+        check_split([elsewhere], tiny.root)
+    more = replace(table.variants[0], name="more", overrides=('data.train_splits=["train", "val"]',))
+    with pytest.raises(InputError, match="table tiny trains on split 'val': measure another with --split"):
+        check_split([replace(one, variants=(*one.variants, more))], tiny.root)
 
 
 def test_a_folder_of_another_recipe_is_refused(table: Table, tiny: Tiny, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -39,10 +39,14 @@ def ended_process() -> int:
     return process.pid
 
 
-def test_the_new_one_takes_the_place_of_the_old_one(repository: Path) -> None:
-    with replaced_repository(repository) as aside:
+@pytest.mark.parametrize("name", ["repository", "link"])
+def test_the_new_one_takes_the_place_of_the_old_one(repository: Path, name: str) -> None:
+    link = repository.with_name("link")
+    link.symlink_to("repository")
+    with replaced_repository(repository.with_name(name)) as aside:
         write_model(aside, "new")
         assert spaces(repository) == {"model/config.pbtxt": "old"}
+    assert link.is_symlink()
     assert spaces(repository.parent) == {"repository/model/config.pbtxt": "new"}
 
 
@@ -62,44 +66,64 @@ def test_all_of_the_new_one_is_on_the_disk_before_it_takes_the_place(
     assert sorted(flushed) == ["config.pbtxt", "manifest.json"]
 
 
+@pytest.mark.parametrize(("number", "left"), [(errno.EIO, "old"), (errno.EINVAL, "new")])
+def test_a_disk_that_fails_is_told_from_one_that_cannot_be_asked(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, number: int, left: str
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    refused = pytest.raises(OSError, match="Input/output") if left == "old" else nullcontext()
+    with refused, replaced_repository(repository) as aside:
+        write_model(aside, "new")
+    assert spaces(repository.parent) == {"repository/model/config.pbtxt": left}
+
+
 @pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "Ctrl-C"])
-@pytest.mark.parametrize("when", ["before", "between"])
-def test_the_old_one_is_there_again_when_the_new_one_cannot_take_its_place(
+@pytest.mark.parametrize("when", ["at first", "before", "between", "after", "and back again"])
+def test_one_of_the_two_is_there_whatever_fails_while_they_are_renamed(
     repository: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, when: str
 ) -> None:
     rename = Path.rename
+    before = {"at first": "", "before": ".partial", "and back again": ".old"}.get(when)
+    after = {"between": ".old", "after": "", "and back again": ".old"}.get(when)
 
     def fails(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
+        if self.suffix == before:
             raise failure
         moved = rename(self, target)
-        if when == "between" and target.name.endswith(".old"):
+        if target.suffix == after:
             raise failure
         return moved
 
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(type(failure)), replaced_repository(repository) as aside:
         write_model(aside, "new")
-    assert spaces(repository.parent) == {"repository/model/config.pbtxt": "old"}
+    found = spaces(repository.parent)
+    if when == "and back again":
+        assert list(found.values()) == ["old"]  # the next export puts it back
+    else:
+        assert found == {"repository/model/config.pbtxt": "new" if when == "after" else "old"}
+
+
+def test_a_first_one_that_cannot_take_its_place_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), replaced_repository(tmp_path / "of" / "a shop" / "repository") as aside:
+        write_model(aside, "new")
+    assert spaces(tmp_path) == {}
 
 
 def test_a_full_disk_is_named(repository: Path) -> None:
     with pytest.raises(InputError, match=rf"^cannot write {repository} \(No space"), replaced_repository(repository):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert spaces(repository.parent) == {"repository/model/config.pbtxt": "old"}
-
-
-def test_ctrl_c_while_it_is_renamed_leaves_one_of_the_two(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = Path.rename
-
-    def interrupted(self: Path, target: Path) -> Path:
-        if self == repository:
-            signal.raise_signal(signal.SIGINT)
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), replaced_repository(repository) as aside:
-        write_model(aside, "new")
     assert spaces(repository.parent) == {"repository/model/config.pbtxt": "old"}
 
 
@@ -109,7 +133,9 @@ def test_the_last_repository_outlives_an_export_that_was_killed_in_its_last_mome
     tmp_path: Path, swapped: bool, same_number: bool
 ) -> None:
     folder, number = tmp_path / "repository", os.getpid() if same_number else ended_process()
-    write_model(tmp_path / f".repository.{number}.old", "last")
+    for name, process, made_s in (("last", number, 9), ("older", ended_process(), 5)):
+        write_model(tmp_path / f".repository.{process}.old", name)
+        os.utime(tmp_path / f".repository.{process}.old", (made_s, made_s))
     write_model(tmp_path / f".repository.{number}.partial", "half")
     write_model(tmp_path / f".repository.{number}.tune-1", "of a tuning that was killed")
     if swapped:
@@ -130,14 +156,14 @@ def test_what_another_export_is_writing_is_left_alone(repository: Path) -> None:
 @pytest.mark.parametrize("name", ["repository", "repo[1]"])
 def test_only_leftovers_of_the_same_name_are_cleared(tmp_path: Path, name: str) -> None:
     number = ended_process()
-    for other in (f".{name}.v2.{number}.old", f".{name}.backup.old"):
+    others = (f".{name}.v2.{number}.old", f".{name}.backup.old", f".{name}.{number}.old.mine", f".{name}.{10**30}.old")
+    for other in others:
         write_model(tmp_path / other, "not ours to clear")
     write_model(tmp_path / f".{name}.{number}.old", "last")
     with pytest.raises(ZeroDivisionError), replaced_repository(tmp_path / name):
         raise ZeroDivisionError
     assert spaces(tmp_path) == {
-        f".{name}.v2.{number}.old/model/config.pbtxt": "not ours to clear",
-        f".{name}.backup.old/model/config.pbtxt": "not ours to clear",
+        **{f"{other}/model/config.pbtxt": "not ours to clear" for other in others},
         f"{name}/model/config.pbtxt": "last",
     }
 
@@ -164,6 +190,13 @@ def test_a_mount_point_and_an_unwritable_place_are_refused_before_any_work(
         replaced_repository(tmp_path / "file" / "a"),
     ):
         pytest.fail("it was begun")
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(InputError, match=r"or the folder you are in, which cannot"),
+        replaced_folder(Path("../" + tmp_path.name)),
+    ):
+        pytest.fail("it was begun")
+    monkeypatch.chdir("/")
     monkeypatch.setattr(Path, "is_mount", lambda _: True)
     with pytest.raises(InputError, match=r"is a mount point.*name one inside of it"), replaced_folder(tmp_path):
         pytest.fail("it was begun")

@@ -52,6 +52,17 @@ def test_a_missing_plan_is_built_by_another_export(rendered_repository: Path) ->
         check_repository(rendered_repository, "tensorrt")
 
 
+def test_what_is_no_repository_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, profile, said in (
+        (tmp_path / "file", "cpu", "file is not a folder; make a repository with `likeness export"),
+        (tmp_path, "cpu", "holds no models; make a repository with `likeness export"),
+        (tmp_path, "gpu", "there is no profile 'gpu', only cpu, onnx, tensorrt"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_repository(place, profile)
+
+
 def test_without_networks_it_says_how_to_export_them(rendered_repository: Path) -> None:
     with pytest.raises(InputError, match=r"has no model\.onnx, .* with `likeness export RUN --repository [^ ]*`$"):
         check_repository(rendered_repository, "onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.encoders.base import ASSETS
-from likeness_export.exporting.export import export_run
 from likeness_export.exporting.tensorrt_plans import PlanStep, Range, TensorRTBuilder, plan_ranges
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
@@ -34,15 +34,16 @@ class FakeBuilder:
 
 
 def test_every_network_gets_a_plan_beside_it(exported: Exported, tmp_path: Path) -> None:
-    builder, repository = FakeBuilder(), tmp_path / "repository"
-    export_run(exported.run, repository, [PlanStep(exported.run, builder)])
+    builder, repository = FakeBuilder(), shutil.copytree(exported.repository, tmp_path / "repository")
+    step = PlanStep(exported.run, builder)
+    step.prepare()
+    report = step(repository)
     networks = {path.parent.parent.name for path in repository.rglob("model.onnx")}
     assert builder.asked.keys() == networks
     for network in repository.rglob("model.onnx"):
         assert network.with_suffix(".plan").read_bytes() == f"plan of {network.parent.parent.name}".encode()
-    section = json.loads((repository / "manifest.json").read_text(encoding="utf-8"))["tensorrt"]
-    assert section["tensorrt"] == "11.4"
-    assert section["ranges"]["image_encoder"]["pixels"]["largest"] == [4, 32, 32, 3]
+    assert report.tensorrt == "11.4"
+    assert report.ranges["image_encoder"]["pixels"].largest == (4, 32, 32, 3)
 
 
 def test_batches_are_those_that_are_served(exported: Exported) -> None:

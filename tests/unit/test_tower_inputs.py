@@ -16,6 +16,7 @@ from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder
 from likeness_export.encoders.photo_set import PhotoSet
 from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.features import cache
 from likeness_export.features.cache import cached_features
 from likeness_export.features.tower_inputs import TowerInputs, fitting, present_modalities, unknown_modalities
 from likeness_export.products.catalogue import Catalogue, read_catalogue
@@ -336,6 +337,12 @@ def test_features_are_found_under_another_name_without_reading_or_encoding(
         kept = {*tmp_path.glob("*.npz")}
         cached_features(inputs, encoder, config, tmp_path)
         assert kept < {*tmp_path.glob("*.npz")}
+    kept = {*tmp_path.glob("*.npz")}
+    helper = tmp_path / "helper.py"
+    helper.write_text("ONE = 1", encoding="utf-8")
+    monkeypatch.setattr(cache, "code_files", lambda *_: [helper])
+    cached_features(other, encoder, config, tmp_path)
+    assert kept < {*tmp_path.glob("*.npz")}
     next(encoder.parameters()).data += 1  # other weights have other features
     assert not np.array_equal(cached_features(other, encoder, config, tmp_path), computed)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import resource
 import struct
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from likeness_export.encoders.video_cnn_lstm import CnnLstm, CnnLstmConfig
 from likeness_export.encoders.video_common import LIMITS, augment_frames
 from likeness_export.exporting.onnx_export import export_network
 from likeness_export.pipeline import StepSpec
-from likeness_export.preprocessing import video
+from likeness_export.preprocessing import image, video
 from likeness_export.product_network import Tower
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ def encoded(
         if rotation:
             stream.set_display_rotation(rotation)
         for place, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels)
+            frame = av.VideoFrame.from_ndarray(pixels, "rgba" if pixels.shape[2] == 4 else "rgb24")
             if times:
                 frame.pts, frame.time_base = times[place], Fraction(1, rate)
             file.mux(stream.encode(frame))
@@ -224,11 +225,62 @@ def test_a_clip_ends_upright_in_its_colours(videos: video.Preprocessor, rotation
     assert all(np.abs(pixel - colours[name]).max() < 24 for pixel, name in zip(found, order, strict=True)), found
 
 
-def test_what_is_transparent_is_white(videos: video.Preprocessor) -> None:
-    out = io.BytesIO()
-    clear = Image.new("RGBA", (64, 48), (255, 0, 0, 0))
-    clear.save(out, "GIF", save_all=True, append_images=[clear.copy()], duration=50, disposal=2)
-    assert (videos.decode(out.getvalue()) == 255).all()
+def matrix(*quarter: int) -> bytes:
+    """What an MP4 says about how its pictures are turned: where a step to the right goes, and one down."""
+    right_x, right_y, down_x, down_y = (step << 16 for step in quarter)
+    return struct.pack(">9i", right_x, right_y, 0, down_x, down_y, 0, 0, 0, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("quarter", "order"),
+    [((-1, 0, 0, 1), "GRWB"), ((1, 0, 0, -1), "BWRG"), ((0, 1, 1, 0), "RBGW"), ((0, -1, -1, 0), "WGBR")],
+)
+def test_a_mirrored_clip_is_mirrored_back(
+    videos: video.Preprocessor, quarter: tuple[int, int, int, int], order: str
+) -> None:
+    clip = encoded([quarters()] * 3, pixel_format="yuv444p")
+    header = clip.index(b"tkhd")
+    assert clip.count(matrix(1, 0, 0, 1), header) == 1
+    mirrored = clip[:header] + clip[header:].replace(matrix(1, 0, 0, 1), matrix(*quarter))
+    (shown, *_) = videos.decode(mirrored)
+    (plain, *_) = videos.decode(clip)
+    corners = dict(zip("RGBW", (plain[y, x] for y in (8, 24) for x in (8, 24)), strict=True))
+    assert [shown[y, x].tolist() for y in (8, 24) for x in (8, 24)] == [corners[name].tolist() for name in order]
+
+
+def see_through(hidden: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A red square on nothing; where nothing is, a colour is hidden."""
+    pixels = np.full((192, 256, 4), (*hidden, 0), np.uint8)
+    pixels[52:142, 68:174] = (200, 30, 30, 255)
+    return pixels
+
+
+CLEAR = {"auto-alt-ref": "0", "crf": "4", "b": "2M"}
+SEE_THROUGH: dict[str, Callable[[list[NDArray[np.uint8]]], bytes]] = {
+    "WebM, VP8": lambda frames: encoded(frames, "webm", "libvpx", pixel_format="yuva420p", codec_options=CLEAR),
+    "WebM, VP9": lambda frames: encoded(frames, "webm", "libvpx-vp9", pixel_format="yuva420p", codec_options=CLEAR),
+    "GIF": lambda frames: gif(frames, disposal=2),
+}
+
+
+@pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 0, 0), (255, 255, 255)])
+@pytest.mark.parametrize("maker", SEE_THROUGH)
+def test_what_is_transparent_is_white_as_in_photos(
+    videos: video.Preprocessor, maker: str, hidden: tuple[int, int, int]
+) -> None:
+    pixels = see_through(hidden)
+    photo = image.to_rgb(Image.fromarray(pixels)).resize((PX, PX), Image.Resampling.BILINEAR)
+    shown = videos.decode(SEE_THROUGH[maker]([pixels] * 3)).astype(int)
+    assert np.abs(shown - np.asarray(photo, int)).max() < 16
+
+
+def test_the_edge_of_what_is_transparent_is_half_white(videos: video.Preprocessor) -> None:
+    out, half = io.BytesIO(), Image.new("RGBA", (PX * 8, PX * 8), (0, 0, 0, 0))
+    half.paste((255, 0, 0, 255), (0, 0, PX * 4 + 4, PX * 8))  # its edge is in the middle of a pixel
+    half.save(out, "GIF", save_all=True, append_images=[half.copy()], duration=50, disposal=2)
+    shown = videos.decode(out.getvalue())[0, 0].astype(int)
+    assert np.abs(shown[PX // 2] - [255, 128, 128]).max() < 24, shown
+    assert np.abs(shown[PX // 2 - 3] - [255, 0, 0]).max() < 8
 
 
 # --- what is damaged or refused
@@ -325,7 +377,12 @@ SMALL_LIMITS = {
         pytest.param(
             lambda: encoded(grey(2), "mov", "mjpeg", pixel_format="yuvj420p"), "coded in mjpeg: send H.264", id="codec"
         ),
-        pytest.param(lambda: sample("MP4")[:1000], "no video in it|damaged", id="MP4 without its index"),
+        pytest.param(lambda: sample("MP4")[:1000], "not a video|damaged", id="MP4 without its index"),
+        pytest.param(
+            lambda: sample("MP4")[: sample("MP4").index(b"trak")],
+            "no video in it, or is cut short: send another",
+            id="MP4 cut in its index",
+        ),
         pytest.param(lambda: encoded(grey(2), "avi", "mpeg4"), "not a video in a known format", id="AVI"),
         pytest.param(lambda: gif(grey(1))[:20], "damaged|no size|not a video", id="GIF without a frame"),
         pytest.param(lambda: b"", "not a video", id="nothing"),
@@ -338,7 +395,7 @@ def test_what_cannot_be_decoded_has_a_reason_and_zeros(tmp_path: Path, item: Cal
     videos = preprocessor(tmp_path, **SMALL_LIMITS)
     with pytest.raises(video.VideoError, match=said):
         videos.decode(item())
-    assert reason_beside_neighbours(videos, item())
+    assert re.search(r"[:;] send ", reason_beside_neighbours(videos, item()))  # the way out
 
 
 def test_a_clip_that_grows_is_refused_where_it_does(tmp_path: Path) -> None:

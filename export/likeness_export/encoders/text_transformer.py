@@ -47,7 +47,9 @@ class TextTransformerConfig(EncoderConfig):
     prompt: str = Field(
         default="", max_length=500, description="stands before every text, as the network was trained: 'query: ' of E5"
     )
-    max_tokens: int = Field(default=128, ge=8, le=8192, description="longer texts, with their prompt, are cut")
+    max_tokens: int = Field(
+        default=128, ge=8, le=8192, description="longer texts, with their prompt, are cut at their end"
+    )
     token_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of the tokens that fine-tuning hides, drawn anew each time"
     )

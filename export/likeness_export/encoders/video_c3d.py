@@ -55,7 +55,7 @@ class C3d(Encoder):
         frames = tensors[0]
         pixels = self.normalise(frames.float().flatten(0, 1))  # (n t, 3, px, px); TensorRT only converts bytes
         clips = pixels.unflatten(0, (-1, frames.shape[1])).transpose(1, 2)  # (n, 3, t, px, px)
-        maps = self.stages(clips)  # (n, 8 width, t / 8, px / 16, px / 16)
+        maps = self.stages(clips)  # (n, 8 width, t // 8, px // 16, px // 16)
         return torch.cat([maps.mean((2, 3, 4)), maps.amax((2, 3, 4))], 1)  # (n, 16 width)
 
     def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -8,9 +8,10 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
+from likeness_client.records import composed
 from numpy.typing import NDArray
 
-from likeness_export.preprocessing.words import words_of
+from likeness_export.preprocessing.words import lower, words_of
 
 WordVectors: TypeAlias = dict[str, NDArray[np.float32]]
 _MAX_SIZE = 4096  # values per vector; beyond, the first line is no header
@@ -37,8 +38,8 @@ def read_word_vectors(path: Path, max_words: int) -> WordVectors:
     try:
         with path.open("rb") as file:
             for word, vector in _binary(file) if path.suffix == ".bin" else _text(file):
-                folded = word.lower()
-                if folded not in vectors and words_of(word) == [folded]:
+                folded = lower(composed(word))
+                if folded not in vectors and words_of(folded) == [folded]:
                     vectors[folded] = vector
                 if len(vectors) == max_words:
                     break

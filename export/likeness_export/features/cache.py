@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -14,6 +13,7 @@ from likeness_client.writing import write_arrays
 from numpy.typing import NDArray
 
 from likeness_export.encoders import Encoder, EncoderConfig
+from likeness_export.features.code_files import code_files
 from likeness_export.features.tower_inputs import TowerInputs
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
         if path.is_file():
             key.update(path.read_bytes())
     key.update(Path(str(config.preprocessing.__file__)).read_bytes())
-    for module in (type(encoder), type(config)):
-        key.update(Path(str(sys.modules[module.__module__].__file__)).read_bytes())  # another version, another network
+    for path in code_files(type(encoder).__module__, type(config).__module__):
+        key.update(path.read_bytes())  # another version, another network
     for digest in inputs.digests:
         key.update(digest)
     place = cache / f"{key.hexdigest()[:32]}.npz"

@@ -77,7 +77,9 @@ class _Key:
 
 
 def normalised(value: object) -> str:
-    """Return the form in which category values are compared: lower case, single spaces."""
+    """Return the form in which category values are compared: lower case, single spaces, 16.0 as 16."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:  # beyond, digits would be made up
+        value = int(value)
     return " ".join(str(value).lower().split())
 
 

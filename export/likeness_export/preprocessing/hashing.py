@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 
 SETTINGS_FILE = "hashing.json"
 NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
+# Vowel signs and the like: what Python takes for no letter. Behind them stand the marks that choose a letter's picture.
+_MARKS = "".join(letter for letter in map(chr, range(0x300, 0xFE00)) if unicodedata.category(letter) in ("Mn", "Mc"))
+_KEPT = re.compile(rf"[^\W_]+[{_MARKS}]*")
 
 
 class Preprocessor:
@@ -79,4 +84,5 @@ def letters_and_digits(value: object) -> str:
         if not math.isfinite(value):
             return ""
         value = int(value) if value.is_integer() else value  # 5389.0 is the number that others write as "5389"
-    return "".join(letter for letter in str(value).lower() if letter.isalnum())
+    # Python puts a second dot on the i of a Turkish capital.
+    return "".join(_KEPT.findall(str(value).lower().replace("i\u0307", "i")))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,16 @@ from typing import TypeAlias
 import av
 import av._core
 import numpy as np
+from av.buffer import Buffer
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from joblib import cpu_count
 from numpy.typing import NDArray
+from PIL import Image
 
 SETTINGS_FILE = "video.json"
 # FFmpeg's parsers that open untrusted bytes. The others stay shut: playlists (HLS, concat) make it open further files.
@@ -143,10 +147,8 @@ class Preprocessor:
             file.spend(_OPENING_S)
             try:
                 return av.open(file, "r", options=limits)
-            except (
-                av.FFmpegError
-            ):  # perhaps a fragmented MP4 that is cut inside an index; of a stream none is looked for
-                file.seek(0)
+            except av.FFmpegError:
+                file.seek(0)  # perhaps a fragmented MP4, cut inside an index, which is not looked for in a stream
                 return av.open(_Pipe(file), "r", options=limits)
         except VideoError:
             raise
@@ -160,11 +162,11 @@ class Preprocessor:
         """Return the first moving picture (a song's cover is none), or refuse it for what its header says."""
         moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not moving:
-            raise VideoError("the file has no video in it")
+            raise VideoError("the file has no video in it, or is cut short: send another copy, or leave the clip out")
         stream = moving[0]
         codec = stream.codec_context
         if codec is None or codec.name not in DECODERS:
-            name = "an unknown codec" if codec is None else codec.name
+            name = "a codec that is not known here, or is cut short" if codec is None else codec.name
             raise VideoError(f"the video is coded in {name}: send H.264, H.265, VP8, VP9, AV1, MPEG-4 or GIF")
         self._check_size(codec.width, codec.height)
         self._check_length(stream.frames, (container.duration or 0) / av.time_base)
@@ -175,11 +177,17 @@ class Preprocessor:
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Yield the frames in the order in which they are shown; what is damaged is left out."""
         packets = _until_damaged(container.demux(stream))
+        opacity = _Opacity(stream)
         for packet in islice(packets, 4 * self.max_frames):  # some packets hold no frame; a hostile file only such
             try:
-                yield from packet.decode()
+                frames = packet.decode()
+                seen = opacity.decode(packet)
             except av.FFmpegError:
                 continue
+            for frame in frames:
+                if seen is not None:
+                    frame.opaque = seen
+                yield frame
         try:  # frames that wait for their turn, where the file ends before its time
             yield from stream.codec_context.decode(None)
         except av.FFmpegError:
@@ -221,21 +229,24 @@ class Preprocessor:
         return np.stack([kept[which][1] for which in shown])
 
     def _small(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos."""
-        square = frame.reformat(
-            width=self.video_px, height=self.video_px, format="rgba", interpolation=_SCALING, threads=1
+        """Return UINT8 [video_px, video_px, 3], upright; what is transparent is white, as in photos.
+
+        Of a GIF FFmpeg makes it white itself, so that the edges mix with white, and its alpha can be dropped.
+        """
+        square = _on_white(frame).reformat(
+            width=self.video_px, height=self.video_px, format="rgb24", interpolation=_SCALING, threads=1
         )
-        rgba = square.to_ndarray()
-        alpha = rgba[..., 3:].astype(np.uint16)
-        flat = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-        return np.rot90(flat, round(frame.rotation / 90))
+        return _upright(square.to_ndarray(), frame)
 
     def _check_size(self, width: int, height: int) -> None:
         if not width or not height:  # of what is far too large FFmpeg does not even tell the size
-            raise VideoError(f"the video has no size, or one of far more than {self.max_pixels} pixels")
+            raise VideoError(
+                f"the video has no size, or one of far more than {self.max_pixels} pixels: send a smaller copy"
+            )
         if min(width, height) < self.min_px:
             raise VideoError(
-                f"the video has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed"
+                f"the video has {width} x {height} pixels, at least {self.min_px} x {self.min_px} are needed: "
+                "send a larger copy"
             )
         if width * height > self.max_pixels:
             raise VideoError(
@@ -309,6 +320,52 @@ class _Pipe:
 
     def __init__(self, file: _File) -> None:
         self.read = file.read
+
+
+class _Opacity:
+    """The second picture of a WebM clip that is partly transparent: its brightness says how opaque each pixel is.
+
+    It lies beside the first one in each packet, coded alike; FFmpeg's own decoders of VP8 and VP9 do not look at it.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        self.decoder: VideoCodecContext | None = None
+        if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9"):
+            self.decoder = av.CodecContext.create("vp8" if stream.codec_context.name == "vp8" else "vp9", "r")
+            self.decoder.options, self.decoder.thread_count = stream.codec_context.options, 1
+
+    def decode(self, packet: av.Packet[VideoStream]) -> NDArray[np.uint8] | None:
+        """Return UINT8 [h, w], 255 being opaque; None where nothing is said."""
+        if self.decoder is None or not packet.has_sidedata("matroska_block_additional"):
+            return None
+        beside = bytes(packet.get_sidedata("matroska_block_additional"))
+        shown = None
+        for frame in self.decoder.decode(av.Packet(beside[8:])):  # before it stands a number that says what it is
+            plane = frame.planes[0]
+            shown = np.frombuffer(bytes(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+        return shown
+
+
+def _on_white(frame: VideoFrame) -> VideoFrame:
+    """Return a frame without what `_Opacity` says of it. It is not resized yet: hidden colours would get in."""
+    opacity = frame.opaque
+    if not isinstance(opacity, np.ndarray) or opacity.shape != (frame.height, frame.width) or opacity.min() == 255:
+        return frame
+    picture = Image.fromarray(frame.reformat(format="rgb24", interpolation=_SCALING, threads=1).to_ndarray())
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=Image.fromarray(opacity))
+    return VideoFrame.from_ndarray(np.asarray(white), "rgb24")
+
+
+def _upright(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
+    """Return pixels [h, w, 3] turned by quarters and mirrored as a frame's matrix says."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, Buffer):
+        return pixels
+    right_x, right_y, _, down_x, down_y, *_ = struct.unpack("=9i", bytes(matrix))  # where a step right or down goes
+    if abs(right_y) + abs(down_x) > abs(right_x) + abs(down_y):  # rows become columns
+        pixels, right_x, down_y = pixels.swapaxes(0, 1), down_x, right_y
+    return pixels[:: -1 if down_y < 0 else 1, :: -1 if right_x < 0 else 1]
 
 
 def _until_damaged(packets: Iterator[av.Packet[VideoStream]]) -> Iterator[av.Packet[VideoStream]]:

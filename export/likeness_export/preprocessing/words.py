@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 VOCABULARY_FILE = "words.json"
 NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
-_WORD = re.compile(r"[^\W_]+")
+# Vowel signs and the like, which Python's \w leaves out; from Thai on scripts have no blanks between words.
+MARKS = "".join(letter for letter in map(chr, range(0x300, 0xE00)) if unicodedata.category(letter) in ("Mn", "Mc"))
+_WORD = re.compile(rf"[^\W_]+(?:[{MARKS}]+[^\W_]*)*")
 
 
 class Preprocessor:
@@ -65,5 +68,10 @@ class Preprocessor:
 
 
 def words_of(text: str) -> list[str]:
-    """Split a text into words: runs of letters and digits, in lower case."""
-    return _WORD.findall(text.lower())
+    """Split a text into words: runs of letters, with the marks that belong to them, and digits, in lower case."""
+    return _WORD.findall(lower(text))
+
+
+def lower(text: str) -> str:
+    """Return a text in lower case, without the second dot that Python puts on the i of a Turkish capital."""
+    return text.lower().replace("i\u0307", "i")

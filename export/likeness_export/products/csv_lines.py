@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from likeness_client.errors import InputError
+from likeness_client.records import not_utf_8
 
 
 def read_lines(
@@ -38,5 +39,7 @@ def read_lines(
                 if None in line or None in line.values():
                     raise InputError(f"{where}: not as many values as the first line has columns ({len(columns)})")
                 yield where, line
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {not_utf_8(error)}") from error
+    except (OSError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a {what} ({named}): {error}") from error

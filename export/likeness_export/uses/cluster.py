@@ -22,6 +22,7 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))
 PART = 4_000
 """The largest part that is linked as a whole; takes memory for its pairs, 130 MB."""
 _SAMPLE = 5_000
+_BLOCK_COSINES = 8_000_000
 _SAME = 1e-6  # the distance of equal vectors is up to this, on either side of zero: their length is 1 in FP32 only
 _NEARLY_ALL = 0.9  # of the products: whoever holds more of them has not divided the catalogue
 
@@ -67,13 +68,14 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
     """Cluster products, so that two clusters stay apart when their products' mean cosine is below a threshold.
 
     Average linkage needs no number of clusters, leaves single products alone, and does not chain as single linkage
-    does. A catalogue of more than `PART` products is divided by k-means first, and every part is linked; a cluster that
-    lies across the border of two parts is cut there.
+    does. A catalogue of more than `PART` products is divided by k-means first, every part is linked and cut, and the
+    clusters that are alike across the borders of parts are joined.
 
     Args:
         vectors: FP32 [n, d], unit length.
         threshold: in [-1, 1]; None: the one of `THRESHOLDS` with the best silhouette, the highest among equals. Those
-            that leave nearly all products together come last: seen from a few outliers, all others look alike.
+            that leave nearly all products together come last: seen from a few outliers, all others look alike. Of
+            several parts it is chosen before their clusters are joined.
 
     Raises:
         InputError: the threshold is not in [-1, 1].
@@ -86,7 +88,11 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
         labels = _cut(trees, len(vectors), candidate)
         return Clustering(labels=labels, threshold=candidate, silhouette=silhouette(vectors, labels))
 
-    return max(map(cut_at, each(THRESHOLDS if threshold is None else (threshold,), "thresholds")), key=_rank)
+    found = max(map(cut_at, each(THRESHOLDS if threshold is None else (threshold,), "thresholds")), key=_rank)
+    if len(trees) < 2:
+        return found
+    labels = _joined(vectors, found.labels, found.threshold)
+    return Clustering(labels=labels, threshold=found.threshold, silhouette=silhouette(vectors, labels))
 
 
 def _rank(found: Clustering) -> tuple[bool, float]:
@@ -112,8 +118,7 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
     sizes = np.bincount(labels)
     if not 1 < len(sizes) < len(vectors):
         return float("nan")
-    sums = np.zeros((len(sizes), vectors.shape[1]), dtype=np.float64)
-    np.add.at(sums, labels, vectors)
+    sums = _sums(vectors, labels)
     rows = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
     rows = rows[sizes[labels[rows]] > 1]
     share, total = len(rows) / min(len(vectors), _SAMPLE), 0.0
@@ -175,12 +180,58 @@ def _tree(vectors: Vectors) -> NDArray[np.float64]:
 
 
 def _cut(trees: list[tuple[Labels, NDArray[np.float64]]], count: int, threshold: float) -> Labels:
-    """Cut all trees at a mean cosine; number the clusters by falling size, equal ones as the catalogue shows them."""
+    """Cut all trees at a mean cosine; for the numbers of clusters see `_by_size`."""
     labels, used = np.empty(count, dtype=np.intp), 0
     for rows, tree in trees if count else ():
         # A distance of 1 - 0.8 is a little above 0.2; a pair with just the threshold's cosine belongs together.
         labels[rows] = used + (fcluster(tree, 1.0 - threshold + 1e-6, "distance") - 1 if len(tree) else 0)
         used = int(labels[rows].max()) + 1
+    return _by_size(labels)
+
+
+def _joined(vectors: Vectors, labels: Labels, threshold: float) -> Labels:
+    """Join clusters that the borders of parts have cut.
+
+    Average linkage ends with the same clusters in whatever order it joins those that are each other's nearest, and the
+    mean cosine between two clusters is the product of their means: no pair of products is compared. Who is below the
+    threshold to all others stays so, as a joined cluster is to nobody nearer than the nearer one of its two.
+    """
+    waiting = np.arange(labels.max() + 1)
+    while True:
+        means = (_sums(vectors, labels) / np.bincount(labels)[:, None]).astype(np.float32)[waiting]
+        nearest, cosines = _nearest_of_each(means)
+        near = cosines >= threshold - _SAME
+        first = np.flatnonzero(near & (nearest[nearest] == np.arange(len(means))) & (np.arange(len(means)) < nearest))
+        if not len(first):
+            return _by_size(labels)
+        heir = np.arange(labels.max() + 1)
+        heir[waiting[nearest[first]]] = waiting[first]
+        left, labels = np.unique(heir[labels], return_inverse=True)
+        waiting = np.flatnonzero(np.isin(left, waiting[near]))
+
+
+def _nearest_of_each(means: Vectors) -> tuple[Labels, Vectors]:
+    """Return which other one has the greatest product with each, and that product; -inf where there is no other."""
+    nearest, cosines = np.zeros(len(means), np.intp), np.full(len(means), -np.inf, np.float32)
+    size = max(1, _BLOCK_COSINES // max(1, len(means)))
+    for start in each(range(0, len(means), size), "joining"):
+        found = means[start : start + size] @ means.T
+        rows = np.arange(len(found))
+        found[rows, start + rows] = -np.inf
+        nearest[start : start + size] = found.argmax(1)
+        cosines[start : start + size] = found.max(1)
+    return nearest, cosines
+
+
+def _sums(vectors: Vectors, labels: Labels) -> NDArray[np.float64]:
+    """Return the sum of each cluster's vectors, FP64 [clusters, d]."""
+    sums = np.zeros((labels.max() + 1, vectors.shape[1]), dtype=np.float64)
+    np.add.at(sums, labels, vectors)
+    return sums
+
+
+def _by_size(labels: Labels) -> Labels:
+    """Number clusters by falling size, equal ones as the catalogue shows them."""
     _, first, inverse, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(first), dtype=np.intp)
     rank[np.lexsort((first, -sizes))] = np.arange(len(first))

@@ -126,10 +126,10 @@ def match_by_all(
                 for some, vectors in parts
             ]
             found[what] = match(row_of, taught, (measured, features), train)
-    if client:  # who asks the server gets probabilities to compare with
-        by_logit = found["learned"]
+    for name in found.keys() - {"cosine", "cosine" + AMONG_NEIGHBOURS}:  # who asks the server gets probabilities
+        by_logit = found[name]
         threshold = float(expit(by_logit.score_threshold))
-        found["learned"] = replace(by_logit, scores=expit(by_logit.scores), score_threshold=threshold)
+        found[name] = replace(by_logit, scores=expit(by_logit.scores), score_threshold=threshold)
     return found
 
 
@@ -267,12 +267,14 @@ def scorer_of(vectors: Vectors, score: Score) -> Scorer:
         score: the measure.
     """
     there = np.nan_to_num(vectors, nan=0.0) if np.isnan(vectors).any() else vectors
+    every = np.arange(len(vectors))
 
     def pairs(left: Rows, right: Rows) -> Scores:
         return score(vectors[left], vectors[right]) if len(left) else np.empty(0, np.float32)  # no server is asked
 
     def search(left: Rows, right: Rows) -> Scores:
-        similarity: Scores = vectors[left] @ there[right].T
+        others = there if np.array_equal(right, every) else there[right]  # which copies them, for a few rows each time
+        similarity: Scores = vectors[left] @ others.T
         return similarity
 
     return Scorer(pairs=pairs, search=search)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from likeness_export.products.named_pairs import NamedPair, read_named_pairs, wa
 from likeness_export.progress import each
 from likeness_export.uses.inputs import EmbeddedProducts, Vectors
 
+log = logging.getLogger(__name__)
 MAX_POSITIVES = 2_000_000
 _BLOCK_SCORES = 4_000_000
 
 
 def pairs_of(held: EmbeddedProducts, source: Path | str, split: str) -> list[NamedPair]:
-    """Return the pairs of a split.
+    """Return the pairs of a split, each once.
 
     Args:
         held: the products.
@@ -30,14 +32,29 @@ def pairs_of(held: EmbeddedProducts, source: Path | str, split: str) -> list[Nam
     """
     if isinstance(source, Path):
         pairs = read_named_pairs(source, [split])
-        warn_of_contradictions(pairs, f"{source}, split {split}")
-        return pairs
+        warn_of_contradictions(pairs, where := f"{source}, split {split}")
+        return _each_once(pairs, where)
     rows = np.flatnonzero(held.catalogue.in_splits([split]))
     labels = held.catalogue.needed_labels(source, [split])[rows]
     pairs = label_pairs([held.ids[row] for row in rows], held.vectors[rows], labels)
     if not pairs:
         raise InputError(f"no two products of split {split!r} have the same {source!r}: name another label or split")
     return pairs
+
+
+def _each_once(pairs: Sequence[NamedPair], where: str) -> list[NamedPair]:
+    """Leave out what would count for more than it says: repeats in either order, products paired with themselves."""
+    firsts: dict[tuple[frozenset[str], int], NamedPair] = {}
+    for pair in pairs:
+        if pair.left != pair.right:
+            firsts.setdefault((frozenset((pair.left, pair.right)), pair.label), pair)
+    if spare := len(pairs) - len(firsts):
+        log.warning(
+            "%s: left out: %d pairs that an earlier line has, in either order, or of a product with itself",
+            where,
+            spare,
+        )
+    return list(firsts.values())
 
 
 def label_pairs(ids: Sequence[str], vectors: Vectors, labels: NDArray[np.str_]) -> list[NamedPair]:

@@ -7,6 +7,10 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 
+class CallerError(ValueError):
+    """A request that its caller has to change: no fault of the server's."""
+
+
 def each_answered(model: str, requests: list[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
     """Answer requests together; if that fails, each by itself, and the one to blame with an error.
 
@@ -21,5 +25,6 @@ def each_answered(model: str, requests: list[Any], answer: Callable[[list[Any]],
         if len(requests) == 1:
             reason = f"model '{model}' failed: {type(error).__name__}: {error}"
             pb_utils.Logger.log_error(f"{reason}\n{traceback.format_exc()}")
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(reason))]
+            code = pb_utils.TritonError.INVALID_ARG if isinstance(error, CallerError) else pb_utils.TritonError.INTERNAL
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, code))]
     return [each_answered(model, [request], answer)[0] for request in requests]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from answering import each_answered
+from answering import CallerError, each_answered
 from lengths import gathering
 from session import Sessions
 
@@ -17,7 +17,7 @@ def refuse_large(columns: list[Any]) -> None:
     """Refuse a block of similarities, one tensor in each column, that would fill the memory."""
     pairs = len(columns[0][0]) * prod(size for (tensor,) in columns for size in tensor.shape[1:2])
     if pairs > MAX_PAIRS:
-        raise ValueError(f"a block of {pairs} pairs, {MAX_PAIRS} are allowed: send smaller blocks")
+        raise CallerError(f"a block of {pairs} pairs, {MAX_PAIRS} are allowed: send smaller blocks")
 
 
 class TritonPythonModel:
