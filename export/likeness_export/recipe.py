@@ -23,6 +23,8 @@ from likeness_export.recipe_faults import explain
 from likeness_export.serving_section import ServingSection, keys_of_steps
 
 BUILT_IN = Path(__file__).parent / "recipes"
+OWN_LABEL = "product_id"
+"""The label that each product has to itself."""
 _LONGEST_NAME = 64  # characters; names become those of files, with something behind them
 
 
@@ -78,9 +80,14 @@ class DataSection(_Section):
             raise ValueError("fold: nothing is held out; give held_out, too")
         if self.held_out and max([self.fold, *self.joined_folds]) >= (folds := fold_count(self.held_out)):
             raise ValueError(f"fold: with held_out = {self.held_out} there are {folds}, from 0 on")
-        if self.source and not self.labels:
-            raise ValueError("source belongs to labels; pairs are drawn as they are")
+        if self.source and (self.alike_to_itself or not self.labels):
+            raise ValueError("source belongs to a label that products share; others are drawn as they are")
         return self
+
+    @property
+    def alike_to_itself(self) -> bool:
+        """Whether no two products are alike, so that only the modalities of one can learn from each other."""
+        return self.labels == (OWN_LABEL,)
 
 
 class SimilaritySection(_Section):
@@ -134,6 +141,26 @@ class Recipe(_Section):
     similarity: SimilaritySection = SimilaritySection()
     training: TrainingSection = TrainingSection()
     serving: ServingSection = ServingSection()
+
+    @model_validator(mode="after")
+    def _modalities_can_teach_each_other(self) -> Recipe:
+        if not self.data.alike_to_itself:
+            return self
+        if len(self.modalities()) < 2:
+            raise ValueError(
+                f"data.labels: {OWN_LABEL} lets the modalities of a product learn from each other, and "
+                f"{self.modalities()[0]} is the only one; give a label that products share, or another modality's tower"
+            )
+        if useless := [key for key in ("proxies", "hard_negatives") if getattr(self.training, key)]:
+            raise ValueError(
+                f"training.{useless[0]}: needs a label that products share; by {OWN_LABEL} no two are alike"
+            )
+        if not (self.training.modality_dropout or self.training.co_learning):
+            raise ValueError(
+                f"training.modality_dropout: at 0 a product is never compared with a part of itself, and {OWN_LABEL} "
+                "teaches nothing else; give it or training.co_learning a weight"
+            )
+        return self
 
     @model_validator(mode="after")
     def _proxies_have_classes(self) -> Recipe:

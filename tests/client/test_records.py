@@ -5,6 +5,7 @@ import json
 import unicodedata
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -110,7 +111,9 @@ def test_scanning_goes_on_past_bad_lines(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("kept", "named"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
-def test_a_file_is_found_by_its_name_in_either_form(tmp_path: Path, kept: str, named: str) -> None:
+def test_a_file_is_found_by_its_name_in_either_form(
+    tmp_path: Path, kept: Literal["NFC", "NFD"], named: Literal["NFC", "NFD"]
+) -> None:
     (file := tmp_path / unicodedata.normalize(kept, "größe 빨강.png")).touch()
     name = unicodedata.normalize(named, file.name)
     found = Product.from_record({"images": [name, f"no {name}", "\ud800.png"], "video": name}, tmp_path)

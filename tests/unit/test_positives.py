@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from likeness_export.products.catalogue import read_catalogue
 from likeness_export.products.named_pairs import NamedPair, hold_out
 from likeness_export.recipe import TrainingSection, parse_recipe
 from likeness_export.training.objective import drop_modalities
-from likeness_export.training.positives import LabelPositives, PairPositives, positives_of
+from likeness_export.training.positives import LabelPositives, OwnPositives, PairPositives, positives_of
 from likeness_export.training.training_data import training_pairs
 from numpy.typing import NDArray
 
@@ -123,6 +123,33 @@ def test_too_few_shared_labels_are_refused(labels: list[str], count: int, other:
         InputError, match=f"{count} values are shared by several training products, .* name a {other} label"
     ):
         LabelPositives([np.array(labels)], batch_of(2, 2))
+
+
+def test_products_alike_to_themselves_alone_are_drawn_once_in_an_epoch() -> None:
+    rows = np.arange(3, 17)
+    positives = OwnPositives(rows, batch_of(2, 2))
+    batches = list(positives.batches(np.random.default_rng(0), NONE))
+    assert sorted(np.concatenate(batches).tolist()) == rows.tolist()
+    assert {len(batch) for batch in batches} <= {3, 4}  # none of a single product, which has nothing to differ from
+    judgement = positives.judge(batches[0])
+    assert not judgement.alike[0].any()
+    assert judgement.judged.all()
+
+
+def test_only_products_of_several_modalities_teach_themselves(tiny: Tiny) -> None:
+    recipe = parse_recipe(tiny.recipe.model_dump(mode="json") | {"data": own_labels(tiny)}, "test")
+    catalogue = read_catalogue(tiny.products)
+    present = np.zeros((len(catalogue), 2), dtype=bool)
+    present[:, 0] = True
+    with pytest.raises(InputError, match=r"product_id .* 0 training products have several"):
+        positives_of(recipe, catalogue, (), present)
+    present[[2, 5, 7], 1] = True
+    (rows,) = positives_of(recipe, catalogue, (), present).batches(np.random.default_rng(0), NONE)
+    assert sorted(rows.tolist()) == [2, 5, 7]
+
+
+def own_labels(tiny: Tiny) -> dict[str, Any]:
+    return tiny.recipe.data.model_dump(mode="json") | {"labels": ["product_id"]}
 
 
 def test_hard_negatives_are_the_groups_that_lie_nearest() -> None:
@@ -333,7 +360,7 @@ def test_products_that_nothing_can_be_read_of_are_not_drawn(tiny: Tiny, kind: st
     usable = np.arange(36) % 3 != 1  # of every group the second product is not
     recipe = parse_recipe(raw, "test")
     named = training_pairs(recipe.data, tiny.root)
-    positives = positives_of(recipe, read_catalogue(tiny.products), named, usable)
+    positives = positives_of(recipe, read_catalogue(tiny.products), named, np.stack([usable, usable], 1))
     drawn = np.concatenate([rows for seed in range(9) for rows in positives.batches(np.random.default_rng(seed), NONE)])
     assert usable[drawn].all()
     assert set(drawn) == set(np.flatnonzero(usable))

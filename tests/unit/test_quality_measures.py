@@ -223,7 +223,7 @@ def test_what_no_query_asks_has_no_line(exported: Exported, tmp_path: Path) -> N
     root = exported.run.folder.parent / "data"
     catalogue = read_catalogue(root / "products.jsonl")
     embedder = OfflineEmbedder(exported.run, catalogue)
-    sides: dict[str, tuple[str, ...]] = {"labels": ("product_id",), "queries": ("train",), "gallery": ("train",)}
+    sides: dict[str, tuple[str, ...]] = {"labels": ("images",), "queries": ("train",), "gallery": ("train",)}
     for measure in (Ranking(name="T", **sides), Incomplete(name="T", **sides)):
         assert list(take(measure, exported.run, embedder, catalogue, root)) == []
     (tmp_path / "products.jsonl").write_text('{"product_id": "a", "split": "train", "title": "red mug"}\n')
@@ -258,14 +258,32 @@ def test_only_the_signatures_that_are_there_are_measured(exported: Exported) -> 
     assert found["image"].figures.queries > 0
 
 
+def test_by_its_own_id_one_modality_of_a_product_asks_for_another(exported: Exported) -> None:
+    catalogue = read_catalogue(exported.run.folder.parent / "data" / "products.jsonl")
+    embedder = OfflineEmbedder(exported.run, catalogue)
+    task = Task(labels=("product_id", "group"), queries=("train",), gallery=("train",))
+    rows = list(evaluate(embedder, catalogue, exported.recipe.modalities(), task))
+    found = {row.signature: row.figures for row in rows if row.label == "product_id"}
+    assert list(found) == ["image -> attributes", "attributes -> image"]
+    assert {row.signature for row in rows if row.label == "group"} == {*embedder.signatures, AS_THEY_ARE}
+    whole = embedder.present.all(1)
+    photos, kinds = (embedder.embed([name])[whole] for name in ("image", "attributes"))
+    ranks = (photos @ kinds.T > np.diag(photos @ kinds.T)[:, None]).sum(1)
+    assert found["image -> attributes"].queries == whole.sum()
+    # Equal attributes are ties, which keep the gallery's order.
+    assert found["image -> attributes"].recall_at[5] <= (ranks < 5).mean()
+    backwards = (kinds @ photos.T > np.diag(kinds @ photos.T)[:, None]).sum(1)
+    assert found["attributes -> image"].recall_at[5] == pytest.approx((backwards < 5).mean())
+
+
 def test_a_label_by_which_nothing_can_be_measured_is_named(
     exported: Exported, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalogue = read_catalogue(exported.run.folder.parent / "data" / "products.jsonl")
     embedder = OfflineEmbedder(exported.run, catalogue)
-    task = Task(labels=("group", "product_id"), queries=("train",), gallery=("train",))
+    task = Task(labels=("group", "images"), queries=("train",), gallery=("train",))
     list(evaluate(embedder, catalogue, exported.recipe.modalities(), task))
-    assert "nothing was measured by product_id: no query" in caplog.text
+    assert "nothing was measured by images: no query" in caplog.text
     assert "measured by group" not in caplog.text
 
 

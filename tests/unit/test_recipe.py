@@ -329,6 +329,33 @@ def test_a_space_that_nothing_shapes_is_refused() -> None:
     assert load_recipe(DEMO, ["training.contrast=0", "training.proxies=1"]).training.proxies == 1
 
 
+OWN = 'data.labels=["product_id"]'
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["towers.image=", "towers.attributes="], r"data\.labels: product_id .* text is the only one"),
+        (["training.proxies=1"], r"training\.proxies: needs a label that products share"),
+        (["training.hard_negatives=0.5"], r"training\.hard_negatives: needs a label that products share"),
+        (["training.modality_dropout=0", "training.co_learning=0"], r"training\.modality_dropout: at 0"),
+        (["data.source=brand"], r"data: source belongs to a label that products share"),
+    ],
+)
+def test_what_cannot_be_learned_from_products_that_are_alike_to_themselves_alone(
+    settings: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(DEMO, [OWN, *settings])
+
+
+def test_products_may_be_alike_to_themselves_alone() -> None:
+    recipe = load_recipe(DEMO, [OWN])
+    assert recipe.learns
+    assert recipe.data.alike_to_itself
+    assert not load_recipe(DEMO, ['data.labels=["group","product_id"]']).data.alike_to_itself
+
+
 def test_a_single_modality_cannot_be_contrasted_with_others() -> None:
     alone = ["training.contrast=0", "training.co_learning=1"]
     assert load_recipe(DEMO, alone).training.co_learning == 1

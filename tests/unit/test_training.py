@@ -21,12 +21,12 @@ from likeness_client.locking import locked
 from likeness_export.cli import app
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS
-from likeness_export.evaluation.evaluate import Task, read_task_catalogue
+from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, evaluate, read_task_catalogue
 from likeness_export.features.tower_inputs import TowerInputs, read_inputs
 from likeness_export.preprocessing import image
 from likeness_export.product_network import build_network
 from likeness_export.products import named_pairs
-from likeness_export.products.catalogue import Catalogue
+from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run
@@ -84,6 +84,21 @@ def train_interrupted(recipe: Recipe, run: Run, root: Path, *, after: int) -> No
         patch.setattr(Trainer, "_epoch", interrupted)
         with pytest.raises(MachineStopsError):
             train(recipe, run, root)
+
+
+def test_without_labels_the_modalities_of_a_product_learn_from_each_other(tiny: Tiny, tmp_path: Path) -> None:
+    catalogue = read_catalogue(tiny.products)
+    task = Task(labels=("product_id",), queries=("train",), gallery=("train",))
+    found = []
+    for epochs in (1, 40):
+        recipe = changed(tiny.recipe, data={"labels": ["product_id"]}, training={"epochs": epochs, "co_learning": 1.0})
+        run = Run(tmp_path / str(epochs))
+        train(recipe, run, tiny.root)
+        rows = evaluate(OfflineEmbedder(run, catalogue), catalogue, recipe.modalities(), task)
+        found.append({row.signature: row.figures.mean_average_precision for row in rows})
+    before, after = found
+    assert after["attributes -> image"] > 1.5 * before["attributes -> image"]
+    assert after["image -> attributes"] > 1.5 * before["image -> attributes"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"head_epochs": 2, "proxies": 1.0, "epochs": 2, "hard_negatives": 0.5}])
@@ -156,7 +171,7 @@ def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path
     for section, message in (
         ({"labels": ["group", "gruop"]}, "no product has the label 'gruop'"),
         ({"source": "knid"}, "no product has the label 'knid'"),
-        ({"labels": ["product_id"]}, "0 values are shared by several training products"),
+        ({"labels": ["images"]}, "0 values are shared by several training products"),
         ({"train_splits": ["train", "trian"]}, "no product has split trian"),
         ({"text_fields": ["title", "attributes.brnd"]}, r"no product .* has attributes\.brnd; attributes are: kind, "),
         ({"only": {"material": ["wood"]}}, r"no product has the label 'material'; products have: .*attributes\.kind"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, permutations
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from likeness_export.features.tower_inputs import (
 from likeness_export.left_out import log_left_out
 from likeness_export.products.catalogue import Catalogue, recipe_catalogue
 from likeness_export.products.parts import Part
+from likeness_export.recipe import OWN_LABEL
 from likeness_export.run import Run
 
 log = logging.getLogger(__name__)
@@ -143,7 +145,8 @@ class Row:
 
     Attributes:
         label: the label field that defines relevance.
-        signature: what every product was reduced to, or `AS_THEY_ARE`.
+        signature: what every product was reduced to, or `AS_THEY_ARE`; ``text -> image``: what the queries and what the
+            gallery were reduced to.
         figures: the metrics.
     """
 
@@ -208,7 +211,7 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
 
     The rows of single signatures use only products that have all of the recipe's modalities, and readable ones, each
     reduced to the signature: so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses
-    all products with what they have.
+    all products with what they have. By the label `OWN_LABEL` one modality of a product is asked for another one.
 
     Args:
         embedder: embeds ``catalogue``.
@@ -227,16 +230,21 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
     whole_products = complete(embedder.present, embedded.values())
     everything = signature_of(modalities)
     embedded[AS_THEY_ARE] = embedded[everything] if everything in embedded else embedder.embed(modalities)
+    single = [name for name in modalities if name in embedded]
     measured = dict.fromkeys(task.labels, 0)
-    for signature, vectors in embedded.items():
-        usable = ~np.isnan(vectors).any(1) & (whole_products | (signature == AS_THEY_ARE))
+    for asked_by, signature in chain(((name, name) for name in embedded), permutations(single, 2)):
+        usable = ~np.isnan(embedded[signature]).any(1) & (whole_products | (signature == AS_THEY_ARE))
         queries, gallery = np.flatnonzero(is_query & usable), np.flatnonzero(is_gallery & usable)
-        itself = places_in(gallery, queries)
-        for label in task.labels:
+        across = asked_by != signature
+        itself = np.full(len(queries), -1) if across else places_in(gallery, queries)
+        for label in (label for label in task.labels if (label == OWN_LABEL) == across):
             labels = catalogue.labels(label)
-            figures = retrieval(vectors[queries], vectors[gallery], labels[queries], labels[gallery], itself)
+            figures = retrieval(
+                embedded[asked_by][queries], embedded[signature][gallery], labels[queries], labels[gallery], itself
+            )
             measured[label] += figures.queries
-            yield Row(label=label, signature=signature, figures=figures)
+            name = f"{asked_by} -> {signature}" if across else signature
+            yield Row(label=label, signature=name, figures=figures)
     for label in (label for label, queries in measured.items() if not queries):
         log.warning(
             "nothing was measured by %s: no query that has an embedding has another product alike in the gallery; name "

@@ -236,7 +236,7 @@ class Preprocessor:
         square = _on_white(frame).reformat(
             width=self.video_px, height=self.video_px, format="rgb24", interpolation=_SCALING, threads=1
         )
-        return _upright(square.to_ndarray(), frame)
+        return _upright(np.asarray(square.to_ndarray(), np.uint8), frame)
 
     def _check_size(self, width: int, height: int) -> None:
         if not width or not height:  # of what is far too large FFmpeg does not even tell the size

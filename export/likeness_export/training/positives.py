@@ -17,7 +17,7 @@ from torch import Tensor
 
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.products.named_pairs import NamedPair
-from likeness_export.recipe import Recipe, TrainingSection
+from likeness_export.recipe import OWN_LABEL, Recipe, TrainingSection
 
 log = logging.getLogger(__name__)
 Rows = NDArray[np.intp]
@@ -162,6 +162,37 @@ def _equal(codes: Rows, rows: Rows) -> list[Rows]:
     return np.split(ordered, np.flatnonzero(np.diff(codes[ordered])) + 1)
 
 
+class OwnPositives:
+    """Every product is alike to itself alone: what one modality says of it to what another says (CLIP; Radford 2021).
+
+    A batch draws ``groups_per_batch * group_size`` products, and an epoch shows every product once.
+
+    Args:
+        rows: the products that have several modalities.
+        training: how large batches are.
+    """
+
+    class_counts: tuple[int, ...] = ()
+
+    def __init__(self, rows: Rows, training: TrainingSection) -> None:
+        if len(rows) < 2:
+            raise InputError(
+                f"data.labels: {OWN_LABEL} lets the modalities of a product learn from each other, and {len(rows)} "
+                "training products have several: name a label that products share, or train on more products"
+            )
+        self.rows = rows
+        self.batches_per_epoch = -(-len(rows) // (training.groups_per_batch * training.group_size))
+
+    def batches(self, random: np.random.Generator, embeddings: Vectors) -> Iterator[Rows]:  # noqa: ARG002 - what lies near may be the same product
+        """Draw one epoch."""
+        yield from np.array_split(random.permutation(self.rows), self.batches_per_epoch)
+
+    def judge(self, rows: Rows) -> Judgement:
+        """No two products are alike."""
+        nobody = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+        return Judgement(alike=(nobody,), judged=~nobody)
+
+
 class PairPositives:
     """Explicit pairs: those labelled 1 are alike, those labelled 0 are not.
 
@@ -270,7 +301,7 @@ def _nearest_others(centres: Vectors, drawn: Rows, count: int, random: np.random
 
 
 def positives_of(
-    recipe: Recipe, catalogue: Catalogue, named: Sequence[NamedPair], usable: NDArray[np.bool_] | None = None
+    recipe: Recipe, catalogue: Catalogue, named: Sequence[NamedPair], present: NDArray[np.bool_] | None = None
 ) -> Positives:
     """Build what the recipe asks for.
 
@@ -278,16 +309,21 @@ def positives_of(
         recipe: the recipe.
         catalogue: the training products.
         named: the training pairs, of a recipe that has pairs.
-        usable: BOOL [n], the products that something can be read of; the others are never drawn. None: all of them, as
-            far as is known yet; nothing is told then.
+        present: BOOL [n, m], the modalities of each product that can be read; those that have none are never drawn.
+            None: all have all of them, as far as is known yet; nothing is told then.
 
     Raises:
         InputError: too few products are alike to learn from, or no product has one of the labels or a source.
     """
     training = recipe.training
     level = logging.INFO
-    if usable is None:
-        usable, level = np.ones(len(catalogue), dtype=bool), logging.DEBUG
+    if present is None:
+        present, level = np.ones((len(catalogue), len(recipe.modalities())), dtype=bool), logging.DEBUG
+    usable = present.any(1)
+    if recipe.data.alike_to_itself:
+        several = np.flatnonzero(present.sum(1) > 1)
+        log.log(level, "%d of %d usable training products have several modalities", len(several), usable.sum())
+        return OwnPositives(several, training)
     if recipe.data.pairs:
         row_of = {name: row for row, name in enumerate(catalogue.ids) if usable[row]}
         pairs = [(row_of[p.left], row_of[p.right], p.label) for p in named if p.left in row_of and p.right in row_of]

@@ -88,7 +88,7 @@ class Trainer:
         _refuse_unusable(self.inputs, catalogue.ids)
         present = present_modalities(self.network.tower_modalities, self.inputs)
         self.present = torch.from_numpy(present).to(device)
-        self.positives: Positives = positives_of(recipe, catalogue, data.pairs, present.any(1))
+        self.positives: Positives = positives_of(recipe, catalogue, data.pairs, present)
         self.objective = Objective(recipe, self.positives.class_counts).to(device)
         # Every product's embedding when it was last in a batch; zeros before.
         self.latest = torch.zeros(len(catalogue), recipe.embedding_dimension(), device=device)
