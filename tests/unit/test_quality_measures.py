@@ -17,8 +17,10 @@ from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.named_pairs import NamedPair, hold_out, without_repeats
 from likeness_export.quality.baselines import measure_baselines
 from likeness_export.quality.kinds import Incomplete, PairSets, Ranking, Table, Views
+from likeness_export.quality.lines import Line
 from likeness_export.quality.pair_sets import Lesson, decide, familiarity, find, measure_pair_sets, trained_scores
 from likeness_export.quality.trained import take, views_of
+from likeness_export.uses.match import cosine, scorer_of
 from likeness_export.uses.neighbourhood import Rows, Scorer
 from numpy.typing import NDArray
 
@@ -120,6 +122,41 @@ def test_searching_ranks_the_right_sides_or_all_others() -> None:
     assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
     vectors[0] = np.nan  # without an embedding nothing is found
     assert find(measured, search, row_of, members, none) == ({"R@1": 0.0, "R@10": 1.0}, 1)
+
+
+def test_a_set_is_measured_as_if_it_were_the_whole_catalogue(tmp_path: Path) -> None:
+    """Two shops each: who is whose neighbour, and on which side, must not shift by the sets before it."""
+    random = np.random.default_rng(4)
+    records = [
+        {"product_id": f"{name}-{side}{number}", "coarse_label": name, "side": side}
+        for name, sides in (("one", ("left", "right")), ("two", ("right", "left")))
+        for number in range(40)
+        for side in sides
+    ]
+    lines = [
+        f"{name}-left{number},{name}-right{(number + off) % 40},{int(not off)},{split}"
+        for name in ("one", "two")
+        for number in range(40)
+        for off in (0, 1, 2)
+        for split in (["val"] if number % 2 else ["train"])
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(["left_id,right_id,label,split", *lines]) + "\n", encoding="utf-8")
+    centres = np.repeat(random.normal(size=(80, 8)), 2, axis=0)
+    vectors = centres + random.normal(scale=0.7, size=(160, 8))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    measure = PairSets(name="T11", search="T12", pairs="pairs.csv", side_field="side")
+
+    def lines_of(rows: slice) -> list[Line]:
+        some = tuple(Product(product_id=str(record["product_id"])) for record in records[rows])
+        catalogue = Catalogue(products=some, records=tuple(records[rows]))
+        scorer = scorer_of(vectors[rows], cosine)
+        return list(measure_pair_sets(measure, {"cosine": scorer}, catalogue, tmp_path))
+
+    both, alone = lines_of(slice(None)), [*lines_of(slice(80)), *lines_of(slice(80, None))]
+    assert [replace(line, figures={}) for line in both] == [replace(line, figures={}) for line in alone]
+    for ours, theirs in zip(both, alone, strict=True):
+        assert ours.figures == pytest.approx(theirs.figures)
+    assert len({str(line.figures) for line in both}) == len(both)  # figures that could have been another's
 
 
 def test_sets_are_measured_one_by_one(tmp_path: Path) -> None:
