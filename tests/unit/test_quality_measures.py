@@ -129,9 +129,10 @@ def test_a_set_is_measured_as_if_it_were_the_whole_catalogue(tmp_path: Path) -> 
     random = np.random.default_rng(4)
     records = [
         {"product_id": f"{name}-{side}{number}", "coarse_label": name, "side": side}
-        for name, sides in (("one", ("left", "right")), ("two", ("right", "left")))
-        for number in range(40)
-        for side in sides
+        for name, number, side in [
+            *(("one", number, side) for number in range(40) for side in ("left", "right")),
+            *(("two", number, side) for side in ("left", "right") for number in range(40)),
+        ]
     ]
     lines = [
         f"{name}-left{number},{name}-right{(number + off) % 40},{int(not off)},{split}"
@@ -141,8 +142,9 @@ def test_a_set_is_measured_as_if_it_were_the_whole_catalogue(tmp_path: Path) -> 
         for split in (["val"] if number % 2 else ["train"])
     ]
     (tmp_path / "pairs.csv").write_text("\n".join(["left_id,right_id,label,split", *lines]) + "\n", encoding="utf-8")
-    centres = np.repeat(random.normal(size=(80, 8)), 2, axis=0)
-    vectors = centres + random.normal(scale=0.7, size=(160, 8))
+    centres = random.normal(size=(80, 8))
+    vectors = np.concatenate([np.repeat(centres[:40], 2, 0), np.tile(centres[40:], (2, 1))])
+    vectors = vectors + random.normal(scale=0.7, size=(160, 8))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     measure = PairSets(name="T11", search="T12", pairs="pairs.csv", side_field="side")
 
