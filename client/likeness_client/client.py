@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 _CLOSES_S = 2.0
 """The longest that a channel may take to close; usually it is a matter of a millisecond."""
+_INHERITED: list[InferenceServerClient] = []
+"""Channels that a fork has brought here: to close or forget one could hang."""
 
 
 class Client(_channel.BaseClient):
@@ -207,7 +209,9 @@ class Client(_channel.BaseClient):
             stub = self._opened
             if stub is None:
                 stub = InferenceServerClient(**self._channel())
-                self._closing = weakref.finalize(self, _close, stub)  # or tritonclient closes what is forgotten
+                self._closing = weakref.finalize(
+                    self, _close, stub, os.getpid()
+                )  # or tritonclient closes what is forgotten
                 self._closing.atexit = False
                 self._place, _ = self._here()
                 self._opened = stub
@@ -397,12 +401,16 @@ def _side_by_side(ask: Callable[[str], T], names: Sequence[str]) -> list[T]:
     return [answer.result() for answer in answers]
 
 
-def _close(stub: InferenceServerClient) -> None:
-    """Close a channel, in a limited time.
+def _close(stub: InferenceServerClient, process: int) -> None:
+    """Close a channel, in a limited time; in a child of the process that opened it leave it alone.
 
     A signal that raises in the midst of gRPC's code, as Ctrl-C does, may leave a call there that nobody ends; gRPC
     would wait for it for ever.
     """
+    if os.getpid() != process:
+        stub.close = _left_alone  # which tritonclient would call at the end
+        _INHERITED.append(stub)
+        return
     closing = threading.Thread(target=stub.close, daemon=True)
     try:
         closing.start()
@@ -410,6 +418,10 @@ def _close(stub: InferenceServerClient) -> None:
         stub.close()
     else:
         closing.join(_CLOSES_S)
+
+
+def _left_alone() -> None:
+    """Take the place of closing."""
 
 
 def _left_s(until: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import reprlib
 import unicodedata
@@ -42,7 +43,7 @@ _NO_JSON_LINES: Mapping[bytes, str] = {
     b"\0{": _UTF_16,
 }
 """How a file begins that holds no line to read -> what it is, and the way out."""
-_MARKS = "".join(letter for letter in map(chr, range(0x300, 0xFE30)) if unicodedata.combining(letter))
+_MARKS = "".join(letter for letter in map(chr, range(0x300, 0x1EF00)) if unicodedata.combining(letter))
 _HEAP = re.compile(rf"[{_MARKS}]{{30}}(?=[{_MARKS}])")
 """More marks on one letter than any language has."""
 
@@ -351,10 +352,10 @@ def _video(record: Mapping[str, Any], base: Path, product_id: str) -> Path | Non
 
 def _own_path(base: Path, name: str) -> Path:
     """Return a path as the disk writes it: archives from macOS have names in NFD, which look as those in NFC do."""
-    if name.isascii() or (path := base / name).exists():
+    if name.isascii() or os.path.exists(path := base / name):  # noqa: PTH110 - of a name that is too long it says no
         return base / name
     forms = (base / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
-    return next((form for form in forms if form.exists()), path)
+    return next((form for form in forms if os.path.exists(form)), path)  # noqa: PTH110
 
 
 def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float]:

@@ -155,10 +155,15 @@ class Recipe(_Section):
             raise ValueError(
                 f"training.{useless[0]}: needs a label that products share; by {OWN_LABEL} no two are alike"
             )
-        if not (self.training.modality_dropout or self.training.co_learning):
+        if not self.training.modality_dropout:
             raise ValueError(
-                f"training.modality_dropout: at 0 a product is never compared with a part of itself, and {OWN_LABEL} "
-                "teaches nothing else; give it or training.co_learning a weight"
+                "training.modality_dropout: at 0 a product is never compared with a part of itself, and by "
+                f"{OWN_LABEL} it is alike to nothing else"
+            )
+        if self.fusion.kind == "late":
+            raise ValueError(
+                f"fusion.kind: late keeps the towers apart, and {OWN_LABEL} lets their modalities learn from each "
+                "other; choose attention or concatenation"
             )
         return self
 

@@ -514,8 +514,10 @@ def test_a_child_of_a_fork_leaves_its_parents_channel_alone(
         with monkeypatch.context() as forked:
             forked.setattr(os, "getpid", lambda: -1)
             client.close()
+            if kind is Client:  # who forgets it does not close it either
+                client._closing()
         assert not ended
-    assert ended
+    assert ended or kind is Client
 
 
 def test_a_client_of_another_event_loop_says_so(endpoint: Endpoint) -> None:
@@ -851,7 +853,7 @@ LATE = """
 import sys
 from likeness_client import Client, DeadlineExceededError
 try:
-    Client(sys.argv[1], timeout_s=300).info(timeout_s=0.5)
+    Client(sys.argv[1], timeout_s=300).info(timeout_s=2.0)
 except DeadlineExceededError:
     print("late")
 """
@@ -860,11 +862,17 @@ except DeadlineExceededError:
 def test_a_script_does_not_wait_at_its_end_for_questions_that_are_late(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on = threading.Event()
-    monkeypatch.setattr(endpoint.servicer.fake, "config", lambda _: goes_on.wait())
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def held_back(_: str) -> None:
+        asked.set()
+        goes_on.wait()
+
+    monkeypatch.setattr(endpoint.servicer.fake, "config", held_back)
     try:
         script = [sys.executable, "-c", LATE, endpoint.address]
         assert subprocess.run(script, timeout=60, check=True, capture_output=True).stdout == b"late\n"
+        assert asked.is_set()
     finally:
         goes_on.set()
 

@@ -120,9 +120,19 @@ def test_a_file_is_found_by_its_name_in_either_form(
     assert (found.images, found.video) == ((file, tmp_path / f"no {name}", tmp_path / "\ud800.png"), file)
 
 
-def test_a_heap_of_accents_is_composed_in_no_time() -> None:
-    assert len(composed("a" + "\u0301" * 200_000 + "\u0323" * 200_000)) > 400_000  # or minutes
+def test_a_heap_of_accents_is_parted_every_thirty() -> None:
+    """Python composes one in a time that grows with its square, to minutes."""
+    for mark in ("\u0301", "\u0327", "\U0001d165"):
+        thirty = mark * 30
+        assert composed(f"x{thirty}") == f"x{thirty}"
+        assert composed(f"x{thirty}{mark}") == f"x{thirty}\u034f{mark}"
+        assert composed(f"x{thirty}{thirty}{mark}") == f"x{thirty}\u034f{thirty}\u034f{mark}"
     assert composed("e" + "\u0301" * 20) == "é" + "\u0301" * 19
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_error_of_its_record(tmp_path: Path) -> None:
+    name = "ü" * 130 + ".jpg"
+    assert Product.from_record({"images": [name]}, tmp_path).images == (tmp_path / name,)
 
 
 def test_reading_stops_at_the_first_bad_line(file: Path) -> None:

@@ -91,6 +91,7 @@ def write_catalogue(root: Path) -> None:
             noisy = colour + random.normal(0, 12, (40, 48, 3))
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / f"images/{product_id}.png")
             record: dict[str, Any] = {"product_id": product_id, "split": "train", "group": f"g{group}"}
+            record["serial"] = f"no {product_id}"  # which no two share
             # Every fourth product lacks its photo, every fifth its attributes; none lacks both.
             number = group * LISTINGS + listing
             if number % 4 or number % 5 == 0:

@@ -473,7 +473,9 @@ def test_reports_say_what_was_sent_and_comparing_them_says_where_it_differs(
         assert not any("differ:" in note for note in notes)
 
 
-def test_the_rates_of_two_sweeps_are_no_difference_of_their_loads(report: LoadReport, tmp_path: Path) -> None:
+def test_of_two_sweeps_targets_and_ends_are_compared_but_not_the_rates_of_their_loads(
+    report: LoadReport, tmp_path: Path
+) -> None:
     sources = (SourceConfig(rendered=5), SourceConfig(rendered=9, count=9))
     for name, rate, target_ms, source in zip("ab", (8.0, 16.0), (9.0, 12.0), sources, strict=True):
         run = replace(report, load=dict(report.load) | {"rate": rate})

@@ -338,7 +338,8 @@ OWN = 'data.labels=["product_id"]'
         (["towers.image=", "towers.attributes="], r"data\.labels: product_id .* text is the only one"),
         (["training.proxies=1"], r"training\.proxies: needs a label that products share"),
         (["training.hard_negatives=0.5"], r"training\.hard_negatives: needs a label that products share"),
-        (["training.modality_dropout=0", "training.co_learning=0"], r"training\.modality_dropout: at 0"),
+        (["training.modality_dropout=0", "training.co_learning=1"], r"training\.modality_dropout: at 0"),
+        (['fusion={kind="late"}'], r"fusion\.kind: late keeps the towers apart"),
         (["data.source=brand"], r"data: source belongs to a label that products share"),
     ],
 )

@@ -42,7 +42,7 @@ def test_every_network_gets_a_plan_beside_it(exported: Exported, tmp_path: Path)
     assert builder.asked.keys() == networks
     for network in repository.rglob("model.onnx"):
         assert network.with_suffix(".plan").read_bytes() == f"plan of {network.parent.parent.name}".encode()
-    assert report.tensorrt == "11.4"
+    assert (step.section, report.tensorrt) == ("tensorrt", "11.4")
     assert report.ranges["image_encoder"]["pixels"].largest == (4, 32, 32, 3)
 
 

@@ -171,7 +171,8 @@ def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path
     for section, message in (
         ({"labels": ["group", "gruop"]}, "no product has the label 'gruop'"),
         ({"source": "knid"}, "no product has the label 'knid'"),
-        ({"labels": ["images"]}, "0 values are shared by several training products"),
+        ({"labels": ["serial"]}, "0 values are shared by several training products"),
+        ({"labels": ["serial", "product_id"]}, "0 values are shared by several training products"),
         ({"train_splits": ["train", "trian"]}, "no product has split trian"),
         ({"text_fields": ["title", "attributes.brnd"]}, r"no product .* has attributes\.brnd; attributes are: kind, "),
         ({"only": {"material": ["wood"]}}, r"no product has the label 'material'; products have: .*attributes\.kind"),

@@ -32,6 +32,14 @@ from likeness_export.recipe import OWN_LABEL
 from likeness_export.run import Run
 
 log = logging.getLogger(__name__)
+_NOTHING = (
+    "no query that has an embedding has another product alike in the gallery; name a coarser label with --label, or "
+    "other splits with --split and --gallery"
+)
+_NOTHING_ACROSS = (
+    "it asks for a product by another modality of it, and no complete product of query and gallery has two that can be "
+    "compared (late fusion keeps them apart); name what products share with --label"
+)
 AS_THEY_ARE = "as they are"
 """The row of the table in which every product keeps all that it has."""
 
@@ -139,6 +147,11 @@ def complete(present: NDArray[np.bool_], embedded: Iterable[NDArray[np.float32]]
     return found
 
 
+def _comparable(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
+    """Say whether vectors have a number in common that is not 0: by late fusion those of two modalities have none."""
+    return bool((left.any(0) & right.any(0)).any())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the report.
@@ -236,6 +249,8 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
         usable = ~np.isnan(embedded[signature]).any(1) & (whole_products | (signature == AS_THEY_ARE))
         queries, gallery = np.flatnonzero(is_query & usable), np.flatnonzero(is_gallery & usable)
         across = asked_by != signature
+        if across and not _comparable(embedded[asked_by][queries], embedded[signature][gallery]):
+            continue
         itself = np.full(len(queries), -1) if across else places_in(gallery, queries)
         for label in (label for label in task.labels if (label == OWN_LABEL) == across):
             labels = catalogue.labels(label)
@@ -246,8 +261,4 @@ def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str]
             name = f"{asked_by} -> {signature}" if across else signature
             yield Row(label=label, signature=name, figures=figures)
     for label in (label for label, queries in measured.items() if not queries):
-        log.warning(
-            "nothing was measured by %s: no query that has an embedding has another product alike in the gallery; name "
-            "a coarser label with --label, or other splits with --split and --gallery",
-            label,
-        )
+        log.warning("nothing was measured by %s: %s", label, _NOTHING_ACROSS if label == OWN_LABEL else _NOTHING)

@@ -44,6 +44,7 @@ _MAX_STREAMS = 8  # pictures, sound, and what phones note beside them; each has 
 # counted are the numbers by which the format names them; by chance, one pair of bytes in 65,536 is such a number.
 _LISTED, _MAX_LISTED, _BY_CHANCE = (b"\x67\xc8", b"\x73\x73", b"\x73\xc4"), 10_000, 1 / 16_384
 _EBML = b"\x1aE\xdf\xa3"
+_OPACITY = (1).to_bytes(8, "big")  # how WebM numbers what lies beside a picture and says how opaque it is
 # Seconds of a processor. The largest clip within the limits takes one or two minutes, a header a fraction of a second.
 _OPENING_S, _DECODING_S = 10.0, 300.0
 _THREADS = 4  # clips at a time; each holds a few decoded frames, 12 MB each in 4K
@@ -330,17 +331,24 @@ class _Opacity:
 
     def __init__(self, stream: VideoStream) -> None:
         self.decoder: VideoCodecContext | None = None
-        if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9"):
+        if stream.codec_context.name in ("vp8", "vp9"):
             self.decoder = av.CodecContext.create("vp8" if stream.codec_context.name == "vp8" else "vp9", "r")
             self.decoder.options, self.decoder.thread_count = stream.codec_context.options, 1
 
     def decode(self, packet: av.Packet[VideoStream]) -> NDArray[np.uint8] | None:
-        """Return UINT8 [h, w], 255 being opaque; None where nothing is said."""
+        """Return UINT8 [h, w], 255 being opaque; None where nothing is said, or nothing that can be read."""
         if self.decoder is None or not packet.has_sidedata("matroska_block_additional"):
             return None
         beside = bytes(packet.get_sidedata("matroska_block_additional"))
+        kind, picture = beside[:8], beside[8:]
+        if kind != _OPACITY or not picture:
+            return None
+        try:
+            frames = self.decoder.decode(av.Packet(picture))
+        except av.FFmpegError:
+            return None
         shown = None
-        for frame in self.decoder.decode(av.Packet(beside[8:])):  # before it stands a number that says what it is
+        for frame in frames:
             plane = frame.planes[0]
             shown = np.frombuffer(bytes(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
         return shown

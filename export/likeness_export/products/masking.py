@@ -20,7 +20,7 @@ _POINTS = re.compile(r"(?<![a-z\u0300-\u036f])[\u0300-\u036f\u0591-\u05c7\u064b-
 """Accents and vowel points of any but Latin letters, on which they make another word."""
 _HYPHENS = "\u200b\u2010\u2011-"  # and where a line may end
 _BETWEEN = re.compile(rf"[\s{_HYPHENS}]*")
-_STRAY = re.compile(rf"(?<!\w)[{_HYPHENS}]+|[{_HYPHENS}]+(?!\w)")
+_STRAY = re.compile(rf"(?<![\w{MARKS}])[{_HYPHENS}]+|[{_HYPHENS}]+(?!\w)")
 
 
 class Mask:

@@ -103,5 +103,8 @@ def sheet(
     catalogue = read_task_catalogue(run, data_root, task)
     chosen = modalities_of(signature) if signature else recipe.modalities()
     if not draw_sheet(OfflineEmbedder(run, catalogue).embed(chosen), catalogue, task, out, rows):
-        raise InputError(f"no query has another product with the same {task.labels[0]!r} in the gallery: nothing drawn")
+        raise InputError(
+            f"no query has another product with the same {task.labels[0]!r} in the gallery, so nothing is drawn: name "
+            "what products share with --label"
+        )
     typer.echo(f"drawn: {out}")

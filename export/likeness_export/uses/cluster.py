@@ -74,8 +74,7 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
     Args:
         vectors: FP32 [n, d], unit length.
         threshold: in [-1, 1]; None: the one of `THRESHOLDS` with the best silhouette, the highest among equals. Those
-            that leave nearly all products together come last: seen from a few outliers, all others look alike. Of
-            several parts it is chosen before their clusters are joined.
+            that leave nearly all products together come last: seen from a few outliers, all others look alike.
 
     Raises:
         InputError: the threshold is not in [-1, 1].
@@ -86,13 +85,11 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
 
     def cut_at(candidate: float) -> Clustering:
         labels = _cut(trees, len(vectors), candidate)
+        if len(trees) > 1:
+            labels = _joined(vectors, labels, candidate)
         return Clustering(labels=labels, threshold=candidate, silhouette=silhouette(vectors, labels))
 
-    found = max(map(cut_at, each(THRESHOLDS if threshold is None else (threshold,), "thresholds")), key=_rank)
-    if len(trees) < 2:
-        return found
-    labels = _joined(vectors, found.labels, found.threshold)
-    return Clustering(labels=labels, threshold=found.threshold, silhouette=silhouette(vectors, labels))
+    return max(map(cut_at, each(THRESHOLDS if threshold is None else (threshold,), "thresholds")), key=_rank)
 
 
 def _rank(found: Clustering) -> tuple[bool, float]:
@@ -196,25 +193,31 @@ def _joined(vectors: Vectors, labels: Labels, threshold: float) -> Labels:
     mean cosine between two clusters is the product of their means: no pair of products is compared. Who is below the
     threshold to all others stays so, as a joined cluster is to nobody nearer than the nearer one of its two.
     """
-    waiting = np.arange(labels.max() + 1)
+    sums, sizes = _sums(vectors, labels), np.bincount(labels)
+    heirs = np.arange(len(sums))
+    waiting = heirs.copy()
     while True:
-        means = (_sums(vectors, labels) / np.bincount(labels)[:, None]).astype(np.float32)[waiting]
-        nearest, cosines = _nearest_of_each(means)
-        near = cosines >= threshold - _SAME
-        first = np.flatnonzero(near & (nearest[nearest] == np.arange(len(means))) & (np.arange(len(means)) < nearest))
+        nearest, cosines = _nearest_of_each((sums[waiting] / sizes[waiting, None]).astype(np.float32))
+        near, places = cosines >= threshold - _SAME, np.arange(len(waiting))
+        first = np.flatnonzero(near & (nearest[nearest] == places) & (places < nearest))
         if not len(first):
-            return _by_size(labels)
-        heir = np.arange(labels.max() + 1)
-        heir[waiting[nearest[first]]] = waiting[first]
-        left, labels = np.unique(heir[labels], return_inverse=True)
-        waiting = np.flatnonzero(np.isin(left, waiting[near]))
+            break
+        kept, joined = waiting[first], waiting[nearest[first]]
+        sums[kept] += sums[joined]
+        sizes[kept] += sizes[joined]
+        heirs[joined] = kept
+        near[nearest[first]] = False
+        waiting = waiting[near]
+    while (heirs != heirs[heirs]).any():
+        heirs = heirs[heirs]
+    return _by_size(heirs[labels])
 
 
 def _nearest_of_each(means: Vectors) -> tuple[Labels, Vectors]:
     """Return which other one has the greatest product with each, and that product; -inf where there is no other."""
     nearest, cosines = np.zeros(len(means), np.intp), np.full(len(means), -np.inf, np.float32)
     size = max(1, _BLOCK_COSINES // max(1, len(means)))
-    for start in each(range(0, len(means), size), "joining"):
+    for start in range(0, len(means), size):
         found = means[start : start + size] @ means.T
         rows = np.arange(len(found))
         found[rows, start + rows] = -np.inf

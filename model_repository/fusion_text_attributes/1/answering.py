@@ -23,8 +23,10 @@ def each_answered(model: str, requests: list[Any], answer: Callable[[list[Any]],
         return answer(requests)
     except Exception as error:  # libraries fail with many types; whichever it is, only its own request may fail
         if len(requests) == 1:
-            reason = f"model '{model}' failed: {type(error).__name__}: {error}"
-            pb_utils.Logger.log_error(f"{reason}\n{traceback.format_exc()}")
-            code = pb_utils.TritonError.INVALID_ARG if isinstance(error, CallerError) else pb_utils.TritonError.INTERNAL
+            reason, code = f"model '{model}' failed: {type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL
+            if isinstance(error, CallerError):
+                reason, code = f"model '{model}': {error}", pb_utils.TritonError.INVALID_ARG
+            else:
+                pb_utils.Logger.log_error(f"{reason}\n{traceback.format_exc()}")
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, code))]
     return [each_answered(model, [request], answer)[0] for request in requests]
