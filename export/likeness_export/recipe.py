@@ -182,7 +182,10 @@ class Recipe(_Section):
     def _who_learns_has_something_to_learn_from(self) -> Recipe:
         learning = [f"towers.{name}" for name, tower in self.towers.items() if not tower.freeze]
         if learning and not self.learns:
-            raise ValueError(f"data.labels: {', '.join(learning)} cannot learn without labels or pairs; give either")
+            raise ValueError(
+                f"data.labels: {', '.join(learning)} cannot learn without labels or pairs; give either, or "
+                f'["{OWN_LABEL}"], by which modalities learn from each other'
+            )
         return self
 
     @model_validator(mode="after")

@@ -146,7 +146,7 @@ def test_splits_are_selected_and_named_when_there_are_none(tmp_path: Path) -> No
     assert [record["product_id"] for record in products.of_splits(["val", "train"]).records] == ["a", "b", "c"]
     with pytest.raises(InputError, match="no product has split test or dev; there are: train, val"):
         products.of_splits(["test", "dev", "test", "train"])
-    with pytest.raises(InputError, match="no product has split train; there are: none, as no product has the key spli"):
+    with pytest.raises(InputError, match="no product has split train; none has any: give each train or val"):
         products.select([3]).of_splits(["train"])
 
 

@@ -69,7 +69,7 @@ def test_a_sheet_of_a_run(exported: Exported, tmp_path: Path) -> None:
     out.unlink()
     for label, reason in (
         ("nolabel", "no product of split train has the label"),
-        ("product_id", "no query has another"),
+        ("product_id", "products share with --label; they have: split, group, "),
     ):
         answer = CliRunner().invoke(app, [*command, "--label", label, "--out", str(out)])
         assert reason in str(answer.exception)

@@ -176,7 +176,11 @@ def test_a_join_that_is_cut_short_leaves_nothing_that_counts_as_trained(
         ([recipe_of(towers=IMAGE)], "name at least two"),
         (
             [recipe_of(towers=IMAGE), recipe_of(4)],
-            r"run 2 of 2 \(tiny, seed 4\) fuses 2 towers by attention: only runs",
+            r"run 2 of 2 \(tiny, seed 4\) fuses 2 towers by attention: only runs .*\}'$",
+        ),
+        (
+            [recipe_of(towers=IMAGE), recipe_of(data={**RECIPE["data"], "labels": ["product_id"]})],
+            r"train it with .*late.*, and by a label that products share",
         ),
         (
             [recipe_of(towers=IMAGE), recipe_of(towers=IMAGE, fusion={"kind": "concatenation"})],

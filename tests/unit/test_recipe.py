@@ -188,7 +188,8 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         ),
         (
             lambda r: r["data"].update(labels=[]),
-            "data.labels: towers.image cannot learn without labels or pairs; give either",
+            "data.labels: towers.image cannot learn without labels or pairs; give either, or "
+            '["product_id"], by which modalities learn from each other',
         ),
     ],
 )

@@ -127,8 +127,8 @@ class Catalogue:
         """
         known = {*self.labels("split").tolist()} - {""}
         if missing := [split for split in dict.fromkeys(splits) if as_label(split) not in known]:
-            there = named_keys(sorted(known)) if known else "none, as no product has the key split"
-            raise InputError(f"no product has split {' or '.join(missing)}; there are: {there}")
+            there = f"there are: {named_keys(sorted(known))}" if known else "none has any: give each train or val"
+            raise InputError(f"no product has split {' or '.join(missing)}; {there}")
         return self.select(np.flatnonzero(self.in_splits(splits)))
 
     def in_splits(self, splits: Sequence[str]) -> NDArray[np.bool_]:

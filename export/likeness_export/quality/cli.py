@@ -90,6 +90,7 @@ def sheet(
 
     start()
     from likeness_export.evaluation.evaluate import OfflineEmbedder, Task, labels_to_judge_by, read_task_catalogue
+    from likeness_export.products.catalogue import named_keys
     from likeness_export.quality.sheet import draw_sheet
     from likeness_export.run import Run
 
@@ -105,6 +106,6 @@ def sheet(
     if not draw_sheet(OfflineEmbedder(run, catalogue).embed(chosen), catalogue, task, out, rows):
         raise InputError(
             f"no query has another product with the same {task.labels[0]!r} in the gallery, so nothing is drawn: name "
-            "what products share with --label"
+            f"what products share with --label; they have: {named_keys(catalogue.label_keys())}"
         )
     typer.echo(f"drawn: {out}")

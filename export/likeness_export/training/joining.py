@@ -95,9 +95,11 @@ def _check_fit(recipes: Sequence[Recipe]) -> None:
     """
     for place, recipe in enumerate(recipes):
         if not (isinstance(recipe.fusion, LateConfig) or recipe.fusion.keeps(len(recipe.towers), len(recipe.towers))):
+            taught = ", and by a label that products share: so fused, no two modalities can learn from each other"
             raise InputError(
                 f"{_who(recipes, place)} fuses {len(recipe.towers)} towers by {recipe.fusion.kind}: only runs of one "
                 "tower, or with late fusion, can be joined; train it with --set 'fusion={kind=\"late\"}'"
+                f"{taught if recipe.data.alike_to_itself else ''}"
             )
         if recipe.dimension != recipes[0].dimension:
             raise InputError(
