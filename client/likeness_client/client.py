@@ -209,9 +209,8 @@ class Client(_channel.BaseClient):
             stub = self._opened
             if stub is None:
                 stub = InferenceServerClient(**self._channel())
-                self._closing = weakref.finalize(
-                    self, _close, stub, os.getpid()
-                )  # or tritonclient closes what is forgotten
+                # Or tritonclient closes what is forgotten.
+                self._closing = weakref.finalize(self, _close, stub, os.getpid())
                 self._closing.atexit = False
                 self._place, _ = self._here()
                 self._opened = stub

@@ -211,6 +211,7 @@ def test_a_mask_knows_a_label_in_other_forms(label: str, text: str) -> None:
         (["café"], "Cafe\u0301 blue", "blue"),
         (["cafe\u0301"], "café blue", "blue"),
         (["लाल"], "लाल कमीज, लेख कला", "कमीज, लेख कला"),  # a vowel sign is no end of a word
+        (["red"], "red की-बोर्ड", "की-बोर्ड"),
         (["ﾐﾙｸ"], "ﾐﾙｸﾁｮｺ", "ﾁｮｺ"),
         (["red"], "red\u200bwood", "wood"),
         (["T-shirt"], "tshirt T\u2011shirt", ""),

@@ -35,7 +35,7 @@ def test_an_encoder_of_another_package_is_made_of_its_own_helpers_and_of_ours(
     importlib.import_module("their_encoders.encoder")
     found = code_files("their_encoders.encoder")
     for name in [name for name in sys.modules if name.partition(".")[0] == "their_encoders"]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
     theirs = {path.name for path in found if path.parent == tmp_path / "their_encoders"}
     assert theirs == {"__init__.py", "encoder.py", "helper.py", "deeper.py"}
     assert {path.name for path in found} >= OF_PHOTOS

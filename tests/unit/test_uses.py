@@ -205,10 +205,26 @@ def test_clusters_are_joined_across_the_parts_of_a_large_catalogue(
     assert same.sizes.tolist() == [100]
 
 
-def test_a_hub_is_joined_with_all_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clusters_that_are_all_equally_near_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of matrices rounds differently at the edges of its blocks: no two are each other's nearest then."""
     monkeypatch.setattr(cluster_module, "PART", 4)
+    monkeypatch.setattr(cluster_module, "_BLOCK_COSINES", 60)
+    for seed in range(10):
+        same = np.repeat(unit(np.random.default_rng(seed).normal(size=(1, 128))), 30, axis=0)
+        assert cluster_module._joined(same, np.arange(30), 0.9).tolist() == [0] * 30
     around = unit(np.concatenate([np.full((12, 1), 3.0), np.eye(12)], 1))
     assert cluster(around, 0.85).sizes.tolist() == [12]
+
+
+def test_what_lies_around_a_core_is_joined_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    core = np.eye(1, 24)
+    around = np.concatenate([np.zeros((60, 1)), random.normal(size=(60, 23))], 1)
+    vectors = unit(np.concatenate([np.repeat(core, 40, 0), 0.75 * core + 0.66 * unit(around)]))
+    whole = cluster(vectors, 0.6)
+    monkeypatch.setattr(cluster_module, "PART", 30)
+    assert whole.sizes[0] > 90
+    assert abs(cluster(vectors, 0.6).sizes[0] - whole.sizes[0]) < 5
 
 
 def test_the_threshold_of_a_large_catalogue_is_that_of_its_joined_clusters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,6 +274,33 @@ def test_what_is_transparent_is_white_as_in_photos(
     assert np.abs(shown - np.asarray(photo, int)).max() < 16
 
 
+@pytest.mark.parametrize("maker", ["WebM, VP8", "WebM, VP9"])
+def test_what_is_transparent_needs_no_word_of_the_header(videos: video.Preprocessor, maker: str) -> None:
+    clip = SEE_THROUGH[maker]([see_through((0, 0, 0))] * 3)
+    alpha_mode, void = b"\x53\xc0\x81\x01", b"\xec\x82\x00\x00"
+    assert clip.count(alpha_mode) == 1
+    np.testing.assert_array_equal(videos.decode(clip.replace(alpha_mode, void)), videos.decode(clip))
+
+
+def test_a_damaged_word_about_transparency_costs_no_picture(
+    videos: video.Preprocessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = SEE_THROUGH["WebM, VP9"]([see_through((0, 0, 0))] * 3)
+    whole = videos.decode(clip)
+    monkeypatch.setattr(video, "_OPACITY", bytes(8))  # of another kind
+    opaque = videos.decode(clip)
+    monkeypatch.undo()
+
+    def damaged(*_: object) -> None:
+        raise av.error.InvalidDataError(1, "damaged")
+
+    monkeypatch.setattr(video.av.CodecContext, "create", lambda *_: SimpleNamespace(decode=damaged))
+    np.testing.assert_array_equal(videos.decode(clip), opaque)
+    corner, middle = (0, 0), (PX // 2, PX // 2)
+    assert (whole[0][corner].min(), opaque[0][corner].max()) == (255, pytest.approx(0, abs=8))
+    np.testing.assert_allclose(whole[0][middle], opaque[0][middle], atol=8)
+
+
 def test_the_edge_of_what_is_transparent_is_half_white(videos: video.Preprocessor) -> None:
     out, half = io.BytesIO(), Image.new("RGBA", (PX * 8, PX * 8), (0, 0, 0, 0))
     half.paste((255, 0, 0, 255), (0, 0, PX * 4 + 4, PX * 8))  # its edge is in the middle of a pixel

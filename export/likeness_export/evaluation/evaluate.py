@@ -37,8 +37,9 @@ _NOTHING = (
     "other splits with --split and --gallery"
 )
 _NOTHING_ACROSS = (
-    "it asks for a product by another modality of it, and no complete product of query and gallery has two that can be "
-    "compared (late fusion keeps them apart); name what products share with --label"
+    "it asks for a product by another modality of it, and no complete product stands in both query and gallery with "
+    "two served modalities that can be compared (late fusion keeps them apart); name other splits with --split and "
+    "--gallery, or what products share with --label"
 )
 AS_THEY_ARE = "as they are"
 """The row of the table in which every product keeps all that it has."""

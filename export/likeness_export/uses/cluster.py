@@ -190,40 +190,51 @@ def _joined(vectors: Vectors, labels: Labels, threshold: float) -> Labels:
     """Join clusters that the borders of parts have cut.
 
     Average linkage ends with the same clusters in whatever order it joins those that are each other's nearest, and the
-    mean cosine between two clusters is the product of their means: no pair of products is compared. Who is below the
-    threshold to all others stays so, as a joined cluster is to nobody nearer than the nearer one of its two.
+    mean cosine between two clusters is the product of their means: no pair of products is compared. A joined cluster is
+    to nobody nearer than the nearer one of its two. So who is below the threshold to all others stays so, and of the
+    rest only those look around again whose nearest was joined and has become no nearer than their second was.
     """
     sums, sizes = _sums(vectors, labels), np.bincount(labels)
-    heirs = np.arange(len(sums))
-    waiting = heirs.copy()
-    while True:
-        nearest, cosines = _nearest_of_each((sums[waiting] / sizes[waiting, None]).astype(np.float32))
-        near, places = cosines >= threshold - _SAME, np.arange(len(waiting))
-        first = np.flatnonzero(near & (nearest[nearest] == places) & (places < nearest))
-        if not len(first):
-            break
-        kept, joined = waiting[first], waiting[nearest[first]]
-        sums[kept] += sums[joined]
-        sizes[kept] += sizes[joined]
-        heirs[joined] = kept
-        near[nearest[first]] = False
-        waiting = waiting[near]
+    means = (sums / sizes[:, None]).astype(np.float32)
+    heirs = np.arange(len(means))
+    nearest, best, second = np.zeros_like(heirs), np.zeros(len(means), np.float32), np.zeros(len(means), np.float32)
+    waiting = asking = heirs.copy()
+    while len(waiting):
+        nearest[asking], best[asking], second[asking] = _look_around(means, asking, waiting)
+        waiting = waiting[best[waiting] >= threshold - _SAME]
+        kept = waiting[(nearest[nearest[waiting]] == waiting) & (waiting < nearest[waiting])]
+        if not len(kept):  # all are equally near, but for rounding
+            kept = waiting[best[waiting].argsort()[-1:]]
+        gone = nearest[kept]
+        sums[kept] += sums[gone]
+        sizes[kept] += sizes[gone]
+        means[kept] = sums[kept] / sizes[kept, None]
+        heirs[gone] = kept
+        waiting = np.setdiff1d(waiting, gone)
+        moved = waiting[np.isin(nearest[waiting], [*kept, *gone])]
+        nearest[moved] = heirs[nearest[moved]]
+        best[moved] = np.einsum("cd,cd->c", means[moved], means[nearest[moved]])
+        asking = moved[(best[moved] < second[moved]) | (nearest[moved] == moved)]
     while (heirs != heirs[heirs]).any():
         heirs = heirs[heirs]
     return _by_size(heirs[labels])
 
 
-def _nearest_of_each(means: Vectors) -> tuple[Labels, Vectors]:
-    """Return which other one has the greatest product with each, and that product; -inf where there is no other."""
-    nearest, cosines = np.zeros(len(means), np.intp), np.full(len(means), -np.inf, np.float32)
-    size = max(1, _BLOCK_COSINES // max(1, len(means)))
-    for start in range(0, len(means), size):
-        found = means[start : start + size] @ means.T
+def _look_around(means: Vectors, asking: Labels, others: Labels) -> tuple[Labels, Vectors, Vectors]:
+    """Return the nearest of the others to each that asks, the product of both, and that with the second; or -inf."""
+    nearest, products = np.zeros_like(asking), np.full((2, len(asking)), -np.inf, np.float32)
+    columns = np.ascontiguousarray(means[others].T)
+    size = max(1, _BLOCK_COSINES // len(others))
+    for start in range(0, len(asking), size):
+        block = slice(start, start + size)
+        found = means[asking[block]] @ columns
         rows = np.arange(len(found))
-        found[rows, start + rows] = -np.inf
-        nearest[start : start + size] = found.argmax(1)
-        cosines[start : start + size] = found.max(1)
-    return nearest, cosines
+        found[rows, np.searchsorted(others, asking[block])] = -np.inf  # itself
+        first = found.argmax(1)
+        nearest[block], products[0, block] = others[first], found[rows, first]
+        found[rows, first] = -np.inf
+        products[1, block] = found.max(1)
+    return nearest, products[0], products[1]
 
 
 def _sums(vectors: Vectors, labels: Labels) -> NDArray[np.float64]:
