@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,6 +20,7 @@ from likeness_client._calls import Answer, Call, Done, Operation, step
 from likeness_client._discovery import ServerInfo, discover, embed_models
 from likeness_client._operations import OnError
 from likeness_client._shared_answers import SharedByThreads
+from likeness_client._threads import close_in_time, side_by_side
 from likeness_client.contract import Metric
 from likeness_client.errors import (
     LikenessError,
@@ -33,11 +34,6 @@ from likeness_client.records import Product
 from likeness_client.results import Comparison, Embeddings, ScoreMatrix, Scores
 
 T = TypeVar("T")
-
-_CLOSES_S = 2.0
-"""The longest that a channel may take to close; usually it is a matter of a millisecond."""
-_INHERITED: list[InferenceServerClient] = []
-"""Channels that a fork has brought here: to close or forget one could hang."""
 
 
 class Client(_channel.BaseClient):
@@ -210,7 +206,7 @@ class Client(_channel.BaseClient):
             if stub is None:
                 stub = InferenceServerClient(**self._channel())
                 # Or tritonclient closes what is forgotten.
-                self._closing = weakref.finalize(self, _close, stub, os.getpid())
+                self._closing = weakref.finalize(self, close_in_time, stub, os.getpid())
                 self._closing.atexit = False
                 self._place, _ = self._here()
                 self._opened = stub
@@ -274,7 +270,7 @@ class Client(_channel.BaseClient):
         with self._open(), translate(self.address):
             models = embed_models(stub.get_model_repository_index(**settings).models)
             ready = [name for name, reason in models.items() if not reason]
-            return self._accepted(discover(_side_by_side(config_of, ready), models))
+            return self._accepted(discover(side_by_side(config_of, ready), models))
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -380,47 +376,6 @@ class Client(_channel.BaseClient):
             self._slots.release()
             raise
         return future, context
-
-
-def _side_by_side(ask: Callable[[str], T], names: Sequence[str]) -> list[T]:
-    """Return the answers to all names: five modalities have 31 ensembles, and a server may be far away.
-
-    A script whose questions are late does not wait for these threads when it ends, as it would for those of a pool.
-    """
-    answers = [Future[T]() for _ in names]
-
-    def fill(answer: Future[T], name: str) -> None:
-        try:
-            answer.set_result(ask(name))
-        except BaseException as error:
-            answer.set_exception(error)
-
-    for each in zip(answers, names, strict=True):
-        threading.Thread(target=fill, args=each, daemon=True).start()
-    return [answer.result() for answer in answers]
-
-
-def _close(stub: InferenceServerClient, process: int) -> None:
-    """Close a channel, in a limited time; in a child of the process that opened it leave it alone.
-
-    A signal that raises in the midst of gRPC's code, as Ctrl-C does, may leave a call there that nobody ends; gRPC
-    would wait for it for ever.
-    """
-    if os.getpid() != process:
-        stub.close = _left_alone  # which tritonclient would call at the end
-        _INHERITED.append(stub)
-        return
-    closing = threading.Thread(target=stub.close, daemon=True)
-    try:
-        closing.start()
-    except RuntimeError:  # a Python that ends starts no threads any more (atexit)
-        stub.close()
-    else:
-        closing.join(_CLOSES_S)
-
-
-def _left_alone() -> None:
-    """Take the place of closing."""
 
 
 def _left_s(until: float) -> float | None:

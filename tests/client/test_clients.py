@@ -520,7 +520,7 @@ def test_a_child_of_a_fork_leaves_its_parents_channel_alone(
 
 def test_a_child_of_a_fork_may_forget_its_parents_client(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
-    monkeypatch.setattr("likeness_client.client._INHERITED", kept)
+    monkeypatch.setattr("likeness_client._threads._INHERITED", kept)
     client = Client(endpoint.address)
     client.info()
     channel = client._opened
@@ -1005,7 +1005,7 @@ def test_a_client_closes_after_a_signal_in_the_midst_of_grpc(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("likeness_client.client._CLOSES_S", 0.1)
+    monkeypatch.setattr("likeness_client._threads._CLOSES_S", 0.1)
     # Its call is on its way then, and nothing waits for the answer.
     monkeypatch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
 

@@ -294,7 +294,7 @@ def test_a_damaged_word_about_transparency_costs_no_picture(
     def damaged(*_: object) -> None:
         raise av.error.InvalidDataError(1, "damaged")
 
-    monkeypatch.setattr(video.av.CodecContext, "create", lambda *_: SimpleNamespace(decode=damaged))
+    monkeypatch.setattr(av.CodecContext, "create", lambda *_: SimpleNamespace(decode=damaged))
     np.testing.assert_array_equal(videos.decode(clip), opaque)
     corner, middle = (0, 0), (PX // 2, PX // 2)
     assert (whole[0][corner].min(), opaque[0][corner].max()) == (255, pytest.approx(0, abs=8))
