@@ -46,6 +46,7 @@ _NO_JSON_LINES: Mapping[bytes, str] = {
 _MARKS = "".join(letter for letter in map(chr, range(0x300, 0x1EF00)) if unicodedata.combining(letter))
 _HEAP = re.compile(rf"[{_MARKS}]{{30}}(?=[{_MARKS}])")
 """More marks on one letter than any language has."""
+_LONGEST_PATH = 4096  # of Linux, in bytes
 _PERHAPS_A_HEAP = re.compile("[\u0300-\U0001eeff]{31}")  # which is found, or not, thirty times as fast
 
 
@@ -355,10 +356,11 @@ def _video(record: Mapping[str, Any], base: Path, product_id: str) -> Path | Non
 
 def _own_path(base: Path, name: str) -> Path:
     """Return a path as the disk writes it: archives from macOS have names in NFD, which look as those in NFC do."""
-    if name.isascii() or os.path.exists(path := base / name):  # noqa: PTH110 - of a name that is too long it says no
-        return base / name
-    forms = (base / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
-    return next((form for form in forms if os.path.exists(form)), path)  # noqa: PTH110
+    path = base / name
+    if name.isascii() or len(name) > _LONGEST_PATH:
+        return path
+    forms = (path, *(base / unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.exists(form)), path)  # noqa: PTH110 - `Path` raises at a long name
 
 
 def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float]:

@@ -72,7 +72,11 @@ def evaluate(
     run: RunFolder,
     data_root: DataRoot = Path(),
     label: Annotated[
-        list[str] | None, typer.Option(help="Field whose equality makes two alike; a+b means both. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Field whose equality makes two alike; a+b means both; product_id: a product by another modality of "
+            "it. Repeatable."
+        ),
     ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Split that the queries come from; default: val. Repeatable.")
