@@ -43,6 +43,9 @@ class StartConfig:
         repositories: the model repositories.
         rounds: starts of each, by the command and by itself.
         environments: where logs go.
+
+    Raises:
+        InputError: a repository cannot be served.
     """
 
     repositories: tuple[Path, ...]

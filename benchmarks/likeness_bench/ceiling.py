@@ -46,6 +46,10 @@ class CeilingConfig:
         rounds: alternations per case.
         trial_s: how long each batch size and each use of the cores is tried.
         label: what recall is measured on; None: it is not.
+
+    Raises:
+        InputError: the load is no closed loop or does not only embed, a number is out of range, or recall is asked for
+            and all cases are mixes.
     """
 
     load: LoadConfig

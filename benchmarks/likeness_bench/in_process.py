@@ -27,7 +27,8 @@ class Threads:
     Attributes:
         workers: how many batches it has in work at a time, each in a thread of its own.
         intra_op: threads of onnxruntime within one network; they are shared by the workers.
-        spinning: whether those threads spin while they wait, as is onnxruntime's default. The server's do not.
+        spinning: whether those threads spin while they wait, as is onnxruntime's default. The server's do so for a
+            moment only, and for a product that comes alone.
     """
 
     workers: int = 1

@@ -31,6 +31,9 @@ class LoadConfig:
         timeout_s: the deadline of every request, from its start.
         workload: what is asked.
         gateway: arguments of the client for what stands before the server: ``tls``, ``headers``. In no report.
+
+    Raises:
+        InputError: neither or both of the two are given, or a number cannot be sent or waited for.
     """
 
     address: str

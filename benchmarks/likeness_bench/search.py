@@ -29,6 +29,9 @@ class RateSearch:
         precision: the search ends when the gap is this share of the rate that was kept.
         kept: the highest rate that kept the target; None so far.
         missed: the lowest rate that missed it; None so far.
+
+    Raises:
+        InputError: the search cannot begin at this rate, or the precision is no share.
     """
 
     rate: float
@@ -75,7 +78,7 @@ class RateSearch:
 
 
 def settled(p99_ms: Sequence[float | None], p50_ms: float | None, target_ms: float) -> bool:
-    """Say whether the repeats of one rate agree.
+    """Say whether one rate needs no other repeat: its last two agree, or the first misses the target by far.
 
     Args:
         p99_ms: the 99th percentile of each repeat so far; None: infinite, because of failures.

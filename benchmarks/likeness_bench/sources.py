@@ -32,7 +32,11 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A range of whole numbers, both ends included."""
+    """A range of whole numbers, both ends included.
+
+    Raises:
+        InputError: it begins below 1, or ends before it begins.
+    """
 
     low: int
     high: int
@@ -57,6 +61,9 @@ class SourceConfig:
         text_words: title and description together are cut, or repeated, to a drawn number of words; None: as they are.
         image_px: photos are scaled to a drawn long side and encoded as JPEG; None: as they are.
         seed: of what is rendered and drawn.
+
+    Raises:
+        InputError: neither or both of a file and rendered products are asked for.
     """
 
     file: Path | None = None

@@ -37,6 +37,9 @@ class SweepConfig:
         budget_s: when to stop searching; no run is begun that would end later.
         max_repeats: of one rate, while its figures do not settle; a miss in doubt is tried again, with as many.
         precision: the search ends when the gap between kept and missed is this share of the rate.
+
+    Raises:
+        InputError: there is no rate, a number is out of range, or the budget does not hold one run.
     """
 
     load: LoadConfig

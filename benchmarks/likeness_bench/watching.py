@@ -21,10 +21,10 @@ _SAMPLE_S = 1.0  # looking takes some milliseconds from the harness
 class Watch:
     """What is seen of the server and of the harness during the measured time.
 
-    ``before`` and ``after`` are Triton's counters. Asking for the ones began, and for the others ended, so many seconds
-    from the start of the run: what is counted between them was answered in that time. Of a server that was
-    started again they are those of its last process, from the first look at it on. ``space`` is what it serves in the
-    end, where it says so.
+    ``before`` and ``after`` are Triton's counters. Asking for the ones began at ``before_s``, and for the others ended
+    at ``after_s``, in seconds from the start of the run: what is counted between them was answered in that time. Of a
+    server that was started again they are those of its last process, from the first look at it on. ``space`` is what it
+    serves in the end, where it says so.
     """
 
     config: LoadConfig

@@ -40,6 +40,9 @@ class WorkloadConfig:
         repeat_share: of the requests, how many send the products of an earlier request again, 0 to 1.
         metric: the measure of the similarities.
         seed: of the draws; the same seed gives the same requests.
+
+    Raises:
+        InputError: a batch size or a share is out of range.
     """
 
     operation: OperationKind | Mapping[OperationKind, float] = OperationKind.EMBED

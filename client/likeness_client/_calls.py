@@ -37,7 +37,7 @@ T = TypeVar("T")
 MAX_CALL_BYTES = 64_000_000
 """The most payload in one call. A full batch of large images would come near gRPC's 2 GB, and would wait as a whole."""
 MAX_CALL_CELLS = 16_384
-"""The most scores in one call of the matrix model: it computes features of 4 d numbers for each."""
+"""The most scores in one call of the matrix model: it computes 2 d + 1 features for each."""
 _OVERFLOWN = (
     "its embedding holds NaN or infinity, so a network has overflowed, as fp16 may on a GPU: serve the fp32 export, or "
     "leave out the modality with which it fails"

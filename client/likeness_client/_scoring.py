@@ -63,7 +63,7 @@ def euclidean_matrix(left: FloatArray, right: FloatArray) -> FloatArray:
         farthest = _farthest(left_squares, right_squares)
         for part in _blocks(values):
             block = values[part]
-            _settle(block, left[part], right, near)
+            _recompute_near(block, left[part], right, near)
             np.minimum(block, farthest, out=block)
             np.sqrt(block, out=block)
     return values
@@ -82,7 +82,7 @@ MATRIX_SCORES: Mapping[Metric, VectorScores] = {Metric.COSINE: cosine_matrix, Me
 """The metrics that are computed here; all others are asked of a server."""
 
 
-def _settle(squares: FloatArray, left: FloatArray, right: FloatArray, near: float) -> None:
+def _recompute_near(squares: FloatArray, left: FloatArray, right: FloatArray, near: float) -> None:
     """Compute squared distances [q, c] below ``near`` again, in place; none is negative then."""
     found = squares < near
     if not found.any():

@@ -38,8 +38,8 @@ class AsyncClient(_channel.BaseClient):
     """Embeds and compares products on a Triton server.
 
     One client may be shared by any number of tasks of one event loop: the one that it is first used in. Close it, or
-    use it in an ``async with`` statement. Files are read and products encoded in a thread, so that the loop stays free
-    for all but what gRPC does with the message.
+    use it in an ``async with`` statement. Files are read, and products that are many or large encoded, in a thread, so
+    that the loop stays free for all but what gRPC does with the message.
     """
 
     _opened: Any = None

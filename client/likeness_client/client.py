@@ -41,6 +41,10 @@ class Client(_channel.BaseClient):
 
     One client may be shared by any number of threads. It connects when it is first used. Close it, or use it in a
     ``with`` statement.
+
+    Beside what they name, all methods raise `InputError` for an argument that cannot be used, `SpaceMismatchError`
+    where the server is half rolled out or of another space than ``space``, and `LikenessError` once the client is
+    closed, or where its process was forked after it was first used.
     """
 
     _opened: Any = None

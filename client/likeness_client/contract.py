@@ -34,7 +34,7 @@ A single photo is sent as it is."""
 EMBEDDING = "embedding"
 """Output of ``embed_<signature>``: FP32 [d], unit length."""
 MODALITY_WEIGHTS = "modality_weights"
-"""Output of ``embed_<signature>``: FP32 [m], one weight per modality of the signature in its order; they sum to 1."""
+"""Output of ``embed_<signature>`` of several modalities: FP32 [m], one weight each in the signature's order; sum 1."""
 ERROR_SUFFIX = "_error"
 """Outputs ``<tower>_error`` of an ensemble: BYTES [1]; empty, or why this item's input could not be read."""
 NOTHING_KNOWN = "nothing in it is known from training: leave the modality out"
@@ -59,7 +59,7 @@ SCHEMA_PARAMETER = "input_schema"
 
 
 class Metric(StrEnum):
-    """How the similarity of two embeddings is scored (article, 3.4)."""
+    """How the similarity of two embeddings is scored."""
 
     COSINE = "cosine"  # in [-1, 1], higher is more alike
     EUCLIDEAN = "euclidean"  # a distance in [0, 2] between unit vectors, lower is more alike

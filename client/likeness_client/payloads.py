@@ -132,7 +132,7 @@ def _interactions(product: Product, schema: InputSchema) -> bytes | None:  # noq
     counts: dict[str, int | float] = {}
     for user, value in product.interactions.items():
         if not is_number(value) or value < 0:
-            reason = f"how often '{user}' did must be a number from 0, found {_shown(value)}"
+            reason = f"the count of '{user}' must be a number from 0, found {_shown(value)}"
             raise _bad(product, "interactions", reason)
         if value > 0:
             counts[characters(user)] = plain_number(value)
@@ -205,7 +205,7 @@ def _way_out(path: Path) -> str:
 
 
 def _pnm(product: Product, pixels: NDArray[np.uint8]) -> bytes:
-    """Encode pixels without loss as PNM (P5 grey, P6 RGB), which every image library reads."""
+    """Encode pixels as PNM (P5 grey, P6 RGB), which every image library reads; without loss but for transparency."""
     shape = pixels.shape
     is_image = pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] in (3, 4))
     if pixels.dtype != np.uint8 or not is_image or pixels.size == 0:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from likeness_client.errors import InputError, RecordError
 
 ImageSource: TypeAlias = Path | bytes | NDArray[np.uint8]
-"""A file, an encoded image (JPEG, PNG, ...), or pixels: uint8 [h, w], [h, w, 3] RGB or [h, w, 4] RGBA."""
+"""A file, an encoded image (JPEG, PNG, ...), or pixels: uint8 [h, w], [h, w, 3] RGB or [h, w, 4] RGBA, put on white."""
 VideoSource: TypeAlias = Path | bytes
 """A file, or an encoded clip (MP4, WebM, GIF, ...)."""
 MODALITY_FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -167,7 +167,7 @@ def field_value(record: Mapping[str, Any], field: str) -> str:
     Args:
         record: a raw record.
         field: a key, a dotted path (``attributes.baseColour``, ``extra.mid_label``), or several joined with ``+``. A
-            key that itself has one, or blanks at its ends, wins.
+            key that itself holds a dot, a ``+`` or blanks at its ends wins.
 
     Returns:
         The value in its `canonical` form; lists joined with ``/``, several fields with ``+``. Empty when any part is

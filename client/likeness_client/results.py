@@ -22,8 +22,9 @@ class Embeddings:
 
     Attributes:
         vectors: float32 [n, d], unit length; a row of NaN where the product failed.
-        modality_weights: per product, how much each modality counted; positive, sums to 1; empty where it failed.
-        signatures: per product, the modalities that it had, e.g. ``text_image``; empty where it failed.
+        modality_weights: per product, how much each modality counted; not negative, sums to 1; empty where it failed
+            or that is not known.
+        signatures: per product, the modalities that it had, e.g. ``text_image``; empty likewise.
         product_ids: per product, the caller's own id.
         space: fingerprint of the embedding space. Vectors of different spaces must not be compared.
         errors: the failures by position.

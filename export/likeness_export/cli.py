@@ -307,7 +307,12 @@ def render(
 def interactions(
     file: Annotated[Path, typer.Argument(help="Products, one JSON object per line.", exists=True, dir_okay=False)],
     log: Annotated[
-        Path, typer.Argument(help="CSV with the columns user, item (a product_id), count.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="CSV with the columns user, item (a product_id) and, unless every line counts 1, count.",
+            exists=True,
+            dir_okay=False,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Where to write the products, in the folder that they are in.", dir_okay=False)

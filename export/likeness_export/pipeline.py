@@ -1,6 +1,6 @@
 """The models that a recipe makes, declared: which networks and preprocessing steps there are, and their tensors.
 
-Export traces what stands here, the repository's configurations are rendered from it; both need no trained weights.
+Export traces what stands here; the repository's configurations are rendered from it, without trained weights.
 """
 
 from __future__ import annotations

@@ -122,6 +122,7 @@ def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> Pro
 
     Raises:
         InputError: a tower's encoder cannot be built, or its files are damaged; names the tower.
+        MissingExtraError: the package of an encoder is not installed.
     """
     built: dict[str, Tower] = {}
     first: dict[str, Tower] = {}  # of each shared space

@@ -121,7 +121,7 @@ class TrainingSection(_Section):
         default=0.0, ge=0, description="how much each modality is also contrasted with each other one"
     )
     modality_dropout: float = Field(
-        default=0.5, ge=0, lt=1, description="probability that a product loses some modalities"
+        default=0.5, ge=0, lt=1, description="probability that a product is reduced to a random part of its modalities"
     )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of encoders while they are fine-tuned")
 

@@ -122,7 +122,7 @@ def keys_of_steps(
     Args:
         preprocessed: the towers that have a preprocessing step of their own.
         towers: the recipe's towers.
-        signatures: those that it serves.
+        signatures: those that have a fusion head.
     """
     return (
         {preprocess_model(name): _PYTHON for name in preprocessed}

@@ -87,7 +87,7 @@ def test_a_cold_product_sends_nothing() -> None:
 
 @pytest.mark.parametrize("count", [-1, float("nan"), float("inf"), True, "3", None])
 def test_a_count_that_is_none_is_refused(count: Any) -> None:
-    with pytest.raises(ProductError, match="how often 'u' did") as caught:
+    with pytest.raises(ProductError, match="the count of 'u' must") as caught:
         payloads(Product(interactions={"u": count}), InputSchema(), MODALITIES)
     assert caught.value.modality == "interactions"
 

@@ -35,7 +35,7 @@ class Plan:
     Attributes:
         keys: all steps, and the keys that mean something for each of them here.
         times: the service times of the steps that worked, those with the largest share first.
-        elsewhere: the steps that do not run on these, because the profile puts them on an accelerator.
+        elsewhere: the steps that do not run on the cores, because the profile puts them on an accelerator.
         cores: processors that the server may use.
         largest_batch: the most products that can wait for an execution at the same time, or fit into one.
         target_ms: the 99th percentile that has to be kept.

@@ -40,6 +40,10 @@ class TuneConfig:
         target_ms: the 99th percentile that has to be kept, failures counting as infinitely late.
         budget_s: how long all of it may take; no trial begins that would leave no time for the final comparison.
         rounds: alternations of a candidate with the incumbent.
+
+    Raises:
+        InputError: the load is no closed loop, a number is out of range, or the budget does not hold the final
+            comparison and two trials.
     """
 
     load: LoadConfig

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What there is to say about one kind of product: synonyms of its name, and a typical price."""
+    """What there is to say about one kind of product; the first name is the plain one, the price a typical one."""
 
     department: str
     names: tuple[str, ...]
@@ -170,7 +170,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Seller:
-    """The habits of a seller: the order of the words in a title, what joins them, and how readily each is written."""
+    """The habits of a seller: the order of the words in a title, what joins them, whether they get capitals."""
 
     name: str
     order: tuple[str, ...]

@@ -1,4 +1,7 @@
-"""Interactions by collaborative filtering: implicit-feedback matrix factorisation (article, 2.1.2)."""
+"""Interactions by collaborative filtering: implicit-feedback matrix factorisation (article, 2.1.2).
+
+After Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets" (2008).
+"""
 
 from __future__ import annotations
 

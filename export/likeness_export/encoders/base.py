@@ -142,7 +142,16 @@ class EncoderConfig(BaseModel, ABC):
 
     @abstractmethod
     def prepare(self, items: Sequence[bytes], tower: Path, data_root: Path) -> None:
-        """Write what preprocessing and `build` need into the tower's folder; fitted on the training items only."""
+        """Write what preprocessing and `build` need into the tower's folder; fitted on the training items only.
+
+        Args:
+            items: the training products' bytes of the modality, read again each time they are asked for.
+            tower: the folder.
+            data_root: where to look for pretrained weights.
+
+        Raises:
+            InputError: there is nothing to fit to, or no such network.
+        """
 
     @abstractmethod
     def build(self, tower: Path, source_root: Path | None) -> Encoder:
@@ -151,4 +160,8 @@ class EncoderConfig(BaseModel, ABC):
         Args:
             tower: the folder that `prepare` wrote.
             source_root: where to look for pretrained weights; None for a network whose trained weights follow.
+
+        Raises:
+            InputError: the weights are not there, or do not fit.
+            MissingExtraError: a package is not installed.
         """

@@ -176,6 +176,9 @@ def vary(images: Tensor, size: int | None = None) -> Tensor:
         images: FP32 [n, 3 k, h, w] in 0..255, k RGB frames.
         size: side of the result; None: as it is. Sampled from the whole resolution in one move, so that a part of a
             photo is as sharp as the photo.
+
+    Returns:
+        FP32 [n, 3 k, h or size, w or size] in 0..255.
     """
     n, height, width = len(images), size or images.shape[2], size or images.shape[3]
     angle = (torch.rand(n) * 2 - 1) * math.radians(15)

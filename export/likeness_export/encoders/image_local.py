@@ -85,9 +85,9 @@ class LocalFeatures(PhotoEncoder):
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""
         maps = self.maps(tensors[0])
-        joined = self.join(maps)  # (n, w, h, w')
-        places = joined.flatten(2).transpose(1, 2)  # (n, h w', w)
-        parts = self.attend(joined).flatten(2) @ places  # (n, p, w)
+        joined = self.join(maps)  # (n, 256, h, w)
+        places = joined.flatten(2).transpose(1, 2)  # (n, h w, 256)
+        parts = self.attend(joined).flatten(2) @ places  # (n, p, 256)
         features = [self.pool_last(maps[-1]), self.pool_joined(joined), *parts.unbind(1)]
         return torch.cat([F.normalize(feature.float(), dim=1) for feature in features], 1)  # (n, f)
 
@@ -118,7 +118,7 @@ class LocalFeatures(PhotoEncoder):
         return list(of_size.values())[-self.scales :]
 
     def join(self, maps: list[Tensor]) -> Tensor:
-        """Add all scales up, at the size of the largest: FP32 [n, w, h, w']."""
+        """Add all scales up, at the size of the largest: FP32 [n, 256, h, w]."""
         size = maps[0].shape[2:]
         narrow = [lateral(found) for lateral, found in zip(self.lateral, maps, strict=True)]
         grown = [F.interpolate(found, size=size, mode="bilinear", align_corners=False) for found in narrow[1:]]

@@ -25,7 +25,7 @@ class SmallConvNetConfig(PhotoConfig):
     encoder: Literal["small_cnn"]
     image_px: int = Field(default=96, ge=32, le=256, description="side of the square that photos are squashed to")
     width: int = Field(
-        default=32, ge=8, le=128, description="channels of the first stage; each of four stages doubles them"
+        default=32, ge=8, le=128, description="channels of the first of four stages; each later one has twice as many"
     )
     freeze: bool = False
     learning_rate: LearningRate = 2e-3

@@ -49,7 +49,7 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        InputError: there is nothing by that name; says where it was looked for.
+        InputError: there is nothing by that name, or it cannot be loaded; says where it was looked for.
     """
     place = locate(source, data_root)
     try:

@@ -30,7 +30,7 @@ class C3dConfig(VideoConfig):
     # in bf16 (seen with 2.13: uninitialised memory). It halves time twice before.
     frames: int = Field(default=16, ge=12, le=64, description="how many frames are taken, evenly over the clip")
     width: int = Field(
-        default=16, ge=8, le=64, description="channels of the first stage; each of four stages doubles them"
+        default=16, ge=8, le=64, description="channels of the first of four stages; each later one has twice as many"
     )
 
     def build(self, tower: Path, source_root: Path | None) -> Encoder:  # noqa: ARG002 (there are no pretrained weights)

@@ -64,7 +64,15 @@ class Embedder(Protocol):
 
 
 class OfflineEmbedder:
-    """Embeds with eager torch. Towers run once; every signature only fuses again."""
+    """Embeds with eager torch. Towers run once; every signature only fuses again.
+
+    Args:
+        run: the trained run.
+        catalogue: the products.
+
+    Raises:
+        InputError: the run is not trained to its end, or a file of it is damaged.
+    """
 
     def __init__(self, run: Run, catalogue: Catalogue) -> None:
         self.recipe, self.network = run.read_network()

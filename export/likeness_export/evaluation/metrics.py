@@ -13,7 +13,7 @@ from likeness_export.progress import each
 
 _FIRST = (1, 5, 10)
 _DISCOUNTS = 1 / np.log2(np.arange(10) + 2.0)  # of the first ten places
-_BLOCK_SCORES = 8_000_000
+_BLOCK_SCORES = 8_000_000  # at a time; 32 MB
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,8 @@ class AttentionConfig(_FusionConfig):
 
     kind: Literal["attention"] = "attention"
     score: Literal["linear", "mlp"] = Field(
-        default="linear", description="scoring function of the softmax attention (article, 4.2)"
+        default="linear",
+        description="scoring function of the softmax attention (article, 4.2); mlp has one hidden layer, half as wide",
     )
 
     def build(self, towers: int, dimension: int) -> Fusion:

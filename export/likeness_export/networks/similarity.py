@@ -22,6 +22,7 @@ class LearnedMetric(nn.Module):
 
     def __init__(self, dimension: int, hidden: int) -> None:
         super().__init__()
+        # A cosine of 0.5 is undecided at first.
         self.scale = nn.Parameter(torch.tensor(10.0))
         self.bias = nn.Parameter(torch.tensor(-5.0))
         self.hidden = nn.Linear(2 * dimension + 1, hidden)

@@ -85,6 +85,9 @@ class Limits:
         cosine_min: the same for the worst product.
         overlap_at_10: at least.
         batch_distance: at most.
+
+    Raises:
+        InputError: one of the first two is no finite number.
     """
 
     recall_loss: float = 0.5

@@ -75,7 +75,7 @@ class Products:
         return int(np.count_nonzero(self.inputs[tower].known))
 
     def feeds(self, tower: str, size: int) -> Iterator[Feed]:
-        """Yield the network's inputs of all products that have the tower's modality, in batches of ``size``."""
+        """Yield the network's inputs of all products with a usable one for the tower, in batches of ``size``."""
         rows = self._unpadded(tower, np.flatnonzero(self.inputs[tower].known))
         for start in range(0, len(rows), size):
             yield self._feed(tower, rows[start : start + size])

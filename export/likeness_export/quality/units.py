@@ -37,7 +37,7 @@ class Unit:
         table: the table.
         variant: what is trained; None: nothing, the baselines are measured.
         seed: the recipe's seed.
-        place: of the seed among all of them; where pairs are held out, each seed holds out another share (`data.fold`)
+        place: of the seed among all of them; where pairs are held out, each seed holds out another share (`data.fold`).
         work: the folder of all tables' runs.
         data_root: what the recipe's relative paths start from.
         parts: the units whose runs are joined; empty: one run is trained.
@@ -179,6 +179,9 @@ def read_finished(unit: Unit) -> Finished | None:
     """Return the kept result of a unit; None if there is none, or if it is one of another recipe or other measures.
 
     That of joined runs is none either where one of them has been trained anew since.
+
+    Raises:
+        InputError: it is damaged.
     """
     place = unit.folder / "figures.json"
     try:

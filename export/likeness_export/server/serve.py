@@ -130,8 +130,8 @@ def serving(config: ServeConfig) -> Iterator[subprocess.Popen[bytes]]:
     The server also ends with the thread that entered the block, however that one ends.
 
     Raises:
-        InputError: no such profile, the repository is incomplete, no such host, a port is taken, or there is a NumPy
-            that the server cannot work with.
+        InputError: no such profile, the repository is incomplete, no such host, a port is taken, an option is one that
+            is set here, or there is a NumPy that the server cannot work with.
         ServeError: the server did not become ready.
         MissingExtraError: there is no server.
     """

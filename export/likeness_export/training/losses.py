@@ -8,11 +8,13 @@ from torch import Tensor
 
 from likeness_export.networks.similarity import LearnedMetric
 
-PROXY_SCALE, PROXY_SMOOTHING = 16.0, 0.1
+PROXY_SCALE, PROXY_SMOOTHING = 16.0, 0.1  # of the cosines (1 / temperature), and of the labels
 
 
 def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Tensor:
     """InfoNCE (4.1): ``-log exp(s_ij / tau) / sum_k exp(s_ik / tau)``, k other than i, for pairs (i, j) that are alike.
+
+    With several positives it is the supervised contrastive loss (Khosla et al. 2020).
 
     Args:
         embeddings: FP32 [n, d], unit vectors; s is their cosine.
@@ -20,7 +22,7 @@ def contrastive(embeddings: Tensor, positives: Tensor, temperature: float) -> Te
         temperature: tau.
 
     Returns:
-        A scalar, the mean over the products of the mean over what is alike to each; 0 when nothing is.
+        A scalar, the mean over the products that have something alike of the mean over that; 0 when none has.
     """
     itself = torch.eye(len(embeddings), dtype=torch.bool)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
@@ -31,7 +33,8 @@ def decoupled(embeddings: Tensor, positives: Tensor, temperature: float) -> Tens
     """The article's listing (5): as `contrastive`, but with the positives left out of the denominator.
 
     What is alike then never competes with itself, so that large groups are not pushed apart (Yeh et al. 2022, decoupled
-    contrastive learning). Arguments and result as in `contrastive`; products without a negative do not count.
+    contrastive learning). Arguments and result as in `contrastive`; products without a positive or without
+    a negative do not count.
     """
     itself = torch.eye(len(embeddings), dtype=torch.bool)
     return _decoupled(embeddings @ embeddings.T / temperature, positives & ~itself, ~(positives | itself))
@@ -105,6 +108,9 @@ def metric_loss(metric: LearnedMetric, embeddings: Tensor, positives: Tensor, ju
         embeddings: FP32 [n, d].
         positives: BOOL [n, n].
         judged: BOOL [n, n]; the pairs that are neither are not looked at.
+
+    Returns:
+        A scalar, the mean over these pairs; 0 without any.
     """
     upper = torch.ones_like(positives).triu(1)
     i_positive, j_positive = (positives & upper).nonzero(as_tuple=True)

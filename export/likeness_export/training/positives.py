@@ -80,6 +80,9 @@ class LabelPositives:
         training: how large batches are.
         source: where each product comes from, e.g. a shop or a kind of photo: the draws of a group take turns over the
             sources, so that even a rare one is seen with each of its groups. None: all from one.
+
+    Raises:
+        InputError: fewer than two labels are shared by several products.
     """
 
     def __init__(
@@ -170,6 +173,9 @@ class OwnPositives:
     Args:
         rows: the products that have several modalities.
         training: how large batches are.
+
+    Raises:
+        InputError: fewer than two have.
     """
 
     class_counts: tuple[int, ...] = ()
@@ -203,6 +209,14 @@ class PairPositives:
 
     Hard negatives are mined: products that lay nearest to one of those left sides in the last epoch and are not paired
     with it. Only left sides with a known match are mined for: what lies near to one of the others may be its match.
+
+    Args:
+        pairs: rows of the left and of the right product, and the label.
+        usable: BOOL [n], the products that may be drawn.
+        training: how large batches are.
+
+    Raises:
+        InputError: fewer than two pairs are labelled 1.
     """
 
     class_counts: tuple[int, ...] = ()

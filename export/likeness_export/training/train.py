@@ -35,6 +35,7 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
     Raises:
         InputError: the folder holds a run of another recipe or something else, another process trains there, the data
             cannot be used, it has changed since the training was interrupted, or there is no such device.
+        MissingExtraError: the package of an encoder is not installed.
     """
     place = _usable_device(device)
     torch.backends.cudnn.allow_tf32 = False  # on by default, unlike that of matrix products: fp32 means fp32

@@ -233,7 +233,7 @@ class Trainer:
 
 
 def _schedule(head_steps: int, steps: int) -> Callable[[int], float]:
-    """Return the learning rate's factor per step: constant for the head alone, then falling; each after a rise."""
+    """Return the factor of the learning rate per step: 1 for the head alone, then half a cosine; each after a rise."""
     warm_head, warm = max(1, round(_WARM_UP * head_steps)), max(1, round(_WARM_UP * steps))
 
     def factor(step: int) -> float:

@@ -69,7 +69,8 @@ def cluster(
     embeddings: Vectors,
     out: Lines,
     threshold: Annotated[
-        str, typer.Option(help="Mean cosine within a cluster, or auto: the one with the best silhouette.")
+        str,
+        typer.Option(help="Mean cosine below which clusters stay apart, or auto: the one with the best silhouette."),
     ] = "auto",
     label: Annotated[str, typer.Option(help="Field to compare the clusters with; a+b means both.")] = "",
     split: Splits = None,

@@ -21,8 +21,8 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))
 """What ``auto`` tries, 0.95 down to 0.1."""
 PART = 4_000
 """The largest part that is linked as a whole; takes memory for its pairs, 130 MB."""
-_SAMPLE = 5_000
-_BLOCK_COSINES = 8_000_000
+_SAMPLE = 5_000  # products that a silhouette is taken over
+_BLOCK_COSINES = 8_000_000  # at a time; 32 MB
 _SAME = 1e-6  # the distance of equal vectors is up to this, on either side of zero: their length is 1 in FP32 only
 _NEARLY_ALL = 0.9  # of the products: whoever holds more of them has not divided the catalogue
 

@@ -33,7 +33,7 @@ NEIGHBOURS = (1, 2, 3, 5, 10)
 """The numbers of neighbours, k."""
 AMONG_NEIGHBOURS = ", among neighbours"
 """What stands behind the name of a score whose pairs are judged so."""
-_BLOCK_VALUES = 8_000_000
+_BLOCK_VALUES = 8_000_000  # at a time; 32 MB
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from likeness_export.uses.inputs import EmbeddedProducts, Vectors
 
 log = logging.getLogger(__name__)
 MAX_POSITIVES = 2_000_000
-_BLOCK_SCORES = 4_000_000
+"""The most pairs of equal labels; as many others are looked for, and all of them held in memory."""
+_BLOCK_SCORES = 4_000_000  # at a time; 16 MB
 
 
 def pairs_of(held: EmbeddedProducts, source: Path | str, split: str) -> list[NamedPair]:
