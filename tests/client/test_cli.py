@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -392,14 +393,36 @@ def test_the_shell_sends_what_a_gateway_asks_for(
     assert "needs both private_key and certificate_chain" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "make room there, or give another path"),
+        (errno.EACCES, "let this user have access, or give another path"),
+        (errno.EMFILE, "raise the limit (ulimit -n)"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, way_out: str
+) -> None:
+    def refused() -> None:
+        raise OSError(number, "so it is", "runs/x")
 
-    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr(cli, "app", refused)
     monkeypatch.setattr(cli, "_load_commands", list)
     assert run(monkeypatch) == 1
-    assert "runs/x: No space left on device; make room there" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"runs/x: so it is; {way_out}\n"
+
+
+def test_that_no_temporary_file_can_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/not/there"])
+    monkeypatch.setattr(cli, "app", tempfile.gettempdir)
+    monkeypatch.setattr(cli, "_load_commands", list)
+    assert run(monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("['/not/there']: make room in one of them, or name another folder by TMPDIR\n")
 
 
 def test_compare_shows_scores_and_weights(
