@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -73,6 +74,8 @@ Timeout = Annotated[float, typer.Option(min=0.01, help="Deadline of each call to
 def main() -> None:
     """Run the command; every error of this project becomes one line on stderr and exit code 1."""
     signal.signal(signal.SIGTERM, _terminated)  # what is half-written has to go, as after Ctrl-C
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot hold is no reason to fail; stderr's default
+        sys.stdout.reconfigure(errors="backslashreplace")
     hints: list[str] = []
     try:
         hints += _load_commands()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -423,6 +424,20 @@ def test_that_no_temporary_file_can_be_written_is_one_line(
     assert run(monkeypatch) == 1
     said = capsys.readouterr().err
     assert said.endswith("['/not/there']: make room in one of them, or name another folder by TMPDIR\n")
+
+
+def test_a_name_that_the_output_cannot_hold_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+
+    def show() -> None:
+        print("größe", flush=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii", errors="strict"))
+    monkeypatch.setattr(cli, "app", show)
+    monkeypatch.setattr(cli, "_load_commands", list)
+    assert run(monkeypatch) == 130
+    assert shown.getvalue() == b"gr\\xf6\\xdfe\n"
 
 
 def test_compare_shows_scores_and_weights(
