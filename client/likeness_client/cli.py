@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import json
 import signal
 import sys
 from dataclasses import asdict
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,6 +27,7 @@ from likeness_client.errors import (
 )
 from likeness_client.records import Product
 from likeness_client.results import Comparison
+from likeness_client.writing import WAYS_OUT
 
 COMMAND_GROUP = "likeness.commands"
 """Entry points that add commands; each is a ``typer.Typer``."""
@@ -58,7 +59,6 @@ EXTRA_OF = {
 """Optional package -> the extra that brings it."""
 BULK_TIMEOUT_S = 300.0
 """Deadline where nobody waits for a single answer, and a call queues behind seven others of the same command."""
-_NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="likeness",
@@ -74,6 +74,8 @@ Timeout = Annotated[float, typer.Option(min=0.01, help="Deadline of each call to
 def main() -> None:
     """Run the command; every error of this project becomes one line on stderr and exit code 1."""
     signal.signal(signal.SIGTERM, _terminated)  # what is half-written has to go, as after Ctrl-C
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot hold is no reason to fail; stderr's default
+        sys.stdout.reconfigure(errors="backslashreplace")
     hints: list[str] = []
     try:
         hints += _load_commands()
@@ -92,9 +94,11 @@ def main() -> None:
             raise
         _stop(str(missing), 1)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # tempfile's: nothing can be written there
+            _stop(f"{error.strerror}: make room in one of them, or name another folder by TMPDIR", 1)
+        if error.errno not in WAYS_OUT:
             raise
-        _stop(f"{error.filename or 'a file'}: {error.strerror}; make room there, or give another path", 1)
+        _stop(f"{error.filename or 'a file'}: {error.strerror}; {WAYS_OUT[error.errno]}", 1)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 
@@ -288,6 +292,6 @@ def _terminated(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _stop(message: str, code: int) -> None:
+def _stop(message: str, code: int) -> NoReturn:
     typer.echo(message, err=True)
     raise SystemExit(code)

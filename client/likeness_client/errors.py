@@ -178,15 +178,16 @@ class ServerUnavailableError(ServerError):
             return super().__str__()
         where = f" at {self.address}" if self.address else ""
         way_out = "start one with `likeness serve REPOSITORY`, and ask its --grpc-port, not the one of HTTP"
-        if proxy := next((name for name in _PROXIES if os.environ.get(name)), ""):
-            way_out += f"; {proxy} is set, which gRPC obeys: name the server in no_proxy if it should not"
-        return f"no server answers{where}; {way_out} ({self.message}) [{self.code}]"
+        return f"no server answers{where}; {way_out}{_proxy_hint()} ({self.message}) [{self.code}]"
 
 
 class DeadlineExceededError(ServerError):
     """No answer came before the deadline."""
 
     hint = "raise timeout_s (--timeout-s of a command), or send less at once (--batch-size of `likeness embed`)"
+
+    def __str__(self) -> str:
+        return super().__str__() + ("" if self.model else _proxy_hint())  # the first thing asked is a question
 
 
 class OverloadedError(ServerError):
@@ -208,6 +209,11 @@ STATUS_ERRORS: Mapping[str, type[ServerError]] = {
     "UNAVAILABLE": ServerUnavailableError,
 }
 """gRPC status code -> class; of all others `ServerError` itself."""
+
+
+def _proxy_hint() -> str:
+    proxy = next((name for name in _PROXIES if os.environ.get(name)), "")
+    return f"; {proxy} is set, which gRPC obeys: name the server in no_proxy if it should not" if proxy else ""
 
 
 @contextmanager

@@ -22,6 +22,13 @@ from numpy.typing import NDArray
 from likeness_client.errors import InputError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's, the user's, the largest file's
+WAYS_OUT = {
+    **dict.fromkeys(_NO_ROOM, "make room there, or give another path"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "let this user have access, or give another path"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit (ulimit -n)"),
+    errno.EROFS: "give another path",
+}
+"""What to do about a file that cannot be read or written, by the number of the error."""
 
 
 @contextmanager
@@ -153,7 +160,7 @@ def told_if_full(path: Path) -> Iterator[None]:
     try:
         yield
     except shutil.Error as error:  # copytree's, which lists what became of each file: (from, to, why)
-        raise _unwritable(path, OSError(error.args[0][0][-1])) from error
+        raise _unwritable(path, OSError(errno.ENOSPC, error.args[0][0][-1])) from error
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -161,7 +168,5 @@ def told_if_full(path: Path) -> Iterator[None]:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    way_out = "make room there, or give another path"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        way_out = "raise the limit (ulimit -n)"
+    way_out = WAYS_OUT.get(error.errno or 0, "give another path")
     return InputError(f"cannot write {path} ({error.strerror or error}): {way_out}")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -392,14 +394,50 @@ def test_the_shell_sends_what_a_gateway_asks_for(
     assert "needs both private_key and certificate_chain" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "make room there, or give another path"),
+        (errno.EACCES, "let this user have access, or give another path"),
+        (errno.EMFILE, "raise the limit (ulimit -n)"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, way_out: str
+) -> None:
+    def refused() -> None:
+        raise OSError(number, "so it is", "runs/x")
 
-    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr(cli, "app", refused)
     monkeypatch.setattr(cli, "_load_commands", list)
     assert run(monkeypatch) == 1
-    assert "runs/x: No space left on device; make room there" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"runs/x: so it is; {way_out}\n"
+
+
+def test_that_no_temporary_file_can_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/not/there"])
+    monkeypatch.setattr(cli, "app", tempfile.gettempdir)
+    monkeypatch.setattr(cli, "_load_commands", list)
+    assert run(monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("['/not/there']: make room in one of them, or name another folder by TMPDIR\n")
+
+
+def test_a_name_that_the_output_cannot_hold_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+
+    def show() -> None:
+        print("größe", flush=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii", errors="strict"))
+    monkeypatch.setattr(cli, "app", show)
+    monkeypatch.setattr(cli, "_load_commands", list)
+    assert run(monkeypatch) == 130
+    assert shown.getvalue() == b"gr\\xf6\\xdfe\n"
 
 
 def test_compare_shows_scores_and_weights(

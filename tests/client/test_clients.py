@@ -439,6 +439,8 @@ def test_a_proxy_that_calls_went_to_is_named(kind: Any, monkeypatch: pytest.Monk
     said = r"not the one of HTTP; http_proxy is set, which gRPC obeys: name the server in no_proxy"
     with kind("127.0.0.1:1", max_attempts=1) as client, pytest.raises(ServerUnavailableError, match=said):
         client.embed([])
+    late = DeadlineExceededError("Deadline Exceeded", "127.0.0.1:1", code="DEADLINE_EXCEEDED")  # it took the call
+    assert str(late).endswith("http_proxy is set, which gRPC obeys: name the server in no_proxy if it should not")
 
 
 def test_a_server_that_is_not_ready_says_so(client: Any, endpoint: Endpoint) -> None:

@@ -161,10 +161,19 @@ def test_of_arrays_that_find_no_room_only_that_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_too_many_open_files_are_no_lack_of_room(tmp_path: Path) -> None:
-    expected = r"cannot write .*a\.txt \(Too many open files\): raise the limit \(ulimit -n\)$"
-    with pytest.raises(InputError, match=expected), told(tmp_path / "a.txt"):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.EMFILE, "raise the limit (ulimit -n)"),
+        (errno.EACCES, "let this user have access, or give another path"),
+        (errno.EROFS, "give another path"),
+        (errno.ENOTDIR, "give another path"),
+    ],
+)
+def test_what_is_no_lack_of_room_has_another_way_out(tmp_path: Path, number: int, way_out: str) -> None:
+    with pytest.raises(InputError) as caught, told(tmp_path / "a.txt"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == f"cannot write {tmp_path / 'a.txt'} ({os.strerror(number)}): {way_out}"
 
 
 def test_a_folder_that_is_copied_to_a_full_disk_is_named(tmp_path: Path) -> None:

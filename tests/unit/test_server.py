@@ -260,6 +260,14 @@ def test_a_temporary_folder_that_is_of_no_use_is_refused(
     assert not list((tmp_path / "my files").iterdir())
 
 
+def test_the_python_backend_needs_a_folder_that_no_variable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likeness_export.server.serve._BACKEND_TEMPORARY", tmp_path / "read-only")
+    with pytest.raises(InputError, match=r"read-only cannot be written to, .* whatever TMPDIR says"), _runtime():
+        pass
+
+
 def test_a_port_may_be_used_once_only() -> None:
     with pytest.raises(InputError, match="--grpc-port 8001, --http-port 8000, --metrics-port 8000: the three must"):
         _check_ports(ServeConfig(repository=Path(), metrics_port=8000))

@@ -37,6 +37,7 @@ PROBE_CHANNEL = [
     ("grpc.enable_http_proxy", 0),  # the server is on this machine
 ]
 """How the channel to a server of one's own is set up that is only to find out how it is."""
+_BACKEND_TEMPORARY = Path("/tmp")  # the python backend makes a folder of its own there, whatever TMPDIR says
 _STOP_S = 20.0  # how long a process may take to end, a server to unload its models, before its group is killed
 # The kernel sends SIGTERM (15) to a server whose starter is gone, be it by SIGKILL: PR_SET_PDEATHSIG (1). A program
 # that then becomes the server sets it, because `preexec_fn` may deadlock in a process with threads.
@@ -290,6 +291,11 @@ def _link_python_backend(package: Path, backend: Path) -> None:
 @contextmanager
 def _runtime() -> Iterator[Path]:
     """Give a folder for what a server is started with."""
+    if not os.access(_BACKEND_TEMPORARY, os.W_OK):  # Triton would abort
+        raise InputError(
+            f"{_BACKEND_TEMPORARY} cannot be written to, as Triton's python backend has to, whatever TMPDIR says: "
+            f"mount a folder there (docker run --tmpfs {_BACKEND_TEMPORARY})"
+        )
     try:
         folder = tempfile.TemporaryDirectory(prefix=OWN)
     except OSError as error:  # a container may be read-only
