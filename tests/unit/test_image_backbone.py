@@ -18,6 +18,7 @@ from likeness_export.exporting.onnx_export import export_network
 from likeness_export.pipeline import StepSpec
 from likeness_export.tensors import TensorSpec
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -29,6 +30,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     ResNetConfig,
+    Siglip2VisionConfig,
     SwinConfig,
     SwinModel,
     ViTConfig,
@@ -231,6 +233,21 @@ def test_weights_that_are_cut_short_are_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"source 'network': .*network does not hold a network that can be loaded"):
         write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = tmp_path / "network" / "model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if not name.startswith("conv_1x1")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"source 'network': its files lack \d+ of the weights of a MobileNetV2Model"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+def test_a_network_that_takes_more_than_pixels_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, Siglip2VisionConfig(**{name: SMALL[name] for name in SMALL if name != "image_size"}))
+    with pytest.raises(InputError, match=r"pictures of 32 px do not fit the network .*pixel_attention_mask"):
+        ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
 
 
 @pytest.mark.parametrize("inside", [".", "model"])

@@ -24,7 +24,7 @@ from likeness_export.encoders.image_common import (
     StridedDepthwise,
     seen_at,
 )
-from likeness_export.encoders.sources import load_pretrained, locate
+from likeness_export.encoders.sources import load_network, load_pretrained, locate
 
 
 class ImageBackboneConfig(PhotoConfig):
@@ -66,8 +66,7 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
         InputError: the network or the settings of its image processor are not there, or its pixels are unlike ours.
     """
     config = load_pretrained(AutoConfig, source, data_root)
-    network, loading = load_pretrained(AutoModel, source, data_root, output_loading_info=True)
-    config.random_pooler = any("pooler" in name for name in loading["missing_keys"])
+    network, config.random_pooler = load_network(source, data_root)
     config.projected = hasattr(network, "visual_projection")
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
@@ -116,7 +115,7 @@ def load_backbone(
         # transformers' own gap in its types
         backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     else:
-        backbone = load_pretrained(AutoModel, source, source_root, dtype=torch.float32)
+        backbone, _ = load_network(source, source_root)
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise  # the same weights under the same names
