@@ -31,6 +31,8 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
     Siglip2VisionConfig,
+    SiglipConfig,
+    SiglipForImageClassification,
     SwinConfig,
     SwinModel,
     ViTConfig,
@@ -248,6 +250,18 @@ def test_a_network_that_takes_more_than_pixels_is_refused(tmp_path: Path) -> Non
     saved(tmp_path, Siglip2VisionConfig(**{name: SMALL[name] for name in SMALL if name != "image_size"}))
     with pytest.raises(InputError, match=r"pictures of 32 px do not fit the network .*pixel_attention_mask"):
         ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
+
+
+def test_of_a_network_of_two_halves_only_that_of_photos_has_to_be_there(tmp_path: Path) -> None:
+    config = SiglipConfig(vision_config=SMALL, text_config=SMALL)
+    SiglipForImageClassification(config).save_pretrained(tmp_path / "network")
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    weights = tmp_path / "network" / "model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if "post_layernorm" not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"its files lack 2 of the weights of a SiglipModel, as vision_model\.post_"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
 
 
 @pytest.mark.parametrize("inside", [".", "model"])

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder
-from likeness_export.encoders.halves import space_of
+from likeness_export.encoders.halves import OF_PHOTOS, space_of
 from likeness_export.encoders.image_common import (
     MeanOfMap,
     Normalise,
@@ -66,7 +66,7 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
         InputError: the network or the settings of its image processor are not there, or its pixels are unlike ours.
     """
     config = load_pretrained(AutoConfig, source, data_root)
-    network, config.random_pooler = load_network(source, data_root)
+    network, config.random_pooler = load_network(source, data_root, OF_PHOTOS)
     config.projected = hasattr(network, "visual_projection")
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
@@ -115,7 +115,7 @@ def load_backbone(
         # transformers' own gap in its types
         backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     else:
-        backbone, _ = load_network(source, source_root)
+        backbone, _ = load_network(source, source_root, OF_PHOTOS)
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise  # the same weights under the same names

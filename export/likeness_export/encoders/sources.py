@@ -87,12 +87,14 @@ def _brings_code(place: str) -> bool:
     return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
 
-def load_network(source: str, data_root: Path) -> tuple[Any, bool]:
+def load_network(source: str, data_root: Path, half: tuple[str, ...]) -> tuple[Any, bool]:
     """Load a pretrained network in FP32.
 
     Args:
         source: see `locate`.
         data_root: see `locate`.
+        half: how the names begin of the weights that are wanted of a network of two halves (classifiers of photos are
+            saved without those of the other one); of any other network all are.
 
     Returns:
         The network, and whether its pooling is random: checkpoints of classifiers often bring no weights for one.
@@ -101,11 +103,13 @@ def load_network(source: str, data_root: Path) -> tuple[Any, bool]:
         InputError: see `load_pretrained`; or the files lack other weights, which would be random, too.
     """
     network, loading = load_pretrained(AutoModel, source, data_root, dtype=torch.float32, output_loading_info=True)
-    poolers = {name for name in loading["missing_keys"] if "pooler" in name}
-    if missing := sorted({*loading["missing_keys"]} - poolers):
+    wanted = [name for name in network.state_dict() if name.startswith(half)] or [*network.state_dict()]
+    missing = [name for name in wanted if name in loading["missing_keys"]]
+    poolers = {name for name in missing if "pooler" in name}
+    if others := [name for name in missing if name not in poolers]:
         raise InputError(
-            f"source {source!r}: its files lack {len(missing)} of the weights of a {type(network).__name__}, as "
-            f"{missing[0]}: copy the network again, whole, or name another"
+            f"source {source!r}: its files lack {len(others)} of the weights of a {type(network).__name__}, as "
+            f"{others[0]}: copy the network again, whole, or name another"
         )
     return network, bool(poolers)
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig, write_asset
-from likeness_export.encoders.halves import TEXT_HALVES, TWO_HALVES, space_of
+from likeness_export.encoders.halves import OF_TEXTS, TEXT_HALVES, TWO_HALVES, space_of
 from likeness_export.encoders.sentence_layers import (
     FIRST,
     MEAN,
@@ -184,7 +184,7 @@ class TextTransformerConfig(EncoderConfig):
             config = AutoConfig.from_pretrained(tower / BACKBONE)
             backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers' own gap
         else:
-            backbone, _ = load_network(self.source, source_root)
+            backbone, _ = load_network(self.source, source_root, OF_TEXTS)
         settings = json.loads((tower / ASSETS / text.SETTINGS_FILE).read_text(encoding="utf-8"))
         pooling = settings.get("pooling", MEAN)  # runs of before there was a choice have none
         if pooling == _OF_HALF:
