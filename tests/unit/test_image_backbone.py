@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     BaseImageProcessor,
+    BeitConfig,
     EfficientNetImageProcessorPil,
     IJepaConfig,
     IJepaModel,
@@ -34,7 +35,6 @@ from transformers import (
     SiglipConfig,
     SiglipForImageClassification,
     SwinConfig,
-    SwinModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -94,11 +94,16 @@ def test_weights_and_answers_are_those_of_the_plain_network(tmp_path: Path) -> N
         torch.testing.assert_close(network.eval()(pixels).pooler_output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_within_windows_is_traced(tmp_path: Path) -> None:
-    config = SwinConfig(image_size=PX, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4)
-    SwinModel(config).save_pretrained(tmp_path / "network")
-    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    write_architecture("network", tmp_path / "tower", tmp_path)
+@pytest.mark.parametrize(
+    "config",
+    [
+        SwinConfig(image_size=PX, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4),
+        BeitConfig(**SMALL, use_relative_position_bias=True),
+    ],
+    ids=["within windows", "with learned places"],
+)
+def test_attention_is_traced(config: PretrainedConfig, tmp_path: Path) -> None:
+    saved(tmp_path, config)
     encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
     spec = StepSpec(
         name="image_encoder",

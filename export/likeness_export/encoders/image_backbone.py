@@ -121,11 +121,11 @@ def load_backbone(
             module.__class__ = StridedDepthwise  # the same weights under the same names
         if type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
             module.__class__ = MeanOfMap
+    # The plain product of matrices, as of texts: torch's fused attention over windows (Swin) or with learned places
+    # (BEiT) is not traced for batches that vary.
+    backbone.set_attn_implementation("eager")
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     found = getattr(backbone, "vision_model", backbone)
-    # Swin: torch's attention over windows is not traced for batches that vary.
-    if hasattr(getattr(found, "config", None), "window_size"):
-        found.set_attn_implementation("eager")
     found.random_pooler = bool(getattr(config, "random_pooler", False))
     if getattr(config, "projected", False):  # runs of before it was taken have none
         found.visual_projection = backbone.visual_projection
