@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -393,6 +394,14 @@ def test_a_full_disk_is_no_fault_of_the_network(tmp_path: Path, little_room: Lit
 def test_a_good_network_is_exported_and_reported(tmp_path: Path) -> None:
     report = export_network(Double(), VECTOR, tmp_path / "model.onnx", 8)
     assert (report.name, report.cases, report.largest_difference) == ("double", 3, 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_network_of_any_size_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 1.6 GB on torch would write the weights into a file beside it, which nothing here takes along."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    spec = replace(VECTOR, inputs=(TensorSpec("vector", "FP32", (64,)),), outputs=(TensorSpec("o", "FP32", (64,)),))
+    export_network(nn.Linear(64, 64), spec, tmp_path / "model.onnx", 8)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 

@@ -18,10 +18,12 @@ from likeness_export.exporting.onnx_export import export_network
 from likeness_export.pipeline import StepSpec
 from likeness_export.tensors import TensorSpec
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
     BaseImageProcessor,
+    BeitConfig,
     EfficientNetImageProcessorPil,
     IJepaConfig,
     IJepaModel,
@@ -29,8 +31,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     ResNetConfig,
+    Siglip2VisionConfig,
+    SiglipConfig,
+    SiglipForImageClassification,
     SwinConfig,
-    SwinModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -90,11 +94,16 @@ def test_weights_and_answers_are_those_of_the_plain_network(tmp_path: Path) -> N
         torch.testing.assert_close(network.eval()(pixels).pooler_output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_within_windows_is_traced(tmp_path: Path) -> None:
-    config = SwinConfig(image_size=PX, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4)
-    SwinModel(config).save_pretrained(tmp_path / "network")
-    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    write_architecture("network", tmp_path / "tower", tmp_path)
+@pytest.mark.parametrize(
+    "config",
+    [
+        SwinConfig(image_size=PX, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4),
+        BeitConfig(**SMALL, use_relative_position_bias=True),
+    ],
+    ids=["within windows", "with learned places"],
+)
+def test_attention_is_traced(config: PretrainedConfig, tmp_path: Path) -> None:
+    saved(tmp_path, config)
     encoder = ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
     spec = StepSpec(
         name="image_encoder",
@@ -230,6 +239,33 @@ def test_weights_that_are_cut_short_are_named(tmp_path: Path) -> None:
     weights = tmp_path / "network" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"source 'network': .*network does not hold a network that can be loaded"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    weights = tmp_path / "network" / "model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if not name.startswith("conv_1x1")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"source 'network': its files lack \d+ of the weights of a MobileNetV2Model"):
+        write_architecture("network", tmp_path / "tower", tmp_path)
+
+
+def test_a_network_that_takes_more_than_pixels_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, Siglip2VisionConfig(**{name: SMALL[name] for name in SMALL if name != "image_size"}))
+    with pytest.raises(InputError, match=r"pictures of 32 px do not fit the network .*pixel_attention_mask"):
+        ImageBackbone(*load_backbone("network", tmp_path / "tower", tmp_path), image_px=PX)
+
+
+def test_of_a_network_of_two_halves_only_that_of_photos_has_to_be_there(tmp_path: Path) -> None:
+    config = SiglipConfig(vision_config=SMALL, text_config=SMALL)
+    SiglipForImageClassification(config).save_pretrained(tmp_path / "network")
+    (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    write_architecture("network", tmp_path / "tower", tmp_path)
+    weights = tmp_path / "network" / "model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if "post_layernorm" not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"its files lack 2 of the weights of a SiglipModel, as vision_model\.post_"):
         write_architecture("network", tmp_path / "tower", tmp_path)
 
 

@@ -20,6 +20,7 @@ from likeness_client.contract import MAX_BYTES, NOTHING_KNOWN
 from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS, write_asset
+from likeness_export.encoders.sentence_layers import FIRST
 from likeness_export.encoders.sources import file_beside
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.encoders.text_tfidf import TfidfConfig
@@ -34,7 +35,7 @@ from likeness_export.recipe import RecipeError, parse_recipe
 from likeness_export.repository.adapters.lengths import used_lengths
 from likeness_export.tensors import TensorSpec
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel
@@ -731,6 +732,7 @@ def layers(folder: Path, weights: str, *sizes: tuple[int, int], **config: object
         {"path": f"{place}_{kind}", "type": f"sentence_transformers.models.{kind}"} for place, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    pooling(folder, {"pooling_mode": "mean"})
     built = []
     for place, (before, after) in enumerate(sizes, 2):
         built.append(nn.Linear(before, after, bool(config.get("bias", True))))
@@ -791,8 +793,18 @@ def test_layers_behind_the_pooling_are_part_of_the_network(
             "is made of Normalize, Dense",
         ),
         (
-            lambda folder: (folder / "modules.json").write_text('[{"type": "a.Dense", "path": "2_Dense"}]'),
+            lambda folder: layers(folder, "", (8, 4)) and (folder / "2_Dense" / "config.json").unlink(),
             "lacks 2_Dense/config.json",
+        ),
+        (
+            lambda folder: layers(folder, "") or (folder / "1_Pooling" / "config.json").unlink(),
+            "lacks 1_Pooling/config.json, which its modules.json names: copy",
+        ),
+        (
+            lambda folder: (folder / "modules.json").write_text(
+                '[{"type": "a.Transformer", "path": ""}, {"type": "a.Dense", "path": "1_Dense"}]'
+            ),
+            r"towers\.text\.source: source makes no single vector of a text \(no Pooling",
         ),
         (lambda folder: (folder / "modules.json").write_text('["a"]'), "does not give the path of every module"),
         (lambda folder: (folder / "modules.json").write_text('[{"type": "Dense"}]'), "does not give the path of every"),
@@ -802,6 +814,69 @@ def test_layers_that_cannot_be_had_are_refused(tmp_path: Path, change: Callable[
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     change(tmp_path / "source")
     with pytest.raises(InputError, match=said):
+        prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
+
+
+def test_the_pooling_may_lie_in_another_folder(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    pooling(tmp_path / "source", {"pooling_mode": "cls"})
+    (tmp_path / "source" / "1_Pooling").rename(tmp_path / "source" / "9_Pooling")
+    modules = [{"path": "", "type": "a.Transformer"}, {"path": "9_Pooling", "type": "a.Pooling"}]
+    (tmp_path / "source" / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    encoder = prepared(tmp_path / "text", TRANSFORMER, root=tmp_path).encoder
+    assert isinstance(encoder, TextTransformer)
+    assert encoder.pooling == FIRST
+
+
+def test_texts_are_put_into_lower_case_where_sentence_transformers_does_it(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    for lower, errors in ((False, [NOTHING_KNOWN]), (True, [""])):
+        (tmp_path / "source" / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": lower}))
+        tower = prepared(tmp_path / f"text-{lower}", TRANSFORMER, root=tmp_path)
+        assert tower.preprocess([b"VASE"])[1] == errors
+
+
+def test_a_prompt_that_the_network_was_trained_with_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    prompts = {"prompts": {"query": "q: ", "document": "d: "}, "default_prompt_name": "document"}
+    (tmp_path / "source" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
+    assert "towers.text: source was trained with prompt = 'd: ': give it" in caplog.text
+    caplog.clear()
+    prepared(tmp_path / "text", TRANSFORMER.model_copy(update={"prompt": "blue "}), root=tmp_path)
+    assert "prompt" not in caplog.text
+
+
+def test_weights_under_other_names_are_no_weights(tmp_path: Path) -> None:
+    """transformers only warns, and the network would answer at random."""
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    weights = tmp_path / "source" / "model.safetensors"
+    renamed = {f"inside.{name}": value for name, value in load_file(weights).items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"source 'source': its files lack \d+ of the weights of a BertModel, .*copy"):
+        prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
+
+
+def test_code_that_a_network_brings_is_not_run_or_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    file = tmp_path / "source" / "config.json"
+    own = {"auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(kept | own), encoding="utf-8")
+    prepared(tmp_path / "known", TRANSFORMER, root=tmp_path)  # by the code that transformers has
+    file.write_text(json.dumps(kept | own | {"model_type": "own"}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"source 'source' is computed by code of its own .*: name a network that"):
+        prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
+    assert "[y/N]" not in "".join(capfd.readouterr())
+
+
+def test_a_tokenizer_that_transformers_cannot_convert_here_is_named(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    (tmp_path / "source" / "tokenizer.json").unlink()
+    (tmp_path / "source" / "spm.model").write_bytes(b"no model")
+    settings = {"tokenizer_class": "DebertaV2Tokenizer"}
+    (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(InputError, match=r"towers\.text\.source: source has no tokenizer\.json, .* save_pretrained"):
         prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
 
 

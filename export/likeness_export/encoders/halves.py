@@ -14,6 +14,10 @@ TEXT_HALVES = frozenset({"clip_text_model", "siglip_text_model"})
 """The same of text halves that were saved alone, without their step into the space."""
 
 
+OF_TEXTS, OF_PHOTOS = ("text_model.", "text_projection."), ("vision_model.", "visual_projection.")
+"""How the names of a half's weights begin."""
+
+
 def space_of(source: str, tower: Path) -> str:
     """Name the space that a tower's features share with those of the other half of its source.
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from likeness_export.encoders.base import BACKBONE, Encoder
-from likeness_export.encoders.halves import space_of
+from likeness_export.encoders.halves import OF_PHOTOS, space_of
 from likeness_export.encoders.image_common import (
     MeanOfMap,
     Normalise,
@@ -24,7 +24,7 @@ from likeness_export.encoders.image_common import (
     StridedDepthwise,
     seen_at,
 )
-from likeness_export.encoders.sources import load_pretrained, locate
+from likeness_export.encoders.sources import load_network, load_pretrained, locate
 
 
 class ImageBackboneConfig(PhotoConfig):
@@ -66,8 +66,7 @@ def write_architecture(source: str, tower: Path, data_root: Path) -> None:
         InputError: the network or the settings of its image processor are not there, or its pixels are unlike ours.
     """
     config = load_pretrained(AutoConfig, source, data_root)
-    network, loading = load_pretrained(AutoModel, source, data_root, output_loading_info=True)
-    config.random_pooler = any("pooler" in name for name in loading["missing_keys"])
+    network, config.random_pooler = load_network(source, data_root, OF_PHOTOS)
     config.projected = hasattr(network, "visual_projection")
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(locate(source, data_root))
@@ -116,17 +115,17 @@ def load_backbone(
         # transformers' own gap in its types
         backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     else:
-        backbone = load_pretrained(AutoModel, source, source_root, dtype=torch.float32)
+        backbone, _ = load_network(source, source_root, OF_PHOTOS)
     for module in backbone.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = StridedDepthwise  # the same weights under the same names
         if type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
             module.__class__ = MeanOfMap
+    # The plain product of matrices, as of texts: torch's fused attention over windows (Swin) or with learned places
+    # (BEiT) is not traced for batches that vary.
+    backbone.set_attn_implementation("eager")
     # Joint text and image models (CLIP, SigLIP) hold the part that is wanted here.
     found = getattr(backbone, "vision_model", backbone)
-    # Swin: torch's attention over windows is not traced for batches that vary.
-    if hasattr(getattr(found, "config", None), "window_size"):
-        found.set_attn_implementation("eager")
     found.random_pooler = bool(getattr(config, "random_pooler", False))
     if getattr(config, "projected", False):  # runs of before it was taken have none
         found.visual_projection = backbone.visual_projection

@@ -110,8 +110,10 @@ def seen_at(px: int, look: Callable[[Tensor], _Seen]) -> _Seen:
     try:
         with torch.no_grad():
             return look(torch.zeros(1, px, px, 3, dtype=torch.uint8))
-    except (AssertionError, RuntimeError, ValueError) as error:  # libraries differ in how they refuse
-        raise InputError(f"pictures of {px} px do not fit the network ({error}): give another size") from error
+    except Exception as error:  # libraries refuse with many types
+        raise InputError(
+            f"pictures of {px} px do not fit the network ({error}): give another size or network"
+        ) from error
 
 
 class Normalise(nn.Module):

@@ -15,7 +15,8 @@ from torch import nn
 from likeness_export.encoders.sources import file_beside
 
 MEAN, FIRST = "mean", "cls"
-_POOLING_FILE, _MODULES_FILE, _LAYER_FILE = "1_Pooling/config.json", "modules.json", "config.json"
+_POOLING, _MODULES_FILE, _CONFIG_FILE = "1_Pooling", "modules.json", "config.json"
+_TEXT_FILE, _PROMPTS_FILE = "sentence_bert_config.json", "config_sentence_transformers.json"
 _WEIGHTS_FILES: Mapping[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "model.safetensors": load_file,
     "pytorch_model.bin": lambda path: torch.load(path, map_location="cpu", weights_only=True),
@@ -37,16 +38,23 @@ def read_pooling(source: str, data_root: Path, *, prompted: bool) -> str:
     Raises:
         InputError: in a way that there is not here.
     """
-    file = file_beside(source, data_root, _POOLING_FILE)
-    if file is None:  # a plain language model
-        return MEAN
+    modules = _read_modules(source, data_root)
+    folders = [folder for kind, folder in modules if kind == "Pooling"] if modules else [_POOLING]
+    if not folders:  # ColBERT and its kin
+        raise InputError(f"{source} makes no single vector of a text (no Pooling in {_MODULES_FILE}): name another")
+    name = f"{folders[0]}/{_CONFIG_FILE}"
+    file = file_beside(source, data_root, name)
+    if file is None:
+        if modules:
+            raise InputError(f"{source} lacks {name}, which its {_MODULES_FILE} names: {_GET_IT}")
+        return MEAN  # a plain language model
     found = _read(file, dict)
     # An older file has a true or false per way, a newer one may name the way.
     keys = {key for key, value in found.items() if key.startswith("pooling_mode_") and value}
     ways = {_POOLINGS.get(key, key) for key in keys} | ({str(way)} if (way := found.get("pooling_mode")) else set())
     if len(ways) != 1 or not ways <= {MEAN, FIRST}:
         raise InputError(
-            f"{source} pools by {', '.join(sorted(ways)) or 'nothing'} ({_POOLING_FILE}); only networks that take the "
+            f"{source} pools by {', '.join(sorted(ways)) or 'nothing'} ({name}); only networks that take the "
             "mean of all tokens or the first one (cls) are read: name another"
         )
     if prompted and ways == {MEAN} and not found.get("include_prompt", True):
@@ -60,6 +68,12 @@ def read_layers(source: str, data_root: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: something else stands there.
     """
+    modules = _read_modules(source, data_root)
+    return [_read_layer(source, data_root, folder) for kind, folder in modules if kind == "Dense"]
+
+
+def _read_modules(source: str, data_root: Path) -> list[tuple[str, str]]:
+    """Return the kind and the folder of everything that the network is made of; nothing where no file says it."""
     file = file_beside(source, data_root, _MODULES_FILE)
     modules = _read(file, list) if file else []
     if not all(isinstance(module, dict) and isinstance(module.get("path"), str) for module in modules):
@@ -70,17 +84,26 @@ def read_layers(source: str, data_root: Path) -> list[dict[str, Any]]:
             f"{source} is made of {', '.join(kinds)} ({_MODULES_FILE}); only {', '.join(_MODULES)} are read, in this "
             "order: name another"
         )
-    return [
-        _read_layer(source, data_root, module["path"])
-        for module, kind in zip(modules, kinds, strict=True)
-        if kind == "Dense"
-    ]
+    return [(kind, module["path"]) for kind, module in zip(kinds, modules, strict=True)]
+
+
+def reads_lower_case(source: str, data_root: Path) -> bool:
+    """Say whether texts are to be put into lower case before the tokenizer sees them."""
+    file = file_beside(source, data_root, _TEXT_FILE)
+    return bool(file and _read(file, dict).get("do_lower_case"))
+
+
+def read_prompt(source: str, data_root: Path) -> str:
+    """Return what sentence-transformers puts before every text unless it is told otherwise; mostly nothing."""
+    file = file_beside(source, data_root, _PROMPTS_FILE)
+    found = _read(file, dict) if file else {}
+    return str((found.get("prompts") or {}).get(found.get("default_prompt_name"), ""))
 
 
 def _read_layer(source: str, data_root: Path, folder: str) -> dict[str, Any]:
-    file = file_beside(source, data_root, f"{folder}/{_LAYER_FILE}")
+    file = file_beside(source, data_root, f"{folder}/{_CONFIG_FILE}")
     if file is None:
-        raise InputError(f"{source} lacks {folder}/{_LAYER_FILE}, which its {_MODULES_FILE} names: {_GET_IT}")
+        raise InputError(f"{source} lacks {folder}/{_CONFIG_FILE}, which its {_MODULES_FILE} names: {_GET_IT}")
     found = _read(file, dict)
     activation = str(found.get("activation_function", "Tanh")).rpartition(".")[2]
     if activation not in _ACTIVATIONS:
@@ -115,7 +138,7 @@ def _load(linear: nn.Linear, source: str, source_root: Path, folder: str) -> Non
             try:
                 linear.load_state_dict({key.removeprefix("linear."): value for key, value in load(file).items()})
             except Exception as error:  # libraries fail with many types, of a file that is cut short with their own
-                raise InputError(f"{file} does not hold the layer that its {_LAYER_FILE} says ({error})") from error
+                raise InputError(f"{file} does not hold the layer that its {_CONFIG_FILE} says ({error})") from error
             return
     raise InputError(f"{source} has no weights in {folder} ({' or '.join(_WEIGHTS_FILES)}): {_GET_IT}")
 

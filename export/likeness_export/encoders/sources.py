@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from likeness_client.errors import InputError
+from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
 from transformers.utils.hub import cached_file
 
 log = logging.getLogger(__name__)
@@ -53,8 +55,13 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
     """
     place = locate(source, data_root)
     try:
-        return kind.from_pretrained(place, **options)
+        return kind.from_pretrained(place, trust_remote_code=False, **options)  # by default it asks at the terminal
     except Exception as error:  # libraries fail with many types (a file of weights that is cut short with its own)
+        if _brings_code(place):
+            raise InputError(
+                f"source {source!r} is computed by code of its own (auto_map in its config.json), which is not run "
+                "here: name a network that transformers has"
+            ) from error
         if place != source:
             raise InputError(
                 f"source {source!r}: {place} does not hold a network that can be loaded ({error})"
@@ -70,6 +77,41 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
             f"source {source!r}: {below} (--data-root), no installed package carries a model of that name, and the hub "
             f"gave none ({reason})"
         ) from error
+
+
+def _brings_code(place: str) -> bool:
+    try:
+        config, _ = PretrainedConfig.get_config_dict(place)
+    except OSError:  # there is none
+        return False
+    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+
+
+def load_network(source: str, data_root: Path, half: tuple[str, ...]) -> tuple[Any, bool]:
+    """Load a pretrained network in FP32.
+
+    Args:
+        source: see `locate`.
+        data_root: see `locate`.
+        half: how the names begin of the weights that are wanted of a network of two halves (classifiers of photos are
+            saved without those of the other one); of any other network all are.
+
+    Returns:
+        The network, and whether its pooling is random: checkpoints of classifiers often bring no weights for one.
+
+    Raises:
+        InputError: see `load_pretrained`; or the files lack other weights, which would be random, too.
+    """
+    network, loading = load_pretrained(AutoModel, source, data_root, dtype=torch.float32, output_loading_info=True)
+    wanted = [name for name in network.state_dict() if name.startswith(half)] or [*network.state_dict()]
+    missing = [name for name in wanted if name in loading["missing_keys"]]
+    poolers = {name for name in missing if "pooler" in name}
+    if others := [name for name in missing if name not in poolers]:
+        raise InputError(
+            f"source {source!r}: its files lack {len(others)} of the weights of a {type(network).__name__}, as "
+            f"{others[0]}: copy the network again, whole, or name another"
+        )
+    return network, bool(poolers)
 
 
 def file_beside(source: str, data_root: Path, name: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import torch
 from likeness_client.contract import MAX_BYTES
 from likeness_client.errors import InputError
 from pydantic import Field
+from tokenizers import Tokenizer, normalizers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -23,13 +25,22 @@ from transformers import (
 )
 
 from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConfig, write_asset
-from likeness_export.encoders.halves import TEXT_HALVES, TWO_HALVES, space_of
-from likeness_export.encoders.sentence_layers import FIRST, MEAN, build_layers, read_layers, read_pooling
-from likeness_export.encoders.sources import load_pretrained
+from likeness_export.encoders.halves import OF_TEXTS, TEXT_HALVES, TWO_HALVES, space_of
+from likeness_export.encoders.sentence_layers import (
+    FIRST,
+    MEAN,
+    build_layers,
+    read_layers,
+    read_pooling,
+    read_prompt,
+    reads_lower_case,
+)
+from likeness_export.encoders.sources import file_beside, load_network, load_pretrained
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.preprocessing import text
 from likeness_export.tensors import TensorSpec
 
+log = logging.getLogger(__name__)
 # RoBERTa and its kin number positions from behind the id of padding; those before are never used.
 _POSITIONS_BEHIND_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
 _OF_HALF = "half"  # the text half of a network of two has a pooling of its own
@@ -77,7 +88,7 @@ class TextTransformerConfig(EncoderConfig):
             )
         is_half = config.model_type in TWO_HALVES
         self._check(config.text_config if is_half else config, tower.name)
-        tokenizer = load_pretrained(AutoTokenizer, self.source, data_root)
+        tokenizer = self._load_tokenizer(tower.name, data_root)
         self._check_tokenizer(tokenizer, tower.name, config.model_type)
         if (taken := len(tokenizer(self.prompt).input_ids)) >= self.max_tokens:
             raise InputError(
@@ -95,6 +106,7 @@ class TextTransformerConfig(EncoderConfig):
             settings |= {"pooling": _OF_HALF, "padding_id": tokenizer.pad_token_id, "end_id": tokenizer.eos_token_id}
         else:
             settings |= self._behind(tower.name, data_root)
+            self._treat_texts(tokenizer.backend_tokenizer, tower.name, data_root)
         write_asset(tower, text.SETTINGS_FILE, settings)
         (tower / ASSETS / text.TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         config.save_pretrained(tower / BACKBONE)
@@ -112,6 +124,31 @@ class TextTransformerConfig(EncoderConfig):
             raise InputError(f"towers.{name}.max_tokens: {self.source} reads at most {longest} tokens")
         if config.model_type == "xlnet" and (config.attn_type != "bi" or config.bi_data):
             raise InputError(f"towers.{name}.source: of XLNet, only attn_type = 'bi' without bi_data encodes a text")
+
+    def _load_tokenizer(self, name: str, data_root: Path) -> PreTrainedTokenizerBase:
+        try:
+            tokenizer: PreTrainedTokenizerBase = load_pretrained(AutoTokenizer, self.source, data_root)
+        except InputError as error:
+            if file_beside(self.source, data_root, text.TOKENIZER_FILE):
+                raise
+            raise InputError(
+                f"towers.{name}.source: {self.source} has no {text.TOKENIZER_FILE}, and transformers cannot make it of "
+                "other files here. Where sentencepiece is installed AutoTokenizer reads them, and its save_pretrained "
+                f"writes that file ({error})"
+            ) from error
+        return tokenizer
+
+    def _treat_texts(self, tokenizer: Tokenizer, name: str, data_root: Path) -> None:
+        """Let the tokenizer see texts as sentence-transformers shows them to it, and say where the recipe has to."""
+        try:
+            lower, prompt = reads_lower_case(self.source, data_root), read_prompt(self.source, data_root)
+        except InputError as error:
+            raise InputError(f"towers.{name}.source: {error}") from error
+        if lower:
+            usual = [tokenizer.normalizer] if tokenizer.normalizer else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *usual])
+        if prompt and not self.prompt:
+            log.warning("towers.%s: %s was trained with prompt = %r: give it", name, self.source, prompt)
 
     def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, kind: str) -> None:
         fault = ""
@@ -147,7 +184,7 @@ class TextTransformerConfig(EncoderConfig):
             config = AutoConfig.from_pretrained(tower / BACKBONE)
             backbone = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers' own gap
         else:
-            backbone = load_pretrained(AutoModel, self.source, source_root, dtype=torch.float32)
+            backbone, _ = load_network(self.source, source_root, OF_TEXTS)
         settings = json.loads((tower / ASSETS / text.SETTINGS_FILE).read_text(encoding="utf-8"))
         pooling = settings.get("pooling", MEAN)  # runs of before there was a choice have none
         if pooling == _OF_HALF:

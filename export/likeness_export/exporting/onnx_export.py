@@ -30,6 +30,7 @@ OPSET = 20
 _ALL_CORES = 0  # as onnxruntime has it
 TOLERANCE = 1e-4
 """Largest absolute difference to eager torch, fp32; outputs are of the order of 1."""
+_LARGEST_BYTES = 2_100_000_000  # protobuf's 2 GiB, less what is not weights
 _LENGTHS = (3, 16, 40)  # tried where a dimension varies; below, at and above the smallest bucket
 
 
@@ -68,6 +69,15 @@ def module_of(network: ProductNetwork, spec: StepSpec) -> nn.Module:
     return Similarity(network.metric)
 
 
+def why_too_large(module: nn.Module) -> str:
+    """Say why a network does not fit into a file, where it does not."""
+    weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if weights <= _LARGEST_BYTES:
+        return ""
+    most = _LARGEST_BYTES / 1e9
+    return f"the network has {weights / 1e9:.2f} GB of weights, a file of ONNX takes {most} GB: name a smaller one"
+
+
 def export_network(
     module: nn.Module, spec: StepSpec, path: Path, max_batch_size: int, longest: int = _LENGTHS[-1]
 ) -> ExportReport:
@@ -85,10 +95,13 @@ def export_network(
     """
     started = time.perf_counter()
     module = module.eval()
+    if reason := why_too_large(module):
+        raise ExportError(f"{spec.name}: {reason}")
     with written_aside(path) as aside:
         usual = min(_LENGTHS[1], longest)
-        _trace(module, spec, aside, usual)
-        _convert_bytes_first(spec, aside)
+        model = _trace(module, spec, usual)
+        _convert_bytes_first(spec, model)
+        onnx.save(model, aside)  # the tracer itself would put weights of 1.6 GB and more into a second file
         check_signature(spec, aside)
         session = open_session(spec.name, aside)
         differences = [
@@ -113,7 +126,7 @@ def export_network(
     )
 
 
-def _trace(module: nn.Module, spec: StepSpec, path: Path, length: int) -> None:
+def _trace(module: nn.Module, spec: StepSpec, length: int) -> onnx.ModelProto:
     sample = _sample(module, spec, 2, length)
     # How varying sizes relate is left to the tracer (both token tensors share a length); `_cases` proves they vary.
     varying = torch.export.Dim.AUTO
@@ -125,27 +138,24 @@ def _trace(module: nn.Module, spec: StepSpec, path: Path, length: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns about its own internals
-            torch.onnx.export(
+            program = torch.onnx.export(
                 _Fixed(module),
                 sample,
-                str(path),
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
                 dynamic_shapes=(tuple(shapes),),
                 opset_version=OPSET,
                 dynamo=True,
-                external_data=False,
                 verbose=False,
             )
-    except OSError:  # no fault of the network
-        raise
+        assert program is not None  # it is where dynamo traces
+        return program.model_proto
     except Exception as error:  # the tracer fails with many types; whichever it is, this network is not exported
         raise ExportError(f"{spec.name}: cannot be traced: {error}") from error
 
 
-def _convert_bytes_first(spec: StepSpec, path: Path) -> None:
+def _convert_bytes_first(spec: StepSpec, model: onnx.ModelProto) -> None:
     """Let sizes be read off the converted bytes: TensorRT takes UINT8 for nothing but a Cast, not even for Shape."""
-    model = onnx.load(path)
     nodes = model.graph.node
     for name in (tensor.name for tensor in spec.inputs if tensor.datatype == "UINT8"):
         cast = next((node for node in nodes if node.op_type == "Cast" and node.input[0] == name), None)
@@ -156,7 +166,6 @@ def _convert_bytes_first(spec: StepSpec, path: Path) -> None:
                 node.input[0] = cast.output[0]
         nodes.remove(cast)
         nodes.insert(0, cast)  # before all who read it now
-    onnx.save(model, path)
 
 
 class _Fixed(nn.Module):

@@ -12,12 +12,12 @@ from likeness_client.errors import InputError
 from likeness_client.locking import locked
 from likeness_client.writing import clear_left, told, write_text
 
-from likeness_export.product_network import ProductNetwork, build_network
+from likeness_export.product_network import ProductNetwork
 from likeness_export.products.catalogue import Catalogue
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.training.memory import keep_freed_memory
-from likeness_export.training.trainer import Trainer, prepare_towers
+from likeness_export.training.trainer import Trainer, prepare_towers, untrained_network
 from likeness_export.training.training_data import read_training_data, records_key
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _say_what_changed(recipe: Recipe, run: Run, data_root: Path) -> None:
 def _untaught(recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -> ProductNetwork:
     """Return the network as training would begin with it: encoders fitted, each tower's features only rotated."""
     prepare_towers(recipe, run, catalogue.parts(recipe.input_schema(), recipe.modalities(), in_part=True), data_root)
-    network = build_network(recipe, run.towers, data_root)
+    network = untrained_network(recipe, run, data_root)
     for name in recipe.towers:
         if (width := network.tower(name).encoder.feature_dim) > recipe.dimension:
             log.warning(

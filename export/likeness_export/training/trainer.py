@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
 from likeness_export.encoders.base import ASSETS
+from likeness_export.exporting.beforehand import refuse_unexportable
 from likeness_export.features.cache import cached_features
 from likeness_export.features.tower_inputs import TowerInputs, present_modalities, read_inputs
-from likeness_export.product_network import build_network
+from likeness_export.product_network import ProductNetwork, build_network
 from likeness_export.products.parts import Part, Read
 from likeness_export.progress import stages
 from likeness_export.recipe import Recipe
@@ -53,6 +54,21 @@ def prepare_towers(recipe: Recipe, run: Run, parts: Sequence[Mapping[str, Part]]
         tower.padded_lengths(run.towers / name)  # the export would be a late place to refuse it
 
 
+def untrained_network(recipe: Recipe, run: Run, data_root: Path) -> ProductNetwork:
+    """Build the network as training begins with it, of towers that are prepared.
+
+    Raises:
+        InputError: an encoder cannot be built, or could not be exported; names the tower.
+    """
+    network = build_network(recipe, run.towers, data_root)
+    for name, tower in recipe.towers.items():
+        try:
+            refuse_unexportable(network.tower(name).encoder, tower, *tower.padded_lengths(run.towers / name)[-1:])
+        except InputError as error:
+            raise InputError(f"towers.{name}: {error}") from error
+    return network
+
+
 def _refuse_unusable(inputs: Mapping[str, TowerInputs], product_ids: Sequence[str]) -> None:
     """Refuse a tower to which no training product says anything: it would answer without having learned.
 
@@ -78,7 +94,7 @@ class Trainer:
         parts = catalogue.parts(recipe.input_schema(), recipe.modalities(), in_part=True)
         if not run.checkpoint.is_file():  # what was fitted goes with the weights that were trained on it
             prepare_towers(recipe, run, parts, data_root)
-        self.network = build_network(recipe, run.towers, data_root).to(device)
+        self.network = untrained_network(recipe, run, data_root).to(device)
         self.data_key, self.alike_key = data_key(catalogue.ids, parts), alike_key(recipe, data)
         self.frozen = [name for name, tower in recipe.towers.items() if tower.freeze]
         self.inputs: dict[str, TowerInputs] = read_inputs(
