@@ -20,7 +20,7 @@ from likeness_client.contract import MAX_BYTES, NOTHING_KNOWN
 from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder, EncoderConfig
 from likeness_export.encoders.base import ASSETS, write_asset
-from likeness_export.encoders.sentence_layers import FIRST
+from likeness_export.encoders.sentence_layers import FIRST, LAST, MEAN
 from likeness_export.encoders.sources import file_beside
 from likeness_export.encoders.text_common import length_buckets
 from likeness_export.encoders.text_tfidf import TfidfConfig
@@ -533,7 +533,7 @@ def transformer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return prepared(root / "text", TRANSFORMER, root=root)
 
 
-def test_fine_tuning_hides_some_tokens_but_never_the_first() -> None:
+def test_fine_tuning_hides_some_tokens_but_never_the_first_nor_the_one_that_counts() -> None:
     config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     backbone = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers' own gap
     ids, mask = torch.ones(200, 30, dtype=torch.int64), torch.ones(200, 30, dtype=torch.int64)
@@ -544,6 +544,8 @@ def test_fine_tuning_hides_some_tokens_but_never_the_first() -> None:
     assert hidden[:, 0].all()
     assert not hidden[:, 20:].any()
     assert 0.70 < hidden[:, 1:20].float().mean() < 0.80
+    assert not hidden[:, 19].all()
+    assert TextTransformer(backbone, 0.25, LAST).augment(ids, mask)[1][:, 19].all()
     torch.testing.assert_close(TextTransformer(backbone).augment(ids, mask)[1], mask)
 
 
@@ -667,33 +669,36 @@ def pooling(folder: Path, content: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "takes_the_first"),
+    ("content", "way"),
     [
-        ({"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, True),
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": False}, False),
-        ({"pooling_mode": "cls"}, True),
-        ({"pooling_mode": "mean", "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}, False),
+        ({"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, FIRST),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": False}, MEAN),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, LAST),
+        ({"pooling_mode": "cls"}, FIRST),
+        ({"pooling_mode": "mean", "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}, MEAN),
+        ({"pooling_mode": "lasttoken"}, LAST),
     ],
 )
-def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: object, takes_the_first: bool) -> None:
+def test_a_transformer_is_pooled_as_it_was_trained(tmp_path: Path, content: dict[str, Any], way: str) -> None:
     write_backbone(tmp_path / "source", *BACKBONES["bert"])
     pooling(tmp_path / "source", content)
     tower = prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
     ids, mask = tower.tensors(TEXTS)
     assert isinstance(tower.encoder, TextTransformer)
     with torch.inference_mode():
-        first = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0].numpy()
-    expected = first if takes_the_first else means_of(tower, ids, mask)
+        hidden = tower.encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+    last = np.stack([row[int(there.sum()) - 1] for row, there in zip(hidden, mask, strict=True)])
+    expected = {MEAN: means_of(tower, ids, mask), FIRST: hidden[:, 0], LAST: last}[way]
     np.testing.assert_allclose(tower.features(TEXTS), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(tower.rebuilt().features(TEXTS), expected, rtol=0, atol=1e-6)
-    if content == {"pooling_mode": "cls"}:  # once is enough; means are exported above
+    if "pooling_mode" in content and way != MEAN:  # once is enough; means are exported above
         exported(tower, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "pools by pooling_mode_lasttoken "),
+        ({"pooling_mode_weightedmean_tokens": True}, "pools by pooling_mode_weightedmean_tokens "),
         ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens "),
         ({"pooling_mode_mean_tokens": False}, "pools by nothing "),
         ({"pooling_mode": "mean", "pooling_mode_cls_token": True}, "pools by cls, mean "),

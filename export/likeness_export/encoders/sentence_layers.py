@@ -14,7 +14,7 @@ from torch import nn
 
 from likeness_export.encoders.sources import file_beside
 
-MEAN, FIRST = "mean", "cls"
+MEAN, FIRST, LAST = "mean", "cls", "lasttoken"
 _POOLING, _MODULES_FILE, _CONFIG_FILE = "1_Pooling", "modules.json", "config.json"
 _TEXT_FILE, _PROMPTS_FILE = "sentence_bert_config.json", "config_sentence_transformers.json"
 _WEIGHTS_FILES: Mapping[str, Callable[[Path], dict[str, torch.Tensor]]] = {
@@ -22,13 +22,13 @@ _WEIGHTS_FILES: Mapping[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "pytorch_model.bin": lambda path: torch.load(path, map_location="cpu", weights_only=True),
 }
 _GET_IT = "copy the network again, whole, or let the hub be asked for it"
-_POOLINGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": FIRST}
+_POOLINGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": FIRST, "pooling_mode_lasttoken": LAST}
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # in this order; the last changes no direction
 _ACTIVATIONS = {kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid)}
 
 
 def read_pooling(source: str, data_root: Path, *, prompted: bool) -> str:
-    """Return how the network was trained to make one vector of a text: `MEAN` of its tokens', or that of the `FIRST`.
+    """Return how the network was trained to make one vector of its tokens': their `MEAN`, the `FIRST` or the `LAST`.
 
     Args:
         source: what the recipe calls the network.
@@ -52,10 +52,10 @@ def read_pooling(source: str, data_root: Path, *, prompted: bool) -> str:
     # An older file has a true or false per way, a newer one may name the way.
     keys = {key for key, value in found.items() if key.startswith("pooling_mode_") and value}
     ways = {_POOLINGS.get(key, key) for key in keys} | ({str(way)} if (way := found.get("pooling_mode")) else set())
-    if len(ways) != 1 or not ways <= {MEAN, FIRST}:
+    if len(ways) != 1 or not ways <= {*_POOLINGS.values()}:
         raise InputError(
             f"{source} pools by {', '.join(sorted(ways)) or 'nothing'} ({name}); only networks that take the "
-            "mean of all tokens or the first one (cls) are read: name another"
+            "mean of all tokens, the first one (cls) or the last one (lasttoken) are read: name another"
         )
     if prompted and ways == {MEAN} and not found.get("include_prompt", True):
         raise InputError(f"{source} leaves the prompt out of the mean, which is not done here: leave `prompt` out")

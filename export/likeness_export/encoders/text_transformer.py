@@ -28,6 +28,7 @@ from likeness_export.encoders.base import ASSETS, BACKBONE, Encoder, EncoderConf
 from likeness_export.encoders.halves import OF_TEXTS, TEXT_HALVES, TWO_HALVES, space_of
 from likeness_export.encoders.sentence_layers import (
     FIRST,
+    LAST,
     MEAN,
     build_layers,
     read_layers,
@@ -194,12 +195,12 @@ class TextTransformerConfig(EncoderConfig):
 
 
 class TextTransformer(Encoder):
-    """The last layer's vectors pooled: their mean over the text's tokens, or the first token's; and layers behind that.
+    """The last layer's vectors pooled: the mean of all tokens', the first or the last one's; and layers behind that.
 
     Args:
         backbone: the network.
         token_dropout: share of the tokens that training hides.
-        pooling: `MEAN` or `FIRST`.
+        pooling: `MEAN`, `FIRST` or `LAST`.
         layers: what the pooled vector goes through, see `build_layers`; None: nothing.
     """
 
@@ -223,16 +224,27 @@ class TextTransformer(Encoder):
         """Encode ``input_ids`` and ``attention_mask``, both INT64 [n, length]."""
         input_ids, attention_mask = tensors
         hidden: Tensor = self.backbone(input_ids=input_ids, **self._hiding(attention_mask)).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, length, 1)
-        pooled = hidden[:, 0] if self.pooling == FIRST else (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        features: Tensor = self.layers(pooled)
+        features: Tensor = self.layers(self._pooled(hidden, attention_mask))
         return features  # (n, f)
 
+    def _pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.pooling == FIRST:
+            return hidden[:, 0]
+        if self.pooling == LAST:
+            return hidden[torch.arange(hidden.shape[0]), _last(attention_mask)]  # len() would fix the size of batches
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (n, length, 1)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
     def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Hide some tokens, so that a product cannot be known by heart; never the first, or nothing might be left."""
+        """Hide some tokens, so that a product cannot be known by heart.
+
+        Never the first, or nothing might be left, nor the last where the vector is that one's.
+        """
         input_ids, attention_mask = tensors
         kept = torch.rand(attention_mask.shape) >= self.token_dropout
         kept[:, 0] = True
+        if self.pooling == LAST:
+            kept[torch.arange(len(kept)), _last(attention_mask)] = True
         return input_ids, attention_mask * kept
 
     def _hiding(self, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -249,6 +261,11 @@ class TextTransformer(Encoder):
         lengths = torch.randint(1, length + 1, (batch, 1))
         mask = (torch.arange(length) < lengths).to(torch.int64)
         return torch.randint(1, vocabulary, (batch, length)) * mask, mask
+
+
+def _last(attention_mask: Tensor) -> Tensor:
+    """Return the place of each text's last token: INT64 [n]. Some before it may be hidden."""
+    return (torch.arange(attention_mask.shape[1]) * attention_mask).amax(1)
 
 
 class TextHalf(TextTransformer):
