@@ -393,6 +393,29 @@ def test_a_network_is_known_by_what_it_consists_of(
     assert graph.kind_of(onnx.load(files["attributes_encoder"])) == "small"
 
 
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [
+        ("small", ["MatMul"]),  # behind TF-IDF, say
+        ("transformer", ["Conv", "MatMul", "MatMul"]),
+        ("convolutional", ["Conv", "Conv", "MatMul", "attention", "attention"]),
+    ],
+)
+def test_products_of_what_was_computed_are_no_layers(kind: str, types: list[str]) -> None:
+    """They have no weights, which could be reduced."""
+    helper = onnx.helper
+    weights = onnx.numpy_helper.from_array(np.zeros((400, 400), np.float32), "weights")  # 0.64 MB
+    nodes = [
+        helper.make_node("MatMul", ["in", "in"], [f"out{place}"], name)
+        if name == "attention"
+        else helper.make_node(name, ["in", "weights"], [f"out{place}"], name)
+        for place, name in enumerate(types)
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "made up", [], [], [weights]))
+    assert graph.kind_of(model) == kind
+    assert graph.layers(model, ("MatMul", "Softmax")) == [name for name in types if name == "MatMul"]
+
+
 # --- one network: tries
 
 
