@@ -551,7 +551,7 @@ def products_of(exported: Exported) -> Path:
     return exported.run.folder.parent / "data" / "products.jsonl"
 
 
-Export = Callable[[Precision, Limits], tuple[Path, PrecisionReport]]
+Export = Callable[..., tuple[Path, PrecisionReport]]
 
 
 @pytest.fixture
@@ -563,9 +563,14 @@ def export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     already_traced(monkeypatch, exported)
 
-    def run(precision: Precision, limits: Limits) -> tuple[Path, PrecisionReport]:
-        root = exported.run.folder.parent / "data"
-        reducer = Reducer(exported.run, PrecisionChoice(precision=precision, data_root=root, limits=limits))
+    def run(precision: Precision, limits: Limits, for_tensorrt: bool = False) -> tuple[Path, PrecisionReport]:
+        choice = PrecisionChoice(
+            precision=precision,
+            data_root=exported.run.folder.parent / "data",
+            limits=limits,
+            for_tensorrt=for_tensorrt,
+        )
+        reducer = Reducer(exported.run, choice)
         export_run(exported.run, tmp_path / "repository", [reducer])
         assert reducer.report is not None
         return tmp_path / "repository", reducer.report
@@ -577,16 +582,21 @@ def outcomes(report: PrecisionReport) -> dict[str, Outcome]:
     return {outcome.name: outcome for outcome in report.networks}
 
 
-@pytest.mark.parametrize(("precision", "form"), [("int8", "int8 static"), ("fp16", "fp16")])
+@pytest.mark.parametrize(
+    ("precision", "for_tensorrt", "form"),
+    [("int8", False, "int8 static"), ("int8", True, "int8 static"), ("fp16", False, "fp16")],
+)
 def test_a_reduced_network_takes_the_place_of_the_fp32_one(
-    exported: Exported, export: Export, precision: Precision, form: str
+    exported: Exported, export: Export, precision: Precision, for_tensorrt: bool, form: str
 ) -> None:
-    repository, report = export(precision, ANYTHING)
+    repository, report = export(precision, ANYTHING, for_tensorrt)
     found = outcomes(report)
     assert {name: outcome.form for name, outcome in found.items()} == {
         "image_encoder": form,
         "attributes_encoder": "fp32",
     }
+    # What a GPU is to run is not judged by how fast this machine's CPU runs it.
+    assert found["image_encoder"].speed == (None if for_tensorrt or precision == "fp16" else 2.0)
     assert report.refused() == []
     assert report.split == "train"  # this catalogue has no val
     drift = found["image_encoder"].drift
