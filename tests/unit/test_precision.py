@@ -532,6 +532,18 @@ def test_what_cannot_be_written_stays_fp32(task: Task, tmp_path: Path) -> None:
     )
 
 
+def test_what_onnxruntime_cannot_load_stays_fp32(task: Task, tmp_path: Path) -> None:
+    class Foreign(Spoilt):
+        def write(self, target: Path, kept: Collection[str] = ()) -> None:
+            model = onnx.load(self.source)
+            model.graph.node[0].op_type = f"Unheard{len(kept)}"
+            onnx.save(model, target)
+
+    outcome = reduce_network(task, Foreign(task.source, ""), tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused) == ("fp32", True)
+    assert "onnxruntime cannot load the file" in outcome.reason
+
+
 # --- a whole repository
 
 
