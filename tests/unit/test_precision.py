@@ -637,6 +637,26 @@ def test_the_manifest_holds_the_figures(export: Export) -> None:
     assert section["limits"]["cosine_mean"] == -1
 
 
+def test_what_is_exactly_at_its_limit_passes() -> None:
+    loss = RecallLoss(points=0.5, error=0.0, queries=50)
+    drift = Drift(
+        products=9,
+        cosine_min=0.90,
+        cosine_mean=0.98,
+        overlap_at_10=0.80,
+        batch_distance=0.05,
+        recall_loss={"group": loss},
+        mixed_recall_loss={"group": loss},
+    )
+    assert Limits().faults(drift) == Limits().signature_faults(drift) == Limits().mean_faults([drift]) == []
+    fewer = replace(loss, points=9.0, queries=49)  # which count where no signature has more
+    assert mean_points([{"group": loss}, {"group": fewer}]) == {"group": 0.5}
+
+
+def test_whichever_file_goes_first_the_ratio_is_of_the_same_two() -> None:
+    assert [speed._ratio(lambda _: 3.0, lambda _: 1.5, turn, {}) for turn in (0, 1)] == [2.0, 2.0]
+
+
 def test_files_are_timed_as_a_server_runs_them(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Mapping[str, str]] = []
 
