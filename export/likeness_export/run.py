@@ -103,7 +103,7 @@ class Run:
         """Return the recipe and the trained network, in evaluation mode.
 
         Raises:
-            InputError: the run is not trained to its end, or a file is damaged.
+            InputError: the run is not trained to its end, or a file is damaged or of another run.
         """
         recipe = self.read_recipe()
         if not self.weights.is_file():
