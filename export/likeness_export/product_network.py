@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 from likeness_client.contract import modalities_of
-from likeness_client.errors import InputError
+from likeness_client.errors import InputError, LikenessError
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
+from likeness_export.encoders.base import ASSETS
 from likeness_export.networks.fusion import Fusion
 from likeness_export.networks.similarity import LearnedMetric
 from likeness_export.networks.unit import unit
@@ -129,14 +129,16 @@ def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> Pro
     for name, config in recipe.towers.items():
         try:
             built[name] = Tower(config.build(towers / name, source_root), recipe.dimension)
+            if source_root is None:  # what only the preprocessing reads must not be missed where it is served
+                config.preprocessing.Preprocessor(towers / name / ASSETS)
             if space := config.shared_space(towers / name):  # one rotation for all, so that it stays one space
                 like = first.setdefault(space, built[name])
                 built[name].projection.load_state_dict(like.projection.state_dict())
         except InputError as error:
             raise InputError(f"towers.{name}: {error}") from error
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            if source_root is not None:  # in training they were written just now
-                raise
+        except Exception as error:  # libraries fail with many types on files that they cannot read
+            if source_root is not None or isinstance(error, (LikenessError, ImportError)):
+                raise  # in training they were written just now
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"towers.{name}: {towers / name} is damaged ({reason}): copy its folder again, or remove the run and "

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -104,14 +103,21 @@ class Run:
         """Return the recipe and the trained network, in evaluation mode.
 
         Raises:
-            InputError: the run is not trained to its end, or a file is damaged.
+            InputError: the run is not trained to its end, or a file is damaged or of another run.
         """
         recipe = self.read_recipe()
         if not self.weights.is_file():
             again = "give the `likeness train` or `likeness join` that makes it once more"
             raise InputError(f"{self.folder} is not trained to its end: {again}")
         network = build_network(recipe, self.towers, None)
-        network.load_state_dict(load_state(self.weights))
+        state = load_state(self.weights)
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.weights} does not fit {self.folder / 'recipe.json'}, or was written by another version: copy "
+                "its folder again, or remove it and train anew"
+            ) from error
         return recipe, network.eval()
 
     def write_weights(self, network: ProductNetwork) -> None:
@@ -141,10 +147,11 @@ def load_state(path: Path) -> Any:
     Raises:
         InputError: the file is damaged.
     """
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise _damaged(path, error) from error
+    with path.open("rb") as file:
+        try:
+            return torch.load(file, weights_only=True, map_location="cpu")
+        except Exception as error:  # on bytes that were none of its own torch fails with many types
+            raise _damaged(path, error) from error
 
 
 def _json(path: Path) -> Any:

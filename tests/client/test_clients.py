@@ -254,6 +254,13 @@ def test_grpc_retries_what_can_be_retried(client: Any, endpoint: Endpoint, size:
     assert codes == []
 
 
+def test_a_server_that_comes_back_is_found_soon_and_large_answers_and_long_silence_end_no_connection() -> None:
+    found: dict[str, Any] = dict(_channel.channel_args(4))
+    assert (found["grpc.max_send_message_length"], found["grpc.max_receive_message_length"]) == (-1, -1)
+    assert found["grpc.max_reconnect_backoff_ms"] <= 10_000  # gRPC's own are two minutes
+    assert found["grpc.keepalive_time_ms"] > 300_000  # Triton drops those who ping more often
+
+
 def test_retries_end(kind: Any, endpoint: Endpoint) -> None:
     calls: list[str] = []
     endpoint.servicer.interfere = lambda name: calls.append(name) or grpc.StatusCode.UNAVAILABLE  # type: ignore[func-returns-value]

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from likeness_bench import beside, ceiling, ceiling_search
 from likeness_bench.ceiling import CeilingConfig, run_ceiling
 from likeness_bench.ceiling_process import CeilingError, CeilingProcess, Item, Measured, batches
 from likeness_bench.ceiling_report import Case, CeilingReport, Round, Spread, Trial, doubts, medians
+from likeness_bench.ceiling_search import Ceiling
 from likeness_bench.ceiling_tables import saturated_tables
 from likeness_bench.compare import compare_reports
 from likeness_bench.configs import cpu_threads_of
@@ -32,7 +33,7 @@ from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.output import deliver_ceiling
 from likeness_bench.recall import Recall
-from likeness_bench.view import View
+from likeness_bench.view import UNSEEN, View
 from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind, Workload, WorkloadConfig
 from likeness_client import InputError, InputSchema, Product, ServerInfo
@@ -77,6 +78,17 @@ CASE = Case(
 
 def items(signature: str, lengths: Sequence[int]) -> list[Item]:
     return [Item(signature, (b"x" * length,)) for length in lengths]
+
+
+def test_the_ceiling_was_tried_twice_and_a_single_product_is_computed_by_one_worker() -> None:
+    ways = [(1, 8, 100.0, 80.0), (2, 8, 90.0, 80.0), (1, 1, 80.0, 12.0), (2, 1, 120.0, 5.0), (1, 1, 70.0, 14.0)]
+    tried = [
+        replace(TRIAL, threads=Threads(workers=workers), batch_size=size, products_per_s=per_s, p50_ms=p50)
+        for workers, size, per_s, p50 in ways
+    ]
+    ceiling = Ceiling(process=cast(Any, None), repository=Path(), trial_s=1.0, stop=asyncio.Event(), view=UNSEEN)
+    ceiling.tried = tried
+    assert (ceiling.best, ceiling.alone) == (tried[0], tried[2])
 
 
 def test_batches_are_full_of_one_signature_and_of_like_length() -> None:

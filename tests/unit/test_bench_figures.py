@@ -188,11 +188,13 @@ def test_the_distribution_ascends() -> None:
 def test_step_times_are_means_between_two_readings() -> None:
     before = {"text_encoder": counters(1, 1), "idle": counters(3, 3)}
     after = {"text_encoder": counters(3, 9, failures=1), "idle": counters(3, 3), "embed_text": counters(2, 2)}
-    ensemble, encoder = step_times(before, after)
+    before, after = before | {"broken": counters(3, 3)}, after | {"broken": counters(3, 3, failures=2)}
+    ensemble, encoder, broken = step_times(before, after)
     assert (ensemble.model, ensemble.requests, ensemble.total_ms) == ("embed_text", 4, 1.0)
     assert ensemble.mean_batch is ensemble.queue_ms is ensemble.compute_infer_ms is None
     assert (encoder.model, encoder.requests, encoder.failures, encoder.mean_batch) == ("text_encoder", 4, 1, 4.0)
     assert (encoder.total_ms, encoder.queue_ms, encoder.compute_output_ms) == (4.0, 4.0, 4.0)
+    assert (broken.model, broken.requests, broken.failures) == ("broken", 0, 2)
 
 
 def test_only_ensembles_are_taken_for_ensembles() -> None:
@@ -208,6 +210,9 @@ def test_a_server_that_was_started_again_in_between_gives_no_step_times() -> Non
     before, after = {"text_encoder": counters(3, 3)}, {"text_encoder": counters(1, 1)}
     assert step_times(before, after) == ()
     assert started_again(before, after)
+    failing = {"text_encoder": counters(3, 3, failures=1)}  # before; since then it answered as much
+    assert step_times(failing, before) == ()
+    assert started_again(failing, before)
     assert not started_again(after, before)
     assert not started_again({}, before)
     assert not started_again(before, before)

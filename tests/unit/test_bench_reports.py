@@ -43,7 +43,7 @@ from likeness_client import InputError
 from typer.testing import CliRunner
 
 
-def report_of(records: list[Record], stopped: bool = False, **load: Any) -> LoadReport:
+def report_of(records: list[Record], stopped: bool = False, cpu_s: float = 0.0, **load: Any) -> LoadReport:
     """A report of these records, on a server that nothing else is known of."""
 
     config = LoadConfig(address="here:1", **{"rate": 10.0, "duration_s": 10.0, "warm_up_s": 2.0, **load})
@@ -52,7 +52,7 @@ def report_of(records: list[Record], stopped: bool = False, **load: Any) -> Load
         stop.set()
     drive = Drive(config=config, requests=iter(()), ask=None, stop=stop)  # type: ignore[arg-type]
     drive.records, drive.elapsed_s = records, config.length_s
-    return load_report(drive, Watch(config=config), "s", "2026-01-01T00:00:00+00:00")
+    return load_report(drive, Watch(config=config, cpu_s=cpu_s), "s", "2026-01-01T00:00:00+00:00")
 
 
 def record(due_s: float, took_s: float, error: str = "") -> Record:
@@ -110,9 +110,10 @@ def test_requests_that_were_to_repeat_are_not_taken_for_products_that_ran_out() 
 
 def test_a_harness_that_is_seldom_late_is_noted() -> None:
     due = [record(3 + number / 100, 0.1) for number in range(100)]
-    late = [replace(one, started_s=one.scheduled_s + 0.02) for one in due[:2]]
-    found = [any("itself was late" in note for note in report_of(records).notes) for records in (due, late + due[2:])]
-    assert found == [False, True]
+    late = [replace(one, started_s=one.scheduled_s + 0.02) for one in due]
+    runs = [late[:count] + due[count:] for count in (0, 1, 2)]
+    found = [any("itself was late" in note for note in report_of(records).notes) for records in runs]
+    assert found == [False, False, True]  # one of a hundred is not its p99
 
 
 def counted(total_ms: float, calls: int = 120) -> LoadReport:
@@ -123,7 +124,9 @@ def counted(total_ms: float, calls: int = 120) -> LoadReport:
     config = LoadConfig(address="here:1", concurrency=50, duration_s=10.0, warm_up_s=2.0)
     drive = Drive(config=config, requests=iter(()), ask=None, stop=asyncio.Event())  # type: ignore[arg-type]
     within_it = [*(replace(record(5.0, 0.1), scheduled_s=4.0) for _ in range(100)), record(6.0, 1.0, "ServerError")]
-    drive.records = [*warm_up, *before_it, *within_it, *after_it]
+    late = [record(1.4, 0.5), record(0.5, 0.5, "DeadlineExceededError")]  # which the server may yet count
+    unsent = [record(6.0, 0.0, NOT_SENT) for _ in range(50)]
+    drive.records = [*warm_up, *late, *before_it, *within_it, *after_it, *unsent]
     drive.elapsed_s = 12.0
     parts = ("success", "queue", "compute_input", "compute_infer", "compute_output")
     idle = ModelCounters(
@@ -152,8 +155,8 @@ def test_a_server_that_also_worked_for_others_is_noted() -> None:
     def said(calls: int) -> bool:
         return any("worked for another load" in note for note in counted(1.0, calls).notes)
 
-    # 151 requests of two products ended after the warm-up.
-    assert [said(calls) for calls in (120, 330, 604)] == [False, False, True]
+    # 153 requests of two products may have been embedded after the warm-up: 336.6 are not many more.
+    assert [said(calls) for calls in (120, 336, 337)] == [False, False, True]
 
 
 def test_a_run_without_answers_is_a_report_too(tmp_path: Path) -> None:
@@ -189,6 +192,11 @@ def test_a_harness_that_falls_behind_does_not_put_it_on_the_server() -> None:
         (said,) = (note for note in report_of(records, rate=20.0).notes if note.startswith("answered"))
         assert f"the harness itself could send only {percent} % of them in time" in said
         assert "the server" not in said
+
+
+def test_a_harness_that_is_the_limit_is_noted() -> None:
+    found = [any("used a whole core" in note for note in report_of([], cpu_s=used_s).notes) for used_s in (8.9, 9.1)]
+    assert found == [False, True]
 
 
 def test_notes_say_what_stands_in_the_way() -> None:

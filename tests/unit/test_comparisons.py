@@ -170,7 +170,7 @@ def test_the_masked_head_fuses_as_the_head_of_each_signature(tmp_path: Path) -> 
         (tmp_path / name / "assets").mkdir(parents=True)
         vocabulary = {"keys": [{"name": "kind", "values": ["chair"]}], "max_bytes": 10}
         (tmp_path / name / "assets" / "attributes.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    network = build_network(recipe, tmp_path, None).eval()
+    network = build_network(recipe, tmp_path, tmp_path).eval()
     assert isinstance(network.tower("photo"), Tower)
     vectors = {name: torch.nn.functional.normalize(torch.randn(3, 8), dim=1) for name in towers}
     masked = MaskedFusion(network)

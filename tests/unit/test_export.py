@@ -127,14 +127,23 @@ def test_another_serving_section_helps_a_run_whose_own_cannot_be_read(exported: 
     assert Run(folder, exported.recipe.serving).read_recipe() == exported.recipe
 
 
-@pytest.mark.parametrize("damage", ["{", "{}", None])
-def test_damaged_files_of_a_tower_are_named(exported: Exported, tmp_path: Path, damage: str | None) -> None:
+@pytest.mark.parametrize("damage", ["{", "{}", "[]", None])
+@pytest.mark.parametrize("tower", ["attributes", "image"])  # of the image only the preprocessing reads files
+def test_damaged_files_of_a_tower_are_named(exported: Exported, tmp_path: Path, tower: str, damage: str | None) -> None:
     folder = Path(shutil.copytree(exported.run.folder, tmp_path / "run"))
-    place = next((folder / "towers" / "attributes").rglob("*.json"))
+    place = next((folder / "towers" / tower).rglob("*.json"))
     place.unlink()
     if damage is not None:
         place.write_text(damage, encoding="utf-8")
-    with pytest.raises(InputError, match=r"^towers\.attributes: .*towers/attributes is damaged \(.*train anew$"):
+    with pytest.raises(InputError, match=rf"^towers\.{tower}: .*towers/{tower} is damaged \(.*train anew$"):
+        Run(folder).read_network()
+
+
+def test_weights_that_do_not_fit_the_recipe_are_refused(exported: Exported, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported.run.folder, tmp_path / "run"))
+    held = exported.run.read_recipe().model_dump(mode="json")
+    (folder / "recipe.json").write_text(json.dumps(held | {"dimension": 8}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"weights\.pt does not fit .*recipe\.json, or .*: copy its folder again, or"):
         Run(folder).read_network()
 
 

@@ -124,11 +124,20 @@ def test_a_joined_run_s_scores_are_the_mean_of_its_parts(tiny: Tiny, tmp_path: P
 def test_runs_of_different_modalities_answer_for_products_of_one(tiny: Tiny, tmp_path: Path) -> None:
     runs = trained(tiny, [recipe_of(towers=IMAGE), recipe_of(towers=ATTRIBUTES)])
     joined = Run(tmp_path / "joined")
+    runs[1].write_trained_on("of others, too", [*runs[0].trained_on()[1], "another"])
     join_runs(runs, joined)
+    assert joined.trained_on() == ("", runs[0].trained_on()[1] | {"another"})  # all that any of them has seen
     assert list(joined.read_recipe().towers) == ["image", "attributes"]
     for run, modality in zip(runs, ("image", "attributes"), strict=True):
         whole, part = embedded(joined, tiny, [modality]), embedded(run, tiny, [modality])
         np.testing.assert_allclose(whole @ whole.T, part @ part.T, atol=1e-6)
+
+
+def test_how_the_first_run_s_steps_are_executed_says_nothing_of_the_joined_ones() -> None:
+    serving = {"max_batch_size": 4, "steps": {"image_encoder": {"instances": 3}}, "signatures": ["image"]}
+    joined = joined_recipe([recipe_of(1, towers=IMAGE, serving=serving), recipe_of(2, towers=ATTRIBUTES)])
+    assert (joined.serving.max_batch_size, joined.serving.steps) == (4, {})
+    assert {*joined.signatures()} == {"image", "attributes", "image_attributes"}
 
 
 def test_a_join_is_made_anew_but_nothing_else_is_overwritten(tiny: Tiny, tmp_path: Path) -> None:

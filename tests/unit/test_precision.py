@@ -393,6 +393,29 @@ def test_a_network_is_known_by_what_it_consists_of(
     assert graph.kind_of(onnx.load(files["attributes_encoder"])) == "small"
 
 
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [
+        ("small", ["MatMul"]),  # behind TF-IDF, say
+        ("transformer", ["Conv", "MatMul", "MatMul"]),
+        ("convolutional", ["Conv", "Conv", "MatMul", "attention", "attention"]),
+    ],
+)
+def test_products_of_what_was_computed_are_no_layers(kind: str, types: list[str]) -> None:
+    """They have no weights, which could be reduced."""
+    helper = onnx.helper
+    weights = onnx.numpy_helper.from_array(np.zeros((400, 400), np.float32), "weights")  # 0.64 MB
+    nodes = [
+        helper.make_node("MatMul", ["in", "in"], [f"out{place}"], name)
+        if name == "attention"
+        else helper.make_node(name, ["in", "weights"], [f"out{place}"], name)
+        for place, name in enumerate(types)
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "made up", [], [], [weights]))
+    assert graph.kind_of(model) == kind
+    assert graph.layers(model, ("MatMul", "Softmax")) == [name for name in types if name == "MatMul"]
+
+
 # --- one network: tries
 
 
@@ -509,6 +532,18 @@ def test_what_cannot_be_written_stays_fp32(task: Task, tmp_path: Path) -> None:
     )
 
 
+def test_what_onnxruntime_cannot_load_stays_fp32(task: Task, tmp_path: Path) -> None:
+    class Foreign(Spoilt):
+        def write(self, target: Path, kept: Collection[str] = ()) -> None:
+            model = onnx.load(self.source)
+            model.graph.node[0].op_type = f"Unheard{len(kept)}"
+            onnx.save(model, target)
+
+    outcome = reduce_network(task, Foreign(task.source, ""), tmp_path / "model.onnx")
+    assert (outcome.form, outcome.refused) == ("fp32", True)
+    assert "onnxruntime cannot load the file" in outcome.reason
+
+
 # --- a whole repository
 
 
@@ -528,7 +563,7 @@ def products_of(exported: Exported) -> Path:
     return exported.run.folder.parent / "data" / "products.jsonl"
 
 
-Export = Callable[[Precision, Limits], tuple[Path, PrecisionReport]]
+Export = Callable[..., tuple[Path, PrecisionReport]]
 
 
 @pytest.fixture
@@ -540,9 +575,14 @@ def export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     already_traced(monkeypatch, exported)
 
-    def run(precision: Precision, limits: Limits) -> tuple[Path, PrecisionReport]:
-        root = exported.run.folder.parent / "data"
-        reducer = Reducer(exported.run, PrecisionChoice(precision=precision, data_root=root, limits=limits))
+    def run(precision: Precision, limits: Limits, for_tensorrt: bool = False) -> tuple[Path, PrecisionReport]:
+        choice = PrecisionChoice(
+            precision=precision,
+            data_root=exported.run.folder.parent / "data",
+            limits=limits,
+            for_tensorrt=for_tensorrt,
+        )
+        reducer = Reducer(exported.run, choice)
         export_run(exported.run, tmp_path / "repository", [reducer])
         assert reducer.report is not None
         return tmp_path / "repository", reducer.report
@@ -554,16 +594,21 @@ def outcomes(report: PrecisionReport) -> dict[str, Outcome]:
     return {outcome.name: outcome for outcome in report.networks}
 
 
-@pytest.mark.parametrize(("precision", "form"), [("int8", "int8 static"), ("fp16", "fp16")])
+@pytest.mark.parametrize(
+    ("precision", "for_tensorrt", "form"),
+    [("int8", False, "int8 static"), ("int8", True, "int8 static"), ("fp16", False, "fp16")],
+)
 def test_a_reduced_network_takes_the_place_of_the_fp32_one(
-    exported: Exported, export: Export, precision: Precision, form: str
+    exported: Exported, export: Export, precision: Precision, for_tensorrt: bool, form: str
 ) -> None:
-    repository, report = export(precision, ANYTHING)
+    repository, report = export(precision, ANYTHING, for_tensorrt)
     found = outcomes(report)
     assert {name: outcome.form for name, outcome in found.items()} == {
         "image_encoder": form,
         "attributes_encoder": "fp32",
     }
+    # What a GPU is to run is not judged by how fast this machine's CPU runs it.
+    assert found["image_encoder"].speed == (None if for_tensorrt or precision == "fp16" else 2.0)
     assert report.refused() == []
     assert report.split == "train"  # this catalogue has no val
     drift = found["image_encoder"].drift
@@ -590,6 +635,26 @@ def test_the_manifest_holds_the_figures(export: Export) -> None:
     assert image["drift"]["recall_loss"].keys() == {"group"}
     assert section["signatures"].keys() == report.signatures.keys()
     assert section["limits"]["cosine_mean"] == -1
+
+
+def test_what_is_exactly_at_its_limit_passes() -> None:
+    loss = RecallLoss(points=0.5, error=0.0, queries=50)
+    drift = Drift(
+        products=9,
+        cosine_min=0.90,
+        cosine_mean=0.98,
+        overlap_at_10=0.80,
+        batch_distance=0.05,
+        recall_loss={"group": loss},
+        mixed_recall_loss={"group": loss},
+    )
+    assert Limits().faults(drift) == Limits().signature_faults(drift) == Limits().mean_faults([drift]) == []
+    fewer = replace(loss, points=9.0, queries=49)  # which count where no signature has more
+    assert mean_points([{"group": loss}, {"group": fewer}]) == {"group": 0.5}
+
+
+def test_whichever_file_goes_first_the_ratio_is_of_the_same_two() -> None:
+    assert [speed._ratio(lambda _: 3.0, lambda _: 1.5, turn, {}) for turn in (0, 1)] == [2.0, 2.0]
 
 
 def test_files_are_timed_as_a_server_runs_them(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,8 @@ def test_sets_are_measured_one_by_one(tmp_path: Path) -> None:
     lesson = Lesson(scorers={"twins": turned})
     lines = list(measure_pair_sets(measure, {"twins": scorer}, catalogue, tmp_path, [lesson]))
     assert [line.figures["F1"] for line in lines if line.what == "twins" and line.task == "T11"] == [0.0, 0.0]
+    lines = list(measure_pair_sets(measure, {"twins": scorer, "turned": turned}, catalogue, tmp_path))
+    assert [line.what for line in lines if line.task == "T12"] == ["twins", "twins"]  # once for each set
     with (tmp_path / "pairs.csv").open("a", encoding="utf-8") as pairs:
         pairs.write("d,c,1,test\nb,c,0,test\n")
     of_test = measure_pair_sets(measure.on("test"), {"twins": scorer}, catalogue, tmp_path)

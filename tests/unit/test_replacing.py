@@ -153,6 +153,17 @@ def test_what_another_export_is_writing_is_left_alone(repository: Path) -> None:
     assert set(spaces(repository.parent).values()) == {"new", "another"}
 
 
+def test_what_another_user_s_process_is_at_is_left_alone(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_yours(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.kill", not_yours)
+    write_model(repository.with_name(f".repository.{ended_process()}.partial"), "another's")
+    with replaced_repository(repository) as new:
+        write_model(new, "new")
+    assert set(spaces(repository.parent).values()) == {"new", "another's"}
+
+
 @pytest.mark.parametrize("name", ["repository", "repo[1]"])
 def test_only_leftovers_of_the_same_name_are_cleared(tmp_path: Path, name: str) -> None:
     number = ended_process()

@@ -21,7 +21,7 @@ import grpc  # type: ignore[import-untyped]  # ships no types
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.cli import app
-from likeness_export.repository.servable import MANIFEST, check_repository
+from likeness_export.repository.servable import MANIFEST, check_repository, space_of
 from likeness_export.server.serve import (
     ServeConfig,
     ServeError,
@@ -77,12 +77,16 @@ def test_without_networks_it_says_how_to_export_them(rendered_repository: Path) 
         ),
         (lambda folder: (folder / "embed_image/config.pbtxt").unlink(), "is missing"),
         (lambda folder: (folder / "image_preprocess/1/assets/image.json").unlink(), "is missing"),
+        (lambda folder: make_folder(folder / "image_encoder/1/model.onnx"), "is missing"),
         (
             lambda folder: change(folder / "image_encoder/configs/cpu.pbtxt", '"[0-9a-f]{16}"', '"0"'),
             "of the space 0, ",
         ),
         (lambda folder: change(folder / "image_encoder/config.pbtxt", "name", "nime"), "is no configuration"),
         (lambda folder: change(folder / MANIFEST, "^{", "["), "cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text("[]", encoding="utf-8"), "cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text("{}", encoding="utf-8"), "cannot be read"),
+        (lambda folder: change(folder / MANIFEST, '"sha256": {[^}]*}', '"sha256": 1'), "cannot be read"),
     ],
 )
 def test_a_copy_that_is_not_whole_is_not_served(
@@ -105,6 +109,16 @@ def test_a_repository_without_a_manifest_is_served_with_a_warning(
     shutil.copytree(exported.repository, folder, ignore=shutil.ignore_patterns(MANIFEST, "similarity"))
     check_repository(folder, "cpu")
     assert f"{folder} has no {MANIFEST}" in caplog.text
+    (folder / "image_encoder/1/model.py").unlink()
+    check_repository(folder, "onnx")
+    with pytest.raises(InputError, match=r"image_encoder has no model\.py, which profile cpu needs"):
+        check_repository(folder, "cpu")
+
+
+@pytest.mark.parametrize("held", ["", "[]", "{}"])
+def test_a_damaged_manifest_names_no_space(tmp_path: Path, held: str) -> None:
+    (tmp_path / MANIFEST).write_text(held, encoding="utf-8")
+    assert space_of(tmp_path) is None
 
 
 def test_a_numpy_that_the_server_from_pip_cannot_work_with_is_refused(
@@ -124,6 +138,11 @@ def change(file: Path, old: str, new: str) -> None:
     changed, count = re.subn(old, new, file.read_text(encoding="utf-8"))
     assert count
     file.write_text(changed, encoding="utf-8")
+
+
+def make_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
 
 
 def test_models_that_a_killed_server_left_are_ended_and_those_of_others_are_not(

@@ -29,7 +29,7 @@ from likeness_export.products import named_pairs
 from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
-from likeness_export.run import Run
+from likeness_export.run import Run, load_state
 from likeness_export.tensors import TensorSpec
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
@@ -310,6 +310,13 @@ def test_damaged_files_are_named(tiny: Tiny, tmp_path: Path, left: int) -> None:
     train(tiny.recipe, run, tiny.root)
     for name in ("weights.pt", "trained_on.json", "recipe.json"):
         refused(run.folder / name)
+
+
+@pytest.mark.parametrize("held", [b"h\x90.", b"X\x01\x00\x00\x00\xff.", b"version https://git-lfs", bytes(99)])
+def test_whatever_stands_in_a_damaged_file_of_weights_it_is_named(tmp_path: Path, held: bytes) -> None:
+    (tmp_path / "weights.pt").write_bytes(held)
+    with pytest.raises(InputError, match=r"weights\.pt is damaged \(.*\): copy its folder again"):
+        load_state(tmp_path / "weights.pt")
 
 
 def test_damaged_features_are_computed_again(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
