@@ -349,7 +349,9 @@ def _attributes(record: Mapping[str, Any], product_id: str) -> dict[str, str | f
     raw = _object(record, "attributes", product_id)
     for key, value in raw.items():
         if not (isinstance(value, str) or is_number(value)):
-            raise RecordError(f"'attributes.{key}' must be a string or a number, found {_kind(value)}", product_id)
+            way_out = "; join its values to one string" if isinstance(value, list) else ""
+            found = f"{_kind(value)}{way_out}"
+            raise RecordError(f"'attributes.{key}' must be a string or a number, found {found}", product_id)
     return {str(key): value for key, value in raw.items()}
 
 
@@ -357,7 +359,8 @@ def _images(record: Mapping[str, Any], base: Path, product_id: str) -> tuple[Ima
     raw = _given(record.get("images"))
     names = [] if raw is None else raw
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise RecordError("'images' must be a list of paths", product_id)
+        found = f"a list that holds {_SHORT.repr(names)}" if isinstance(names, list) else _kind(names)
+        raise RecordError(f"'images' must be a list of paths, e.g. [\"images/1.jpg\"], found {found}", product_id)
     return tuple(_own_path(base, name) for name in names)
 
 

@@ -737,8 +737,8 @@ def test_an_attribute_of_which_hardly_a_value_comes_again_is_named(
         for place in range(6)
     ]
     config.prepare(items, tmp_path, tmp_path)
-    assert "attribute 'model' says next to nothing: in 6 of the 6 training products that have it" in caplog.text
-    assert "attribute 'price' says next to nothing: in 4 of the 6" in caplog.text
+    assert "attribute 'model' is mostly unknown: in 6 of the 6 training products that have it" in caplog.text
+    assert "attribute 'price' is mostly unknown: in 4 of the 6" in caplog.text
     assert "the value, e.g. '2.50 EUR', is that of fewer than 2" in caplog.text
     assert "'colour'" not in caplog.text
 

@@ -104,9 +104,9 @@ class OneHotConfig(EncoderConfig):
             )
         elif mostly_unknown:
             log.warning(
-                "attribute %r says next to nothing: in %d of the %d training products that have it the value, e.g. %r, "
-                "is that of fewer than %d, and unknown; a number without its unit would be known by its size, a tower "
-                "`hashed` compares what names a product, min_count = 1 keeps all",
+                "attribute %r is mostly unknown: in %d of the %d training products that have it the value, e.g. %r, "
+                "is that of fewer than %d; a number without its unit would be known by its size, a tower `hashed` "
+                "compares what names a product, min_count = 1 keeps all",
                 name,
                 unknown,
                 len(values),
