@@ -17,7 +17,7 @@ import pytest
 import typer
 from comparisons.__main__ import app as comparisons_app
 from likeness_bench.cli import app as bench_app
-from likeness_client import Client, Product
+from likeness_client import Client, Product, read_products
 from likeness_client.cli import app as client_app
 from likeness_export.cli import app as export_app
 from likeness_export.run import Run
@@ -47,6 +47,12 @@ ELSEWHERE = (
 """Commands that tests of their own cover."""
 NOT_HERE = " DATA"
 """What stands for catalogues that are not part of this repository."""
+FEED = """id\ttitle\tdescription\timage_link\tprice\tbrand\tgtin\tgoogle_product_category\tcolor\tsize\titem_group_id
+s1\tSoft shirt, 3 < 4\t<p>Soft &amp; <br/>warm</p>\t1.jpg\t12.50 EUR\tLuma\t0012345678905\tTops > Shirts\tred\tS\ti1
+s2\tSoft shirt\t\t2.jpg\t\tLuma\t\tTops > Shirts\tred\tM\ti1
+m1\tMug\t\t\t7.00 EUR\t\t\tMugs\t\t\t
+"""
+"""What the guide makes products of."""
 ON_FILES = {"related", "cluster", "mine", "render", "interactions"}
 """Commands that ask no server."""
 
@@ -63,6 +69,7 @@ def shell_lines(guide: Path) -> list[str]:
 def here(server: Server, demo_catalogue: Path, trained_run: Run, repository: Path, tmp_path: Path) -> dict[str, str]:
     """What stands in the README, and what stands for it in this test."""
     photo = next((demo_catalogue.parent / "images").glob("*.jpg"))
+    write_feed(tmp_path / "my_data")
     return {
         "localhost:8001": server.address,
         "localhost:8000": f"127.0.0.1:{server.config.http_port}",
@@ -74,6 +81,7 @@ def here(server: Server, demo_catalogue: Path, trained_run: Run, repository: Pat
         "runs/demo/run": str(trained_run.folder),
         "runs/demo/repository": str(repository),
         "runs/demo": str(tmp_path),
+        "my_data": str(tmp_path / "my_data"),
         "render runs/shop": f"render {tmp_path}/shop --designs 12",
         "runs/shop": f"{tmp_path}/shop",
         "(2, 128)": "(2, 64)",
@@ -84,6 +92,12 @@ def here(server: Server, demo_catalogue: Path, trained_run: Run, repository: Pat
             "--target-ms 60000 --rate 60 --budget-s 8 --duration-s 0.5 --warm-up-s 0 --timeout-s 60"
         ),
     }
+
+
+def write_feed(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "s1.jpg").write_bytes(b"a photo")
+    (folder / "feed.tsv").write_text(FEED, encoding="utf-8")
 
 
 def localised(text: str, here: dict[str, str]) -> str:
@@ -97,6 +111,25 @@ def localised(text: str, here: dict[str, str]) -> str:
 def test_python_runs(guide: Path, here: dict[str, str]) -> None:
     for block in blocks(guide, "python"):
         exec(compile(localised(block, here), str(guide), "exec"), {"__name__": "readme"})
+
+
+def test_a_feed_becomes_products(tmp_path: Path) -> None:
+    write_feed(tmp_path / "my_data")
+    [block] = (block for block in blocks(ROOT / "export" / "README.md", "python") if "feed.tsv" in block)
+    exec(compile(block.replace("my_data", f"{tmp_path}/my_data"), "feed", "exec"), {"__name__": "readme"})
+    shirt, other, mug = read_products(tmp_path / "my_data" / "products.jsonl")
+    assert shirt[0] == Product(
+        product_id="s1",
+        title="Soft shirt, 3 < 4",
+        description="Soft &  warm",
+        attributes={"brand": "Luma", "color": "red", "size": "S", "gtin": "0012345678905", "price": 12.5},
+        images=(tmp_path / "my_data" / "images" / "s1.jpg",),
+    )
+    assert other[0].images == ()
+    assert shirt[1]["split"] in {"train", "val"}
+    assert (shirt[1]["item"], other[1]["item"], other[1]["split"]) == ("i1", "i1", "variant")
+    assert mug[0] == Product(product_id="m1", title="Mug", attributes={"price": 7.0})
+    assert (mug[1]["item"], mug[1]["category"]) == ("m1", "Mugs")
 
 
 @pytest.mark.server

@@ -32,6 +32,7 @@ MODALITY_FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 """Modality -> the fields of a `Product` that hold it; the text may also quote attributes, see `compose_text`."""
 _UTF_16 = "is in UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`"
+_ONE_LIST = "is one JSON list: write each of its elements on a line of its own, e.g. with `jq -c '.[]'`"
 Record: TypeAlias = dict[str, Any]
 """One line of a product file as it stands there, labels and all."""
 _NO_JSON_LINES: Mapping[bytes, str] = {
@@ -41,8 +42,12 @@ _NO_JSON_LINES: Mapping[bytes, str] = {
     b"\xfe\xff": _UTF_16,
     b"{\0": _UTF_16,
     b"\0{": _UTF_16,
+    b"[{": _ONE_LIST,
+    b"[\n": _ONE_LIST,
+    b"[\r": _ONE_LIST,
 }
 """How a file begins that holds no line to read -> what it is, and the way out."""
+_TABLES = (".csv", ".tsv")
 _MARKS = "".join(letter for letter in map(chr, range(0x300, 0x1EF00)) if unicodedata.combining(letter))
 _HEAP = re.compile(rf"[{_MARKS}]{{30}}(?=[{_MARKS}])")
 """More marks on one letter than any language has."""
@@ -96,7 +101,7 @@ class Product:
         """Read one record of a product file.
 
         Only the keys that this class has attributes for are read. All are optional, and null means missing, because
-        catalogues write both.
+        catalogues write both; so does NaN, which data frames write into gaps.
 
         Args:
             record: one decoded line.
@@ -281,6 +286,8 @@ def _scan(path: Path) -> Iterator[tuple[int, Record] | RecordError]:
         beginning = lines.peek(4)
         if told := next((told for start, told in _NO_JSON_LINES.items() if beginning.startswith(start)), None):
             raise InputError(f"{path} {told}")
+        if path.suffix.lower() in _TABLES and not beginning.startswith(b"{"):
+            raise InputError(f"{path} is a table: write its rows as JSON lines, e.g. with Python's csv and json")
         # Read as bytes: only a newline ends a line, and bad UTF-8 costs one line, not the rest of the file.
         for number, raw in enumerate(lines, start=1):
             try:
@@ -289,7 +296,7 @@ def _scan(path: Path) -> Iterator[tuple[int, Record] | RecordError]:
             except UnicodeDecodeError as error:
                 yield RecordError(not_utf_8(error), str(path), number)
             except (ValueError, RecursionError) as error:
-                yield RecordError(f"not JSON: {error}", str(path), number)
+                yield RecordError(f"not JSON: {error}; every line is one object", str(path), number)
             else:
                 if isinstance(record, dict):
                     yield number, record
@@ -313,39 +320,47 @@ def _scalar(value: Any) -> str:
         parts = [_scalar(part) for part in value]
         return "/".join(parts) if any(parts) else ""
     if isinstance(value, float) and not math.isfinite(value):
-        return ""  # what data frames write into gaps
+        return ""  # a gap, or no value that could be told from others
     if is_number(value):
         value = plain_number(value)  # and of the whole numbers beside those they make 12.0
     return canonical(str(value)) if isinstance(value, str | int | float) else ""
 
 
+def _given(value: Any) -> Any:
+    """Return a value; None for the NaN that data frames write into gaps."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _text(record: Mapping[str, Any], key: str, product_id: str) -> str:
-    value = record.get(key)
+    value = _given(record.get(key))
     if value is not None and not isinstance(value, str):
         raise RecordError(f"'{key}' must be a string, found {_kind(value)}", product_id)
     return value or ""
 
 
 def _object(record: Mapping[str, Any], key: str, product_id: str) -> Mapping[str, Any]:
-    value = record.get(key)
-    if value is not None and not isinstance(value, Mapping):
-        raise RecordError(f"'{key}' must be an object, found {_kind(value)}", product_id)
-    return value or {}
+    values = _given(record.get(key))
+    if values is not None and not isinstance(values, Mapping):
+        raise RecordError(f"'{key}' must be an object, found {_kind(values)}", product_id)
+    return {name: value for name, value in (values or {}).items() if _given(value) is not None}
 
 
 def _attributes(record: Mapping[str, Any], product_id: str) -> dict[str, str | float]:
     raw = _object(record, "attributes", product_id)
     for key, value in raw.items():
-        if not (value is None or isinstance(value, str) or is_number(value)):
-            raise RecordError(f"'attributes.{key}' must be a string or a number, found {_kind(value)}", product_id)
-    return {str(key): value for key, value in raw.items() if value is not None}
+        if not (isinstance(value, str) or is_number(value)):
+            way_out = "; join its values to one string" if isinstance(value, list) else ""
+            found = f"{_kind(value)}{way_out}"
+            raise RecordError(f"'attributes.{key}' must be a string or a number, found {found}", product_id)
+    return {str(key): value for key, value in raw.items()}
 
 
 def _images(record: Mapping[str, Any], base: Path, product_id: str) -> tuple[ImageSource, ...]:
-    raw = record.get("images")
+    raw = _given(record.get("images"))
     names = [] if raw is None else raw
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise RecordError("'images' must be a list of paths", product_id)
+        found = f"a list that holds {_SHORT.repr(names)}" if isinstance(names, list) else _kind(names)
+        raise RecordError(f"'images' must be a list of paths, e.g. [\"images/1.jpg\"], found {found}", product_id)
     return tuple(_own_path(base, name) for name in names)
 
 
@@ -366,10 +381,10 @@ def _own_path(base: Path, name: str) -> Path:
 def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float]:
     raw = _object(record, "interactions", product_id)
     for user, count in raw.items():
-        if not (count is None or (is_number(count) and count >= 0)):
+        if not (is_number(count) and count >= 0):
             found = count if is_number(count) else _kind(count)
             raise RecordError(f"'interactions.{user}' must be a number of times, found {found}", product_id)
-    return {str(user): count for user, count in raw.items() if count is not None}
+    return {str(user): count for user, count in raw.items()}
 
 
 def _kind(value: Any) -> str:

@@ -282,12 +282,15 @@ class Recipe(_Section):
             max_photos=max(photos, default=1),
         )
 
+    def read_fields(self) -> list[str]:
+        """Return the fields that make up the text, and the attributes that towers read."""
+        schema = self.input_schema()
+        return [*schema.text_fields, *(f"attributes.{key}" for key in schema.attribute_keys)]
+
     def read_of(self, fields: Iterable[str]) -> list[str]:
         """Return which of some fields, of which ``a + b`` means both, are also read, as text or as attributes."""
-        schema = self.input_schema()
-        read = {*schema.text_fields, *(f"attributes.{key}" for key in schema.attribute_keys)}
         named = {part for field in fields for part in (field, *map(str.strip, field.split("+")))}
-        return sorted({*map(composed, read)} & {*map(composed, named)})
+        return sorted({*map(composed, self.read_fields())} & {*map(composed, named)})
 
     def digest(self) -> str:
         """Return a SHA-256 of everything that shapes the trained weights (serving choices do not)."""

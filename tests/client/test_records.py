@@ -43,6 +43,14 @@ def test_a_record_becomes_a_product() -> None:
     assert Product.from_record({}, Path()) == Product()
 
 
+@pytest.mark.parametrize("gap", [None, float("nan")])
+def test_gaps_of_a_data_frame_are_missing_and_cost_no_line(gap: float | None) -> None:
+    keys = ("product_id", "title", "description", "attributes", "images", "video", "interactions")
+    assert Product.from_record(dict.fromkeys(keys, gap), Path()) == Product()
+    record = {"attributes": {"price": gap, "size": "M"}, "interactions": {"u1": gap, "u2": 1}}
+    assert Product.from_record(record, Path()) == Product(attributes={"size": "M"}, interactions={"u2": 1})
+
+
 def test_a_product_shows_itself_without_the_megabytes_of_its_photos() -> None:
     photo, pixels = b"\xff" * 1_000_000, np.zeros((300, 300, 3), np.uint8)
     shown = repr(Product(product_id="p1", title="Shoe", images=(photo, pixels, Path("a.jpg")), video=photo))
@@ -58,11 +66,15 @@ def test_a_product_shows_itself_without_the_megabytes_of_its_photos() -> None:
         ("title", ["a"], "'title' must be a string, found a list"),
         ("description", True, "'description' must be a string, found a boolean"),
         ("attributes", "red", "'attributes' must be an object, found a string"),
-        ("attributes", {"colour": ["red"]}, r"'attributes\.colour' must be a string or a number, found a list"),
+        (
+            "attributes",
+            {"colour": ["red"]},
+            r"'attributes\.colour' must be a string or a number, found a list; join its values to one",
+        ),
         ("attributes", {"colour": True}, "found a boolean"),
-        ("attributes", {"price": float("nan")}, "found nan"),
-        ("images", "a.jpg", "'images' must be a list of paths"),
-        ("images", [1], "'images' must be a list of paths"),
+        ("attributes", {"price": float("inf")}, "found inf"),
+        ("images", "a.jpg", r"'images' must be a list of paths, e\.g\. \[\"images/1\.jpg\"\], found a string"),
+        ("images", [1], r"'images' must be a list of paths, .* found a list that holds \[1\]"),
         ("images", [""], "'images' must be a list of paths"),
         ("video", ["a.mp4"], "'video' must be a string, found a list"),
     ],
@@ -217,6 +229,8 @@ def test_labels_that_look_the_same_are_the_same() -> None:
         ('{"title": "a"}'.encode("utf-16-le"), "is in UTF-16"),
         ('{"title": "a"}'.encode("utf-16-be"), "is in UTF-16"),
         (b"PAR1...", "is a Parquet file"),
+        (b'[{"title": "a"}]', "is one JSON list: write each of its elements on a line"),
+        (b'[\r\n  {"title": "a"}\n]', "is one JSON list"),
     ],
 )
 def test_what_holds_no_line_at_all_is_named(content: bytes, message: str, tmp_path: Path) -> None:
@@ -224,6 +238,15 @@ def test_what_holds_no_line_at_all_is_named(content: bytes, message: str, tmp_pa
     for read in (scan_products, read_jsonl):
         with pytest.raises(InputError, match=rf"p\.jsonl {message}"):
             list(read(tmp_path / "p.jsonl"))
+
+
+def test_a_table_is_named_once_and_not_line_by_line(tmp_path: Path) -> None:
+    table = tmp_path / "feed.CSV"
+    table.write_text("id,title\np1,Shoe\n")
+    with pytest.raises(InputError, match=r"feed\.CSV is a table: write its rows as JSON lines"):
+        list(scan_products(table))
+    table.write_text('{"title": "Shoe"}\n')  # the name alone decides nothing
+    assert [product.title for product, _ in read_products(table)] == ["Shoe"]
 
 
 @pytest.mark.parametrize(("asked", "held"), [("gr\u00f6sse", "gro\u0308sse"), ("gro\u0308sse", "gr\u00f6sse")])

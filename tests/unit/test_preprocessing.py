@@ -728,11 +728,18 @@ def test_prices_of_several_formats_are_named(
     assert (told in caplog.text) == bool(caplog.text) == warns
 
 
-def test_an_attribute_of_which_no_value_comes_again_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = OneHotConfig(encoder="one_hot", keys=("colour", "model"))
-    items = [json.dumps({"colour": "red", "model": f"X-{place}"}).encode() for place in range(6)]
+def test_an_attribute_of_which_hardly_a_value_comes_again_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = OneHotConfig(encoder="one_hot", keys=("colour", "model", "price"))
+    items = [
+        json.dumps({"colour": "red", "model": f"X-{place}", "price": f"{max(place, 1)}.50 EUR"}).encode()
+        for place in range(6)
+    ]
     config.prepare(items, tmp_path, tmp_path)
-    assert "attribute 'model' says nothing: none of its 6 values is that of 2 training products" in caplog.text
+    assert "attribute 'model' is mostly unknown: in 6 of the 6 training products that have it" in caplog.text
+    assert "attribute 'price' is mostly unknown: in 4 of the 6" in caplog.text
+    assert "the value, e.g. '2.50 EUR', is that of fewer than 2" in caplog.text
     assert "'colour'" not in caplog.text
 
 

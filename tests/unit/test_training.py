@@ -184,7 +184,27 @@ def test_a_misspelled_name_is_refused_before_training(tiny: Tiny, tmp_path: Path
     recipe = changed(tiny.recipe, towers={"attributes": {"encoder": "one_hot", "keys": ["kind", "color"]}})
     with pytest.raises(InputError, match=r"towers\.attributes: .* has attributes\.color; attributes are: kind, colour"):
         train(recipe, Run(tmp_path / "run"), tiny.root)
+    recipe = changed(tiny.recipe, towers={"attributes": {"encoder": "one_hot", "keys": ["kind", "group"]}})
+    with pytest.raises(InputError, match=r"; group: put inside of the object attributes, not beside it$"):
+        train(recipe, Run(tmp_path / "run"), tiny.root)
     assert not (tmp_path / "run" / "towers").exists()
+
+
+def test_gaps_that_became_words_and_html_are_named(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    read_training_data(tiny.recipe, tiny.root)
+    assert "HTML" not in caplog.text
+    assert "gap" not in caplog.text
+    edit_catalogue(tiny, "0-0", group="nan", title="a<br/>b", serial="nan", attributes={"kind": "None"})
+    edit_catalogue(tiny, "0-1", group="nan", title="R&amp;D, 3 < 4 > 2, nan", note="<p>")
+    read_training_data(changed(tiny.recipe, data={"labels": ["attributes.kind+group"]}), tiny.root)
+    of = " training products, and read as a word: where it stands for a gap, leave the key out or write null"
+    found = [record.getMessage() for record in caplog.records if record.name.endswith(".doubts")]
+    assert [re.sub(r"of \d+", "of N", line) for line in found] == [
+        f"attributes.kind is 'None' in 1 of N{of}",
+        f"group is 'nan' in 2 of N{of}",
+        "title holds HTML in 2 of N training products, e.g. '<br/>', and it is read as words: take it out here, and of "
+        "what is served later, too",
+    ]
 
 
 def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:

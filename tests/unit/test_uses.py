@@ -22,7 +22,7 @@ from likeness_export.uses.match import HeldOut, as_logit, cosine, folds_of, matc
 from likeness_export.uses.mine import check_keys, elect, mine
 from likeness_export.uses.neighbourhood import alone, among_neighbours
 from likeness_export.uses.pairs import label_pairs, pairs_of
-from likeness_export.uses.related import Neighbours, nearest
+from likeness_export.uses.related import Neighbours, nearest, nearest_apart
 from likeness_export.uses.tables import write_lines
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
@@ -149,8 +149,30 @@ def test_copies_are_neighbours_of_each_other_but_never_of_themselves() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_nobody_has_no_neighbours(count: int) -> None:
-    found = nearest(np.ones((count, 1), dtype=np.float32), 3)
-    assert found.rows.shape == found.cosines.shape == (count, 0)
+    vectors = np.ones((count, 1), dtype=np.float32)
+    for found in (nearest(vectors, 3), nearest_apart(vectors, 3, np.array([""] * count, dtype=np.str_))):
+        assert found.rows.shape == found.cosines.shape == (count, 0)
+
+
+@pytest.mark.parametrize("k", [1, 4, 100])
+def test_related_products_are_of_other_groups_and_one_of_each(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("likeness_export.uses.related._BLOCK_SCORES", 300)
+    vectors = blobs(8, 5)
+    groups = np.array([f"g{row % 6}" if row % 7 else "" for row in range(40)])  # those with "" are alone
+    found = nearest_apart(vectors, k, groups)
+    for row, near in enumerate(nearest(vectors, 39).rows):
+        firsts: dict[str, int] = {}
+        for other in near:
+            if not groups[row] or groups[other] != groups[row]:
+                firsts.setdefault(groups[other] or f"row {other}", other)
+        assert found.rows[row].tolist() == [*firsts.values()][:k]
+        np.testing.assert_allclose(found.cosines[row], vectors[found.rows[row]] @ vectors[row], atol=1e-6)
+
+
+def test_without_a_value_all_are_as_near_as_otherwise() -> None:
+    vectors = np.repeat(blobs(3, 4), 2, axis=0)  # with ties
+    found, expected = nearest_apart(vectors, 23, np.array([""] * 24)), nearest(vectors, 23)
+    np.testing.assert_allclose(found.cosines, expected.cosines, atol=1e-6)
 
 
 # Cluster
@@ -664,6 +686,10 @@ def test_related_and_cluster_commands(files: tuple[str, str], tmp_path: Path) ->
     found = lines(out)
     assert [line["product_id"] for line in found][6:8] == ["p6", "p8"]
     assert {other["product_id"] for other in found[0]["related"]} == {"p1", "p2", "p3"}
+    assert "9 related products for each of 38" in run("related", *files, "--out", out, "--one-per", "group")
+    assert {int(other["product_id"][1:]) // 4 for other in lines(out)[0]["related"]} == {*range(1, 10)}
+    with pytest.raises(InputError, match="no product has the label 'item_group_id'; products have: split, group"):
+        run("related", *files, "--out", out, "--one-per", "item_group_id")
     shown = run("cluster", *files, "--out", out, "--label", "group")
     assert "adjusted mutual information │ 1.000" in " ".join(shown.split())
     assert lines(out)[0] == {"product_id": "p0", "cluster": 0, "size": 4}

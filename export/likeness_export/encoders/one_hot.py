@@ -86,10 +86,12 @@ class OneHotConfig(EncoderConfig):
             return {"name": name, "edges": _edges(numbers)}
         counts = Counter(attributes.normalised(value) for value in values)
         kept = sorted(value for value, count in counts.items() if count >= self.min_count)
-        if len(numbers) > _MOSTLY * len(values) and sum(counts[value] for value in kept) < len(values) / 2:
+        unknown = len(values) - sum(counts[value] for value in kept)
+        mostly_unknown = unknown > len(values) / 2
+        if len(numbers) > _MOSTLY * len(values) and mostly_unknown:
             log.warning(
                 "attribute %r is a number in quotation marks, and most are too rare to be known: as a number, without "
-                "the marks, it would be known by its size",
+                "the marks, it would be known by its size; if it names the product, give it a tower `hashed`",
                 name,
             )
         elif typed and len(numbers) > len(values) / 2:
@@ -100,12 +102,15 @@ class OneHotConfig(EncoderConfig):
                 typed,
                 len(values),
             )
-        elif not kept:
+        elif mostly_unknown:
             log.warning(
-                "attribute %r says nothing: none of its %d values is that of %d training products; min_count = 1 keeps "
-                "them, and a tower `hashed` compares values that training has not seen, too",
+                "attribute %r is mostly unknown: in %d of the %d training products that have it the value, e.g. %r, "
+                "is that of fewer than %d; a number without its unit would be known by its size, a tower `hashed` "
+                "compares what names a product, min_count = 1 keeps all",
                 name,
-                len(counts),
+                unknown,
+                len(values),
+                next(value for value in values if counts[attributes.normalised(value)] < self.min_count),
                 self.min_count,
             )
         return {"name": name, "values": kept}

@@ -15,6 +15,7 @@ from likeness_client.errors import InputError
 from likeness_client.records import own_key
 
 from likeness_export.products.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
+from likeness_export.products.doubts import warn_of_doubts
 from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs, warn_of_contradictions
 from likeness_export.products.parts import Part
 from likeness_export.recipe import DataSection, Recipe
@@ -41,10 +42,16 @@ def read_training_data(recipe: Recipe, data_root: Path) -> TrainingData:
     Raises:
         InputError: the data cannot be used, or nothing is left.
     """
-    data = recipe.data
-    every = read_recipe_catalogue(data.products, data_root)
+    every = read_recipe_catalogue(recipe.data.products, data_root)
     _refuse_misspelled(recipe, every)
     _warn_of_labels_that_are_read(recipe)
+    data = _chosen(every, recipe.data, data_root)
+    warn_of_doubts(data.catalogue, recipe.data.labels, recipe.read_fields())
+    return data
+
+
+def _chosen(every: Catalogue, data: DataSection, data_root: Path) -> TrainingData:
+    """Return what is trained on of all products of the file."""
     catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
         return TrainingData(catalogue=catalogue.of_splits(data.train_splits), pairs=())
@@ -87,8 +94,11 @@ def _refuse_misspelled(recipe: Recipe, catalogue: Catalogue) -> None:
     for where, fields in read.items():
         if missing := [field for field in fields if own_key(there, field.removeprefix("attributes.")) not in there]:
             known = named_keys([key for key, _ in there.most_common()])
+            names = [field.removeprefix("attributes.") for field in missing]
+            beside = [name for name in names if any(name in record for record in catalogue.records)]
+            inside = f"; {', '.join(beside)}: put inside of the object attributes, not beside it" if beside else ""
             raise InputError(
-                f"{where}: no product of {data.products} has {', '.join(missing)}; attributes are: {known}"
+                f"{where}: no product of {data.products} has {', '.join(missing)}; attributes are: {known}{inside}"
             )
     for field, allowed in data.only.items():
         if absent := sorted({*map(as_label, allowed)} - {*catalogue.needed_labels(field).tolist()}):

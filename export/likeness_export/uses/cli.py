@@ -42,13 +42,20 @@ def related(
     embeddings: Vectors,
     out: Lines,
     k: Annotated[int, typer.Option("-k", min=1, help="How many for each product.")] = 10,
+    one_per: Annotated[
+        str, typer.Option(help="Field, e.g. item_group_id: at most one of each value, none of the product's own.")
+    ] = "",
 ) -> None:
     """Find the nearest other products of each product, by cosine."""
     held = _read(file, embeddings, out)
-    from likeness_export.uses.related import nearest
+    from likeness_export.uses.related import nearest, nearest_apart
     from likeness_export.uses.tables import write_lines
 
-    found, ids = nearest(held.vectors, k), held.ids
+    if one_per:
+        found = nearest_apart(held.vectors, k, held.catalogue.needed_labels(one_per))
+    else:
+        found = nearest(held.vectors, k)
+    ids = held.ids
     lines = (
         {
             "product_id": name,

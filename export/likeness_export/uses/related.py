@@ -12,6 +12,7 @@ from likeness_export.progress import each
 from likeness_export.uses.inputs import Vectors
 
 _BLOCK_ROWS = 2048
+_BLOCK_SCORES = 4_000_000  # at a time; 16 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,35 @@ def nearest(vectors: Vectors, k: int) -> Neighbours:
             cosines[block] = np.einsum("bd,bkd->bk", vectors[block], vectors[rows[block]])
         order = np.lexsort((rows, -cosines), axis=1)
         rows, cosines = np.take_along_axis(rows, order, 1), np.take_along_axis(cosines, order, 1)
+    return Neighbours(rows=rows, cosines=np.clip(cosines, -1.0, 1.0))
+
+
+def nearest_apart(vectors: Vectors, k: int, values: NDArray[np.str_]) -> Neighbours:
+    """Find the k nearest others of every product, at most one of each value and none of its own.
+
+    Of the variants of an article the nearest one is enough; and where the value is the shop, it is the nearest offer of
+    each other shop. Exhaustive as `nearest`; time also grows with k.
+
+    Args:
+        vectors: FP32 [n, d], unit length.
+        k: how many; one of each other value where there are fewer.
+        values: [n]; a product with an empty one is alone with it.
+    """
+    alone = np.flatnonzero(values == "")
+    _, owners = np.unique(values, return_inverse=True)
+    owners[alone] = len(values) + alone
+    k = max(0, min(k, len(np.unique(owners)) - 1))
+    rows = np.empty((len(vectors), k), dtype=np.intp)
+    cosines = np.empty((len(vectors), k), dtype=np.float32)
+    size = max(1, _BLOCK_SCORES // max(1, len(vectors)))
+    for start in each(range(0, len(vectors) if k else 0, size), "nearest neighbours"):
+        block = slice(start, start + size)
+        scores = vectors[block] @ vectors.T
+        scores[owners[block, None] == owners] = -np.inf
+        for place in range(k):
+            found = scores.argmax(1)
+            rows[block, place], cosines[block, place] = found, scores[np.arange(len(found)), found]
+            scores[owners[found, None] == owners] = -np.inf
     return Neighbours(rows=rows, cosines=np.clip(cosines, -1.0, 1.0))
 
 
