@@ -69,7 +69,7 @@ def compare_eager(config: EagerConfig) -> ComparisonReport:
         "run": str(config.run),
         OURS: f"{config.repository}, cpu profile, gRPC",
         THEIRS: "eager torch, inference mode, one uvicorn worker, requests in its pool of threads, JSON with base64",
-        "largest difference of the answers": f"{difference:.1e}",
+        "largest difference of the answers": f"{difference:.2g}",
     }
     said = ("both servers are up during all rounds; only the one that has its turn is asked",)
     return ComparisonReport(title="likeness and FastAPI with eager torch", settings=(setting,), facts=facts, notes=said)

@@ -68,7 +68,7 @@ def _case(report: CeilingReport, case: Case) -> Table:
     rows = [_row(case, name) for name in FIGURES]
     if case.recall:
         rows.append((f"recall@1, {report.label} ({case.recall.ranked})", _recall(case), NOTHING, NOTHING))
-    rows.append(("largest difference of an embedding", f"{case.largest_difference:.1e}", NOTHING, NOTHING))
+    rows.append(("largest difference of an embedding", f"{case.largest_difference:.2g}", NOTHING, NOTHING))
     size, callers = case.best.batch_size, counted(report.load["concurrency"], "caller")
     title = (
         f"{case.name}, {counted(len(case.rounds), 'round')}: the ceiling in batches of {size}, {callers} of the server"

@@ -146,18 +146,13 @@ def _percentiles(name: str, found: Percentiles | None) -> tuple[str, ...]:
 
 
 def _steps(report: LoadReport) -> Table:
-    rows = tuple(
-        (
-            step.model,
-            str(step.requests),
-            number(step.total_ms, 2),
-            number(step.queue_ms, 2),
-            number(step.compute_input_ms, 2),
-            number(step.compute_infer_ms, 2),
-            number(step.compute_output_ms, 2),
-            number(step.mean_batch, 2),
-        )
-        for step in report.steps
-    )
-    header = ("model", "requests", "total", "queue", "input", "infer", "output", "batch")
-    return Table(title="Inside the server, mean ms per request", header=header, rows=rows)
+    failed = any(step.failures for step in report.steps)
+    header = ("model", "requests", *(("failed",) if failed else ()))
+    rows = []
+    for step in report.steps:
+        parts = (step.queue_ms, step.compute_input_ms, step.compute_infer_ms, step.compute_output_ms)
+        times = (step.total_ms, *parts) if step.requests else (None,) * 5  # a mean of none is none
+        counts = (str(step.requests), *((str(step.failures),) if failed else ()))
+        rows.append((step.model, *counts, *(number(value, 2) for value in (*times, step.mean_batch))))
+    header += ("total", "queue", "input", "infer", "output", "batch")
+    return Table(title="Inside the server, mean ms per request", header=header, rows=tuple(rows))

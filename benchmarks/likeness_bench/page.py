@@ -17,7 +17,7 @@ def page(title: str, made_at: str, notes: Sequence[str], plots: Sequence[str], t
         title: of the page.
         made_at: when the figures were made.
         notes: what to know before they are believed.
-        plots: ``<svg>`` elements.
+        plots: ``<img>`` elements.
         tables: the figures.
     """
     template = Template(files("likeness_bench").joinpath("page.html").read_text(encoding="utf-8"))

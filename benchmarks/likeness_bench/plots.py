@@ -1,8 +1,10 @@
-"""Plots as SVG, to stand inside a page. Nothing asks for a display."""
+"""Plots as ``<img>`` elements that hold their SVG: in one page, no two share an id. Nothing asks for a display."""
 
 from __future__ import annotations
 
 import io
+from base64 import b64encode
+from html import escape
 from math import inf
 from statistics import median
 from typing import TYPE_CHECKING
@@ -57,10 +59,10 @@ def sweep_plots(report: SweepReport) -> list[str]:
     if ceilings := [run.ceiling.products_per_s for step in report.steps for run in step.repeats if run.ceiling]:
         axes.axvline(median(ceilings), color="grey", linestyle=":", linewidth=1, label="ceiling, products/s")
     axes.set(xlabel="products/s answered", ylabel="latency, ms", yscale="log", title="Throughput and latency")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * axes.dataLim.x1 or None)  # no mark is at the edge
     _plain_numbers(axes.yaxis)
     axes.legend(fontsize="small")
-    return [_svg(figure)]
+    return [_img(figure)]
 
 
 def rounds_plot(case: Case) -> str:
@@ -73,7 +75,7 @@ def rounds_plot(case: Case) -> str:
     axes.set(xlabel="round", ylabel="products/s", title=case.name)
     _from_zero(axes)
     axes.legend(fontsize="small")
-    return _svg(figure)
+    return _img(figure)
 
 
 def _distribution(report: LoadReport) -> str:
@@ -85,7 +87,7 @@ def _distribution(report: LoadReport) -> str:
         axes.legend(fontsize="small")
     axes.set(xlabel="latency, ms", ylabel="% answered within", xscale="log", title="Distribution of the latency")
     _plain_numbers(axes.xaxis)
-    return _svg(figure)
+    return _img(figure)
 
 
 def _timeline(report: LoadReport) -> str:
@@ -100,7 +102,7 @@ def _timeline(report: LoadReport) -> str:
     axes.set(xlabel="second in which requests were due", ylabel="latency, ms", title="Course over time")
     _from_zero(axes)
     axes.legend(fontsize="small")
-    return _svg(figure)
+    return _img(figure)
 
 
 def _steps(report: LoadReport) -> str:
@@ -112,8 +114,8 @@ def _steps(report: LoadReport) -> str:
         axes.barh([step.model for step in steps], widths, left=left, label=label, color=colour)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set(xlabel="mean ms per request", title="Inside the server")
-    axes.legend(fontsize="small")
-    return _svg(figure)
+    figure.legend(fontsize="small", loc="outside right upper")  # it would lie on a bar
+    return _img(figure)
 
 
 def _axes(height: float = SIZE_IN[1]) -> tuple[Figure, Axes]:
@@ -148,9 +150,9 @@ def _plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(Plain(minor_thresholds=(2, 1)))
 
 
-def _svg(figure: Figure) -> str:
-    """Return the ``<svg>`` element, without the XML head that may stand only at the top of a file."""
-    out = io.StringIO()
+def _img(figure: Figure) -> str:
+    """Return the ``<img>`` element; its text is the title of the plot."""
+    out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    title = escape(figure.axes[0].get_title())
+    return f'<img alt="{title}" src="data:image/svg+xml;base64,{b64encode(out.getvalue()).decode()}">'

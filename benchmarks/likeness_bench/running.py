@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from likeness_bench.drive import Drive
 from likeness_bench.view import View
@@ -92,7 +93,7 @@ def _live_view(text: str) -> Iterator[View]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),  # on a narrow screen the bar gives way, not the figures
         TextColumn("{task.fields[counts]}", markup=False),
     )
     # Drawn from a thread, twice a second: drawing takes time from the harness.

@@ -78,7 +78,7 @@ class SoakReport:
                 "by signature",
                 ", ".join(f"{name} {count}" for name, count in sorted(found.signatures.items())) or "none",
             ),
-            ("largest difference to the answer alone", f"{found.largest_difference:.1e}"),
+            ("largest difference to the answer alone", f"{found.largest_difference:.2g}"),
             ("wrong answers", str(found.wrong)),
         )
         return Table(title="Every answer beside the one that the product got alone", header=("", "value"), rows=rows)

@@ -65,6 +65,7 @@ app = typer.Typer(
     help="How alike are two products?",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # else paragraphs after the first keep the line breaks of their docstring
     pretty_exceptions_show_locals=False,  # locals hold whole images
 )
 Server = Annotated[str, typer.Option(help="The gRPC endpoint, host:port.")]
@@ -173,7 +174,7 @@ def embed(
         raise InputError(f"{file} is no file that can be read twice: write it to disk first")
     with file.open("rb") as lines:
         total = sum(1 for _ in lines)
-    bar = typer.progressbar(length=total, label="embedding", file=sys.stderr)
+    bar = typer.progressbar(length=total, label="embedding", file=sys.stderr, width=0)  # as wide as the terminal
     with open_client(context, server, timeout_s) as client, own_steps(out) as steps:
         with _files.writing(out) as writer:
             run = EmbedRun(client, writer, steps, modality or None, patience_s)

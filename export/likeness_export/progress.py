@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.table import Column
 
 T = TypeVar("T")
 
@@ -29,10 +30,10 @@ def stages(unit: str, *fields: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),  # on a narrow screen the bar gives way, not the figures
         TextColumn(unit),
         *shown,
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         console=console,
         disable=not console.is_terminal,
     )

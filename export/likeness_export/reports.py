@@ -45,8 +45,8 @@ def export_table(reports: Sequence[ExportReport]) -> None:
             f"{report.megabytes:.2f}",
             f"{report.seconds:.1f}",
             str(report.cases),
-            f"{report.largest_difference:.1e}",
-            f"{report.batch_difference:.1e}",
+            f"{report.largest_difference:.2g}",
+            f"{report.batch_difference:.2g}",
         )
     console().print(table)
 

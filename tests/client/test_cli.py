@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]  # ships no types
 import likeness_client
@@ -67,6 +67,21 @@ def test_embed_goes_on_past_what_fails(
     assert len(written) == 24
     assert list(written.errors) == [6]
     assert run(monkeypatch, *arguments, "--strict") == 1
+
+
+def test_the_bar_of_an_embed_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, file: Path, tmp_path: Path
+) -> None:
+    drawn = []
+
+    def progressbar(**options: Any) -> Any:
+        drawn.append(bar_of(**options))
+        return drawn[0]
+
+    bar_of = typer.progressbar
+    monkeypatch.setattr(typer, "progressbar", progressbar)
+    assert run(monkeypatch, "embed", str(file), "--out", str(tmp_path / "a.npz"), "--server", endpoint.address) == 0
+    assert drawn[0].autowidth
 
 
 def test_embed_names_ten_failures_and_counts_the_others(
@@ -524,6 +539,24 @@ def test_commands_of_other_packages_are_merged(
     assert run(monkeypatch, "fail", "torch") == 1
     assert capsys.readouterr().err == "`torch` is missing: pip install 'likeness[export]'\n"
     assert run(monkeypatch, "fail", "stop") == 130
+
+
+@pytest.mark.usefixtures("fresh_app")
+def test_every_paragraph_of_a_help_is_filled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> None:
+        """Say something.
+
+        More of it, with a line
+        break and [brackets].
+        """
+
+    other = typer.Typer()
+    other.command()(told)
+    cli.app.add_typer(other)
+    assert run(monkeypatch, "told", "--help") == 0
+    assert "More of it, with a line break and [brackets]." in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fresh_app")

@@ -484,11 +484,14 @@ def test_a_comparison_in_all_forms(cases: tuple[Case, ...], tmp_path: Path, caps
     text = (tmp_path / "c.md").read_text()
     assert text.count("tried in one process") == len(cases)
     assert ("| medians | text | image |" in text) == (len(cases) == 2)
-    assert (tmp_path / "c.html").read_text().count("<svg") == len(cases)
+    assert (tmp_path / "c.html").read_text().count("<img ") == len(cases)
     assert data["medians"]["text"]["throughput_ratio"]["median"] == 0.8
     assert "| served / ceiling | 0.800 | 0.500 | 0.900 |" in text
     assert "40 queries among 50 products" in text
     assert "batches of 8" in capsys.readouterr().out
+    assert "| largest difference of an embedding | 1e-07 |" in text
+    deliver_ceiling(report_of((replace(CASE, largest_difference=0.0),)), tmp_path / "c.json")
+    assert "| largest difference of an embedding | 0 |" in (tmp_path / "c.md").read_text()
 
 
 def test_a_comparison_without_a_round_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import signal
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from xml.etree import ElementTree
 
 import pytest
 import typer
-from likeness_bench import cli, options, processes
+from likeness_bench import cli, options, plots, processes
 from likeness_bench import repeated as repeated_module
 from likeness_bench import sweep as sweep_module
 from likeness_bench.compare import compare_reports
@@ -29,11 +30,10 @@ from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE, load_report
 from likeness_bench.load_tables import load_tables
 from likeness_bench.output import deliver, deliver_load, deliver_sweep
-from likeness_bench.plots import _axes, _from_zero
 from likeness_bench.recall import Recall
 from likeness_bench.repeated import run_repeated
 from likeness_bench.sources import SourceConfig, Span
-from likeness_bench.steps import ModelCounters
+from likeness_bench.steps import ModelCounters, StepTime
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes, sweep_tables
 from likeness_bench.tables import Table, html, markdown, print_tables
@@ -213,22 +213,22 @@ def test_a_load_report_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["r.html", "r.json", "r.md"]
     assert json.loads((tmp_path / "deep" / "r.json").read_text())["errors"][0]["kind"] == "ServerError"
     assert r"a \| bar and a line" in (tmp_path / "deep" / "r.md").read_text()
-    check_page((tmp_path / "deep" / "r.html").read_text(), plots=2)
+    check_page((tmp_path / "deep" / "r.html").read_text(), count=2)
 
 
 def test_axes_are_read_without_powers_of_ten(tmp_path: Path) -> None:
     for took_s, marks in ((0.0002, ("0.2", "0.5")), (0.010, ("10", "20")), (30.0, ("30000", "50000"))):
         deliver_load(report_of([record(2 + n / 10, took_s * (1 + n / 50)) for n in range(100)]), tmp_path / "r.json")
-        drawn = (tmp_path / "r.html").read_text()
+        drawn = "".join(plots_of((tmp_path / "r.html").read_text()).values())
         assert all(f"<!-- {mark} -->" in drawn for mark in marks)  # how text stands in the SVG, beside its outline
         assert not re.search(r"<!-- [0-9.]+e", drawn)
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 40])
 def test_the_highest_mark_is_not_at_the_edge(rounds: int) -> None:
-    _, axes = _axes()
+    _, axes = plots._axes()
     axes.plot(range(1, rounds + 1), [100.0] * rounds, "o")
-    _from_zero(axes)
+    plots._from_zero(axes)
     assert axes.get_ylim() == (0, 105)
     assert all(tick == int(tick) for tick in axes.get_xticks())
 
@@ -272,7 +272,7 @@ def test_a_sweep_in_all_forms(report: LoadReport, tmp_path: Path) -> None:
     deliver_sweep(replace(sweep, label="group, split val", recall=recall), tmp_path / "s.json")
     assert "recall@1 of text: group, split val" in (tmp_path / "s.md").read_text()
     assert "infinite" in (tmp_path / "s.md").read_text()
-    check_page((tmp_path / "s.html").read_text(), plots=3)
+    check_page((tmp_path / "s.html").read_text(), count=3)
     table, _ = compared(tmp_path / "s.json", tmp_path / "s.json")
     assert table.rows[0] == ("best requests/s", "8.00", "8.00", "1.000")
     assert ("recall@1 of text", "0.750", "0.750", "1.000") in table.rows
@@ -287,8 +287,18 @@ def test_a_run_that_failed_is_not_drawn_below_the_target_that_it_missed(report: 
     for steps, said in (((kept, missed), True), ((kept,), False)):
         sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
         deliver_sweep(sweep, tmp_path / "s.json")
-        assert ("p99, target missed: infinite by failures" in (tmp_path / "s.html").read_text()) == said
-        assert "<!-- p99, target missed -->" not in (tmp_path / "s.html").read_text()
+        drawn = plots_of((tmp_path / "s.html").read_text())["Throughput and latency"]
+        assert ("p99, target missed: infinite by failures" in drawn) == said
+        assert "<!-- p99, target missed -->" not in drawn
+
+
+def test_the_fastest_run_of_a_sweep_is_not_at_the_edge(report: LoadReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tuple(replace(report, products_per_s=served) for served in (90.0, 100.0))
+    steps = (RateStep(rate=8.0, kept=True, settled=True, p99_ms=50.0, repeats=runs),)
+    sweep = SweepReport(made_at="now", target_ms=100.0, best_rate=8.0, ended="found", complete=True, steps=steps)
+    monkeypatch.setattr(plots, "_img", lambda figure: figure)
+    (figure,) = plots.sweep_plots(sweep)
+    assert figure.axes[0].get_xlim() == (0, 105)  # type: ignore[attr-defined]
 
 
 def test_the_ceiling_stands_beside_a_load_and_a_sweep(report: LoadReport, tmp_path: Path) -> None:
@@ -310,7 +320,7 @@ def test_the_ceiling_stands_beside_a_load_and_a_sweep(report: LoadReport, tmp_pa
     deliver_sweep(sweep, tmp_path / "s.json")
     text = (tmp_path / "s.md").read_text()
     assert re.search(r"failed \| served / ceiling \|\n.*\n\| 8 .* 0\.750 \|\n\| 16 .* - \|", text)
-    check_page((tmp_path / "s.html").read_text(), plots=3)
+    check_page((tmp_path / "s.html").read_text(), count=3)
     for name in ("l.json", "s.json"):
         table, _ = compared(tmp_path / name, tmp_path / name)
         assert ("served / ceiling", "0.750", "0.750", "1.000") in table.rows
@@ -373,14 +383,20 @@ def compared(first: Path, second: Path) -> tuple[Table, tuple[str, ...]]:
     return found.table(), found.notes
 
 
-def check_page(page: str, plots: int) -> None:
+def plots_of(page: str) -> dict[str, str]:
+    """The SVG of each plot, by what stands in its place for those who do not see it."""
+    images = re.findall('<img alt="([^"]+)" src="data:image/svg[+]xml;base64,([^"]+)">', page)
+    return {alternative: b64decode(image).decode() for alternative, image in images}
+
+
+def check_page(page: str, count: int) -> None:
     """A page must stand alone and hold well-formed plots."""
-    assert page.count("<svg") == plots
+    found = plots_of(page)
+    assert page.count("src=") == len(found) == count
     assert "<script" not in page
-    assert "src=" not in page
     assert not re.search(r"\$\w", page)
-    for part in page.split("<svg")[1:]:
-        ElementTree.fromstring("<svg" + part[: part.index("</svg>") + 6])
+    for plot in found.values():
+        ElementTree.fromstring(plot)
 
 
 def test_comparing_gives_ratios_and_says_what_else_differs(report: LoadReport, tmp_path: Path) -> None:
@@ -417,7 +433,7 @@ def test_a_comparison_is_a_file_for_a_gate(report: LoadReport, tmp_path: Path) -
     late = found["figures"]["p99 ms with failures"]
     assert (late["second"], late["ratio"]) == ("infinite", None)
     assert "| p99 ms | " in (tmp_path / "out.md").read_text()
-    check_page((tmp_path / "out.html").read_text(), plots=0)
+    check_page((tmp_path / "out.html").read_text(), count=0)
     lost = CliRunner().invoke(cli.app, [*given, str(second)])
     assert isinstance(lost.exception, InputError)
     assert "is what is read" in str(lost.exception)
@@ -524,6 +540,14 @@ def test_comparing_refuses_two_kinds(report: LoadReport, tmp_path: Path) -> None
     write_json(tmp_path / "b.json", {"format": "likeness-sweep-1"})
     with pytest.raises(InputError, match="two kinds"):
         compare_reports(tmp_path / "a.json", tmp_path / "b.json")
+
+
+def test_a_model_that_only_failed_has_no_mean(report: LoadReport) -> None:
+    times = {f"{part}_ms": 0.0 for part in ("total", "queue", "compute_input", "compute_infer", "compute_output")}
+    step = StepTime(model="text_encoder", requests=0, failures=3, mean_batch=None, **times)
+    (table,) = (table for table in load_tables(replace(report, steps=(step,))) if "Inside" in table.title)
+    assert table.header[:3] == ("model", "requests", "failed")
+    assert table.rows == (("text_encoder", "0", "3", *"------"),)
 
 
 def test_tables_escape_what_stands_in_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from likeness_bench import running
 from likeness_bench.drive import Drive
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.view import View
+from rich.console import Console
 from rich.progress import Progress
 
 
@@ -27,6 +29,9 @@ def test_what_begins_has_all_of_its_time_left(monkeypatch: pytest.MonkeyPatch) -
         ended.started -= config.length_s
         view.show(ended)
         assert [task.finished for task in drawn[0].tasks] == [True]
+        shown = StringIO()
+        Console(file=shown, width=52).print(drawn[0].get_renderable())
+        assert "0:00:00" in shown.getvalue()  # the bar gives way, not the time
         view.say("what comes next")
         assert [(task.total, task.finished) for task in drawn[0].tasks] == [(None, False)]
 

@@ -6,6 +6,7 @@ from io import StringIO
 
 import pytest
 from likeness_export.console import console, cut, figures_table
+from likeness_export.progress import stages
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,13 @@ def test_names_give_way_and_figures_do_not(width: int) -> None:
     assert "0.123" in shown
     assert "…" in shown
     assert len(shown.splitlines()) == 5  # one line per row: names are cut, not folded
+
+
+def test_a_bar_gives_way_and_figures_do_not() -> None:
+    progress, out = stages("epochs", "loss"), StringIO()
+    progress.add_task("training", total=30, completed=7, loss="4.0253")
+    Console(width=42, file=out).print(progress.get_renderable())
+    assert out.getvalue().split() == ["training", "7/30", "epochs", "loss", "4.0253", "-:--:--"]
 
 
 @pytest.mark.parametrize("name", ["Länge [cm]", "[/x]", ":heart:"])

@@ -35,7 +35,19 @@ def test_a_sheet_frames_what_is_right_green_and_what_is_wrong_red(tmp_path: Path
     draw_rows([[card_of(Product(title="a"), "", right=right) for right in (None, True, False)]], tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         middles = np.asarray(sheet)[14, [left + 105 for left in (14, 252, 476)]]
+        pixels = np.asarray(sheet)
     assert middles.argmax(1).tolist() == [2, 1, 0]  # blue, green, red
+    captions = [pixels[14 + 195 : 14 + 215, left + 10 : left + 200] for left in (14, 252, 476)]
+    assert [bool((caption < 255).any()) for caption in captions] == [False, True, False]  # a star tells it, too
+
+
+def test_a_sheet_has_the_letters_of_other_languages(tmp_path: Path) -> None:
+    """A font that lacks two letters draws the same box for both."""
+    drawn = []
+    for title in "éßжω":
+        draw_rows([[card_of(Product(title=title), "", right=None)]], tmp_path / "sheet.png")
+        drawn.append((tmp_path / "sheet.png").read_bytes())
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_a_sheet_shows_photos_as_networks_see_them(tmp_path: Path) -> None:

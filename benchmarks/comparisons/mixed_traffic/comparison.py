@@ -68,7 +68,7 @@ def compare_mixed(config: MixedConfig) -> ComparisonReport:
     facts |= {
         "repository": f"{config.repository}, copied and extended, cpu profile, gRPC",
         "router": f"{config.router_instances} instances, batched by Triton, towers side by side",
-        **{f"largest difference, {name}": f"{worst:.1e}" for name, worst in differences.items()},
+        **{f"largest difference, {name}": f"{worst:.2g}" for name, worst in differences.items()},
     }
     said = ("all three are asked by the same code, for the same outputs; only the one that has its turn is asked",)
     return ComparisonReport(title="Three ways to serve mixed traffic", settings=(setting,), facts=facts, notes=said)

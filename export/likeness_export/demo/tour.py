@@ -146,14 +146,14 @@ def _draw(
     for row, neighbours in found.items():
         cards = [card_of(catalogue.products[row], _shares(weights[row]), None)]
         for neighbour in neighbours:
-            score = f"cosine {neighbour.cosine:.2f}   learned {neighbour.learned:.2f}"
+            score = f"cosine {neighbour.cosine:.2f}, learned {neighbour.learned:.2f}"
             cards.append(card_of(catalogue.products[neighbour.row], score, neighbour.same))
         rows.append(cards)
     draw_rows(rows, path)
 
 
 def _shares(weights: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {share:.2f}" for name, share in weights.items())
+    return ", ".join(f"{name} {share:.2f}" for name, share in weights.items())
 
 
 def _say_gain(rows: Sequence[Row]) -> None:

@@ -53,7 +53,7 @@ def name_of(product: Product) -> str:
 
 
 def draw_rows(rows: Sequence[Sequence[Card]], path: Path) -> None:
-    """Draw one row per query: the query first, then what was found, framed green or red."""
+    """Draw one row per query: the query first, then what was found, framed green, with a star, or red."""
     columns = max(len(row) for row in rows)
     size = (columns * (_WIDTH + _GAP) + 2 * _GAP, len(rows) * (_HEIGHT + _GAP) + _GAP)
     sheet = Image.new("RGB", size, _PAPER)
@@ -76,7 +76,8 @@ def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
         middle = (left + _WIDTH // 2, top + 10 + _PHOTO // 2)
         draw.text(middle, "no photo", font=ImageFont.load_default(15), fill=_FAINT, anchor="mm")
     _draw_line(draw, card.title, (left + 10, top + _PHOTO + 16), 13, _INK)
-    _draw_line(draw, card.caption, (left + 10, top + _PHOTO + 38), 11, frame)
+    caption = f"* {card.caption}" if card.right else card.caption  # not everyone tells green from red
+    _draw_line(draw, caption, (left + 10, top + _PHOTO + 38), 11, frame)
 
 
 def _read_photo(card: Card) -> Image.Image | None:
@@ -97,8 +98,17 @@ def _read_photo(card: Card) -> Image.Image | None:
 def _draw_line(
     draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], size: int, ink: tuple[int, int, int]
 ) -> None:
-    font = ImageFont.load_default(size)
     shown = " ".join(text[:_LONGEST].split())
+    font = _font(shown, size)
     while draw.textlength(shown, font=font) > _WIDTH - 20:
         shown = shown[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
     draw.text(place, shown, font=font, fill=ink)
+
+
+def _font(text: str, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return Pillow's own font, which has ASCII only; for other letters matplotlib's, which has most alphabets."""
+    if text.isascii():
+        return ImageFont.load_default(size)
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)

@@ -43,7 +43,7 @@ def draw_sheet(vectors: NDArray[np.float32], catalogue: Catalogue, task: Task, p
         kind = good if labels[others[first[0]]] == labels[query] else bad
         if len(kind) < rows:
             found = [
-                _card(catalogue, int(others[place]), f"{cosines[place]:.3f}  ", labels, labels[query])
+                _card(catalogue, int(others[place]), f"{cosines[place]:.3f}, ", labels, labels[query])
                 for place in first
             ]
             kind.append([_card(catalogue, int(query), "", labels, None), *found])
