@@ -155,7 +155,7 @@ def test_a_tensor_that_is_forgotten_on_the_cpu_is_noticed(
 @pytest.mark.parametrize("pooling", [MEAN, FIRST, LAST])
 def test_a_text_is_pooled_where_its_tokens_are(pooling: str) -> None:
     """Features are computed outside of what lets training make its tensors there."""
-    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     encoder = TextTransformer(BertModel(BertConfig(**sizes, intermediate_size=8)), pooling=pooling).eval()
     tokens, mask = torch.tensor([[3, 4, 0], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
     with torch.no_grad():
