@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import signal
 import sys
 from dataclasses import asdict
@@ -95,7 +97,10 @@ def main() -> None:
             raise
         _stop(str(missing), 1)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename is None:  # tempfile's: nothing can be written there
+        if error.errno == errno.ENOENT and error.filename is None:
+            if error.strerror == os.strerror(errno.ENOENT):  # the system names no file only where asked for this one
+                _stop("the folder that this was started in is gone: change into another one", 1)
+            # tempfile's own words: nothing can be written there
             _stop(f"{error.strerror}: make room in one of them, or name another folder by TMPDIR", 1)
         if error.errno not in WAYS_OUT:
             raise

@@ -113,7 +113,7 @@ class Run:
         state = load_state(self.weights)
         try:
             network.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:  # the latter of what is no state of a network
             raise InputError(
                 f"{self.weights} does not fit {self.folder / 'recipe.json'}, or was written by another version: copy "
                 "its folder again, or remove it and train anew"

@@ -441,6 +441,17 @@ def test_that_no_temporary_file_can_be_written_is_one_line(
     assert said.endswith("['/not/there']: make room in one of them, or name another folder by TMPDIR\n")
 
 
+def test_a_folder_that_is_gone_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    monkeypatch.setattr(cli, "app", Path.cwd)
+    monkeypatch.setattr(cli, "_load_commands", list)
+    assert run(monkeypatch) == 1
+    assert capsys.readouterr().err == "the folder that this was started in is gone: change into another one\n"
+
+
 def test_a_name_that_the_output_cannot_hold_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
 

@@ -139,10 +139,10 @@ def test_damaged_files_of_a_tower_are_named(exported: Exported, tmp_path: Path, 
         Run(folder).read_network()
 
 
-def test_weights_that_do_not_fit_the_recipe_are_refused(exported: Exported, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [{}, {1: torch.ones(1)}, [torch.ones(1)]], ids=["of another", "numbered", "listed"])
+def test_weights_that_do_not_fit_the_recipe_are_refused(exported: Exported, tmp_path: Path, state: object) -> None:
     folder = Path(shutil.copytree(exported.run.folder, tmp_path / "run"))
-    held = exported.run.read_recipe().model_dump(mode="json")
-    (folder / "recipe.json").write_text(json.dumps(held | {"dimension": 8}), encoding="utf-8")
+    torch.save(state, folder / "weights.pt")
     with pytest.raises(InputError, match=r"weights\.pt does not fit .*recipe\.json, or .*: copy its folder again, or"):
         Run(folder).read_network()
 

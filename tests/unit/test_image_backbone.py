@@ -251,6 +251,17 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
         write_architecture("network", tmp_path / "tower", tmp_path)
 
 
+def test_counts_of_batches_may_be_missing(tmp_path: Path) -> None:
+    """Older checkpoints have none, and only some trainings read them."""
+    saved(tmp_path)
+    weights = tmp_path / "network" / "model.safetensors"
+    held = load_file(weights)
+    kept = {name: value for name, value in held.items() if not name.endswith("num_batches_tracked")}
+    assert 0 < len(kept) < len(held)
+    save_file(kept, weights, metadata={"format": "pt"})
+    write_architecture("network", tmp_path / "tower", tmp_path)
+
+
 def test_a_network_that_takes_more_than_pixels_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, Siglip2VisionConfig(**{name: SMALL[name] for name in SMALL if name != "image_size"}))
     with pytest.raises(InputError, match=r"pictures of 32 px do not fit the network .*pixel_attention_mask"):

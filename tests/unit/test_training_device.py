@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from likeness_client.errors import InputError
+from likeness_export.encoders.sentence_layers import FIRST, LAST, MEAN
+from likeness_export.encoders.text_transformer import TextTransformer
 from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
@@ -22,6 +24,7 @@ from likeness_export.training.train import train
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import BertConfig, BertModel
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Tiny
@@ -147,6 +150,19 @@ def test_a_tensor_that_is_forgotten_on_the_cpu_is_noticed(
     monkeypatch.setattr(ProductNetwork, "fuse", lambda self, vectors, present: fuse(self, vectors, present.cpu()))
     with second_device() as device, pytest.raises(RuntimeError, match="tensors of two devices"):
         train(tiny.recipe, Run(tmp_path), tiny.root, str(device))
+
+
+@pytest.mark.parametrize("pooling", [MEAN, FIRST, LAST])
+def test_a_text_is_pooled_where_its_tokens_are(pooling: str) -> None:
+    """Features are computed outside of what lets training make its tensors there."""
+    sizes: dict[str, Any] = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = TextTransformer(BertModel(BertConfig(**sizes, intermediate_size=8)), pooling=pooling).eval()
+    tokens, mask = torch.tensor([[3, 4, 0], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    with torch.no_grad():
+        expected = encoder(tokens, mask)
+        with second_device() as device:
+            found = encoder.to(device)(tokens.to(device), mask.to(device)).cpu()
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99"])

@@ -103,7 +103,8 @@ def load_network(source: str, data_root: Path, half: tuple[str, ...]) -> tuple[A
         InputError: see `load_pretrained`; or the files lack other weights, which would be random, too.
     """
     network, loading = load_pretrained(AutoModel, source, data_root, dtype=torch.float32, output_loading_info=True)
-    wanted = [name for name in network.state_dict() if name.startswith(half)] or [*network.state_dict()]
+    weights = [name for name, tensor in network.state_dict().items() if tensor.is_floating_point()]  # others only count
+    wanted = [name for name in weights if name.startswith(half)] or weights
     missing = [name for name in wanted if name in loading["missing_keys"]]
     poolers = {name for name in missing if "pooler" in name}
     if others := [name for name in missing if name not in poolers]:

@@ -265,7 +265,8 @@ class TextTransformer(Encoder):
 
 def _last(attention_mask: Tensor) -> Tensor:
     """Return the place of each text's last token: INT64 [n]. Some before it may be hidden."""
-    return (torch.arange(attention_mask.shape[1]) * attention_mask).amax(1)
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (places * attention_mask).amax(1)
 
 
 class TextHalf(TextTransformer):
