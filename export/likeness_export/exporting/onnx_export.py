@@ -149,9 +149,18 @@ def _trace(module: nn.Module, spec: StepSpec, length: int) -> onnx.ModelProto:
                 verbose=False,
             )
         assert program is not None  # it is where dynamo traces
-        return program.model_proto
+        return _without_places(program.model_proto)
     except Exception as error:  # the tracer fails with many types; whichever it is, this network is not exported
         raise ExportError(f"{spec.name}: cannot be traced: {error}") from error
+
+
+def _without_places(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop where in the source each node comes from: the same network gives the same file in any folder."""
+    for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return model
 
 
 def _convert_bytes_first(spec: StepSpec, model: onnx.ModelProto) -> None:
