@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -283,7 +284,7 @@ def _scan(path: Path) -> Iterator[tuple[int, Record] | RecordError]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     with lines:
-        beginning = lines.peek(4)
+        beginning = lines.peek(4).removeprefix(codecs.BOM_UTF8).lstrip()
         if told := next((told for start, told in _NO_JSON_LINES.items() if beginning.startswith(start)), None):
             raise InputError(f"{path} {told}")
         if path.suffix.lower() in _TABLES and not beginning.startswith(b"{"):

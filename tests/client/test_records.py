@@ -231,6 +231,7 @@ def test_labels_that_look_the_same_are_the_same() -> None:
         (b"PAR1...", "is a Parquet file"),
         (b'[{"title": "a"}]', "is one JSON list: write each of its elements on a line"),
         (b'[\r\n  {"title": "a"}\n]', "is one JSON list"),
+        (b'\xef\xbb\xbf[\r\n  {"title": "a"}\n]', "is one JSON list"),
     ],
 )
 def test_what_holds_no_line_at_all_is_named(content: bytes, message: str, tmp_path: Path) -> None:
@@ -245,8 +246,9 @@ def test_a_table_is_named_once_and_not_line_by_line(tmp_path: Path) -> None:
     table.write_text("id,title\np1,Shoe\n")
     with pytest.raises(InputError, match=r"feed\.CSV is a table: write its rows as JSON lines"):
         list(scan_products(table))
-    table.write_text('{"title": "Shoe"}\n')  # the name alone decides nothing
-    assert [product.title for product, _ in read_products(table)] == ["Shoe"]
+    for mark in ("", "\ufeff", "\n"):
+        table.write_text(mark + '{"title": "Shoe"}\n', encoding="utf-8")  # the name alone decides nothing
+        assert [product.title for product, _ in read_products(table)] == ["Shoe"]
 
 
 @pytest.mark.parametrize(("asked", "held"), [("gr\u00f6sse", "gro\u0308sse"), ("gro\u0308sse", "gr\u00f6sse")])
