@@ -51,6 +51,7 @@ FEED = """id\ttitle\tdescription\timage_link\tprice\tbrand\tgtin\tgoogle_product
 s1\tSoft shirt, 3 < 4\t<p>Soft &amp; <br/>warm</p>\t1.jpg\t12.50 EUR\tLuma\t0012345678905\tTops > Shirts\tred\tS\ti1
 s2\tSoft shirt\t\t2.jpg\t\tLuma\t\tTops > Shirts\tred\tM\ti1
 m1\tMug\t\t\t7.00 EUR\t\t\tMugs\t\t\t
+v1\tVase
 """
 """What the guide makes products of."""
 ON_FILES = {"related", "cluster", "mine", "render", "interactions"}
@@ -117,7 +118,7 @@ def test_a_feed_becomes_products(tmp_path: Path) -> None:
     write_feed(tmp_path / "my_data")
     [block] = (block for block in blocks(ROOT / "export" / "README.md", "python") if "feed.tsv" in block)
     exec(compile(block.replace("my_data", f"{tmp_path}/my_data"), "feed", "exec"), {"__name__": "readme"})
-    shirt, other, mug = read_products(tmp_path / "my_data" / "products.jsonl")
+    shirt, other, mug, vase = read_products(tmp_path / "my_data" / "products.jsonl")
     assert shirt[0] == Product(
         product_id="s1",
         title="Soft shirt, 3 < 4",
@@ -130,6 +131,7 @@ def test_a_feed_becomes_products(tmp_path: Path) -> None:
     assert (shirt[1]["item"], other[1]["item"], other[1]["split"]) == ("i1", "i1", "variant")
     assert mug[0] == Product(product_id="m1", title="Mug", attributes={"price": 7.0})
     assert (mug[1]["item"], mug[1]["category"]) == ("m1", "Mugs")
+    assert vase[0] == Product(product_id="v1", title="Vase")  # a row that is cut short
 
 
 @pytest.mark.server

@@ -14,6 +14,7 @@ from likeness_client.writing import clear_left, told, write_text
 
 from likeness_export.product_network import ProductNetwork
 from likeness_export.products.catalogue import Catalogue
+from likeness_export.products.doubts import warn_of_doubts
 from likeness_export.recipe import Recipe
 from likeness_export.run import Run
 from likeness_export.training.memory import keep_freed_memory
@@ -54,6 +55,7 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         for path in (run.weights, run.checkpoint, run.log):  # which nobody else writes
             clear_left(path, age_s=0)
         data = read_training_data(recipe, data_root)
+        warn_of_doubts(data.catalogue, recipe.data.labels, recipe.read_fields())
         torch.manual_seed(recipe.seed)
         if not recipe.learns:
             write_text(run.log, "")  # no epochs

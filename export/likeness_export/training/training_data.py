@@ -15,7 +15,6 @@ from likeness_client.errors import InputError
 from likeness_client.records import own_key
 
 from likeness_export.products.catalogue import Catalogue, as_label, named_keys, read_recipe_catalogue
-from likeness_export.products.doubts import warn_of_doubts
 from likeness_export.products.named_pairs import NamedPair, hold_out, read_named_pairs, warn_of_contradictions
 from likeness_export.products.parts import Part
 from likeness_export.recipe import DataSection, Recipe
@@ -42,16 +41,10 @@ def read_training_data(recipe: Recipe, data_root: Path) -> TrainingData:
     Raises:
         InputError: the data cannot be used, or nothing is left.
     """
-    every = read_recipe_catalogue(recipe.data.products, data_root)
+    data = recipe.data
+    every = read_recipe_catalogue(data.products, data_root)
     _refuse_misspelled(recipe, every)
     _warn_of_labels_that_are_read(recipe)
-    data = _chosen(every, recipe.data, data_root)
-    warn_of_doubts(data.catalogue, recipe.data.labels, recipe.read_fields())
-    return data
-
-
-def _chosen(every: Catalogue, data: DataSection, data_root: Path) -> TrainingData:
-    """Return what is trained on of all products of the file."""
     catalogue = every.only(data.only).masked(data.masked)
     if data.pairs is None:
         return TrainingData(catalogue=catalogue.of_splits(data.train_splits), pairs=())
