@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from likeness_bench.tables import NOTHING, Table, number
-from likeness_client import InputError, LikenessError
+from likeness_client import LikenessError
 
 from comparisons.turns import Turn, Turns
 
@@ -218,18 +218,6 @@ def per_call_s(work: Callable[[], object], turn_s: float) -> float:
         work()
         taken.append(time.perf_counter() - began)
     return median(taken)
-
-
-def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Read ``1000,10000``, the smallest one first.
-
-    Raises:
-        InputError: one is no whole number from 1, or is given twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise InputError(f"{option} {text}: give different whole numbers with commas between, e.g. 1000,10000")
-    return tuple(sorted(map(int, parts)))
 
 
 def _compared(quantity: Quantity, ours: str, theirs: str, ratios: Sequence[float]) -> Compared:
