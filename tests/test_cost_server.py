@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from comparisons.configs import MixedConfig
-from comparisons.learned_blocks import CLIENT_MB, GROWTH_MB, PAIRS_PER_S, SERVER_MB, Learned, measure_learned
+from comparisons.configs import BlocksConfig, MixedConfig
+from comparisons.learned_blocks import CLIENT_MB, GROWTH_MB, PAIRS_PER_S, SERVER_MB, measure_learned
 from comparisons.mixed_traffic.comparison import BLS, ONE, OURS, compare_mixed
 from comparisons.size import CLIENT_MB as COMMAND_MB
 from comparisons.size import SPEED, measure_sizes, write_photos, write_products
@@ -17,8 +17,7 @@ pytestmark = pytest.mark.server
 
 
 def test_learned_blocks_have_speed_and_memory(address: str) -> None:
-    asked = Learned(address=address, queries=30, candidates=200, chunk=200)
-    found = measure_learned(asked, chunk=70, rounds=1)
+    found = measure_learned(BlocksConfig(queries=30, candidates=200, chunk=70, rounds=1), address)
     assert [turn.contender for turn in found.turns] == ["at once", "70 candidates at a time"]
     for turn in found.turns:
         assert turn.values[PAIRS_PER_S.name] > 0

@@ -12,7 +12,7 @@ from likeness_client import Client, Embeddings, Metric
 from numpy.typing import NDArray
 
 from comparisons.configs import BlocksConfig
-from comparisons.learned_blocks import Learned, measure_learned
+from comparisons.learned_blocks import measure_learned
 from comparisons.measured import Measurement, Quantity, measure, measure_all, per_call_s
 from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError
@@ -56,8 +56,7 @@ def measure_served(config: BlocksConfig, repository: Path) -> Measurement:
         LikenessError: the server cannot be started, or fails.
     """
     with likeness_server(repository, config.environments / "likeness.log") as address:
-        asked = Learned(address=address, queries=config.queries, candidates=config.candidates, chunk=config.candidates)
-        return measure_learned(asked, config.chunk, config.rounds)
+        return measure_learned(config, address)
 
 
 def measure_caller(config: BlocksConfig) -> Measurement:

@@ -25,7 +25,7 @@ from comparisons.blocks import (
 )
 from comparisons.configs import BlocksConfig, StartConfig, numbers_of
 from comparisons.image_steps import FULL, ONE_THREAD, REDUCED, enlarged, image_model, ways_of
-from comparisons.learned_blocks import Learned, ask, measure_learned
+from comparisons.learned_blocks import ask, measure_learned
 from comparisons.measured import Measurement, Quantity, measure, measure_all, per_call_s
 from comparisons.memory import high_water_mb, parse_high_water_mb, watching
 from comparisons.report import ComparisonReport, deliver, notes
@@ -232,11 +232,11 @@ def test_parts_are_all_of_it() -> None:
 
 
 def test_a_block_that_fails_says_why() -> None:
-    said = ask(Learned(address="127.0.0.1:1", queries=1, candidates=1, chunk=1))
+    said = ask(blocks(), "127.0.0.1:1", chunk=7)
     assert isinstance(said, str)
     assert "127.0.0.1:1" in said
     with pytest.raises(ComparisonError, match="cannot be seen"):
-        measure_learned(Learned(address="127.0.0.1:1", queries=1, candidates=1, chunk=1), chunk=1, rounds=1)
+        measure_learned(blocks(), "127.0.0.1:1")
 
 
 def test_arrays_are_weighed() -> None:
