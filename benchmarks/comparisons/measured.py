@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from likeness_bench.tables import NOTHING, Table, number
+from likeness_bench.tables import NOTHING, Table, counted, number
 from likeness_client import LikenessError
 
 from comparisons.turns import Turn, Turns
@@ -121,8 +121,7 @@ class Measurement:
         names = list(dict.fromkeys(turn.contender for turn in self.turns))
         header = ["", *(head for quantity in self.quantities for head in _heads(quantity))]
         rows = tuple((name, *self._cells(name)) for name in names)
-        plural = "s" * (self.rounds > 1)
-        title = f"{self.title} (medians of {self.rounds} round{plural})"
+        title = f"{self.title} (medians of {counted(self.rounds, 'round')})"
         yield Table(title=title, header=tuple(header), rows=rows)
         if ratios := tuple(_row(found) for found in self.ratios):
             header = ["", "of", "median", "least favourable", "most favourable", "rounds"]

@@ -11,10 +11,9 @@ import typer
 
 from likeness_bench import options
 from likeness_bench.load_config import LoadConfig
-from likeness_bench.options import parse_mix, parse_sizes
+from likeness_bench.option_groups import Asked
 from likeness_bench.sources import SourceConfig, read_sources
 from likeness_bench.view import View
-from likeness_bench.workload import WorkloadConfig
 
 if TYPE_CHECKING:
     from likeness_bench.tune.report import TuneReport
@@ -70,9 +69,7 @@ def tune(
             duration_s=turn_s,
             warm_up_s=_WARM_UP * turn_s,
             timeout_s=timeout_s,
-            workload=WorkloadConfig(
-                batch_size=parse_sizes(batch_size), signatures=parse_mix(signature or ()), seed=seed
-            ),
+            workload=Asked(batch_size=batch_size, signature=signature).workload(seed),
         ),
         target_ms=target_ms,
         budget_s=budget_s,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from likeness_client import LikenessError, Product, ServerError
 
-from likeness_bench.figures import LoadReport, RunFigures, too_few
+from likeness_bench.figures import ENOUGH, LoadReport, RunFigures, too_few
 from likeness_bench.load import prepare, run_load
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import LAG_LIMIT_MS
@@ -36,7 +36,7 @@ class Measuring:
         view: is told what happens next, and shown each load while it runs.
         longest_start_s: how long a server took to be ready, at most.
         harness_late_ms: the harness's own lateness (p99) in the worst turn.
-        fewest_requests: of a turn.
+        fewest_requests: of a turn, where one had fewer than enough.
         failed: requests that failed in all turns.
         failure: what the first of them said.
     """
@@ -48,7 +48,7 @@ class Measuring:
     view: View
     longest_start_s: float = 0.0
     harness_late_ms: float = 0.0
-    fewest_requests: int | None = None
+    fewest_requests: int = ENOUGH
     failed: int = 0
     failure: str = ""
 
@@ -152,8 +152,7 @@ class Measuring:
         if counts and not self.stop.is_set():
             late_ms = report.harness_lag.p99_ms if report.harness_lag else 0.0
             self.harness_late_ms = max(self.harness_late_ms, late_ms)
-            known = report.requests if self.fewest_requests is None else self.fewest_requests
-            self.fewest_requests = min(report.requests, known)
+            self.fewest_requests = min(self.fewest_requests, report.requests)
             for row in report.errors:
                 self.failed += row.count
                 self.failure = self.failure or row.example
@@ -171,7 +170,7 @@ class Measuring:
                 f"the harness itself was late (p99 {self.harness_late_ms:.1f} ms in its worst turn): it shares the "
                 "cores with the servers, and the latencies are partly its own"
             )
-        if self.fewest_requests is not None and (doubt := too_few(self.fewest_requests)):
+        if doubt := too_few(self.fewest_requests):
             found.append(f"a turn had {doubt}; use a longer --turn-s")
         return found
 
