@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from joblib import cpu_count
 from likeness_client import InputError, LikenessError, Product
@@ -19,7 +20,7 @@ from likeness_bench.report import now
 from likeness_bench.tune.candidates import Plan
 from likeness_bench.tune.measuring import Measuring
 from likeness_bench.tune.report import TuneReport
-from likeness_bench.tune.search import CandidateRounds, Search, Trial
+from likeness_bench.tune.search import Search, Trial
 from likeness_bench.tune.servers import TrialServers
 from likeness_bench.tune.service import ServiceTime
 from likeness_bench.tune.settings import KeysOf, Settings, changes
@@ -116,9 +117,7 @@ class _Tuning:
         untuned, times = await self.measuring.profile(start, products)
         plan = self._plan(times)
 
-        async def compare(incumbent: Settings, candidate: Settings, what: str) -> CandidateRounds | None:
-            return await self.measuring.compare(incumbent, candidate, what, self.config.rounds)
-
+        compare = partial(self.measuring.compare, rounds=self.config.rounds)
         search = Search(plan=plan, incumbent=start, compare=compare, over=self._over)
         finals: list[tuple[Settings, Trial]] = []
         try:
