@@ -7,7 +7,6 @@ import csv
 import json
 import resource
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from likeness_client.payloads import payloads
 
 from comparisons.configs import TIMEOUT_S, PerfConfig
 from comparisons.contenders import read_some
+from comparisons.environments import run
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
 from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError, LoadTurn, add_load, of_load, of_loads
@@ -104,7 +104,7 @@ def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTu
     command += [f"--batch-size={config.batch_size}", f"--seed={number}"]
     command += ["--budget-s=0"]  # one run, as the other side has
     command += [f"--duration-s={config.turn_s}", f"--warm-up-s={config.warm_up_s}", f"--timeout-s={TIMEOUT_S}"]
-    _run(OURS, [*command, f"--products={config.products}", f"--out={out}"], None, config)
+    run([*command, f"--products={config.products}", f"--out={out}"], timeout_s=_limit_s(config))
     report = json.loads(out.read_text(encoding="utf-8"))
     latency, errors = report["latency"] or {}, report["errors"]
     tails, requests = (latency.get("p50_ms"), latency.get("p99_ms")), latency.get("count", 0)
@@ -121,7 +121,9 @@ def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path)
     command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(config.concurrency)]
     # Any three windows count as stable: the length of a turn is given, as it is for the other side.
     command += ["--measurement-interval", str(_window_ms(config)), "--stability-percentage", "999"]
-    cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, config)
+    before_s, began = _children_s(), time.monotonic()
+    run([*command, "-f", str(out)], environment=program.environment, timeout_s=_limit_s(config))
+    cores = (_children_s() - before_s) / (time.monotonic() - began)
     if not out.is_file():
         raise ComparisonError(f"{THEIRS} wrote no figures: run `{' '.join(command)}` to see why")
     return LoadTurn(of_load(*read_csv(out.read_text(encoding="utf-8")), cores, None, None))
@@ -145,17 +147,9 @@ def _window_ms(config: PerfConfig) -> int:
     return max(1, round(1000 * config.turn_s / _WINDOWS))
 
 
-def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, config: PerfConfig) -> float:
-    """Run a program to its end; return how much of a core it used."""
-    before_s, began = _children_s(), time.monotonic()
-    limit_s = config.warm_up_s + 4 * config.turn_s + TIMEOUT_S + _SLACK_S
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ComparisonError(f"{name} cannot be run, or did not end: {error}") from error
-    if done.returncode:
-        raise ComparisonError(f"{name} ended with code {done.returncode}: {(done.stderr or done.stdout)[-1500:]}")
-    return (_children_s() - before_s) / (time.monotonic() - began)
+def _limit_s(config: PerfConfig) -> float:
+    """Return how long either program may take."""
+    return config.warm_up_s + 4 * config.turn_s + TIMEOUT_S + _SLACK_S
 
 
 def _children_s() -> float:
