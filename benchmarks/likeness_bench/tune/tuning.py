@@ -75,7 +75,6 @@ class _Tuning:
         start = self.target.settings
         untuned, times = await self.measuring.profile(start, products)
         plan = self._plan(times)
-
         compare = partial(self.measuring.compare, rounds=self.config.rounds)
         search = Search(plan=plan, incumbent=start, compare=compare, over=self._over)
         finals: list[tuple[Settings, Trial]] = []
