@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from likeness_bench.load_config import LoadConfig
 from likeness_bench.tune import servers
+from likeness_bench.tune.config import TuneConfig
 from likeness_bench.tune.recipes import settings_of
 from likeness_bench.tune.servers import TrialServer, TrialServers
 from likeness_bench.tune.settings import Settings
 from likeness_bench.tune.target import Target, read_target
-from likeness_bench.tune.tuning import TuneConfig, run_tune
+from likeness_bench.tune.tuning import run_tune
 from likeness_bench.tune.writing import write_result
 from likeness_bench.view import View
 from likeness_client import Client, Product
@@ -92,8 +92,7 @@ def test_a_tuning(whole: Path, complete: list[Product], monkeypatch: pytest.Monk
         return real(copy, settings)
 
     monkeypatch.setattr(servers, "trial_server", serve)
-    load = LoadConfig(address="", concurrency=3, duration_s=0.4, warm_up_s=0.1, timeout_s=60.0)
-    config = TuneConfig(load=load, target_ms=60_000.0, budget_s=100_000.0, rounds=1)
+    config = TuneConfig(concurrency=3, turn_s=0.4, timeout_s=60.0, target_ms=60_000.0, budget_s=100_000.0, rounds=1)
     target, stop = read_target(whole), asyncio.Event()
     said: list[str] = []
 

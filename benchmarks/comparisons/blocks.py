@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import numpy as np
 from likeness_client import Client, Embeddings, Metric
 from numpy.typing import NDArray
 
-from comparisons.learned_blocks import Learned, measure_learned
+from comparisons.configs import BlocksConfig
+from comparisons.learned_blocks import measure_learned
 from comparisons.measured import Measurement, Quantity, measure, measure_all, per_call_s
 from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError
@@ -27,31 +27,6 @@ WITHIN = 1.5
 MS = Quantity(name="ms", digits=2, compared=True)
 PAIRS_PER_S = Quantity(name="10^6 pairs/s", digits=3, higher_is_better=True)
 ARRAYS_MB = Quantity(name="MB of arrays", digits=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlocksConfig:
-    """What to compute.
-
-    Attributes:
-        queries: rows of the block.
-        candidates: columns of it.
-        dimension: of the embeddings that are scored at the caller.
-        rounds: turns of each way.
-        turn_s: how long each way at the caller is repeated in its turn.
-        repository: for the learned metric; None: only what the caller computes.
-        chunk: candidates of one call of the client, where the learned metric is not asked for all at once.
-        environments: where the server's log goes.
-    """
-
-    queries: int
-    candidates: int
-    dimension: int
-    rounds: int
-    turn_s: float
-    repository: Path | None
-    chunk: int
-    environments: Path
 
 
 def compare_blocks(config: BlocksConfig) -> ComparisonReport:
@@ -81,8 +56,7 @@ def measure_served(config: BlocksConfig, repository: Path) -> Measurement:
         LikenessError: the server cannot be started, or fails.
     """
     with likeness_server(repository, config.environments / "likeness.log") as address:
-        asked = Learned(address=address, queries=config.queries, candidates=config.candidates, chunk=config.candidates)
-        return measure_learned(asked, config.chunk, config.rounds)
+        return measure_learned(config, address)
 
 
 def measure_caller(config: BlocksConfig) -> Measurement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from likeness_client.contract import signature_of
 from likeness_export.run import Run
 from likeness_export.server.serve import unused_ports
 
+from comparisons.configs import EagerConfig
 from comparisons.contenders import json_embed, open_likeness, open_session, read_some
 from comparisons.environments import extra_packages
 from comparisons.measured import Measurement
 from comparisons.report import ComparisonReport, machine
-from comparisons.rounds import ComparisonError, Embed, RequestsOf, RoundsConfig, alternate, of_loads
+from comparisons.rounds import ComparisonError, Embed, RequestsOf, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 OURS, THEIRS = "likeness", "FastAPI + torch"
@@ -29,19 +30,6 @@ SUPPORTED = {"text", "image", "attributes"}
 TOLERANCE = 1e-4
 CHECKED = 20
 """How many answers are compared before anything is measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EagerConfig(RoundsConfig):
-    """What to compare.
-
-    Attributes:
-        run: the trained run, for the other service.
-        repository: what was exported from it.
-    """
-
-    run: Path
-    repository: Path
 
 
 def compare_eager(config: EagerConfig) -> ComparisonReport:
@@ -53,7 +41,7 @@ def compare_eager(config: EagerConfig) -> ComparisonReport:
     modalities = Run(config.run).read_recipe().modalities()
     if unknown := set(modalities) - SUPPORTED:
         raise ComparisonError(f"{config.run} has {', '.join(sorted(unknown))}; the service takes only {SUPPORTED}")
-    products = read_some(config.products, config.count)
+    products = read_some(config.file, config.products)
     packages = extra_packages("fastapi", config.environments)
     (port,) = unused_ports(1)
     url = f"http://127.0.0.1:{port}"
@@ -78,13 +66,14 @@ def compare_eager(config: EagerConfig) -> ComparisonReport:
 async def _measure(
     config: EagerConfig, products: Sequence[Product], modalities: Sequence[str], address: str, url: str
 ) -> tuple[Measurement, float]:
-    async with open_likeness(address, config.load) as (ours, info), open_session() as session:
+    load = config.closed_loop(config.concurrency)
+    async with open_likeness(address, load) as (ours, info), open_session() as session:
         theirs = json_embed(session, url, info.schema, modalities)
-        asked = replace(config.load.workload, signatures={signature_of(modalities): 1.0})
+        asked = replace(load.workload, signatures={signature_of(modalities): 1.0})
         requests_of = Workload(products, info, asked).requests
         difference = await largest_difference(ours, theirs, THEIRS, requests_of)
-        found = await alternate({OURS: ours, THEIRS: theirs}, requests_of, config.load, config.rounds)
-    title = f"{config.load.concurrency} clients x 1 product, {' + '.join(modalities)}"
+        found = await alternate({OURS: ours, THEIRS: theirs}, requests_of, load, config.rounds)
+    title = f"{config.concurrency} clients x 1 product, {' + '.join(modalities)}"
     return of_loads(title, found, ((OURS, THEIRS),)), difference
 
 

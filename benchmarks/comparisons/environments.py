@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -46,23 +46,26 @@ def extra_packages(name: str, root: Path) -> Path:
     return folder.absolute()
 
 
-def run(command: Sequence[str], cwd: Path | None = None) -> str:
+def run(
+    command: Sequence[str],
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> None:
     """Run a command to its end.
 
-    Returns:
-        What it wrote to its standard output.
-
     Raises:
-        ComparisonError: it is not installed, or it failed; with the end of what it said.
+        ComparisonError: it is not installed, did not end in time, or failed; with the end of what it said.
     """
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
+        subprocess.run(command, cwd=cwd, env=environment, timeout=timeout_s, capture_output=True, text=True, check=True)
     except OSError as error:
         raise ComparisonError(f"cannot run {command[0]} ({error.strerror}): install it") from error
+    except subprocess.TimeoutExpired as error:
+        raise ComparisonError(f"`{' '.join(command)}` did not end within {timeout_s:.0f} s") from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout or "").strip()[-1500:]
         raise ComparisonError(f"`{' '.join(command)}` ended with code {error.returncode}: {said}") from error
-    return done.stdout
 
 
 def _install(name: str, folder: Path, *commands: Sequence[str]) -> None:

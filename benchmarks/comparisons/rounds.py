@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,25 +28,6 @@ Embed = Callable[[Sequence[Product]], Awaitable[NDArray[np.float32]]]
 
 class ComparisonError(LikenessError):
     """A comparison cannot be made, or would compare what is not comparable."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundsConfig:
-    """What every comparison of servers under load has.
-
-    Attributes:
-        products: file with products.
-        count: how many of them to use.
-        environments: where other programs are installed; logs and copies of repositories, too.
-        load: how a turn is made, a closed loop; its address does not count.
-        rounds: how often each contender has its turn.
-    """
-
-    products: Path
-    count: int
-    environments: Path
-    load: LoadConfig
-    rounds: int
 
 
 PRODUCTS_PER_S = Quantity(name="products/s", higher_is_better=True, compared=True)
@@ -80,8 +59,8 @@ async def alternate(contenders: Mapping[str, Embed], requests_of: RequestsOf, lo
     Args:
         contenders: the ways to serve, by name.
         requests_of: what to send.
-        load: see `RoundsConfig`.
-        rounds: likewise.
+        load: how a turn is made, a closed loop; its address does not count.
+        rounds: how often each has its turn.
     """
     turns = Turns(contenders, rounds)
     for name, number in turns:

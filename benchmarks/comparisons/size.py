@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from likeness_bench.sources import rendered
 from likeness_client import InputError
 from likeness_export.server.serve import stop_group
 
+from comparisons.configs import SizeConfig, numbers_of
 from comparisons.measured import Measurement, Quantity, Take, measure
 from comparisons.memory import SERVER_EVERY_S, high_water_mb, watching
 from comparisons.report import ComparisonReport, machine
@@ -37,47 +37,26 @@ _WARM_UP = 256  # products before anything counts: one step of the command
 _EVERY_S = 0.02  # how often the client's peak is read: what it reaches in its last moments may be missed
 
 
-@dataclass(frozen=True, kw_only=True)
-class SizeConfig:
-    """What to embed.
-
-    Attributes:
-        sizes: products of each file, ascending.
-        repository: the model repository.
-        photos: how many products are rendered; larger files reuse their photos.
-        rounds: turns of each size.
-        seed: of what is rendered.
-        environments: where the server's log goes.
-    """
-
-    sizes: tuple[int, ...]
-    repository: Path
-    photos: int
-    rounds: int
-    seed: int
-    environments: Path
-
-
 def compare_sizes(config: SizeConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
         LikenessError: something that is needed is missing, the server fails, or a product was not embedded.
     """
-    facts = machine()
+    sizes, facts = numbers_of(config.sizes, "--sizes"), machine()
     with tempfile.TemporaryDirectory(prefix="likeness-size-") as name:
         folder = Path(name)
         typer.echo(f"rendering {config.photos} products", err=True)
         templates = write_photos(config.photos, config.seed, folder)
-        files = {size: write_products(templates, size, folder / f"{size}.jsonl") for size in config.sizes}
+        files = {size: write_products(templates, size, folder / f"{size}.jsonl") for size in sizes}
         warm_up = write_products(templates, _WARM_UP, folder / "warm-up.jsonl")
         with likeness_server(config.repository, config.environments / "likeness.log") as address:
             run_embed(warm_up, _WARM_UP, address)
-            found = measure_sizes(config, files, address)
+            found = measure_sizes(files, address, config.rounds)
     facts |= {
         "repository": f"{config.repository}, cpu profile, gRPC",
         "products": f"text, photo and attributes; {config.photos} photos under titles that occur once",
-        **flatness(found, config.sizes),
+        **flatness(found, sizes),
     }
     said = (
         "flat means: products/s and the client's peak memory of every size are about those of the smallest (ratios "
@@ -147,7 +126,7 @@ def write_products(templates: Sequence[Mapping[str, Any]], count: int, file: Pat
     return file
 
 
-def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -> Measurement:
+def measure_sizes(files: Mapping[int, Path], address: str, rounds: int) -> Measurement:
     """Embed the files in turns, on a server that has its warm-up behind it.
 
     Raises:
@@ -155,13 +134,13 @@ def measure_sizes(config: SizeConfig, files: Mapping[int, Path], address: str) -
     """
     server = process_of(address)
     contenders: dict[str, Take] = {
-        name_of(size): partial(_take, files[size], size, address, server) for size in config.sizes
+        name_of(size): partial(_take, file, size, address, server) for size, file in files.items()
     }
-    smallest = name_of(min(config.sizes))
+    smallest = name_of(min(files))
     return measure(
         title="likeness embed FILE.jsonl --out FILE.npz",
         contenders=contenders,
-        rounds=config.rounds,
+        rounds=rounds,
         quantities=(SPEED, SECONDS, CLIENT_MB, SERVER_BEFORE_MB, SERVER_PEAK_MB, SERVER_AFTER_MB),
         pairs=tuple((name, smallest) for name in contenders if name != smallest),
     )

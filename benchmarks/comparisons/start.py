@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from likeness_client import Client, Product
 from likeness_export.repository.servable import check_repository
 from likeness_export.server.serve import stop_group, unused_ports
 
+from comparisons.configs import StartConfig, repositories_of
 from comparisons.measured import Measurement, Quantity, measure, measure_all
 from comparisons.report import ComparisonReport, machine
 from comparisons.rounds import ComparisonError
@@ -35,34 +35,15 @@ _LATER = 5
 _READY = b"ready:"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """What to start.
-
-    Attributes:
-        repositories: the model repositories.
-        rounds: starts of each, by the command and by itself.
-        environments: where logs go.
-
-    Raises:
-        InputError: a repository cannot be served.
-    """
-
-    repositories: tuple[Path, ...]
-    rounds: int
-    environments: Path
-
-    def __post_init__(self) -> None:
-        for repository in self.repositories:
-            check_repository(repository, "cpu")
-
-
 def compare_starts(config: StartConfig) -> ComparisonReport:
     """Measure; see the module.
 
     Raises:
         LikenessError: a repository cannot be read.
     """
+    repositories = repositories_of(config.repository)
+    for repository in repositories:
+        check_repository(repository, "cpu")
     facts = machine()
     log = config.environments / "start.log"
 
@@ -75,8 +56,8 @@ def compare_starts(config: StartConfig) -> ComparisonReport:
             pairs=((COMMAND, SERVER),),
         )
 
-    sections = measure_all(partial(section, repository) for repository in config.repositories)
-    for repository, found in zip(config.repositories, sections, strict=False):  # the last ones may be missing
+    sections = measure_all(partial(section, repository) for repository in repositories)
+    for repository, found in zip(repositories, sections, strict=False):  # the last ones may be missing
         facts |= verdict(repository, found)
     said = (
         f"{COMMAND}: from the start of the command until it says that it is ready; {SERVER}: the same server without "

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 
 from likeness_client import InputError
 
+from comparisons.configs import StepsConfig, numbers_of
 from comparisons.contenders import read_some
 from comparisons.image_steps import enlarged, image_model, measure_photos, rendered_views
 from comparisons.measured import Measurement, measure_all
 from comparisons.report import ComparisonReport, machine
 from comparisons.text_steps import lengths_name, measure_texts, text_model, texts_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepsConfig:
-    """What to measure.
-
-    Attributes:
-        products: file with products whose texts are computed.
-        count: how many of them to use.
-        repository: the model repository.
-        batch_sizes: texts of a batch, each measured by itself.
-        batches: of texts in a turn.
-        photo_px: long sides of photos, each measured by itself.
-        photos: of a batch.
-        rounds: turns of each way.
-        turn_s: how long a batch of photos is repeated in its turn.
-        seed: of what is rendered.
-    """
-
-    products: Path
-    count: int
-    repository: Path
-    batch_sizes: tuple[int, ...]
-    batches: int
-    photo_px: tuple[int, ...]
-    photos: int
-    rounds: int
-    turn_s: float
-    seed: int
 
 
 def compare_steps(config: StepsConfig) -> ComparisonReport:
@@ -52,16 +22,17 @@ def compare_steps(config: StepsConfig) -> ComparisonReport:
     Raises:
         LikenessError: something that is needed is missing, or two ways do not do the same work.
     """
+    sizes, lengths_px = numbers_of(config.batch_sizes, "--batch-sizes"), numbers_of(config.photo_px, "--photo-px")
     facts = machine() | {"repository": str(config.repository)}
     planned: list[Callable[[], Measurement]] = []
     if model := text_model(config.repository):
-        texts = texts_of(read_some(config.products, config.count), config.repository, model)
+        texts = texts_of(read_some(config.file, config.products), config.repository, model)
         facts["texts"] = lengths_name(model, texts)
-        for size in config.batch_sizes:
+        for size in sizes:
             planned.append(partial(measure_texts, model, texts, size, config.batches, config.rounds))
     if images := image_model(config.repository):
         views = list(islice(cycle(rendered_views(config.seed)), config.photos))
-        for px in config.photo_px:
+        for px in lengths_px:
             photos = [enlarged(view, px) for view in views]
             planned.append(partial(measure_photos, images, photos, px, config.rounds, config.turn_s))
     if not planned:

@@ -9,7 +9,7 @@ from math import inf
 from statistics import median
 from typing import Any
 
-from likeness_bench.figures import ENOUGH, LoadReport, too_few
+from likeness_bench.figures import ENOUGH, LoadReport, failures, failures_name, too_few
 from likeness_bench.in_process import Threads
 from likeness_bench.load_report import LAG_LIMIT_MS, OTHER_SPACE
 from likeness_bench.recall import Recall
@@ -111,9 +111,6 @@ class Round:
         loads = [report for report in (full, one, half) if report]
         served, tail = one.latency, half.latency if half else None
         p99_ms = half.p99_with_failures_ms if half and half.requests >= ENOUGH else None
-        errors = Counter[str]()
-        for report in loads:
-            errors.update({row.kind: row.count for row in report.errors})
         return cls(
             ceiling_products_per_s=ceiling_products_per_s,
             served_products_per_s=full.products_per_s,
@@ -126,7 +123,7 @@ class Round:
             half_p99_ms=p99_ms,
             half_tail=p99_ms / tail.p50_ms if tail and p99_ms else None,
             half_requests=half.requests if half else 0,
-            errors=dict(errors.most_common()),
+            errors=dict(failures(loads).most_common()),
             harness_late_ms=max((report.harness_lag.p99_ms for report in loads if report.harness_lag), default=0.0),
         )
 
@@ -251,8 +248,7 @@ def doubts(cases: Sequence[Case], failures: Mapping[str, str], *, stopped: bool)
         if doubt := difference_doubt(case.largest_difference):
             yield f"{case.name}: {doubt}"
         if failed := sum((Counter(found.errors) for found in case.rounds), Counter[str]()):
-            kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
-            yield f"{case.name}: {counted(failed.total(), 'request')} failed ({kinds}); they count as not answered"
+            yield f"{case.name}: {failures_name(failed)}; they count as not answered"
         if case.load and OTHER_SPACE in case.load.notes:
             yield f"{case.name}: {OTHER_SPACE}"
         if case.load:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -134,14 +134,13 @@ def _pairs(reports: Sequence[Plain]) -> dict[str, Pair]:
 
 
 def _sweeps(reports: Sequence[Plain], paths: Sequence[Path]) -> Found:
-    targets = [report["target_ms"] for report in reports]
     runs = [_best_run(report, path) for report, path in zip(reports, paths, strict=True)]
     # What holds for all runs of a sweep stands there, and not in its runs.
     shared = [{key: report[key] for key in _OF_ALL_RUNS if key in report} for report in reports]
     runs = [{**run, **found} for run, found in zip(runs, shared, strict=True)]
     # The rate is what was searched for.
     differences = _differences(runs, lambda load: f"{work_name(load)}; {load['arrivals']} arrivals")
-    notes = [f"the targets differ: p99 <= {targets[0]:g} and {targets[1]:g} ms"] if targets[0] != targets[1] else []
+    notes = list(_unlike("targets", (f"p99 <= {report['target_ms']:g} ms" for report in reports)))
     for which, report in zip(("first", "second"), reports, strict=True):
         if not report["complete"]:
             notes.append(f"{which}: the search did not come to its end: {report['ended']}")
@@ -166,22 +165,19 @@ def _ceilings(reports: Sequence[Plain], paths: Sequence[Path]) -> Found:
             f"the other {measured[1]}: measure the same --signature in both"
         )
     pairs: dict[str, Pair] = {}
-    notes = []
+    notes: list[str] = []
     for name in common:
         both = [found[name] for found in cases]
         medians = [report["medians"][name] for report in reports]
         for figure, (what, _) in ceiling_report.FIGURES.items():
             pairs[f"{name}: {what}"] = _pair(*(_median(found[figure]) for found in medians))
         pairs[f"{name}: recall@1"] = _pair(*(_recall(case["recall"]) for case in both))
-        rounds = [len(case["rounds"]) for case in both]
-        if rounds[0] != rounds[1]:
-            notes.append(f"{name}: medians of {rounds[0]} and of {rounds[1]} rounds")
+        notes += _unlike(f"rounds of {name}", (len(case["rounds"]) for case in both))
     for which, found in zip(("first", "second"), cases, strict=True):
         if alone := [name for name in found if name not in common]:
             notes.append(f"only the {which} has {', '.join(alone)}")
     for key, what in (("repository", "repositories"), ("cores", "numbers of cores"), ("cpu_threads", "threads")):
-        if reports[0][key] != reports[1][key]:
-            notes.append(f"the {what} differ: {reports[0][key]} and {reports[1][key]}")
+        notes += _unlike(what, (report[key] for report in reports))
     notes.append("a machine's speed drifts: of two runs, `served / ceiling` says more than products/s")
     return pairs, [*notes, *_differences(reports, load_name), *_own_notes(reports)]
 
@@ -209,31 +205,32 @@ def _best_step(report: Plain) -> Mapping[str, Any]:
 
 def _differences(reports: Sequence[Plain], name_of: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
     """Say where ratios compare more than one thing, as far as both reports tell."""
-    names = [name_of(report["load"]) for report in reports]
-    if names[0] != names[1]:
-        yield f"the loads differ: {names[0]} | {names[1]}"
+    loads = [report["load"] for report in reports]
     known = [key for key in reports[0]["machine"] if key in reports[1]["machine"]]
+    yield from _unlike("loads", map(name_of, loads))
     told = {
         "products": [source_name(report["source"]) for report in reports if report["source"]],
         "machines": [", ".join(f"{key} {report['machine'][key]}" for key in known) for report in reports],
         "versions of likeness": [found for report in reports if (found := report.get("software"))],
     }
     for what, values in told.items():
-        if len(set(values)) > 1:
-            yield f"the {what} differ: {values[0]} | {values[1]}"
+        yield from _unlike(what, values)
     for key, what in (("duration_s", "measured times"), ("warm_up_s", "warm-ups"), ("timeout_s", "deadlines")):
-        lengths_s = [report["load"][key] for report in reports]
-        if lengths_s[0] != lengths_s[1]:
-            yield f"the {what} differ: {lengths_s[0]:g} and {lengths_s[1]:g} s"
+        yield from _unlike(what, (f"{load[key]:g} s" for load in loads))
     for key, what in (("repeat_share", "repeat shares"), ("metric", "metrics")):
-        values = [report["load"]["workload"][key] for report in reports]
-        if values[0] != values[1]:
-            yield f"the {what} differ: {values[0]} and {values[1]}"
+        yield from _unlike(what, (load["workload"][key] for load in loads))
     if reports[0]["space"] != reports[1]["space"]:
         yield "the servers have different embedding spaces: another model was measured"
     labels = [report["label"] for report in reports]
     if labels[0] != labels[1]:
         yield f"recall was measured on different things: {labels[0] or 'nothing'} | {labels[1] or 'nothing'}"
+
+
+def _unlike(what: str, told: Iterable[Any]) -> Iterator[str]:
+    """Say that something differs, where both reports tell it."""
+    values = list(dict.fromkeys(told))
+    if len(values) > 1:
+        yield f"the {what} differ: {values[0]} | {values[1]}"
 
 
 def _own_notes(reports: Sequence[Plain]) -> list[str]:

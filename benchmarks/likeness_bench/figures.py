@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from statistics import fmean
@@ -248,6 +249,17 @@ class LoadReport(Report):
 def too_few(requests: int) -> str:
     """Say what the p99 of so few requests is; empty where there are enough."""
     return f"{counted(requests, 'request')}: below {ENOUGH}, p99 is the maximum" if requests < ENOUGH else ""
+
+
+def failures(reports: Iterable[LoadReport]) -> Counter[str]:
+    """Count the requests of several loads that failed, by kind."""
+    return sum((Counter({row.kind: row.count for row in report.errors}) for report in reports), Counter[str]())
+
+
+def failures_name(failed: Counter[str]) -> str:
+    """Return failures in words, the most frequent kind first."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
+    return f"{counted(failed.total(), 'request')} failed ({kinds})"
 
 
 def enough_s(rate: float) -> float:

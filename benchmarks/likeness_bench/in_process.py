@@ -14,6 +14,7 @@ from likeness_client.contract import EMBEDDING, ERROR_SUFFIX, embed_model, modal
 from numpy.typing import NDArray
 
 from likeness_bench.configs import cpu_parameters, read_config
+from likeness_bench.tables import counted
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 Step: TypeAlias = Callable[[Tensors], Tensors]
@@ -38,8 +39,8 @@ class Threads:
     @property
     def name(self) -> str:
         """In words."""
-        plural = "s" * (self.workers > 1), "s" * (self.intra_op > 1)
-        return f"{self.workers} worker{plural[0]} x {self.intra_op} thread{plural[1]}" + ", spinning" * self.spinning
+        found = f"{counted(self.workers, 'worker')} x {counted(self.intra_op, 'thread')}"
+        return found + ", spinning" * self.spinning
 
 
 def uses_of(cores: int, cpu_threads: int) -> list[Threads]:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from likeness_bench.figures import LoadReport, RunFigures
+from likeness_bench.figures import LoadReport, RunFigures, failures, failures_name
 from likeness_bench.load import RunLoad
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import OTHER_SPACE
-from likeness_bench.rest import come_to_rest
+from likeness_bench.rest import PAUSE_S, come_to_rest
 from likeness_bench.search import agree, decisive
-from likeness_bench.tables import counted
 from likeness_bench.view import UNSEEN, View
 from likeness_bench.workload import Workload
 
-PAUSE_S = 1.0
-"""Between two runs."""
 _UNREST = "the server did not come to rest after failures: keep other loads away"
 
 
@@ -62,7 +58,7 @@ async def run_repeated(
             break
         if not runs[-1].failed:
             await asyncio.sleep(PAUSE_S)
-        elif not await come_to_rest(config, still_s=PAUSE_S, patience_s=left_s, stop=stop):
+        elif not await come_to_rest(config, patience_s=left_s, stop=stop):
             unrest = _UNREST
             break
         report = await run(len(runs))
@@ -96,12 +92,8 @@ def _elsewhere(others: Sequence[LoadReport], shown: LoadReport) -> Iterator[str]
     """Say what happened in the runs that are not shown, and would be missed."""
     if OTHER_SPACE not in shown.notes and any(OTHER_SPACE in run.notes for run in others):
         yield OTHER_SPACE
-    failed = Counter[str]()
-    for run in others:
-        failed.update({row.kind: row.count for row in run.errors})
-    if failed:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
-        yield f"in the other runs {counted(failed.total(), 'request')} failed ({kinds})"
+    if failed := failures(others):
+        yield f"in the other runs {failures_name(failed)}"
 
 
 def _doubts(runs: Sequence[LoadReport], budget_s: float, unrest: str, *, stopped: bool) -> Iterator[str]:

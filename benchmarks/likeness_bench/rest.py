@@ -18,11 +18,13 @@ from likeness_bench.steps import ModelCounters, is_ensemble
 from likeness_bench.watching import counters_of
 from likeness_bench.workload import Workload
 
+PAUSE_S = 1.0
+"""Between two runs; after failures a server has to rest for so long, at least."""
 _LOOK_S = 0.25
 _EXECUTIONS = 3.0  # without news for so many of the mean length: some take longer than others
 
 
-async def come_to_rest(load: LoadConfig, *, still_s: float, patience_s: float, stop: asyncio.Event) -> bool:
+async def come_to_rest(load: LoadConfig, *, patience_s: float, stop: asyncio.Event) -> bool:
     """Wait until Triton's counters stand still.
 
     Through gRPC it does not tell what it has queued, and it counts an execution when it ends; so they have to stand
@@ -30,7 +32,6 @@ async def come_to_rest(load: LoadConfig, *, still_s: float, patience_s: float, s
 
     Args:
         load: says where the server is.
-        still_s: for how long they must stand still, at least.
         patience_s: how long to wait for that.
         stop: set it to wait no longer.
 
@@ -39,7 +40,7 @@ async def come_to_rest(load: LoadConfig, *, still_s: float, patience_s: float, s
     """
     last, began_s = await counters_of(load), time.perf_counter()
     since_s = began_s
-    while (now_s := time.perf_counter()) - since_s < max(still_s, _EXECUTIONS * _longest_s(last or {})):
+    while (now_s := time.perf_counter()) - since_s < max(PAUSE_S, _EXECUTIONS * _longest_s(last or {})):
         if stop.is_set() or now_s - began_s > patience_s:
             return False
         await stopped_within(stop, _LOOK_S)
@@ -48,16 +49,13 @@ async def come_to_rest(load: LoadConfig, *, still_s: float, patience_s: float, s
     return True
 
 
-async def silence(
-    workload: Workload, load: LoadConfig, *, still_s: float, patience_s: float, stop: asyncio.Event
-) -> str:
+async def silence(workload: Workload, load: LoadConfig, *, patience_s: float, stop: asyncio.Event) -> str:
     """Ask a server that rests for one request alone.
 
     Args:
         workload: what may be sent.
         load: says where the server is, and the deadline.
-        still_s: see `come_to_rest`.
-        patience_s: likewise.
+        patience_s: see `come_to_rest`.
         stop: likewise.
 
     Returns:
@@ -69,7 +67,7 @@ async def silence(
             async with asyncio.timeout(load.timeout_s):
                 await ask(client, next(workload.requests(load.workload.seed)))
         except (TimeoutError, DeadlineExceededError):
-            rests = await come_to_rest(load, still_s=still_s, patience_s=patience_s, stop=stop)
+            rests = await come_to_rest(load, patience_s=patience_s, stop=stop)
             computes = not rests or await counters_of(load) != before
             return "" if computes else f"no answer within {load.timeout_s:g} s, and nothing is computed"
         except LikenessError as error:

@@ -24,10 +24,6 @@ _LARGEST_BATCH = 8
 """Requests hold 1 to this many products, each number equally often."""
 
 
-class SoakStoppedError(LikenessError):
-    """The soak was to stop before its load began."""
-
-
 @dataclass(kw_only=True)
 class Checked:
     """What the answers were like.
@@ -98,8 +94,7 @@ async def run_soak(
         view: is shown the load while it runs.
 
     Raises:
-        SoakStoppedError: it was stopped before the load: there is nothing to report.
-        LikenessError: no product can be sent, or none is embedded alone.
+        LikenessError: no product can be sent, none is embedded alone, or it was stopped before the load.
     """
     alone: list[tuple[Product, NDArray[np.float32]]] = []
     refused: list[str] = []
@@ -107,7 +102,7 @@ async def run_soak(
         info = await client.info()
         for product in await asyncio.to_thread(_different, products, info, load.workload.seed):
             if stop.is_set():  # what was not embedded alone could not be checked
-                raise SoakStoppedError("interrupted before the load: nothing was checked")
+                raise LikenessError("interrupted before the load: nothing was checked")
             try:
                 alone.append((product, (await client.embed([product])).vectors[0]))
             except BatchError as error:  # a broken photo, for instance

@@ -13,9 +13,8 @@ from likeness_bench.figures import ENOUGH, LoadReport, enough_s
 from likeness_bench.load import RunLoad, run_load
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.recall import Recall
-from likeness_bench.repeated import PAUSE_S
 from likeness_bench.report import Report, now
-from likeness_bench.rest import come_to_rest, silence
+from likeness_bench.rest import PAUSE_S, come_to_rest, silence
 from likeness_bench.search import RateSearch, decisive, settled
 from likeness_bench.tables import counted
 from likeness_bench.view import UNSEEN, View
@@ -251,14 +250,14 @@ class _Attempts:
     async def _rests(self, patience_s: float) -> bool:
         """Wait until the server has finished what the last run left it with; say whether it has."""
         patience_s = min(PATIENCE_S, patience_s)
-        self.busy = not await come_to_rest(self.config.load, still_s=PAUSE_S, patience_s=patience_s, stop=self.stop)
+        self.busy = not await come_to_rest(self.config.load, patience_s=patience_s, stop=self.stop)
         return not self.busy
 
     async def _silence(self, load: LoadConfig) -> str:
         """Return why the rate is not to blame where nothing was answered; empty where it is, or nobody knows yet."""
         if not await self._rests(self._left_s()):
             return ""
-        return await silence(self.workload, load, still_s=PAUSE_S, patience_s=self._left_s(), stop=self.stop)
+        return await silence(self.workload, load, patience_s=self._left_s(), stop=self.stop)
 
     def _left_s(self) -> float:
         return self.config.budget_s - (time.perf_counter() - self.begins_s)

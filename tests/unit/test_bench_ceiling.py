@@ -519,10 +519,10 @@ def test_ceilings_are_compared_case_by_case(tmp_path: Path) -> None:
     assert not any(name.startswith("image") for name in rows)
     said = "\n".join(notes)
     for expected in (
-        "text: medians of 3 and of 2 rounds",
+        "the rounds of text differ: 3 | 2",
         "only the first has image",
-        "the repositories differ: r and other",
-        "the numbers of cores differ: 2 and 4",
+        "the repositories differ: r | other",
+        "the numbers of cores differ: 2 | 4",
         "different embedding spaces",
         "recall was measured on different things",
         "second: a note",

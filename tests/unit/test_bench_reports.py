@@ -518,7 +518,7 @@ def test_of_two_sweeps_targets_and_ends_are_compared_but_not_the_rates_of_their_
         deliver_sweep(replace(sweep, source=source.plain()), tmp_path / f"{name}.json")
     _, notes = compared(tmp_path / "a.json", tmp_path / "b.json")
     assert notes[:3] == (
-        "the targets differ: p99 <= 9 and 12 ms",
+        "the targets differ: p99 <= 9 ms | p99 <= 12 ms",
         "first: the figures of the best rate did not settle",
         "second: the search did not come to its end: the time is up",
     )

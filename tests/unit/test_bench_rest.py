@@ -108,12 +108,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Overloaded:
     return server
 
 
-def rests(still_s: float = 1.0, patience_s: float = 100.0, stopped: bool = False) -> bool:
+def rests(patience_s: float = 100.0, stopped: bool = False) -> bool:
     async def run() -> bool:
         stop = asyncio.Event()
         if stopped:
             stop.set()
-        return await come_to_rest(LOAD, still_s=still_s, patience_s=patience_s, stop=stop)
+        return await come_to_rest(LOAD, patience_s=patience_s, stop=stop)
 
     return asyncio.run(run())
 
@@ -158,7 +158,7 @@ def test_a_server_that_does_not_tell_its_counters_is_not_waited_for(
 def silent() -> str:
     async def run() -> str:
         workload: Any = SimpleNamespace(requests=lambda _: iter([None]))
-        return await silence(workload, LOAD, still_s=1.0, patience_s=100.0, stop=asyncio.Event())
+        return await silence(workload, LOAD, patience_s=100.0, stop=asyncio.Event())
 
     return asyncio.run(run())
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from likeness_bench import load, soak, watching
 from likeness_bench.load_config import LoadConfig
-from likeness_bench.soak import SoakReport, SoakStoppedError, run_soak
+from likeness_bench.soak import SoakReport, run_soak
 from likeness_client import (
     BatchError,
     InputError,
     InputSchema,
+    LikenessError,
     OverloadedError,
     Product,
     ProductError,
@@ -117,7 +118,7 @@ def test_stopping_gives_the_report_so_far(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_stopping_before_the_load_says_that_nothing_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SoakStoppedError, match="interrupted before the load: nothing was checked"):
+    with pytest.raises(LikenessError, match="interrupted before the load: nothing was checked"):
         soaked(monkeypatch, stop_after=0)
 
 

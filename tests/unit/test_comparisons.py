@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparisons.__main__ import app, distinct
+from comparisons.__main__ import app
+from comparisons.configs import repositories_of
 from comparisons.contenders import json_body
 from comparisons.infinity import named
 from comparisons.mixed_traffic.comparison import ensemble_call, masked_plan, router_call, shares
@@ -134,9 +135,9 @@ def test_a_report_says_what_stands_in_its_way(tmp_path: Path) -> None:
 def test_contenders_of_ours_are_told_apart() -> None:
     assert named([Path("a")]) == {"likeness": Path("a")}
     assert set(named([Path("a"), Path("b")])) == {"likeness a", "likeness b"}
-    assert distinct([Path("a"), Path("b")]) == (Path("a"), Path("b"))
+    assert repositories_of([Path("a"), Path("b")]) == (Path("a"), Path("b"))
     with pytest.raises(InputError, match="--repository"):
-        distinct([Path("a"), Path("a")])
+        repositories_of([Path("a"), Path("a")])
 
 
 def test_help_names_the_repository_that_is_taken_where_none_is_given() -> None:

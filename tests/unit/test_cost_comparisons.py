@@ -18,21 +18,21 @@ import typer
 from comparisons.blocks import (
     ARRAYS_MB,
     PRODUCT,
-    BlocksConfig,
     arrays_mb,
     check,
     measure_caller,
     verdict,
 )
+from comparisons.configs import BlocksConfig, StartConfig, numbers_of
 from comparisons.image_steps import FULL, ONE_THREAD, REDUCED, enlarged, image_model, ways_of
-from comparisons.learned_blocks import Learned, ask, measure_learned
-from comparisons.measured import Measurement, Quantity, measure, measure_all, parse_numbers, per_call_s
+from comparisons.learned_blocks import ask, measure_learned
+from comparisons.measured import Measurement, Quantity, measure, measure_all, per_call_s
 from comparisons.memory import high_water_mb, parse_high_water_mb, watching
 from comparisons.report import ComparisonReport, deliver, notes
 from comparisons.rounds import ComparisonError
 from comparisons.size import CLIENT_MB, SPEED, flatness, name_of, unique_records, write_photos
 from comparisons.size import SECONDS as SIZE_S
-from comparisons.start import COMMAND, SECONDS, StartConfig, count_models
+from comparisons.start import COMMAND, SECONDS, compare_starts, count_models
 from comparisons.start import verdict as verdict_of_start
 from comparisons.text_steps import GROUPED, PADDING, RUNS, TO_BATCH, TO_LIMIT, TOKENS, TextModel, draw, texts_of, timed
 from comparisons.text_steps import check as check_texts
@@ -184,13 +184,13 @@ def test_a_call_is_repeated_and_the_first_one_does_not_count() -> None:
 
 @pytest.mark.parametrize(("text", "numbers"), [("1000", (1000,)), ("50, 7", (7, 50))])
 def test_numbers_are_read(text: str, numbers: tuple[int, ...]) -> None:
-    assert parse_numbers(text, "--sizes") == numbers
+    assert numbers_of(text, "--sizes") == numbers
 
 
 @pytest.mark.parametrize("text", ["", "1,", "0", "1,1", "-3", "1.5", "x"])
 def test_numbers_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InputError, match=f"--sizes {text}.*with commas between"):
-        parse_numbers(text, "--sizes")
+        numbers_of(text, "--sizes")
 
 
 def test_the_most_memory_is_kept() -> None:
@@ -232,11 +232,11 @@ def test_parts_are_all_of_it() -> None:
 
 
 def test_a_block_that_fails_says_why() -> None:
-    said = ask(Learned(address="127.0.0.1:1", queries=1, candidates=1, chunk=1))
+    said = ask(blocks(), "127.0.0.1:1", chunk=7)
     assert isinstance(said, str)
     assert "127.0.0.1:1" in said
     with pytest.raises(ComparisonError, match="cannot be seen"):
-        measure_learned(Learned(address="127.0.0.1:1", queries=1, candidates=1, chunk=1), chunk=1, rounds=1)
+        measure_learned(blocks(), "127.0.0.1:1")
 
 
 def test_arrays_are_weighed() -> None:
@@ -289,9 +289,8 @@ def test_starts_are_held_against_the_target(tmp_path: Path) -> None:
     )
     found = Measurement(title="T", quantities=(SECONDS,), turns=turns)
     assert verdict_of_start(tmp_path, found) == {f"{tmp_path}, below 5 s": "yes, 4.50 s in the median"}
-    StartConfig(repositories=(tmp_path,), rounds=1, environments=tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
-        StartConfig(repositories=(tmp_path / "nowhere",), rounds=1, environments=tmp_path)
+        compare_starts(StartConfig(repository=[tmp_path, tmp_path / "nowhere"]))
 
 
 def sums(columns: list[Any]) -> list[Any]:

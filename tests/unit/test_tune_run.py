@@ -17,13 +17,13 @@ from likeness_bench.files import write_json
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.output import deliver
 from likeness_bench.steps import ModelCounters
+from likeness_bench.tune.config import FINAL_ROUNDS, TuneConfig
 from likeness_bench.tune.report import TuneReport
 from likeness_bench.tune.servers import TrialError, TrialServer, complaint
 from likeness_bench.tune.settings import Settings
 from likeness_bench.tune.tables import tune_notes, tune_tables
 from likeness_bench.tune.target import Target, read_target
-from likeness_bench.tune.tuning import FINAL_ROUNDS, TuneConfig, run_tune
-from likeness_bench.workload import WorkloadConfig
+from likeness_bench.tune.tuning import run_tune
 from likeness_client import InputError, LikenessError
 
 
@@ -143,10 +143,7 @@ def target(rendered_repository: Path) -> Target:
     return read_target(rendered_repository)
 
 
-CONFIG = TuneConfig(
-    load=LoadConfig(address="", concurrency=8, duration_s=1.0, warm_up_s=0.0, workload=WorkloadConfig(batch_size=2)),
-    budget_s=100_000.0,
-)
+CONFIG = TuneConfig(concurrency=8, batch_size=["2"], turn_s=0.8, budget_s=100_000.0)  # 1 s with the warm-up
 
 
 def tuned(target: Target, config: TuneConfig = CONFIG) -> tuple[TuneReport, Settings]:
@@ -374,8 +371,6 @@ def test_a_budget_that_holds_nothing_is_refused() -> None:
         replace(CONFIG, budget_s=float("nan"))
     with pytest.raises(InputError, match="--target-ms 0: give a number above 0"):
         replace(CONFIG, target_ms=0.0)
-    with pytest.raises(InputError, match="give a concurrency"):
-        replace(CONFIG, load=LoadConfig(address="", rate=3.0))
 
 
 def test_a_log_says_what_failed(tmp_path: Path) -> None:

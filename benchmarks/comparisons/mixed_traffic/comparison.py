@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from likeness_bench.workload import Workload
@@ -18,12 +17,13 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
+from comparisons.configs import MixedConfig
 from comparisons.contenders import open_likeness, read_some
 from comparisons.eager import largest_difference
 from comparisons.measured import Measurement
 from comparisons.mixed_traffic.variants import MASK, MASKED, ROUTER, build_variants
 from comparisons.report import ComparisonReport, machine
-from comparisons.rounds import ComparisonError, Embed, RoundsConfig, alternate, of_loads
+from comparisons.rounds import ComparisonError, Embed, alternate, of_loads
 from comparisons.servers import likeness_server
 
 OURS, ONE, BLS = "signature ensembles", "one ensemble, mask", "BLS router"
@@ -32,21 +32,6 @@ Call = tuple[str, dict[str, NDArray[np.generic]]]
 """A model, and its inputs by name."""
 Plan = Callable[[Sequence[Mapping[str, bytes]]], Call]
 """Turns what products of one signature have into a call."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixedConfig(RoundsConfig):
-    """What to compare.
-
-    Attributes:
-        run: the trained run.
-        repository: what was exported from it.
-        router_instances: processes of the router.
-    """
-
-    run: Path
-    repository: Path
-    router_instances: int
 
 
 def compare_mixed(config: MixedConfig) -> ComparisonReport:
@@ -59,7 +44,7 @@ def compare_mixed(config: MixedConfig) -> ComparisonReport:
     modalities = run.read_recipe().modalities()
     if not set(modalities) > set(NEEDED):
         raise ComparisonError(f"{config.run} has {', '.join(modalities)}: text, image and something else are needed")
-    products = read_some(config.products, config.count)
+    products = read_some(config.file, config.products)
     copy = config.environments / "mixed_traffic"
     build_variants(run, config.repository, copy, config.router_instances)
     facts = machine()
@@ -77,7 +62,7 @@ def compare_mixed(config: MixedConfig) -> ComparisonReport:
 async def _measure(
     config: MixedConfig, products: Sequence[Product], address: str
 ) -> tuple[Measurement, dict[str, float]]:
-    load = config.load
+    load = config.closed_loop(config.concurrency)
     async with open_likeness(address, load) as (client, info), InferenceServerClient(address) as stub:
 
         def asked(plan: Plan) -> Embed:
@@ -94,7 +79,7 @@ async def _measure(
             name: await largest_difference(client, one, name, requests_of) for name, one in contenders.items()
         }
         found = await alternate(contenders, requests_of, load, config.rounds)
-    title = f"{load.concurrency} clients x 1 product: half full, a quarter text, a quarter image"
+    title = f"{config.concurrency} clients x 1 product: half full, a quarter text, a quarter image"
     return of_loads(title, found, ((OURS, ONE), (OURS, BLS))), differences
 
 

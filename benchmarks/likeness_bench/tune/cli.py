@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likeness_bench import options
-from likeness_bench.load_config import LoadConfig
-from likeness_bench.options import parse_mix, parse_sizes
+from likeness_bench.option_groups import with_groups
 from likeness_bench.sources import SourceConfig, read_sources
+from likeness_bench.tune.config import TuneConfig
 from likeness_bench.view import View
-from likeness_bench.workload import WorkloadConfig
 
 if TYPE_CHECKING:
     from likeness_bench.tune.report import TuneReport
     from likeness_bench.tune.settings import Settings
 
 tune_app = typer.Typer()
-_CALLERS_PER_CORE = 4  # enough for all cores to have work while answers travel
-_WARM_UP = 0.25  # of a turn, before its measured time
 
 
 @tune_app.command()
+@with_groups
 def tune(
+    *,
     repository: Annotated[
         Path, typer.Argument(help="A model repository of `likeness export`.", exists=True, file_okay=False)
     ],
@@ -34,18 +33,8 @@ def tune(
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe file that takes the result, too.", exists=True, dir_okay=False)
     ] = None,
-    signature: options.Mix = None,
-    batch_size: options.BatchSize = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Callers that await answers; default: four for every core.")
-    ] = None,
-    target_ms: options.TargetMs = 100.0,
-    budget_s: Annotated[float, typer.Option(min=0.0, help="How long all of it may take.")] = 900.0,
-    turn_s: Annotated[float, typer.Option(min=0.1, help="Measured time of a turn; a round has two.")] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Alternations of a candidate with the best so far.")] = 5,
-    timeout_s: options.TimeoutS = 10.0,
+    config: TuneConfig,
     products: options.Products = 1000,
-    seed: options.Seed = 7,
     out: options.Out = None,
 ) -> None:
     """Find instances, threads, batch sizes and queue delays of every step; write them where they are better.
@@ -53,34 +42,17 @@ def tune(
     Candidates are served beside the best so far, and compared with it in alternation. The result is written into the
     repository's configurations (and RECIPE) only if it beats the untuned ones in the end. Ctrl-C: a report, no changes.
     """
-    from joblib import cpu_count
-
     from likeness_bench.files import check_out
     from likeness_bench.output import deliver, signed
     from likeness_bench.running import run_shown
     from likeness_bench.tune.tables import tune_name, tune_notes, tune_tables
     from likeness_bench.tune.target import read_target
-    from likeness_bench.tune.tuning import TuneConfig, run_tune
+    from likeness_bench.tune.tuning import run_tune
     from likeness_bench.tune.writing import write_result
 
-    config = TuneConfig(
-        load=LoadConfig(
-            address="",  # each trial has its own
-            concurrency=concurrency or _CALLERS_PER_CORE * cpu_count(),
-            duration_s=turn_s,
-            warm_up_s=_WARM_UP * turn_s,
-            timeout_s=timeout_s,
-            workload=WorkloadConfig(
-                batch_size=parse_sizes(batch_size), signatures=parse_mix(signature or ()), seed=seed
-            ),
-        ),
-        target_ms=target_ms,
-        budget_s=budget_s,
-        rounds=rounds,
-    )
     check_out(out, file)
     target = read_target(repository, recipe)
-    source = SourceConfig(file=file, count=products, seed=seed)
+    source = SourceConfig(file=file, count=products, seed=config.seed)
     chosen = [product for product, _ in read_sources(source)]
 
     async def work(stop: asyncio.Event, view: View) -> tuple[TuneReport, Settings]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from likeness_client import LikenessError, Product, ServerError
 
-from likeness_bench.figures import LoadReport, RunFigures, too_few
+from likeness_bench.figures import ENOUGH, LoadReport, RunFigures, too_few
 from likeness_bench.load import prepare, run_load
 from likeness_bench.load_config import LoadConfig
 from likeness_bench.load_report import LAG_LIMIT_MS
@@ -34,9 +33,8 @@ class Measuring:
         target_ms: the 99th percentile that has to be kept.
         stop: set it to end a measurement; what it cuts short decides nothing.
         view: is told what happens next, and shown each load while it runs.
-        longest_start_s: how long a server took to be ready, at most.
         harness_late_ms: the harness's own lateness (p99) in the worst turn.
-        fewest_requests: of a turn.
+        fewest_requests: of a turn, where one had fewer than enough.
         failed: requests that failed in all turns.
         failure: what the first of them said.
     """
@@ -46,9 +44,8 @@ class Measuring:
     target_ms: float
     stop: asyncio.Event
     view: View
-    longest_start_s: float = 0.0
     harness_late_ms: float = 0.0
-    fewest_requests: int | None = None
+    fewest_requests: int = ENOUGH
     failed: int = 0
     failure: str = ""
 
@@ -66,7 +63,7 @@ class Measuring:
             LikenessError: it cannot be asked this, or answered nothing.
         """
         self.view.say("the repository as it is")
-        server, _ = await self._timed_start(settings)
+        server, _ = await self.servers.get(settings)
         load = replace(self.load, address=server.address)
         self._workload = await prepare(products, load)
         await self._warm(server)
@@ -81,7 +78,7 @@ class Measuring:
 
     def cost_s(self, rounds: int) -> float:
         """Return how long it takes at most to compare two settings, one of which has to be started."""
-        return (2 * rounds + 1) * self.load.length_s + self.longest_start_s
+        return (2 * rounds + 1) * self.load.length_s + self.servers.longest_start_s
 
     async def compare(
         self, incumbent: Settings, candidate: Settings, what: str, rounds: int, *, to_the_end: bool = False
@@ -130,16 +127,10 @@ class Measuring:
         return Round(incumbent=turns["incumbent"], candidate=turns["candidate"])
 
     async def _ready(self, settings: Settings) -> TrialServer:
-        server, fresh = await self._timed_start(settings)
+        server, fresh = await self.servers.get(settings)
         if fresh:
             await self._warm(server)
         return server
-
-    async def _timed_start(self, settings: Settings) -> tuple[TrialServer, bool]:
-        began = time.perf_counter()
-        server, fresh = await self.servers.get(settings)
-        self.longest_start_s = max(self.longest_start_s, time.perf_counter() - began)
-        return server, fresh
 
     async def _warm(self, server: TrialServer) -> None:
         """Make a load that does not count: the first executions of a network are slow."""
@@ -152,8 +143,7 @@ class Measuring:
         if counts and not self.stop.is_set():
             late_ms = report.harness_lag.p99_ms if report.harness_lag else 0.0
             self.harness_late_ms = max(self.harness_late_ms, late_ms)
-            known = report.requests if self.fewest_requests is None else self.fewest_requests
-            self.fewest_requests = min(report.requests, known)
+            self.fewest_requests = min(self.fewest_requests, report.requests)
             for row in report.errors:
                 self.failed += row.count
                 self.failure = self.failure or row.example
@@ -171,7 +161,7 @@ class Measuring:
                 f"the harness itself was late (p99 {self.harness_late_ms:.1f} ms in its worst turn): it shares the "
                 "cores with the servers, and the latencies are partly its own"
             )
-        if self.fewest_requests is not None and (doubt := too_few(self.fewest_requests)):
+        if doubt := too_few(self.fewest_requests):
             found.append(f"a turn had {doubt}; use a longer --turn-s")
         return found
 

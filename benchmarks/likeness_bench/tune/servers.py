@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -56,10 +57,14 @@ class TrialServers:
 
     Args:
         target: what is served.
+
+    Attributes:
+        longest_start_s: how long one took to be ready, at most.
     """
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self.longest_start_s = 0.0
         self._running: dict[Settings, tuple[TrialServer, AsyncExitStack]] = {}
 
     async def __aenter__(self) -> TrialServers:
@@ -83,12 +88,13 @@ class TrialServers:
         """
         if settings in self._running:
             return self._running[settings][0], False
-        stack = AsyncExitStack()
+        stack, began_s = AsyncExitStack(), time.perf_counter()
         try:
             server = await stack.enter_async_context(self._started(settings))
         except BaseException:
             await stack.aclose()
             raise
+        self.longest_start_s = max(self.longest_start_s, time.perf_counter() - began_s)
         self._running[settings] = server, stack
         return server, True
 

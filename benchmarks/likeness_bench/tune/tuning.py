@@ -6,66 +6,26 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from joblib import cpu_count
-from likeness_client import InputError, LikenessError, Product
+from likeness_client import LikenessError, Product
 from likeness_export.repository.replacing import tidy
 from likeness_export.repository.servable import NETWORK_FILES
 from likeness_export.server.serve import find_tritonserver
 
 from likeness_bench.figures import RunFigures
-from likeness_bench.load_config import LoadConfig
 from likeness_bench.report import now
 from likeness_bench.tune.candidates import Plan
+from likeness_bench.tune.config import FINAL_ROUNDS, TuneConfig
 from likeness_bench.tune.measuring import Measuring
 from likeness_bench.tune.report import TuneReport
-from likeness_bench.tune.search import CandidateRounds, Search, Trial
+from likeness_bench.tune.search import Search, Trial
 from likeness_bench.tune.servers import TrialServers
 from likeness_bench.tune.service import ServiceTime
 from likeness_bench.tune.settings import KeysOf, Settings, changes
 from likeness_bench.tune.target import Target
 from likeness_bench.view import UNSEEN, View
-
-FINAL_ROUNDS = 7
-"""Of a last comparison, which decides whether anything is written."""
-_FEWEST_TRIALS = 2  # what a budget must hold, or nothing would be found out
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """How to tune.
-
-    Attributes:
-        load: a turn: a closed loop; its address does not count.
-        target_ms: the 99th percentile that has to be kept, failures counting as infinitely late.
-        budget_s: how long all of it may take; no trial begins that would leave no time for the final comparison.
-        rounds: alternations of a candidate with the incumbent.
-
-    Raises:
-        InputError: the load is no closed loop, a number is out of range, or the budget does not hold the final
-            comparison and two trials.
-    """
-
-    load: LoadConfig
-    target_ms: float = 100.0
-    budget_s: float = 900.0
-    rounds: int = 5
-
-    def __post_init__(self) -> None:
-        if self.load.concurrency is None:
-            raise InputError("a tuning is a closed loop: give a concurrency")
-        if not 0 < self.target_ms < float("inf"):
-            raise InputError(f"--target-ms {self.target_ms:g}: give a number above 0")
-        if self.budget_s == float("inf"):
-            raise InputError("--budget-s inf: a report cannot hold it; give seconds")
-        if self.rounds < 1:
-            raise InputError(f"--rounds {self.rounds}: give at least 1")
-        turns = 2 + 2 * _FEWEST_TRIALS * (self.rounds + 1) + 2 * (FINAL_ROUNDS + 1)
-        if not self.budget_s >= turns * self.load.length_s:  # NaN neither
-            raise InputError(
-                f"--budget-s {self.budget_s:g} does not hold {_FEWEST_TRIALS} trials and the final comparison, "
-                f"{turns * self.load.length_s:.0f} s of load: give more, or a shorter --turn-s"
-            )
 
 
 async def run_tune(
@@ -115,10 +75,7 @@ class _Tuning:
         start = self.target.settings
         untuned, times = await self.measuring.profile(start, products)
         plan = self._plan(times)
-
-        async def compare(incumbent: Settings, candidate: Settings, what: str) -> CandidateRounds | None:
-            return await self.measuring.compare(incumbent, candidate, what, self.config.rounds)
-
+        compare = partial(self.measuring.compare, rounds=self.config.rounds)
         search = Search(plan=plan, incumbent=start, compare=compare, over=self._over)
         finals: list[tuple[Settings, Trial]] = []
         try:
@@ -136,7 +93,8 @@ class _Tuning:
         on_cpu = self.profile == "cpu"
         if not on_cpu:
             keys = {step: tuple(key for key in keys[step] if key != "cpu_threads") for step in keys}
-        waiting = (self.config.load.concurrency or 1) * max(self.config.load.workload.batch_sizes)
+        load = self.measuring.load
+        waiting = (load.concurrency or 1) * max(load.workload.batch_sizes)
         return Plan(
             keys=keys,
             times=times,
@@ -180,7 +138,7 @@ class _Tuning:
             space=self.target.space,
             profile=self.profile,
             cores=plan.cores,
-            load={key: value for key, value in self.config.load.plain().items() if key != "address"},
+            load={key: value for key, value in self.measuring.load.plain().items() if key != "address"},
             target_ms=self.config.target_ms,
             budget_s=self.config.budget_s,
             took_s=time.perf_counter() - self.began,
