@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
@@ -14,13 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from likeness_client.errors import InputError
 from likeness_client.records import ImageSource, Product
-from likeness_client.writing import write_array
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
 from likeness_export.evaluation.metrics import places_in, ranking
+from likeness_export.features.cache import cached_features
 from likeness_export.features.tower_inputs import TowerInputs
 from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.products.parts import Part
@@ -88,16 +87,7 @@ class _Source:
 
     def _photos(self, backbone: str, products: Sequence[Product]) -> NDArray[np.float32]:
         photos = [_readable(product.images[0]) if product.images else None for product in products]
-        config = _TOWER.validate_python(BACKBONES[backbone])
-        contents = [hashlib.sha256(photo.read_bytes()).digest() if photo else b"" for photo in photos]
-        key = hashlib.sha256(repr((config, contents)).encode()).hexdigest()[:16]
-        place = self.cache / f"{backbone}-{key}.npy"
-        if place.is_file():
-            kept: NDArray[np.float32] = np.load(place)
-            return kept
-        found = pooled(photos, config, self.data_root)
-        write_array(place, found)
-        return found
+        return pooled(photos, _TOWER.validate_python(BACKBONES[backbone]), self.data_root, self.cache)
 
 
 def _readable(photo: ImageSource) -> Path | None:
@@ -119,13 +109,14 @@ def tfidf(texts: Sequence[str]) -> Features:
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True).fit_transform(texts)
 
 
-def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path) -> NDArray[np.float32]:
+def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path, cache: Path) -> NDArray[np.float32]:
     """Return pooled features of photos, FP32 [n, d], unit length; zeros where there is none.
 
     Args:
         photos: files; squashed to the network's square.
         config: the tower; fine as it comes, nothing is fitted.
         data_root: what the source of its weights is relative to.
+        cache: see `cached_features`.
 
     Raises:
         InputError: the network is not there.
@@ -135,7 +126,7 @@ def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path
         tower = Path(folder)
         config.prepare([], tower, data_root)
         inputs = TowerInputs("photos", config, tower, items, [str(photo) for photo in photos], once=True)
-        features = inputs.encode(config.build(tower, data_root))
+        features = cached_features(inputs, config.build(tower, data_root), config, cache)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit: NDArray[np.float32] = features / np.maximum(lengths, 1e-12)
     return unit
