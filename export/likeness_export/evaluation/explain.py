@@ -22,12 +22,7 @@ _PAPER, _INK = (244, 242, 238), (40, 40, 44)
 
 
 def explain(run: Run, photo: Path, out: Path) -> None:
-    """Draw the photo, and beside it each part's attention over the photo, as PNG.
-
-    Args:
-        run: a trained run with a tower of ``encoder = "local_features"``; the first one is drawn.
-        photo: an image file.
-        out: the picture to write.
+    """Draw a photo, and beside it the attention of each part of a run's first tower of local features, as PNG.
 
     Raises:
         InputError: the run has no such tower, or the photo cannot be read.
@@ -62,12 +57,7 @@ def attention_of(run: Run, photo: Path) -> tuple[NDArray[np.uint8], NDArray[np.f
 
 
 def draw(pixels: NDArray[np.uint8], attention: NDArray[np.float32]) -> Image.Image:
-    """Draw the photo and one panel per part.
-
-    Args:
-        pixels: UINT8 [px, px, 3].
-        attention: FP32 [parts, h, w], not negative.
-    """
+    """Draw a photo, UINT8 [px, px, 3], and a panel per part of its attention, FP32 [parts, h, w], not negative."""
     photo = Image.fromarray(pixels).resize((_PANEL_PX, _PANEL_PX), Image.Resampling.BILINEAR)
     panels = [("photo", photo), *((f"part {part}", _heated(photo, heat)) for part, heat in enumerate(attention, 1))]
     columns, rows = min(_COLUMNS, len(panels)), -(-len(panels) // _COLUMNS)

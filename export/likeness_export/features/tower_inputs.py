@@ -167,9 +167,7 @@ class TowerInputs:
     def map(self, rows: Rows, encode: Callable[..., Tensor]) -> Tensor:
         """Encode products, all of which must be present; texts in chunks of like length.
 
-        Args:
-            rows: the products.
-            encode: takes the encoder's tensors of some products and returns FP32 [n, f].
+        ``encode`` takes the encoder's tensors of some products and returns FP32 [n, f].
         """
         if self._costly:  # of several photos, who learns draws one
             return encode(*self.batch(rows))
@@ -256,9 +254,7 @@ class TowerInputs:
 def fitting(lengths: Sequence[int] | NDArray[np.intp], at_once: int) -> int:
     """Return how many of the first products, of ascending length, may go together; at least one.
 
-    Args:
-        lengths: of the products.
-        at_once: the most columns of a batch, padding included.
+    Together, padding included, they have at most so many columns ``at_once``.
     """
     count = 1
     while count < len(lengths) and (count + 1) * lengths[count] <= at_once:
@@ -283,14 +279,9 @@ def read_inputs(
     product_ids: Sequence[str],
     once: Collection[str] = (),
 ) -> dict[str, TowerInputs]:
-    """Read the inputs of all towers.
+    """Read the inputs of all towers, by their names; see `TowerInputs`.
 
-    Args:
-        towers: tower name -> configuration.
-        folder: holds one prepared folder per tower.
-        parts: what each product has, by modality.
-        product_ids: names for messages.
-        once: the towers whose inputs are encoded once, and then no more; see `TowerInputs`.
+    ``folder`` holds one prepared folder per tower; ``once`` names the towers whose inputs are encoded once.
     """
     items = {name: [found.get(config.modality) for found in parts] for name, config in towers.items()}
     return {
@@ -300,23 +291,13 @@ def read_inputs(
 
 
 def unknown_modalities(tower_modalities: Mapping[str, str], inputs: Mapping[str, TowerInputs]) -> NDArray[np.bool_]:
-    """Return BOOL [n, m]: in which modality no tower knows anything; it is as if the product did not have it.
-
-    Args:
-        tower_modalities: tower name -> modality.
-        inputs: tower name -> its inputs of n products.
-    """
+    """Return BOOL [n, m]: in which modality no tower knows anything; it is as if the product did not have it."""
     towers = _by_modality(tower_modalities, inputs)
     return np.stack([np.logical_and.reduce([tower.unknown for tower in some]) for some in towers], 1)
 
 
 def present_modalities(tower_modalities: Mapping[str, str], inputs: Mapping[str, TowerInputs]) -> NDArray[np.bool_]:
-    """Return BOOL [n, m]: the modalities of each product that all towers can read, and one at least knows.
-
-    Args:
-        tower_modalities: tower name -> modality.
-        inputs: tower name -> its inputs of n products.
-    """
+    """Return BOOL [n, m]: the modalities of each product that all towers can read, and one at least knows."""
     towers = _by_modality(tower_modalities, inputs)
     readable = np.stack([np.logical_and.reduce([tower.present for tower in some]) for some in towers], 1)
     found: NDArray[np.bool_] = readable & ~unknown_modalities(tower_modalities, inputs)

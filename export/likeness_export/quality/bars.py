@@ -46,15 +46,7 @@ class Bar:
 
 
 def draw_bars(result: TableResult, path: Path) -> bool:
-    """Draw a table's main figures: hit@1 of rankings, F1 of pairs, R@1 of searches.
-
-    Args:
-        result: the table.
-        path: the picture to write, PNG.
-
-    Returns:
-        Whether there was anything to draw.
-    """
+    """Draw a table's main figures as PNG: hit@1 of rankings, F1 of pairs, R@1 of searches; say if there are any."""
     from matplotlib.figure import Figure  # without pyplot nothing asks for a display
     from matplotlib.patches import Patch
 

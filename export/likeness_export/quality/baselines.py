@@ -40,12 +40,7 @@ _TOWER: TypeAdapter[EncoderConfig] = TypeAdapter(AnyEncoderConfig)
 
 
 def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
-    """Measure all baselines of a table.
-
-    Args:
-        table: says which, and what to measure.
-        data_root: holds the catalogue and the networks.
-        cache: folder for the features of photos.
+    """Measure all baselines of a table; ``cache`` is a folder for the features of photos.
 
     Raises:
         InputError: the data or a network cannot be read, or there is no such baseline.
@@ -110,13 +105,7 @@ def tfidf(texts: Sequence[str]) -> Features:
 
 
 def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path, cache: Path) -> NDArray[np.float32]:
-    """Return pooled features of photos, FP32 [n, d], unit length; zeros where there is none.
-
-    Args:
-        photos: files; squashed to the network's square.
-        config: the tower; fine as it comes, nothing is fitted.
-        data_root: what the source of its weights is relative to.
-        cache: see `cached_features`.
+    """Return pooled features of photos by a tower as it comes, FP32 [n, d], unit length; zeros where there is none.
 
     Raises:
         InputError: the network is not there.

@@ -63,14 +63,9 @@ def train_measured(recipe: Recipe, run: Run, data_root: Path) -> None:
 
 
 def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, trained: Sequence[Run], catalogue: Catalogue) -> Cost:
-    """Return what a run took.
+    """Return what a run took; the first products of the catalogue are embedded once more, against the clock.
 
-    Args:
-        recipe: the recipe.
-        network: the trained network.
-        run: the run.
-        trained: the runs that were trained for it: itself, or those that it joins, one after the other.
-        catalogue: its first products are embedded once more, against the clock.
+    ``trained`` are the runs that were trained for it: itself, or those that it joins, one after the other.
     """
     training = [_training_of(one) for one in trained]
     for name, tower in recipe.towers.items():  # as training does; a network inside of an encoder may stay frozen

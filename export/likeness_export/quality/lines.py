@@ -71,11 +71,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def over_seeds(seeds: Sequence[Sequence[Line]]) -> list[SpreadLine]:
-    """Join the lines of several seeds; a figure that a seed lacks is taken over the others.
-
-    Args:
-        seeds: per seed, its lines.
-    """
+    """Join the lines of several seeds; a figure that a seed lacks is taken over the others."""
     found: dict[Key, list[Line]] = {}
     for lines in seeds:
         for line in lines:

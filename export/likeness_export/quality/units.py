@@ -125,12 +125,7 @@ class Finished:
 def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path, data_root: Path) -> list[Unit]:
     """Return the units of a table: the baselines, the first seed of all variants before the second, joined seeds.
 
-    Args:
-        table: the table.
-        seeds: the seeds.
-        only: names of variants, to which those that they join are added; empty: all of them.
-        work: see `Unit`.
-        data_root: see `Unit`.
+    ``only`` names variants, to which those that they join are added; empty: all of them.
 
     Raises:
         InputError: an unknown variant.
