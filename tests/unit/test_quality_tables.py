@@ -136,11 +136,6 @@ def test_variants_choose_their_tables() -> None:
         tables_with(["finetuned", "finetunned"], some)
 
 
-def test_an_unknown_variant_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="table small has no variant 'three'; there are: one, two"):
-        units_of(TABLE, [1], ["three"], tmp_path, tmp_path)
-
-
 # Aggregation
 
 
