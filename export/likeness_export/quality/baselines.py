@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 Features: TypeAlias = Any
 """Unit vectors, one row per product: a SciPy sparse matrix (TF-IDF) or FP32 [n, d]; zeros where there is nothing."""
+Source: TypeAlias = Callable[[str, Sequence[Product]], Features]
+"""A part of a baseline's name, and products -> their features."""
 _PRICES = ("price",)
 _TOWER: TypeAdapter[EncoderConfig] = TypeAdapter(AnyEncoderConfig)
 
@@ -43,12 +46,12 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
     """Measure all baselines of a table; ``cache`` is a folder for the features of photos.
 
     Raises:
-        InputError: the data or a network cannot be read, or there is no such baseline.
+        InputError: the data or a network cannot be read.
     """
     catalogue = read_recipe_catalogue(table.products, data_root)
     masked = catalogue.masked(table.masked)
     shown = {prefix: needed_products(table, some, data_root) for prefix, some in (("", catalogue), ("masked ", masked))}
-    source = _Source(data_root, cache)
+    source = partial(features_of, data_root=data_root, cache=cache)
     lines = []
     for measure in table.measures:
         for method in table.baselines:
@@ -67,22 +70,12 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
     return lines
 
 
-class _Source:
-    """Features of products; those of photos are kept in files."""
-
-    def __init__(self, data_root: Path, cache: Path) -> None:
-        self.data_root, self.cache = data_root, cache
-
-    def features(self, part: str, products: Sequence[Product]) -> Features:
-        if part == "text":
-            return tfidf([f"{product.title!s} {product.description!s}" for product in products])
-        if part in BACKBONES:
-            return self._photos(part, products)
-        raise InputError(f"there is no baseline {part!r}; there are: text, {', '.join(BACKBONES)}")
-
-    def _photos(self, backbone: str, products: Sequence[Product]) -> NDArray[np.float32]:
-        photos = [_readable(product.images[0]) if product.images else None for product in products]
-        return pooled(photos, _TOWER.validate_python(BACKBONES[backbone]), self.data_root, self.cache)
+def features_of(part: str, products: Sequence[Product], data_root: Path, cache: Path) -> Features:
+    """Return the features of products by ``text`` or one of the `BACKBONES`."""
+    if part == "text":
+        return tfidf([f"{product.title!s} {product.description!s}" for product in products])
+    photos = [_readable(product.images[0]) if product.images else None for product in products]
+    return pooled(photos, _TOWER.validate_python(BACKBONES[part]), data_root, cache)
 
 
 def _readable(photo: ImageSource) -> Path | None:
@@ -134,11 +127,11 @@ def _similarity(left: Features, right: Features) -> NDArray[Any]:
 
 
 def _ranking(
-    measure: Ranking, method: str, parts: Sequence[str], catalogue: Catalogue, source: _Source
+    measure: Ranking, method: str, parts: Sequence[str], catalogue: Catalogue, source: Source
 ) -> Iterator[Line]:
     some = catalogue.of_splits(measure.splits)  # what TF-IDF is fitted on
     queries, gallery = (np.flatnonzero(some.in_splits(names)) for names in (measure.queries, measure.gallery))
-    features = [source.features(part, some.products) for part in parts]
+    features = [source(part, some.products) for part in parts]
     matrices = [_similarity(found[queries], found[gallery]) for found in features]
     whole = matrices[0] if len(matrices) == 1 else sum(standardised(matrix) for matrix in matrices)
     similarity = np.asarray(whole, np.float32)
@@ -150,9 +143,9 @@ def _ranking(
             yield line_of(measure.name, label, method, found)
 
 
-def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -> Line:
+def _views(measure: Views, method: str, catalogue: Catalogue, source: Source) -> Line:
     last, first = views_of(catalogue.of_splits(measure.splits))
-    similarity = _similarity(*(source.features(method, side.products) for side in (last, first))).astype(np.float32)
+    similarity = _similarity(*(source(method, side.products) for side in (last, first))).astype(np.float32)
     names = np.array(last.ids)
     nowhere = np.full(len(names), -1, dtype=np.intp)
     found = ranking(similarity.__getitem__, names, names, nowhere)
