@@ -32,12 +32,7 @@ _LONGEST_LABEL = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """Some products of a file, in its order.
-
-    Attributes:
-        products: the products.
-        records: the raw records beside them, which hold the labels.
-    """
+    """Some products of a file, in its order, and the raw records beside them, which hold the labels."""
 
     products: tuple[Product, ...]
     records: tuple[Record, ...]
