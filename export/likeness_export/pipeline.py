@@ -29,15 +29,7 @@ from likeness_export.tensors import TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class StepSpec:
-    """One model of the repository that computes something.
-
-    Attributes:
-        name: the model's name.
-        inputs: its inputs, without the batch dimension.
-        outputs: its outputs, likewise.
-        tower: the tower that it belongs to, if any.
-        signature: the signature that it belongs to, if any.
-    """
+    """One model that computes something, of a tower or a signature, if any; its tensors are without the batch."""
 
     name: str
     inputs: tuple[TensorSpec, ...]

@@ -79,11 +79,9 @@ class ProductNetwork(nn.Module):
         return embedding, weights @ self.membership.to(weights.dtype)
 
     def modality_vector(self, vectors: Tensor, modality: int) -> Tensor:
-        """Return one modality's own unit vector FP32 [n, d]: the mean of its towers'.
+        """Return the unit vector FP32 [n, d] of the modality at a place in ``modalities``: its towers' mean.
 
-        Args:
-            vectors: FP32 [n, t, d], the towers' unit vectors.
-            modality: its place in ``modalities``.
+        ``vectors`` are all towers' unit vectors, FP32 [n, t, d].
         """
         return unit(vectors[:, self.membership[:, modality]].mean(1), training=self.training)
 
@@ -113,12 +111,9 @@ class SignatureFusion(nn.Module):
 
 
 def build_network(recipe: Recipe, towers: Path, source_root: Path | None) -> ProductNetwork:
-    """Build the network of a recipe.
+    """Build the network of a recipe from a folder with one prepared folder per tower.
 
-    Args:
-        recipe: the recipe.
-        towers: the folder with one prepared folder per tower.
-        source_root: where to look for pretrained weights; None when a state dict will be loaded.
+    ``source_root`` is where to look for pretrained weights; None when a state dict will be loaded.
 
     Raises:
         InputError: a tower's encoder cannot be built, or its files are damaged; names the tower.

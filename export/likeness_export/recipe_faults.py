@@ -13,12 +13,7 @@ from likeness_export.serving_section import StepSection
 
 
 def explain(problem: Any, recipe: type[BaseModel]) -> str:
-    """Return one line: the key as the file spells it, what is wrong with it, and what was given.
-
-    Args:
-        problem: an entry of ``ValidationError.errors()``.
-        recipe: the model that was checked.
-    """
+    """Return an entry of ``ValidationError.errors()`` as a line: the key as the file spells it, its fault and value."""
     if not problem["loc"]:  # a check across sections names the key itself
         return f"  {problem['msg'].removeprefix('Value error, ')}"
     keys, section = _locate(recipe, *problem["loc"])

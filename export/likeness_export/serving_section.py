@@ -91,11 +91,7 @@ class ServingSection(BaseModel):
         return replace(whole, **self.steps[step].model_dump(exclude_none=True)) if step in self.steps else whole
 
     def faults(self, keys: Mapping[str, tuple[str, ...]]) -> list[str]:
-        """Return what is wrong with ``steps``, each fault with its key, its value and what is allowed.
-
-        Args:
-            keys: the recipe's steps and the keys that each of them has; see `keys_of_steps`.
-        """
+        """Return what is wrong with ``steps``: key, value and what is allowed; for ``keys`` see `keys_of_steps`."""
         found = []
         for step, section in self.steps.items():
             if step not in keys:
@@ -119,10 +115,7 @@ def keys_of_steps(
 ) -> dict[str, tuple[str, ...]]:
     """Return the models that compute something, in the order of the pipeline, and the keys that each may be given.
 
-    Args:
-        preprocessed: the towers that have a preprocessing step of their own.
-        towers: the recipe's towers.
-        signatures: those that have a fusion head.
+    The towers that are ``preprocessed`` have a preprocessing step of their own, the signatures a fusion head.
     """
     return (
         {preprocess_model(name): _PYTHON for name in preprocessed}

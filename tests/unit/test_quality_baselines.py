@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from likeness_client import InputError
 from likeness_export.products.catalogue import read_catalogue
-from likeness_export.quality.baselines import _Source, measure_baselines, standardised
+from likeness_export.quality.baselines import features_of, measure_baselines, standardised
 from likeness_export.quality.kinds import Ranking, Table, Views
 from likeness_export.quality.tables import BACKBONES, TABLES
 from numpy.typing import NDArray
@@ -73,7 +73,10 @@ def test_similarities_of_one_scale_each_are_summed_up(tmp_path: Path, monkeypatc
         '{"group": "a", "split": "val"}\n{"group": "a", "split": "train"}\n' + 3 * '{"group": "b", "split": "train"}\n'
     )
     known = {"text": [1.0, 0.0, 0.5, 0.0, 0.5], "v2": [1.0, 0.53, 0.5, 0.5, 0.5]}
-    monkeypatch.setattr(_Source, "features", lambda _, part, products: np.array(known[part])[: len(products), None])
+    monkeypatch.setattr(
+        "likeness_export.quality.baselines.features_of",
+        lambda part, products, **_: np.array(known[part])[: len(products), None],
+    )
     ranking = Ranking(name="T", labels=("group",), gallery=("train",))
     names = ("text", "text+v2")
     table = Table(name="t", title="T", products="products.jsonl", variants=(), measures=(ranking,), baselines=names)
@@ -93,7 +96,7 @@ def test_a_photo_that_is_not_there_costs_the_baselines_itself_only(
 
     monkeypatch.setattr("likeness_export.quality.baselines.pooled", counted)
     products = read_catalogue(tiny.products).products
-    _Source(tiny.root, tmp_path).features(next(iter(BACKBONES)), products)
+    features_of(next(iter(BACKBONES)), products, tiny.root, tmp_path)
     lacking = [product.product_id for product, photo in zip(products, given, strict=True) if photo is None]
     assert "0-1" in lacking
     assert len(lacking) == 1 + sum(not product.images for product in products)

@@ -88,9 +88,7 @@ def test_json_says_which_split_was_measured() -> None:
     assert [plain(empty(table))["split"] for table in (TABLE, TABLE.on("test"))] == ["val", "test"]
 
 
-def test_figures_of_another_split_lie_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "side_by_side", one_by_one)
-    plan = Plan(tables=[TABLE], seeds=[1], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+def test_figures_of_another_split_lie_beside_the_others(plan: Plan) -> None:
     assert run_tables(plan, train) == {}
     before = (plan.out / "small.json").read_text(encoding="utf-8")
     assert run_tables(replace(plan, tables=[TABLE.on("test")]), train) == {}
@@ -136,11 +134,6 @@ def test_variants_choose_their_tables() -> None:
         InputError, match=r"grocery, fashion, luma: there is no variant finetunned; there are: .*finetuned"
     ):
         tables_with(["finetuned", "finetunned"], some)
-
-
-def test_an_unknown_variant_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="table small has no variant 'three'; there are: one, two"):
-        units_of(TABLE, [1], ["three"], tmp_path, tmp_path)
 
 
 # Aggregation
@@ -238,10 +231,11 @@ def test_json_holds_every_seed() -> None:
 
 
 def test_bars(tmp_path: Path) -> None:
-    assert draw_bars(result(), tmp_path / "bars.png")
+    draw_bars(result(), tmp_path / "bars.png")
     with Image.open(tmp_path / "bars.png") as picture:
         assert picture.size[0] > 1000
-    assert not draw_bars(result(variants=(), baselines=()), tmp_path / "none.png")
+    draw_bars(result(variants=(), baselines=()), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
     assert [(bar.place, bar.series, bar.name) for bar in panels_of(result())["T: group", "hit@1"]] == [
         ("image", "untrained", "v2"),
         ("text", "one", ""),
@@ -288,12 +282,18 @@ def one_by_one(units: list[Unit], work: Work[Unit], jobs: int) -> Iterator[tuple
             yield unit, str(error)
 
 
-def test_joined_seeds_wait_for_all_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """What to run of the small table, one unit after the other."""
     monkeypatch.setattr(running, "side_by_side", one_by_one)
+    return Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+
+
+def test_joined_seeds_wait_for_all_trainings(plan: Plan) -> None:
     one = replace(TABLE.variants[0], overrides=('fusion={kind="late"}',), joined=True)
     two = replace(one, name="two", joined=False)
     table = replace(TABLE, variants=(one, two))
-    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    plan = replace(plan, tables=[table])
     order: list[str] = []
 
     def note(unit: Unit) -> None:
@@ -310,13 +310,11 @@ def test_joined_seeds_wait_for_all_trainings(tmp_path: Path, monkeypatch: pytest
     assert "| one-joined | 1 of 1 | the seeds of `one` joined" in text
 
 
-def test_variants_that_are_joined_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "side_by_side", one_by_one)
+def test_variants_that_are_joined_seed_by_seed(plan: Plan) -> None:
     one = replace(TABLE.variants[0], overrides=('fusion={kind="late"}',))
     both = Variant(name="both", joins=("one", "two"), joined=True)
     table = replace(TABLE, variants=(both, one, replace(one, name="two"), replace(one, name="three")))
-    places = {"data_root": tmp_path, "work": tmp_path / "work", "out": tmp_path / "out"}
-    plan = Plan(tables=[table], seeds=[1, 2], only=["both"], jobs=2, **places)
+    plan = replace(plan, tables=[table], only=["both"])
     order: list[str] = []
 
     def note(unit: Unit) -> None:
@@ -335,13 +333,10 @@ def test_variants_that_are_joined_seed_by_seed(tmp_path: Path, monkeypatch: pyte
     assert "| both | 2 of 2 |  | `likeness join` of one and two |" in text
 
 
-def test_joined_seeds_are_done_again_when_one_has_changed_and_not_when_one_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(running, "side_by_side", one_by_one)
+def test_joined_seeds_are_done_again_when_one_has_changed_and_not_when_one_failed(plan: Plan) -> None:
     one = replace(TABLE.variants[0], overrides=('fusion={kind="late"}',), joined=True)
     table = replace(TABLE, variants=(one,))
-    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+    plan = replace(plan, tables=[table])
     hit = {"small/one/seed-1": 0.5, "small/one/seed-2": 0.5, "small/one-joined/seeds-1-2": 0.6}
     order: list[str] = []
 
@@ -418,9 +413,7 @@ def test_side_by_side_the_longest_come_first_of_each_seed(
     assert order == [f"small/{name}/seed-{seed}" for seed in (1, 2) for name in (longest if jobs > 1 else declared)]
 
 
-def test_a_second_run_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "side_by_side", one_by_one)
-    plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+def test_a_second_run_does_only_what_is_missing(plan: Plan) -> None:
     for _ in range(2):
         assert run_tables(plan, pretend) == {"small/two/seed-2": "no luck"}
     calls = {str(path.parent.relative_to(plan.work)) + path.name[-2:] for path in plan.work.rglob("call-*")}
@@ -454,9 +447,7 @@ def train(unit: Unit) -> None:
     write_text(unit.folder / "figures.json", json.dumps({**kept, "lines": [asdict(line(0.5))]}))
 
 
-def test_what_another_process_has_finished_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "side_by_side", one_by_one)
-    plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "work", out=tmp_path / "out", jobs=2)
+def test_what_another_process_has_finished_has_not_failed(plan: Plan) -> None:
     elsewhere = "small/two/seed-1"
 
     def refused(unit: Unit) -> None:
@@ -470,19 +461,16 @@ def test_what_another_process_has_finished_has_not_failed(tmp_path: Path, monkey
     assert "Failed" not in text
 
 
-def test_a_table_keeps_seeds_of_several_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "side_by_side", one_by_one)
+def test_a_table_keeps_seeds_of_several_folds(tmp_path: Path, plan: Plan) -> None:
     table = replace(TABLE, variants=(Variant(name="pairs", recipe="matching"),), baselines=())
-    plan = Plan(tables=[table], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "one", out=tmp_path / "out", jobs=2)
+    plan = replace(plan, tables=[table])
     assert run_tables(plan, train) == {}
     units = units_of(table, [1, 2], (), tmp_path / "other", tmp_path)
     kept = kept_results(table, units, plan.out / "small.json", tmp_path)
     assert [kept[unit.name].recipe["data"]["fold"] for unit in units] == [0, 1]
 
 
-def test_a_table_keeps_what_ran_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "side_by_side", one_by_one)
-    plan = Plan(tables=[TABLE], seeds=[1, 2], data_root=tmp_path, work=tmp_path / "one", out=tmp_path / "out", jobs=2)
+def test_a_table_keeps_what_ran_on_another_machine(tmp_path: Path, plan: Plan) -> None:
     assert run_tables(plan, train) == {}
     place = plan.out / "small.json"
     whole = place.read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from likeness_client.contract import MAX_BYTES
 from likeness_export.encoders.base import Encoder
 from likeness_export.encoders.video_c3d import C3d, C3dConfig
 from likeness_export.encoders.video_cnn_lstm import CnnLstm, CnnLstmConfig
-from likeness_export.encoders.video_common import LIMITS, augment_frames
+from likeness_export.encoders.video_common import LIMITS
 from likeness_export.exporting.onnx_export import export_network
 from likeness_export.pipeline import StepSpec
 from likeness_export.preprocessing import image, video
@@ -594,7 +594,7 @@ def test_a_cover_is_not_taken_for_the_clip(videos: video.Preprocessor) -> None:
 def test_all_frames_of_a_clip_are_varied_alike() -> None:
     torch.manual_seed(5)
     still = torch.from_numpy(np.stack([quarters()] * 4)).repeat(3, 1, 1, 1, 1)  # (3, 4, 48, 64, 3)
-    varied = augment_frames(still)
+    (varied,) = C3d(8).augment(still)
     assert (varied.shape, varied.dtype) == (still.shape, torch.uint8)
     assert (varied == varied[:, :1]).all()
     assert (varied[0] != varied[1]).any()

@@ -14,8 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
-from rich.console import Console
-from rich.progress import track
 
 from likeness_export.demo.drawing import COLOURS, PATTERNS, RGB, Look, draw_product
 from likeness_export.demo.photo import random_photo, take_photo
@@ -31,6 +29,7 @@ from likeness_export.demo.wording import (
     write_description,
     write_title,
 )
+from likeness_export.progress import each
 from likeness_export.repository.replacing import replaced_folder
 
 Line: TypeAlias = dict[str, Any]
@@ -214,7 +213,7 @@ def _render_into(directory: Path, *, seed: int, designs: int) -> None:
     (directory / "images").mkdir()
     lines: list[Line] = []
     products = invent_products(seed=seed, designs=designs)
-    for product in track(products, "drawing the catalogue", console=Console(stderr=True)):
+    for product in each(products, "drawing the catalogue"):
         lines.extend(_list_product(product, directory, seed=seed))
     # Shuffled: a metric that breaks ties by row order must not find a product's listings side by side.
     order = np.random.default_rng([seed, len(lines)]).permutation(len(lines))

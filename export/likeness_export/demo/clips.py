@@ -15,14 +15,13 @@ import numpy as np
 from likeness_client.records import read_jsonl
 from likeness_client.writing import told_if_full, write_text
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from likeness_export.demo.catalogue import invent_products
 from likeness_export.demo.drawing import draw_product
 from likeness_export.demo.photo import Photo, random_photo, take_photo
 from likeness_export.demo.shapes import MASTER_PX
 from likeness_export.demo.wording import pick
+from likeness_export.progress import each
 
 Motion: TypeAlias = Literal["turn", "zoom", "pan"]
 Container: TypeAlias = Literal["mp4", "webm", "gif"]
@@ -143,7 +142,7 @@ def add_clips(products: Path, out: Path, *, seed: int = 7) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     videos, drawn = {}, ("", Image.new("RGBA", (1, 1)))
-    for place, record in enumerate(track(records, "filming the catalogue", console=Console(stderr=True))):
+    for place, record in enumerate(each(records, "filming the catalogue")):
         rng, name = np.random.default_rng([seed, place]), str(record["product_id"])
         look = looks[name.split("-")[0]]
         clip, filmed = random_clip(rng, look.kind), rng.random() < CLIP_SHARE

@@ -227,11 +227,7 @@ def _light(part: Part, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatA
 
 
 def draw_product(look: Look) -> Image.Image:
-    """The product alone, lit, without background: RGBA of MASTER_PX x MASTER_PX.
-
-    Raises:
-        KeyError: for an unknown kind, pattern or colour.
-    """
+    """The product alone, lit, without background: RGBA of MASTER_PX x MASTER_PX."""
     colour = np.zeros((MASTER_PX, MASTER_PX, 3), dtype=np.float32)
     alpha = np.zeros((MASTER_PX, MASTER_PX), dtype=np.float32)
     for whole in SHAPES[look.kind](look.form):

@@ -53,18 +53,10 @@ class Listing:
 
 
 def log_shoppers(products: Path, out: Path, *, seed: int = 7, shoppers: int = 600) -> Path:
-    """Write the log of a rendered catalogue's shoppers; see `interaction_log`.
+    """Write the log of a rendered catalogue's shoppers, and return where it is; see `interaction_log`.
 
     Shoppers go by kind, colour, brand and design, so listings of one product draw the same shoppers, by chance not all.
-
-    Args:
-        products: the ``products.jsonl`` of a rendered catalogue.
-        out: where to.
-        seed: the same seed and catalogue give the same file.
-        shoppers: how many there are.
-
-    Returns:
-        ``out``.
+    The same seed and catalogue give the same file.
     """
     records = list(read_jsonl(products))
     counts = draw_interactions(records, seed=seed, shoppers=shoppers)

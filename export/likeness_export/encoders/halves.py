@@ -19,13 +19,5 @@ OF_TEXTS, OF_PHOTOS = ("text_model.", "text_projection."), ("vision_model.", "vi
 
 
 def space_of(source: str, tower: Path) -> str:
-    """Name the space that a tower's features share with those of the other half of its source.
-
-    Args:
-        source: what the recipe calls it.
-        tower: the folder with its architecture.
-
-    Returns:
-        The source itself; empty where it has no two halves.
-    """
+    """Name the space that both halves of a tower's source share, by the source itself; empty where it has no halves."""
     return source if AutoConfig.from_pretrained(tower / BACKBONE).model_type in TWO_HALVES else ""

@@ -62,12 +62,7 @@ class EfficientNetLiteConfig(PhotoConfig):
 
 
 class EfficientNetLite(PhotoEncoder):
-    """The mean over the last map, FP32 [n, 1280].
-
-    Args:
-        size: 0, 1 or 2.
-        train_px: side of the photos in training; None: as they come.
-    """
+    """The mean over the last map, FP32 [n, 1280]; of size 0, 1 or 2."""
 
     def __init__(self, size: int, *, train_px: int | None = None) -> None:
         super().__init__()

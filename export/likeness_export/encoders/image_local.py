@@ -7,7 +7,6 @@ Two poolings that keep detail which a plain mean drowns: the generalised mean (R
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -50,17 +49,7 @@ class LocalFeaturesConfig(PhotoConfig):
     def build_one(self, tower: Path, source_root: Path | None) -> Encoder:
         """Load the pretrained network, or its bare architecture, and put parts and pooling on top."""
         backbone, mean, std = load_backbone(self.source, tower, source_root)
-        shape = LocalShape(image_px=self.image_px, parts=self.parts, scales=self.scales)
-        return LocalFeatures(backbone, Normalise(mean, std), shape, freeze_backbone=self.freeze_backbone)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalShape:
-    """The sizes of `LocalFeatures`; see `LocalFeaturesConfig`."""
-
-    image_px: int
-    parts: int
-    scales: int
+        return LocalFeatures(backbone, Normalise(mean, std), self)
 
 
 class LocalFeatures(PhotoEncoder):
@@ -70,17 +59,17 @@ class LocalFeatures(PhotoEncoder):
     of backbones whose last map has negative values (ConvNeXt, ViT) those reach the features through the joined map.
     """
 
-    def __init__(self, backbone: nn.Module, normalise: Normalise, shape: LocalShape, *, freeze_backbone: bool) -> None:
+    def __init__(self, backbone: nn.Module, normalise: Normalise, config: LocalFeaturesConfig) -> None:
         super().__init__()
         self.backbone, self.normalise = backbone, normalise
-        self.scales, self.freeze_backbone = shape.scales, freeze_backbone
-        maps = seen_at(shape.image_px, self.eval().maps)
+        self.scales, self.freeze_backbone = config.scales, config.freeze_backbone
+        maps = seen_at(config.image_px, self.eval().maps)
         self.lateral = nn.ModuleList(nn.Conv2d(found.shape[1], _WIDTH, 1) for found in maps)
         self.level = nn.GroupNorm(1, _WIDTH)
-        self.look = nn.Conv2d(_WIDTH, shape.parts, 1)
+        self.look = nn.Conv2d(_WIDTH, config.parts, 1)
         nn.init.orthogonal_(self.look.weight)  # parts that start alike would learn alike
         self.pool_last, self.pool_joined = GeneralisedMean(), GeneralisedMean()
-        self.feature_dim = maps[-1].shape[1] + (1 + shape.parts) * _WIDTH
+        self.feature_dim = maps[-1].shape[1] + (1 + config.parts) * _WIDTH
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Encode ``pixels``, UINT8 [n, px, px, 3]."""

@@ -30,11 +30,6 @@ _ACTIVATIONS = {kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, 
 def read_pooling(source: str, data_root: Path, *, prompted: bool) -> str:
     """Return how the network was trained to make one vector of its tokens': their `MEAN`, the `FIRST` or the `LAST`.
 
-    Args:
-        source: what the recipe calls the network.
-        data_root: the folder that relative paths of a recipe start from.
-        prompted: whether a prompt stands before every text.
-
     Raises:
         InputError: in a way that there is not here.
     """

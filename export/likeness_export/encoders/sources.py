@@ -42,13 +42,7 @@ def locate(source: str, data_root: Path) -> str:
 
 
 def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> Any:
-    """Load something of a pretrained network.
-
-    Args:
-        kind: a class with ``from_pretrained``, e.g. ``AutoModel``.
-        source: see `locate`.
-        data_root: see `locate`.
-        options: further arguments of ``from_pretrained``.
+    """Load something of a pretrained network by its ``from_pretrained``, e.g. that of ``AutoModel``; see `locate`.
 
     Raises:
         InputError: there is nothing by that name, or it cannot be loaded; says where it was looked for.
@@ -116,14 +110,9 @@ def load_network(source: str, data_root: Path, half: tuple[str, ...]) -> tuple[A
 
 
 def file_beside(source: str, data_root: Path, name: str) -> Path | None:
-    """Find a file that some pretrained networks have beside their weights; None where this one has none.
+    """Find a file that some pretrained networks have in their folder; None where this one has none. See `locate`.
 
     A network may be in the hub's cache without that file. If the hub cannot be asked, there is none, with a warning.
-
-    Args:
-        source: see `locate`.
-        data_root: see `locate`.
-        name: of the file, relative to the network's folder.
     """
     place = locate(source, data_root)
     try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from likeness_export.encoders.base import Encoder
 from likeness_export.encoders.image_common import Normalise
-from likeness_export.encoders.video_common import VideoConfig, augment_frames
+from likeness_export.encoders.video_common import VideoConfig, VideoEncoder
 
 _HALF = (0.5, 0.5, 0.5)
 
@@ -38,7 +38,7 @@ class C3dConfig(VideoConfig):
         return C3d(self.width)
 
 
-class C3d(Encoder):
+class C3d(VideoEncoder):
     """Four stages of 3-D convolutions; mean and maximum over what is left of space and time."""
 
     def __init__(self, width: int) -> None:
@@ -57,10 +57,6 @@ class C3d(Encoder):
         clips = pixels.unflatten(0, (-1, frames.shape[1])).transpose(1, 2)  # (n, 3, t, px, px)
         maps = self.stages(clips)  # (n, 8 width, t // 8, px // 16, px // 16)
         return torch.cat([maps.mean((2, 3, 4)), maps.amax((2, 3, 4))], 1)  # (n, 16 width)
-
-    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Vary the clip."""
-        return (augment_frames(tensors[0]),)
 
 
 def _stage(before: int, after: int, *, keep_time: bool) -> nn.Sequential:

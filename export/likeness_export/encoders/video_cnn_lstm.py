@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from likeness_export.encoders.base import Encoder
 from likeness_export.encoders.image_backbone import ImageBackbone, load_backbone, write_architecture
 from likeness_export.encoders.image_small import SmallConvNet
-from likeness_export.encoders.video_common import VideoConfig, augment_frames
+from likeness_export.encoders.video_common import VideoConfig, VideoEncoder
 
 
 class CnnLstmConfig(VideoConfig):
@@ -47,7 +47,7 @@ class CnnLstmConfig(VideoConfig):
         return CnnLstm(ImageBackbone(*backbone, image_px=self.video_px), self)
 
 
-class CnnLstm(Encoder):
+class CnnLstm(VideoEncoder):
     """What the LSTM made of the frames' features."""
 
     def __init__(self, cnn: Encoder, config: CnnLstmConfig) -> None:
@@ -65,10 +65,6 @@ class CnnLstm(Encoder):
         states, (last, _) = self.lstm(seen.unflatten(0, (-1, frames.shape[1])))  # (n, t, f), (directions, n, hidden)
         mean: Tensor = states.mean(1)  # (n, f)
         return mean if self.pool == "mean" else last.transpose(0, 1).flatten(1)
-
-    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Vary the clip."""
-        return (augment_frames(tensors[0]),)
 
     def requires_grad_(self, requires_grad: bool = True) -> CnnLstm:
         """Let the network learn; a pretrained part only if it was asked for."""

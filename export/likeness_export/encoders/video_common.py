@@ -12,7 +12,7 @@ from likeness_client.contract import MAX_BYTES
 from pydantic import Field
 from torch import Tensor
 
-from likeness_export.encoders.base import EncoderConfig, LearningRate, write_asset
+from likeness_export.encoders.base import Encoder, EncoderConfig, LearningRate, write_asset
 from likeness_export.encoders.image_common import MIN_PX, vary
 from likeness_export.preprocessing import video
 from likeness_export.tensors import TensorSpec
@@ -50,13 +50,12 @@ class VideoConfig(EncoderConfig):
         write_asset(tower, video.SETTINGS_FILE, settings)
 
 
-def augment_frames(frames: Tensor) -> Tensor:
-    """Vary clips as `image_common.augment_pixels` varies photos, all frames of a clip alike.
+class VideoEncoder(Encoder):
+    """What encoders of clips share in training, the only tensor being ``frames``, UINT8 [n, t, px, px, 3]."""
 
-    Args:
-        frames: UINT8 [n, t, h, w, 3].
-    """
-    n, t, h, w, _ = frames.shape
-    stacked = frames.permute(0, 1, 4, 2, 3).reshape(n, 3 * t, h, w).float()
-    varied = vary(stacked).round().to(torch.uint8)
-    return varied.view(n, t, 3, h, w).permute(0, 1, 3, 4, 2)  # (n, t, h, w, 3)
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Vary clips as `image_common.augment_pixels` varies photos, all frames of a clip alike."""
+        n, t, h, w, _ = tensors[0].shape
+        stacked = tensors[0].permute(0, 1, 4, 2, 3).reshape(n, 3 * t, h, w).float()
+        varied = vary(stacked).round().to(torch.uint8)
+        return (varied.view(n, t, 3, h, w).permute(0, 1, 3, 4, 2),)  # (n, t, h, w, 3)

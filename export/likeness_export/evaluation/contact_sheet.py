@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from likeness_client.records import Product
 from likeness_client.writing import written_aside
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from likeness_export.preprocessing.image import FORMATS, to_rgb, upright
@@ -74,7 +76,7 @@ def _draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
         sheet.paste(photo, corner)
     else:
         middle = (left + _WIDTH // 2, top + 10 + _PHOTO // 2)
-        draw.text(middle, "no photo", font=ImageFont.load_default(15), fill=_FAINT, anchor="mm")
+        draw.text(middle, "no photo", font=_font(15), fill=_FAINT, anchor="mm")
     _draw_line(draw, card.title, (left + 10, top + _PHOTO + 16), 13, _INK)
     caption = f"* {card.caption}" if card.right else card.caption  # not everyone tells green from red
     _draw_line(draw, caption, (left + 10, top + _PHOTO + 38), 11, frame)
@@ -99,16 +101,13 @@ def _draw_line(
     draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], size: int, ink: tuple[int, int, int]
 ) -> None:
     shown = " ".join(text[:_LONGEST].split())
-    font = _font(shown, size)
+    font = _font(size)
     while draw.textlength(shown, font=font) > _WIDTH - 20:
         shown = shown[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
     draw.text(place, shown, font=font, fill=ink)
 
 
-def _font(text: str, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Return Pillow's own font, which has ASCII only; for other letters matplotlib's, which has most alphabets."""
-    if text.isascii():
-        return ImageFont.load_default(size)
-    from matplotlib import get_data_path
-
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's font, which has most alphabets; Pillow's own has ASCII only."""
     return ImageFont.truetype(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)

@@ -66,10 +66,6 @@ class Embedder(Protocol):
 class OfflineEmbedder:
     """Embeds with eager torch. Towers run once; every signature only fuses again.
 
-    Args:
-        run: the trained run.
-        catalogue: the products.
-
     Raises:
         InputError: the run is not trained to its end, or a file of it is damaged.
     """
@@ -229,17 +225,11 @@ def read_task_catalogue(run: Run, data_root: Path, task: Task) -> Catalogue:
 
 
 def evaluate(embedder: Embedder, catalogue: Catalogue, modalities: Sequence[str], task: Task) -> Iterator[Row]:
-    """Measure every signature that the embedder has.
+    """Measure every signature that the embedder has, on the catalogue that it embeds.
 
     The rows of single signatures use only products that have all of the recipe's modalities, and readable ones, each
     reduced to the signature: so they compare, the same queries against the same gallery. The row `AS_THEY_ARE` uses
     all products with what they have. By the label `OWN_LABEL` one modality of a product is asked for another one.
-
-    Args:
-        embedder: embeds ``catalogue``.
-        catalogue: the products of both splits.
-        modalities: the recipe's modalities.
-        task: what is ranked against what.
 
     Raises:
         InputError: no query has one of the labels.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from likeness_client.errors import InputError
 from likeness_client.writing import written_aside
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,17 +19,10 @@ from likeness_export.run import Run
 
 _PANEL_PX, _GAP, _TITLE, _COLUMNS = 224, 10, 22, 5
 _PAPER, _INK = (244, 242, 238), (40, 40, 44)
-# Dark to bright, as black-body colours go: readable on any photo, and in grey.
-_HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
 def explain(run: Run, photo: Path, out: Path) -> None:
-    """Draw the photo, and beside it each part's attention over the photo, as PNG.
-
-    Args:
-        run: a trained run with a tower of ``encoder = "local_features"``; the first one is drawn.
-        photo: an image file.
-        out: the picture to write.
+    """Draw a photo, and beside it the attention of each part of a run's first tower of local features, as PNG.
 
     Raises:
         InputError: the run has no such tower, or the photo cannot be read.
@@ -63,12 +57,7 @@ def attention_of(run: Run, photo: Path) -> tuple[NDArray[np.uint8], NDArray[np.f
 
 
 def draw(pixels: NDArray[np.uint8], attention: NDArray[np.float32]) -> Image.Image:
-    """Draw the photo and one panel per part.
-
-    Args:
-        pixels: UINT8 [px, px, 3].
-        attention: FP32 [parts, h, w], not negative.
-    """
+    """Draw a photo, UINT8 [px, px, 3], and a panel per part of its attention, FP32 [parts, h, w], not negative."""
     photo = Image.fromarray(pixels).resize((_PANEL_PX, _PANEL_PX), Image.Resampling.BILINEAR)
     panels = [("photo", photo), *((f"part {part}", _heated(photo, heat)) for part, heat in enumerate(attention, 1))]
     columns, rows = min(_COLUMNS, len(panels)), -(-len(panels) // _COLUMNS)
@@ -86,7 +75,7 @@ def _heated(photo: Image.Image, attention: NDArray[np.float32]) -> Image.Image:
     """Lay heat over a photo: the stronger the attention, the brighter and the less of the photo shows through."""
     share = Image.fromarray(attention / max(float(attention.max()), 1e-12))  # mode F
     strength = np.asarray(share.resize(photo.size, Image.Resampling.BILINEAR), dtype=np.float64).clip(0, 1)  # (h, w)
-    steps = np.linspace(0, 1, len(_HEAT))
-    heat = np.stack([np.interp(strength, steps, _HEAT[:, channel]) for channel in range(3)], axis=-1)  # (h, w, 3)
+    # Dark to bright, as black-body colours go: readable on any photo, and in grey.
+    heat = colormaps["inferno"](strength, bytes=True)[..., :3]  # (h, w, 3)
     veil = 0.35 + 0.4 * strength[..., None]
     return Image.fromarray((np.asarray(photo) * (1 - veil) + heat * veil).round().astype(np.uint8))

@@ -41,15 +41,7 @@ def retrieval(
     gallery_labels: NDArray[np.str_],
     itself: NDArray[np.intp],
 ) -> Retrieval:
-    """Rank the gallery for each query by cosine; see `ranking`.
-
-    Args:
-        queries: unit vectors [q, d].
-        gallery: unit vectors [g, d].
-        query_labels: see `ranking`.
-        gallery_labels: see `ranking`.
-        itself: see `ranking`.
-    """
+    """Rank the gallery [g, d] for each query [q, d] by cosine, all of them unit vectors; for the rest see `ranking`."""
     # Equal vectors are multiplied once: a product of matrices rounds differently at its edges, and ties would be none.
     places: dict[bytes, int] = {}
     distinct = [places.setdefault(vector.tobytes(), len(places)) for vector in gallery]

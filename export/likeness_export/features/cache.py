@@ -25,12 +25,6 @@ def cached_features(inputs: TowerInputs, encoder: Encoder, config: EncoderConfig
 
     The cache's files are named by those alone: runs that share a folder, and a run that joins others, find the features
     of each other's towers, whatever the towers are called there. With them goes what could not be read.
-
-    Args:
-        inputs: the products.
-        encoder: the encoder.
-        config: its configuration, a part of the cache's key.
-        cache: folder of the cache.
     """
     key = hashlib.sha256(config.model_dump_json(exclude=_ONLY_TRAINING).encode())
     for tensor in encoder.state_dict().values():

@@ -13,11 +13,7 @@ _ENCODERS = Path(encoders.__file__).parent
 
 
 def code_files(*modules: str) -> list[Path]:
-    """Return the files of modules and of what they import, directly or not, from their own folders or our encoders.
-
-    Args:
-        modules: names of loaded modules.
-    """
+    """Return the files of loaded modules and of what they import, directly or not, beside them or of our encoders."""
     folders = {_ENCODERS, *(Path(str(sys.modules[name].__file__)).parent for name in modules)}
     found: set[Path] = set()
     waiting = list(modules)

@@ -71,12 +71,9 @@ class TowerInputs:
         # but they are cheap to tokenise again.
         self._of_one_size = not any(spec.varies for spec in self.specs)
         self._costly = self._of_one_size or any(len(spec.dims) > 1 for spec in self.specs)
-        self._fixed: dict[str, NDArray[np.generic]] = {}
+        self._keeps = self._costly and not once
         self._kept: dict[int, tuple[Tensor, ...]] = {}
-        self._keeps = self._costly and not self._of_one_size and not once
         if not once:
-            if self._of_one_size:
-                self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
             self._read_all()
 
     @property
@@ -129,23 +126,21 @@ class TowerInputs:
         for start in each(range(0, len(rows), MOST_AT_ONCE), f"reading {self.name}"):
             chunk = rows[start : start + MOST_AT_ONCE]
             tensors, found = self._preprocessed(chunk)
-            for name, whole in self._fixed.items():
-                whole[chunk] = tensors[name]
             if self._keeps:
                 self._kept |= self._readable(chunk, tensors, found)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
-        for row, kept in self._kept.items():
-            self._sizes[row] = len(kept[0])  # of like length are those with as many photos, however large their files
+        if not self._of_one_size:
+            for row, kept in self._kept.items():
+                self._sizes[row] = len(kept[0])  # of like length are those with as many photos, whatever their files
         self.note(errors)
 
     def lengths(self, rows: Rows) -> NDArray[np.intp]:
         """Return how long the tensors of each product are that are kept, in photos; 1 where all are of one size."""
-        return np.array([len(self._kept[row][0]) if row in self._kept else 1 for row in rows.tolist()], dtype=np.intp)
+        kept = {} if self._of_one_size else self._kept
+        return np.array([len(kept[row][0]) if row in kept else 1 for row in rows.tolist()], dtype=np.intp)
 
     def batch(self, rows: Sequence[int] | Rows) -> tuple[Tensor, ...]:
         """Return the encoder's tensors for these products, all of which must be present."""
-        if self._fixed:
-            return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
         if self._kept:
             return _joined([self._kept[int(row)] for row in rows])
         tensors, _ = self._preprocessed(rows)
@@ -172,9 +167,7 @@ class TowerInputs:
     def map(self, rows: Rows, encode: Callable[..., Tensor]) -> Tensor:
         """Encode products, all of which must be present; texts in chunks of like length.
 
-        Args:
-            rows: the products.
-            encode: takes the encoder's tensors of some products and returns FP32 [n, f].
+        ``encode`` takes the encoder's tensors of some products and returns FP32 [n, f].
         """
         if self._costly:  # of several photos, who learns draws one
             return encode(*self.batch(rows))
@@ -261,9 +254,7 @@ class TowerInputs:
 def fitting(lengths: Sequence[int] | NDArray[np.intp], at_once: int) -> int:
     """Return how many of the first products, of ascending length, may go together; at least one.
 
-    Args:
-        lengths: of the products.
-        at_once: the most columns of a batch, padding included.
+    Together, padding included, they have at most so many columns ``at_once``.
     """
     count = 1
     while count < len(lengths) and (count + 1) * lengths[count] <= at_once:
@@ -288,14 +279,9 @@ def read_inputs(
     product_ids: Sequence[str],
     once: Collection[str] = (),
 ) -> dict[str, TowerInputs]:
-    """Read the inputs of all towers.
+    """Read the inputs of all towers, by their names; see `TowerInputs`.
 
-    Args:
-        towers: tower name -> configuration.
-        folder: holds one prepared folder per tower.
-        parts: what each product has, by modality.
-        product_ids: names for messages.
-        once: the towers whose inputs are encoded once, and then no more; see `TowerInputs`.
+    ``folder`` holds one prepared folder per tower; ``once`` names the towers whose inputs are encoded once.
     """
     items = {name: [found.get(config.modality) for found in parts] for name, config in towers.items()}
     return {
@@ -305,23 +291,13 @@ def read_inputs(
 
 
 def unknown_modalities(tower_modalities: Mapping[str, str], inputs: Mapping[str, TowerInputs]) -> NDArray[np.bool_]:
-    """Return BOOL [n, m]: in which modality no tower knows anything; it is as if the product did not have it.
-
-    Args:
-        tower_modalities: tower name -> modality.
-        inputs: tower name -> its inputs of n products.
-    """
+    """Return BOOL [n, m]: in which modality no tower knows anything; it is as if the product did not have it."""
     towers = _by_modality(tower_modalities, inputs)
     return np.stack([np.logical_and.reduce([tower.unknown for tower in some]) for some in towers], 1)
 
 
 def present_modalities(tower_modalities: Mapping[str, str], inputs: Mapping[str, TowerInputs]) -> NDArray[np.bool_]:
-    """Return BOOL [n, m]: the modalities of each product that all towers can read, and one at least knows.
-
-    Args:
-        tower_modalities: tower name -> modality.
-        inputs: tower name -> its inputs of n products.
-    """
+    """Return BOOL [n, m]: the modalities of each product that all towers can read, and one at least knows."""
     towers = _by_modality(tower_modalities, inputs)
     readable = np.stack([np.logical_and.reduce([tower.present for tower in some]) for some in towers], 1)
     found: NDArray[np.bool_] = readable & ~unknown_modalities(tower_modalities, inputs)

@@ -32,12 +32,7 @@ _LONGEST_LABEL = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """Some products of a file, in its order.
-
-    Attributes:
-        products: the products.
-        records: the raw records beside them, which hold the labels.
-    """
+    """Some products of a file, in its order, and the raw records beside them, which hold the labels."""
 
     products: tuple[Product, ...]
     records: tuple[Record, ...]
@@ -57,12 +52,8 @@ class Catalogue:
     def needed_labels(self, field: str, splits: Sequence[str] = ()) -> NDArray[np.str_]:
         """Return the labels where they are asked for by name, so that a wrong name does not pass for no label.
 
-        Args:
-            field: see `field_value`.
-            splits: at least one product of these must have a label; empty: at least one of all.
-
         Raises:
-            InputError: none has; names the keys that products have.
+            InputError: no product (of these splits, if there are any) has one; names the keys that products have.
         """
         among = self.of_splits(splits) if splits else self
         if not (among.labels(field) != "").any():
@@ -138,11 +129,8 @@ class Catalogue:
     def parts(self, schema: InputSchema, modalities: Sequence[str], *, in_part: bool = False) -> list[dict[str, Part]]:
         """Return what each product has, by modality.
 
-        Args:
-            schema: how a product becomes bytes.
-            modalities: the modalities.
-            in_part: what to make of a product that cannot be read as a whole, which is logged. True: what can be read
-                of it, to learn from; False: nothing, as a server has it.
+        A product that cannot be read as a whole is logged. It has what can be read of it, to learn from (``in_part``),
+        or nothing, as a server has it.
         """
         found: list[dict[str, Part]] = []
         left_out: list[str] = []
@@ -240,11 +228,7 @@ def read_catalogue(path: Path) -> Catalogue:
 
 
 def read_recipe_catalogue(products: str, data_root: Path) -> Catalogue:
-    """Read the product file that a recipe names; of products with the same id the first one.
-
-    Args:
-        products: the recipe's ``data.products``.
-        data_root: what the recipe's relative paths start from.
+    """Read the file that a recipe's ``data.products`` names; of products with the same id the first one.
 
     Raises:
         InputError: as of `read_catalogue`; where there is no such file, says where it was looked for.

@@ -24,13 +24,7 @@ _LEAST_SHARE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class NamedPair:
-    """A labelled pair of a file.
-
-    Attributes:
-        left: product id of one side.
-        right: product id of the other.
-        label: 1: alike, 0: not.
-    """
+    """A labelled pair of a file: the product ids of its sides, and 1: alike, 0: not."""
 
     left: str
     right: str
@@ -88,14 +82,9 @@ def warn_of_contradictions(pairs: Sequence[NamedPair], where: str) -> None:
 
 
 def groups_of_pairs(ids: Sequence[str], pairs: Sequence[NamedPair]) -> NDArray[np.str_]:
-    """Return what pairs say as a label: equal for products that a chain of pairs labelled 1 connects.
+    """Return what pairs say as a label per id: equal for products that a chain of pairs labelled 1 connects.
 
-    Args:
-        ids: product ids.
-        pairs: pairs between them; those that name another product are left out.
-
-    Returns:
-        A value per id; empty for products without a match.
+    It is empty for products without a match; pairs that name another product are left out.
     """
     row_of = {name: row for row, name in enumerate(ids)}
     alike = [pair for pair in pairs if pair.label == 1 and pair.left in row_of and pair.right in row_of]

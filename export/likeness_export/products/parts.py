@@ -57,12 +57,7 @@ class Read(Sequence[bytes]):
 
 
 def parts_of(product: Product, schema: InputSchema, modalities: Sequence[str]) -> dict[str, Part]:
-    """Return what a product has; all of it is read once, so that what cannot be read is known.
-
-    Args:
-        product: the product.
-        schema: how it becomes bytes.
-        modalities: the modalities; others are not looked at.
+    """Return what a product has of some modalities; all of it is read once, so that what cannot be read is known.
 
     Raises:
         ProductError: see `payloads`.

@@ -45,22 +45,14 @@ class Bar:
     name: str = ""
 
 
-def draw_bars(result: TableResult, path: Path) -> bool:
-    """Draw a table's main figures: hit@1 of rankings, F1 of pairs, R@1 of searches.
-
-    Args:
-        result: the table.
-        path: the picture to write, PNG.
-
-    Returns:
-        Whether there was anything to draw.
-    """
+def draw_bars(result: TableResult, path: Path) -> None:
+    """Draw a table's main figures as PNG: hit@1 of rankings, F1 of pairs, R@1 of searches; nothing without any."""
     from matplotlib.figure import Figure  # without pyplot nothing asks for a display
     from matplotlib.patches import Patch
 
     panels = panels_of(result)
     if not panels:
-        return False
+        return
     colours = colours_of([bar.series for bars in panels.values() for bar in bars])
     columns = 2 if len(panels) > 1 and max(map(len, panels.values())) <= _FEW_BARS else 1
     rows = math.ceil(len(panels) / columns)
@@ -77,7 +69,6 @@ def draw_bars(result: TableResult, path: Path) -> bool:
     figure.legend(handles=key, loc="outside right upper", fontsize=9, frameon=False)
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
-    return True
 
 
 def panels_of(result: TableResult) -> dict[tuple[str, str], list[Bar]]:

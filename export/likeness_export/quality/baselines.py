@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from likeness_client.errors import InputError
 from likeness_client.records import ImageSource, Product
-from likeness_client.writing import write_array
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from likeness_export.encoders import AnyEncoderConfig, EncoderConfig
 from likeness_export.evaluation.metrics import places_in, ranking
+from likeness_export.features.cache import cached_features
 from likeness_export.features.tower_inputs import TowerInputs
 from likeness_export.products.catalogue import Catalogue, read_recipe_catalogue
 from likeness_export.products.parts import Part
@@ -36,25 +36,22 @@ log = logging.getLogger(__name__)
 
 Features: TypeAlias = Any
 """Unit vectors, one row per product: a SciPy sparse matrix (TF-IDF) or FP32 [n, d]; zeros where there is nothing."""
+Source: TypeAlias = Callable[[str, Sequence[Product]], Features]
+"""A part of a baseline's name, and products -> their features."""
 _PRICES = ("price",)
 _TOWER: TypeAdapter[EncoderConfig] = TypeAdapter(AnyEncoderConfig)
 
 
 def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
-    """Measure all baselines of a table.
-
-    Args:
-        table: says which, and what to measure.
-        data_root: holds the catalogue and the networks.
-        cache: folder for the features of photos.
+    """Measure all baselines of a table; ``cache`` is a folder for the features of photos.
 
     Raises:
-        InputError: the data or a network cannot be read, or there is no such baseline.
+        InputError: the data or a network cannot be read.
     """
     catalogue = read_recipe_catalogue(table.products, data_root)
     masked = catalogue.masked(table.masked)
     shown = {prefix: needed_products(table, some, data_root) for prefix, some in (("", catalogue), ("masked ", masked))}
-    source = _Source(data_root, cache)
+    source = partial(features_of, data_root=data_root, cache=cache)
     lines = []
     for measure in table.measures:
         for method in table.baselines:
@@ -73,31 +70,12 @@ def measure_baselines(table: Table, data_root: Path, cache: Path) -> list[Line]:
     return lines
 
 
-class _Source:
-    """Features of products; those of photos are kept in files."""
-
-    def __init__(self, data_root: Path, cache: Path) -> None:
-        self.data_root, self.cache = data_root, cache
-
-    def features(self, part: str, products: Sequence[Product]) -> Features:
-        if part == "text":
-            return tfidf([f"{product.title!s} {product.description!s}" for product in products])
-        if part in BACKBONES:
-            return self._photos(part, products)
-        raise InputError(f"there is no baseline {part!r}; there are: text, {', '.join(BACKBONES)}")
-
-    def _photos(self, backbone: str, products: Sequence[Product]) -> NDArray[np.float32]:
-        photos = [_readable(product.images[0]) if product.images else None for product in products]
-        config = _TOWER.validate_python(BACKBONES[backbone])
-        contents = [hashlib.sha256(photo.read_bytes()).digest() if photo else b"" for photo in photos]
-        key = hashlib.sha256(repr((config, contents)).encode()).hexdigest()[:16]
-        place = self.cache / f"{backbone}-{key}.npy"
-        if place.is_file():
-            kept: NDArray[np.float32] = np.load(place)
-            return kept
-        found = pooled(photos, config, self.data_root)
-        write_array(place, found)
-        return found
+def features_of(part: str, products: Sequence[Product], data_root: Path, cache: Path) -> Features:
+    """Return the features of products by ``text`` or one of the `BACKBONES`."""
+    if part == "text":
+        return tfidf([f"{product.title!s} {product.description!s}" for product in products])
+    photos = [_readable(product.images[0]) if product.images else None for product in products]
+    return pooled(photos, _TOWER.validate_python(BACKBONES[part]), data_root, cache)
 
 
 def _readable(photo: ImageSource) -> Path | None:
@@ -119,13 +97,8 @@ def tfidf(texts: Sequence[str]) -> Features:
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True).fit_transform(texts)
 
 
-def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path) -> NDArray[np.float32]:
-    """Return pooled features of photos, FP32 [n, d], unit length; zeros where there is none.
-
-    Args:
-        photos: files; squashed to the network's square.
-        config: the tower; fine as it comes, nothing is fitted.
-        data_root: what the source of its weights is relative to.
+def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path, cache: Path) -> NDArray[np.float32]:
+    """Return pooled features of photos by a tower as it comes, FP32 [n, d], unit length; zeros where there is none.
 
     Raises:
         InputError: the network is not there.
@@ -135,7 +108,7 @@ def pooled(photos: Sequence[Path | None], config: EncoderConfig, data_root: Path
         tower = Path(folder)
         config.prepare([], tower, data_root)
         inputs = TowerInputs("photos", config, tower, items, [str(photo) for photo in photos], once=True)
-        features = inputs.encode(config.build(tower, data_root))
+        features = cached_features(inputs, config.build(tower, data_root), config, cache)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit: NDArray[np.float32] = features / np.maximum(lengths, 1e-12)
     return unit
@@ -154,11 +127,11 @@ def _similarity(left: Features, right: Features) -> NDArray[Any]:
 
 
 def _ranking(
-    measure: Ranking, method: str, parts: Sequence[str], catalogue: Catalogue, source: _Source
+    measure: Ranking, method: str, parts: Sequence[str], catalogue: Catalogue, source: Source
 ) -> Iterator[Line]:
     some = catalogue.of_splits(measure.splits)  # what TF-IDF is fitted on
     queries, gallery = (np.flatnonzero(some.in_splits(names)) for names in (measure.queries, measure.gallery))
-    features = [source.features(part, some.products) for part in parts]
+    features = [source(part, some.products) for part in parts]
     matrices = [_similarity(found[queries], found[gallery]) for found in features]
     whole = matrices[0] if len(matrices) == 1 else sum(standardised(matrix) for matrix in matrices)
     similarity = np.asarray(whole, np.float32)
@@ -170,9 +143,9 @@ def _ranking(
             yield line_of(measure.name, label, method, found)
 
 
-def _views(measure: Views, method: str, catalogue: Catalogue, source: _Source) -> Line:
+def _views(measure: Views, method: str, catalogue: Catalogue, source: Source) -> Line:
     last, first = views_of(catalogue.of_splits(measure.splits))
-    similarity = _similarity(*(source.features(method, side.products) for side in (last, first))).astype(np.float32)
+    similarity = _similarity(*(source(method, side.products) for side in (last, first))).astype(np.float32)
     names = np.array(last.ids)
     nowhere = np.full(len(names), -1, dtype=np.intp)
     found = ranking(similarity.__getitem__, names, names, nowhere)

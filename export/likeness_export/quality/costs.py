@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,14 +62,9 @@ def train_measured(recipe: Recipe, run: Run, data_root: Path) -> None:
 
 
 def cost_of(recipe: Recipe, network: ProductNetwork, run: Run, trained: Sequence[Run], catalogue: Catalogue) -> Cost:
-    """Return what a run took.
+    """Return what a run took; the first products of the catalogue are embedded once more, against the clock.
 
-    Args:
-        recipe: the recipe.
-        network: the trained network.
-        run: the run.
-        trained: the runs that were trained for it: itself, or those that it joins, one after the other.
-        catalogue: its first products are embedded once more, against the clock.
+    ``trained`` are the runs that were trained for it: itself, or those that it joins, one after the other.
     """
     training = [_training_of(one) for one in trained]
     for name, tower in recipe.towers.items():  # as training does; a network inside of an encoder may stay frozen
@@ -106,13 +100,10 @@ def epochs_seconds(run: Run) -> float:
 
 def peak_mb() -> float:
     """Return the largest resident memory that this process has had, in MB of 2^20 bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss would count what the parent had when it started this process
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):  # ru_maxrss would count what the parent had when it started this process
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @torch.inference_mode()

@@ -55,13 +55,7 @@ def known_seconds(place: Path) -> dict[str, float]:
 
 
 def kept_results(table: Table, units: Sequence[Unit], place: Path, data_root: Path) -> dict[str, Finished]:
-    """Read back what a table's JSON file says of some units.
-
-    Args:
-        table: the table.
-        units: its units.
-        place: the file; there need not be one.
-        data_root: what the table's relative paths start from.
+    """Read back what a table's JSON file, which need not be there, says of some of its units.
 
     Returns:
         Unit -> its result, of those whose recipe is the one that was measured. Nothing if other things were measured.
@@ -79,10 +73,7 @@ def without_stale(
 ) -> dict[str, Finished]:
     """Leave out kept figures of joined runs where one of them has been trained anew here, with other figures.
 
-    Args:
-        units: the table's.
-        kept: unit -> what the table's file says of it.
-        here: unit -> what its folder says of it, if it is finished there.
+    ``kept`` is what the table's file says of units, ``here`` what their folders say of those that are finished there.
     """
 
     def fresh(unit: Unit) -> bool:

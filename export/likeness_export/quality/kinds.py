@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self, TypeAlias
 
-from likeness_client.errors import InputError
-
 MEASURED = "val"
 """The split that is measured unless another one is asked for; recipes were chosen by looking at it."""
 
@@ -166,18 +164,6 @@ class Table:
     def splits(self) -> tuple[str, ...]:
         """The splits of the catalogue that the measures need."""
         return tuple(dict.fromkeys(split for measure in self.measures for split in measure.splits))
-
-    def variant(self, name: str) -> Variant:
-        """Return a variant by name.
-
-        Raises:
-            InputError: there is none; names those that there are.
-        """
-        for variant in self.variants:
-            if variant.name == name:
-                return variant
-        known = ", ".join(variant.name for variant in self.variants)
-        raise InputError(f"table {self.name} has no variant {name!r}; there are: {known}")
 
 
 def _instead(splits: tuple[str, ...], split: str) -> tuple[str, ...]:

@@ -71,11 +71,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def over_seeds(seeds: Sequence[Sequence[Line]]) -> list[SpreadLine]:
-    """Join the lines of several seeds; a figure that a seed lacks is taken over the others.
-
-    Args:
-        seeds: per seed, its lines.
-    """
+    """Join the lines of several seeds; a figure that a seed lacks is taken over the others."""
     found: dict[Key, list[Line]] = {}
     for lines in seeds:
         for line in lines:
@@ -85,10 +81,5 @@ def over_seeds(seeds: Sequence[Sequence[Line]]) -> list[SpreadLine]:
 
 def _joined(lines: Sequence[Line]) -> SpreadLine:
     names = dict.fromkeys(name for line in lines for name in line.figures)
-    return SpreadLine(
-        task=lines[0].task,
-        label=lines[0].label,
-        what=lines[0].what,
-        count=lines[0].count,
-        figures={name: spread([line.figures[name] for line in lines if name in line.figures]) for name in names},
-    )
+    figures = {name: spread([line.figures[name] for line in lines if name in line.figures]) for name in names}
+    return SpreadLine(**vars(lines[0]) | {"figures": figures})

@@ -15,12 +15,7 @@ from likeness_export.recipe import load_recipe
 
 
 def needed_products(table: Table, catalogue: Catalogue, data_root: Path) -> Catalogue:
-    """Return the products that a table's measures need.
-
-    Args:
-        table: the table.
-        catalogue: the products of all splits.
-        data_root: holds the pairs.
+    """Return those products of all splits that a table's measures need.
 
     Raises:
         InputError: one of the splits has no product, or no pair.

@@ -48,9 +48,7 @@ class Lesson:
 def trained_scores(vectors: NDArray[np.float32], network: ProductNetwork) -> dict[str, Scorer]:
     """Return the scores of a trained network: ``cosine``, and ``learned`` (its metric's logit).
 
-    Args:
-        vectors: embeddings of the catalogue's products, unit length; NaN where a product has none.
-        network: the network.
+    ``vectors`` are the products' embeddings, unit length; NaN where a product has none.
     """
 
     @torch.inference_mode()
@@ -71,17 +69,10 @@ def measure_pair_sets(
     data_root: Path,
     lessons: Sequence[Lesson] = (),
 ) -> Iterator[Line]:
-    """Measure every set with every score, of the pair alone and among its neighbours.
+    """Measure every set with every score, of the pair alone and among its neighbours; yield the lines of both tasks.
 
-    Args:
-        measure: where pairs and sets are.
-        scorers: name -> score; with the first one products are also searched for.
-        catalogue: the products.
-        data_root: what relative paths start from.
-        lessons: what decisions are learned from; nothing: from all train pairs by the same scores.
-
-    Returns:
-        Lines of both tasks.
+    With the first of the scorers products are also searched for. Decisions are learned from the lessons; without any,
+    from all train pairs by the same scores.
 
     Raises:
         InputError: the file of pairs cannot be read, or there is none to measure on.
@@ -181,12 +172,7 @@ def find(
 ) -> tuple[dict[str, float], int]:
     """Rank the set's right sides, or, where there are no sides, all others of the set, for positive pairs' left sides.
 
-    Args:
-        measured: the pairs.
-        search: gives similarities.
-        row_of: product id -> row.
-        members: the rows of the set.
-        sides: per row of the catalogue its side; empty: none.
+    ``members`` are the rows of the set, ``sides`` the side of every row of the catalogue; empty: none.
 
     Returns:
         R@1 and R@10: whether the pair's right side is among the first; and of how many pairs.

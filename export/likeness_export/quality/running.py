@@ -51,9 +51,7 @@ class Plan:
 def run_tables(plan: Plan, work: Work[Unit] = work_on) -> dict[str, str]:
     """Run everything that is not finished; write each table's files after each of its units.
 
-    Args:
-        plan: what to run.
-        work: what is done with a unit, in a process of its own.
+    ``work`` is done with each unit in a process of its own.
 
     Returns:
         Unit -> why it failed.
@@ -125,10 +123,7 @@ def _write(plan: Plan, table: Table, failed: dict[str, str]) -> None:
 def collect(plan: Plan, table: Table, failed: dict[str, str]) -> TableResult:
     """Read what is finished of a table, also of variants and seeds that were left out or ran on another machine.
 
-    Args:
-        plan: the seeds and places.
-        table: the table.
-        failed: unit -> why it failed; another process may have finished it since.
+    What is said to have failed another process may have finished since.
     """
     place = plan.out / f"{table.file_stem}.json"
     seeds = sorted({*plan.seeds, *kept_seeds(table, place, plan.data_root)})

@@ -43,17 +43,12 @@ def draw_sheet(vectors: NDArray[np.float32], catalogue: Catalogue, task: Task, p
         kind = good if labels[others[first[0]]] == labels[query] else bad
         if len(kind) < rows:
             found = [
-                _card(catalogue, int(others[place]), f"{cosines[place]:.3f}, ", labels, labels[query])
-                for place in first
+                card_of(catalogue.products[row], f"{cosine:.3f}, {labels[row]}", bool(labels[row] == labels[query]))
+                for row, cosine in zip(others[first], cosines[first], strict=True)
             ]
-            kind.append([_card(catalogue, int(query), "", labels, None), *found])
+            kind.append([card_of(catalogue.products[query], labels[query], None), *found])
         if len(good) == len(bad) == rows:
             break
     if good or bad:
         draw_rows([*good, *bad], path)
     return bool(good or bad)
-
-
-def _card(catalogue: Catalogue, row: int, before: str, labels: NDArray[np.str_], wanted: str | None) -> Card:
-    right = None if wanted is None else bool(labels[row] == wanted)
-    return card_of(catalogue.products[row], f"{before}{labels[row]}", right)

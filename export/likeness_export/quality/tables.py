@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from likeness_client.errors import InputError
 
@@ -41,6 +42,10 @@ _RENDERED = Ranking(name="same product", labels=("group",))
 _RENDERED_NOTES = (
     "`likeness render` makes the catalogue. Invented data shows that a modality works, not what it is worth.",
 )
+# Variants of the recipe of that name.
+_grocery, _fashion, _flipkart, _luma, _matching = (
+    partial(Variant, recipe=name) for name in ("grocery", "fashion", "flipkart", "luma", "matching")
+)
 _WDC = ("wdc-cameras", "wdc-computers", "wdc-shoes", "wdc-watches")
 
 
@@ -54,15 +59,8 @@ TABLES = (
         title="Groceries: photos from a smartphone against the shop's catalogue",
         products="grocery/products.jsonl",
         variants=(
-            Variant(
-                name="finetuned", recipe="grocery", what="the recipe: the image network is fine-tuned", joined=True
-            ),
-            Variant(
-                name="frozen",
-                recipe="grocery",
-                overrides=("towers.image.freeze=true",),
-                what="only the projection is trained",
-            ),
+            _grocery(name="finetuned", what="the recipe: the image network is fine-tuned", joined=True),
+            _grocery(name="frozen", overrides=("towers.image.freeze=true",), what="only the projection is trained"),
         ),
         measures=(
             _GALLERY_81,
@@ -77,17 +75,13 @@ TABLES = (
         title="Fashion: one product space of text, photo and attributes",
         products="fashion/products.jsonl",
         variants=(
-            Variant(
-                name="finetuned",
-                recipe="fashion",
-                what="the recipe: concatenation; the small photo network is fine-tuned",
-            ),
+            _fashion(name="finetuned", what="the recipe: concatenation; the small photo network is fine-tuned"),
             *(
-                Variant(name=name, recipe="fashion", overrides=(fusion, *_FROZEN), what=f"encoders frozen; {what}")
+                _fashion(name=name, overrides=(fusion, *_FROZEN), what=f"encoders frozen; {what}")
                 for name, (fusion, what) in _FUSIONS.items()
             ),
             *(
-                Variant(name=name, recipe="fashion", overrides=(key, _ATTENTION, *_FROZEN), what=what)
+                _fashion(name=name, overrides=(key, _ATTENTION, *_FROZEN), what=what)
                 for name, key, what in (
                     ("decoupled", "training.loss=decoupled", "`attention` with the decoupled loss"),
                     ("hard-negatives", "training.hard_negatives=0.5", "`attention`, half of a batch drawn to be hard"),
@@ -95,15 +89,13 @@ TABLES = (
                     ("no-proxies", "training.proxies=0", "`attention`, formula 4.1 alone"),
                 )
             ),
-            Variant(
+            _fashion(
                 name="mobilenet-v2",
-                recipe="fashion",
                 overrides=(_MOBILENET_V2, _CONCATENATION, *_FROZEN),
                 what="`concatenation`; MobileNet V2 for EfficientNet-Lite 0",
             ),
-            Variant(
+            _fashion(
                 name="unmasked",
-                recipe="fashion",
                 overrides=("data.masked=[]", _ATTENTION, *_FROZEN),
                 what="`attention`; titles as they are, which nearly state the labels",
             ),
@@ -122,39 +114,34 @@ TABLES = (
         title="Flipkart: categories and families of a mixed shop",
         products="flipkart/products.jsonl",
         variants=(
-            Variant(name="recipe", recipe="flipkart", what="the recipe as it is; titles often state the category"),
-            Variant(
+            _flipkart(name="recipe", what="the recipe as it is; titles often state the category"),
+            _flipkart(
                 name="masked",
-                recipe="flipkart",
                 overrides=_FLIPKART_MASKED,
                 what="titles without the words of the categories, attributes without `Type`, which nearly is one",
             ),
             *(
-                Variant(name=f"masked-{name}", recipe="flipkart", overrides=(fusion, *_FLIPKART_MASKED), what=what)
+                _flipkart(name=f"masked-{name}", overrides=(fusion, *_FLIPKART_MASKED), what=what)
                 for name, (fusion, what) in _FUSIONS.items()
                 if name != "attention-linear"  # which the recipe has
             ),
-            Variant(
+            _flipkart(
                 name="masked-mobilenet-v2",
-                recipe="flipkart",
                 overrides=(_MOBILENET_V2, *_FLIPKART_MASKED),
                 what="`masked`; MobileNet V2 for EfficientNet-Lite 0",
             ),
-            Variant(
+            _flipkart(
                 name="masked-word2vec",
-                recipe="flipkart",
                 overrides=(*_FLIPKART_MASKED, 'towers.text={encoder="word_vectors"}'),
                 what="`masked`; Word2Vec, learned from the training titles, for the transformer",
             ),
-            Variant(
+            _flipkart(
                 name="masked-terms",
-                recipe="flipkart",
                 overrides=(*_FLIPKART_MASKED, "towers.text="),
                 what="`masked`; TF-IDF is the only tower of text",
             ),
-            Variant(
+            _flipkart(
                 name="masked-transformer",
-                recipe="flipkart",
                 overrides=(*_FLIPKART_MASKED, "towers.terms="),
                 what="`masked`; the transformer is the only tower of text",
             ),
@@ -174,38 +161,29 @@ TABLES = (
         title="Luma: families, categories, colours and views of a small shop",
         products="luma/products.jsonl",
         variants=(
-            Variant(name="family", recipe="luma", what="the recipe as it is: alike are families and categories"),
-            Variant(
+            _luma(name="family", what="the recipe as it is: alike are families and categories"),
+            _luma(
                 name="family-masked",
-                recipe="luma",
                 overrides=(_LUMA_MASKED,),
                 what="titles without the words of categories and colours",
             ),
             *(
-                Variant(
-                    name=f"family-masked-{name}",
-                    recipe="luma",
-                    overrides=(fusion, _LUMA_MASKED),
-                    what=f"masked; {what}",
-                )
+                _luma(name=f"family-masked-{name}", overrides=(fusion, _LUMA_MASKED), what=f"masked; {what}")
                 for name, (fusion, what) in _FUSIONS.items()
                 if name != "attention-linear"  # which the recipe has
             ),
-            Variant(
+            _luma(
                 name="family-masked-mobilenet-v2",
-                recipe="luma",
                 overrides=(_LUMA_MASKED, _MOBILENET_V2),
                 what="`family-masked`; MobileNet V2 for EfficientNet-Lite 0",
             ),
-            Variant(
+            _luma(
                 name="family-masked-photos",
-                recipe="luma",
                 overrides=(_LUMA_MASKED, "towers.image.max_photos=4", "towers.look.max_photos=4"),
                 what="`family-masked`; of each product up to four photos instead of the first",
             ),
-            Variant(
+            _luma(
                 name="family-masked-parts",
-                recipe="luma",
                 overrides=(
                     _LUMA_MASKED,
                     f'towers.image={{encoder="local_features",source="{_V2}"}}',
@@ -213,9 +191,8 @@ TABLES = (
                 ),
                 what="`family-masked-mobilenet-v2`; local features: parts of the frozen network's maps are learned",
             ),
-            Variant(
+            _luma(
                 name="colour",
-                recipe="luma",
                 overrides=('data.labels=["attributes.color"]',),
                 what="alike is what has the same colour, whatever it is",
             ),
@@ -238,32 +215,23 @@ TABLES = (
         products="em-text/products.jsonl",
         variants=(
             *(
-                Variant(
-                    name=name,
-                    recipe="matching",
-                    overrides=(_sets(name),),
-                    what=f"the recipe on {name} alone",
-                    joined=True,
-                )
+                _matching(name=name, overrides=(_sets(name),), what=f"the recipe on {name} alone", joined=True)
                 for name in ("abt-buy", "walmart-amazon")
             ),
-            Variant(
+            _matching(
                 name="amazon-google",
-                recipe="matching",
                 overrides=(_sets("amazon-google"), "training.epochs=12"),
                 what="the recipe on amazon-google alone, 12 epochs for 6",
                 joined=True,
             ),
-            Variant(
+            _matching(
                 name="wdc",
-                recipe="matching",
                 overrides=(_sets(*_WDC), "training.epochs=2"),
                 what="one network for four kinds of offers; three times as many pairs, so 2 epochs for 6",
                 joined=True,
             ),
-            Variant(
+            _matching(
                 name="walmart-amazon-model",
-                recipe="matching",
                 overrides=(
                     _sets("walmart-amazon"),
                     *("towers.text=", "towers.terms=", "fusion="),
@@ -277,9 +245,8 @@ TABLES = (
                 what="text and model numbers, trained apart and joined",
                 joined=True,
             ),
-            Variant(
+            _matching(
                 name="abt-buy-transformer",
-                recipe="matching",
                 overrides=(_sets("abt-buy"), "towers.terms=", "fusion="),
                 what="without the TF-IDF tower",
             ),

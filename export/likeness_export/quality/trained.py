@@ -32,12 +32,6 @@ IMAGE = "image"
 def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Path) -> tuple[list[Line], Cost]:
     """Train a recipe, or go on where that was interrupted, then measure it and draw its contact sheet.
 
-    Args:
-        table: says what to measure.
-        recipe: the recipe.
-        folder: the run's folder.
-        data_root: what relative paths start from.
-
     Returns:
         The figures, and what they cost.
 
@@ -54,17 +48,11 @@ def train_and_measure(table: Table, recipe: Recipe, folder: Path, data_root: Pat
 def join_and_measure(
     table: Table, parts: Sequence[Run], trained: Sequence[Run], folder: Path, data_root: Path
 ) -> tuple[list[Line], Cost]:
-    """Join runs, then measure what comes of it and draw its contact sheet.
-
-    Args:
-        table: says what to measure.
-        parts: the runs to join, themselves trained or joined.
-        trained: all runs that were trained for them.
-        folder: the joined run's folder.
-        data_root: what relative paths start from.
+    """Join runs, themselves trained or joined, then measure what comes of it and draw its contact sheet.
 
     Returns:
-        The figures, and what they cost: seconds are those of all runs together, memory that of the largest.
+        The figures, and what they cost: seconds are those of all runs that were trained for it together, memory that of
+        the largest.
 
     Raises:
         InputError: a run is not trained, or they do not fit together.
@@ -107,15 +95,9 @@ def take(
     data_root: Path,
     parts: Sequence[Run] = (),
 ) -> Iterator[Line]:
-    """Take one measure.
+    """Take one measure of a trained run, whose embedder embeds the products of all splits that the measure needs.
 
-    Args:
-        measure: the measure.
-        run: the trained run.
-        embedder: embeds ``catalogue``.
-        catalogue: the products of all splits that the measure needs.
-        data_root: what relative paths start from.
-        parts: the runs that a joined one was made of.
+    ``parts`` are the runs that a joined one was made of.
     """
     match measure:
         case Incomplete():

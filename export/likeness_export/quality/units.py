@@ -125,22 +125,15 @@ class Finished:
 def units_of(table: Table, seeds: Sequence[int], only: Sequence[str], work: Path, data_root: Path) -> list[Unit]:
     """Return the units of a table: the baselines, the first seed of all variants before the second, joined seeds.
 
-    Args:
-        table: the table.
-        seeds: the seeds.
-        only: names of variants, to which those that they join are added; empty: all of them.
-        work: see `Unit`.
-        data_root: see `Unit`.
-
-    Raises:
-        InputError: an unknown variant.
+    ``only`` names variants, to which those that they join are added; empty: all of them.
     """
-    named = [name for wanted in only for name in (*table.variant(wanted).joins, wanted)]
-    chosen = [table.variant(name) for name in dict.fromkeys(named)] or table.variants
+    known = {variant.name: variant for variant in table.variants}
+    named = [name for wanted in only for name in (*known[wanted].joins, wanted)]
+    chosen = [known[name] for name in dict.fromkeys(named)] or table.variants
     baselines = Unit(table=table, variant=None, work=work, data_root=data_root)
 
     def unit(variant: Variant, seed: int, place: int) -> Unit:
-        parts = tuple(unit(table.variant(name), seed, place) for name in variant.joins)
+        parts = tuple(unit(known[name], seed, place) for name in variant.joins)
         return replace(baselines, variant=variant, seed=seed, place=place, parts=parts)
 
     of_seeds = [unit(variant, seed, place) for place, seed in enumerate(seeds) for variant in chosen]

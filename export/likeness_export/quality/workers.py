@@ -24,12 +24,8 @@ _SPAWN = multiprocessing.get_context("spawn")  # a fork of a process that has lo
 def side_by_side(items: Sequence[Item], work: Work[Item], jobs: int) -> Generator[tuple[Item, str], None, None]:
     """Do all the work, ``jobs`` at a time; yield each item when it is done, and why it failed (empty: it did not).
 
-    Every process has its share of the cores. If the caller stops, the processes are ended.
-
-    Args:
-        items: what to work on; they and ``work`` have to be importable in another process.
-        work: called with one item.
-        jobs: how many at a time.
+    Every process has its share of the cores; items and ``work`` have to be importable there. If the caller stops, the
+    processes are ended.
     """
     live: set[BaseProcess] = set()
     stopped, starting = threading.Event(), threading.Lock()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from google.protobuf import text_format
 from likeness_client.contract import SPACE_PARAMETER
 from likeness_client.errors import LikenessError
 from tritonclient.grpc import model_config_pb2
@@ -17,7 +16,7 @@ class RepositoryError(LikenessError):
 
 
 def check(models: Mapping[str, RenderedModel]) -> None:
-    """Parse the rendered texts back and check them.
+    """Check configurations before they are written.
 
     Every model of every profile has the same tensors; every ensemble's tensor has exactly one producer that stands
     before its consumers; types and sizes agree along every edge; steps are pinned to a version; all share one space.
@@ -25,10 +24,10 @@ def check(models: Mapping[str, RenderedModel]) -> None:
     Raises:
         RepositoryError: if not.
     """
-    parsed = {name: _parse(model) for name, model in models.items()}
-    faults = [fault for name, configs in parsed.items() for fault in _check_profiles(name, configs)]
-    defaults = {name: configs[0] for name, configs in parsed.items()}
-    spaces = {config.parameters[SPACE_PARAMETER].string_value for configs in parsed.values() for config in configs}
+    every = {name: [model.default, *model.profiles.values()] for name, model in models.items()}
+    faults = [fault for name, configs in every.items() for fault in _check_profiles(name, configs)]
+    defaults = {name: model.default for name, model in models.items()}
+    spaces = {config.parameters[SPACE_PARAMETER].string_value for configs in every.values() for config in configs}
     if len(spaces) != 1:
         faults.append(f"the models belong to {len(spaces)} spaces: {sorted(spaces)}")
     for config in defaults.values():
@@ -36,10 +35,6 @@ def check(models: Mapping[str, RenderedModel]) -> None:
             faults.extend(_check_ensemble(config, defaults))
     if faults:
         raise RepositoryError("\n".join(["the model repository does not fit together:", *(f"  {f}" for f in faults)]))
-
-
-def _parse(model: RenderedModel) -> list[ModelConfig]:
-    return [text_format.Parse(text, ModelConfig()) for _, text in model.files()]
 
 
 def _check_profiles(name: str, configs: list[ModelConfig]) -> Iterator[str]:

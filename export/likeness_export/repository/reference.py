@@ -18,11 +18,7 @@ from likeness_export.repository.replacing import replaced_repository
 
 
 def write_reference(recipe: Recipe, folder: Path) -> None:
-    """Render a recipe's repository as far as that needs no training.
-
-    Args:
-        recipe: the recipe.
-        folder: the repository; an earlier one is replaced.
+    """Render a recipe's repository as far as that needs no training; an earlier one is replaced.
 
     Raises:
         InputError: ``folder`` is a folder of something else.

@@ -72,12 +72,7 @@ class RenderedModel:
 
 
 def cpu_parameters(encoder: EncoderConfig | None, settings: StepSettings) -> dict[str, str]:
-    """Return what the ``cpu`` profile tells a network's adapter.
-
-    Args:
-        encoder: of the tower; None: the network is none's.
-        settings: of the step.
-    """
+    """Return what the ``cpu`` profile tells a network's adapter; ``encoder`` is None where it is no tower's."""
     found = {"cpu_threads": str(settings.cpu_threads)}
     if encoder and encoder.run_tokens is not None and any(tensor.varies for tensor in encoder.tensors()):
         found["run_tokens"] = str(encoder.run_tokens)
@@ -87,15 +82,7 @@ def cpu_parameters(encoder: EncoderConfig | None, settings: StepSettings) -> dic
 
 
 def render(recipe: Recipe, space: str = UNTRAINED) -> dict[str, RenderedModel]:
-    """Render every model of a recipe's repository.
-
-    Args:
-        recipe: the recipe.
-        space: fingerprint of the embedding space, put into every configuration.
-
-    Returns:
-        Model name -> its configurations.
-    """
+    """Render every model of a recipe's repository, by name; each names the space by its fingerprint."""
     renderer = _Renderer(recipe, space)
     return {model.default.name: model for model in renderer.models()}
 

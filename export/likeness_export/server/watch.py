@@ -20,14 +20,10 @@ _ENDS_TOO_S = 5.0  # how long a server may take to end after one of its models
 
 
 def watch(process: subprocess.Popen[bytes], address: str) -> NoReturn:
-    """Wait for as long as a server is whole. Whoever started it should then start it again.
+    """Wait for as long as a server that is ready stays whole. Whoever started it should then start it again.
 
     Triton does not start a model process again that was killed, by a lack of memory for instance; it goes on to call
     itself ready, and fails every request that needs the model.
-
-    Args:
-        process: a server that is ready.
-        address: where it is asked whether it lives.
 
     Raises:
         ServeError: it ended by itself, or one of its model processes did, or it answers nothing any more.

@@ -132,11 +132,7 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
 
 
 def agreement(labels: Labels, truth: NDArray[np.str_]) -> Agreement:
-    """Compare clusters with labels.
-
-    Args:
-        labels: [n], the clusters.
-        truth: a label per product; empty: the product is left out.
+    """Compare clusters [n] with labels [n]; products with an empty one are left out.
 
     Raises:
         InputError: no product has a label.

@@ -42,15 +42,10 @@ class EmbeddedProducts:
 
 
 def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) -> EmbeddedProducts:
-    """Read a product file and the embeddings that ``likeness embed`` made of it.
+    """Read a product file, or only these splits of it, and the embeddings that ``likeness embed`` made of it.
 
     Products without an id, repeats of an earlier id, and products whose embedding is missing or failed (a row of NaN)
     are left out, and counted in the log.
-
-    Args:
-        products: JSON lines.
-        embeddings: see `Embeddings.load`.
-        splits: only the products of these splits; empty: all of them.
 
     Raises:
         InputError: a file cannot be read, or no product has an embedding.

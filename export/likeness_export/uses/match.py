@@ -92,16 +92,10 @@ def match_by_all(
     held_out: HeldOut,
     client: Client | None,
 ) -> dict[str, Matching]:
-    """Judge pairs by every measure, each pair by itself and among its neighbours.
+    """Learn from some pairs and judge others by every measure, each pair by itself and among its neighbours.
 
-    The learned metric counts as its logit, for how far a score stands out is lost where probabilities are near 0 or 1;
-    neighbours are found by cosine.
-
-    Args:
-        held: the products.
-        pairs: the train pairs, and those to measure on.
-        held_out: which of the train pairs to learn from.
-        client: a client of the server whose learned metric is a measure too; None: cosine alone.
+    The learned metric, a measure too where there is a client, counts as its logit, for how far a score stands out is
+    lost where probabilities are near 0 or 1; neighbours are found by cosine.
 
     Raises:
         InputError: see `match`; or a server is given with several folds.
@@ -180,15 +174,7 @@ def cosine(left: Vectors, right: Vectors) -> Scores:
 
 
 def learned(client: Client, space: str) -> Score:
-    """Return the trained metric of a server as a score.
-
-    Args:
-        client: a client of the server.
-        space: the space of the vectors; a server of another space refuses them.
-
-    Returns:
-        A score that gives probabilities, 0 to 1.
-    """
+    """Return the trained metric of a server as a score, in probabilities; it refuses vectors of another space."""
 
     def score(left: Vectors, right: Vectors) -> Scores:
         sides = (Embeddings.from_vectors(side, space) for side in (left, right))
@@ -212,12 +198,8 @@ def folds_of(
 ) -> list[tuple[Sequence[NamedPair], Vectors]]:
     """Return the pairs that training has not seen; with several folds, each in the space of its part of a joined run.
 
-    Warns where the vectors cannot be those of so many runs: whoever has all modalities has all parts equally long.
-
-    Args:
-        vectors: FP32 [n, d], the products' embeddings.
-        train: all train pairs.
-        held_out: which of them.
+    Warns where the vectors, FP32 [n, d], cannot be those of so many runs: whoever has all modalities has all parts
+    equally long.
 
     Raises:
         InputError: the embeddings cannot be divided into so many parts.
@@ -247,11 +229,7 @@ def sides_of(ids: Sequence[str], known: Sequence[NamedPair]) -> tuple[NDArray[np
     """Return the side of each product, see `surroundings`, and the places of those whose surroundings are measured.
 
     Where no product stands on the left of one pair and on the right of another, the two sides are two catalogues, and
-    neighbours are looked for on the other side.
-
-    Args:
-        ids: n product ids.
-        known: all pairs that are known, whatever their labels.
+    neighbours are looked for on the other side. Of the pairs all are given, whatever their labels.
     """
     left, right = {pair.left for pair in known}, {pair.right for pair in known}
     two = not left & right
@@ -262,9 +240,7 @@ def sides_of(ids: Sequence[str], known: Sequence[NamedPair]) -> tuple[NDArray[np
 def scorer_of(vectors: Vectors, score: Score) -> Scorer:
     """Return a score of vectors as one of their rows; neighbours are found by cosine.
 
-    Args:
-        vectors: FP32 [n, d], unit length; NaN where a product has no embedding.
-        score: the measure.
+    The vectors, FP32 [n, d], are of unit length; NaN where a product has no embedding.
     """
     there = np.nan_to_num(vectors, nan=0.0) if np.isnan(vectors).any() else vectors
     every = np.arange(len(vectors))
@@ -281,13 +257,7 @@ def scorer_of(vectors: Vectors, score: Score) -> Scorer:
 
 
 def known_of(pairs: Sequence[NamedPair], features: PairFeatures, row_of: Mapping[str, int]) -> Features:
-    """Return what a decision about pairs is made from, FP32 [p, f]; NaN where a product is not there.
-
-    Args:
-        pairs: the pairs.
-        features: what is known of them.
-        row_of: product id -> row.
-    """
+    """Return what a decision about pairs is made from, FP32 [p, f]; NaN where a product has no row."""
     live = [place for place, pair in enumerate(pairs) if pair.left in row_of and pair.right in row_of]
     left, right = (
         np.array([row_of[getattr(pairs[place], side)] for place in live], dtype=np.intp) for side in ("left", "right")

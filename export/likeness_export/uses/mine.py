@@ -82,12 +82,7 @@ def mine(
     Every product's value is elected by its neighbours, never by itself. Where the product has one, that is a test of
     the election; where it has none, a proposal. The test hides the value from the vote, not from the embedding: with an
     attribute tower the neighbours of a known product are alike in the very value, and precision is an upper bound.
-
-    Args:
-        products: n products.
-        neighbours: the neighbours of each.
-        keys: the attributes.
-        min_share: elections with a smaller share count for nothing.
+    Elections with a smaller share than ``min_share`` count for nothing.
 
     Returns:
         The proposals in the order of the products, and one report per key.

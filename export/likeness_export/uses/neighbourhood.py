@@ -55,14 +55,7 @@ def alone(scorer: Scorer) -> PairFeatures:
 
 
 def among_neighbours(scorer: Scorer, members: Rows, sides: NDArray[np.str_], asked: Rows | None = None) -> PairFeatures:
-    """Return what is known of pairs of members: the score and the products' surroundings.
-
-    Args:
-        scorer: the score.
-        members: see `surroundings`.
-        sides: see `surroundings`.
-        asked: see `surroundings`; pairs of others are not asked for.
-    """
+    """Return what is known of pairs of members: the score and the products' surroundings; see `surroundings`."""
     local = surroundings(members, sides, scorer.search, scorer.pairs, asked)
     place_of = np.zeros(members.max() + 1, np.intp)
     place_of[members] = np.arange(len(members))

@@ -59,15 +59,10 @@ def _each_once(pairs: Sequence[NamedPair], where: str) -> list[NamedPair]:
 
 
 def label_pairs(ids: Sequence[str], vectors: Vectors, labels: NDArray[np.str_]) -> list[NamedPair]:
-    """Make pairs of labelled products: all with equal labels, and as many of the hardest others.
+    """Make pairs of n labelled products: all with equal labels, and as many of the hardest others.
 
     The hardest are the pairs with the highest cosines among those whose labels differ, so that figures on them are far
-    below those on pairs drawn at random.
-
-    Args:
-        ids: n product ids.
-        vectors: FP32 [n, d], unit length.
-        labels: [n]; products with an empty one are left out.
+    below those on pairs drawn at random. Products with an empty label are left out.
 
     Raises:
         InputError: there would be more than `MAX_POSITIVES` positive pairs.
