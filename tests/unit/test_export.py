@@ -428,6 +428,7 @@ def test_weights_that_one_file_does_not_take_lie_beside_it_as_long_as_they_do_no
     sizes = {name: len(content) for name, content in files(path.parent).items()}
     assert sizes == {"model.onnx": sizes["model.onnx"], "model.onnx.data": 64 * 64 * 4}
     assert report.megabytes == sum(sizes.values()) / 1e6
+    assert len({file.stat().st_mode for file in path.parent.iterdir()}) == 1  # who reads one, reads the other
     path.parent.rename(tmp_path / "elsewhere")  # as the whole repository is, when it is verified
     path = tmp_path / "elsewhere" / "model.onnx"
     assert onnx_export.open_session("matrix", path).run(None, {"vector": np.ones((2, 64), np.float32)})[0].any()

@@ -268,7 +268,7 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.wide, self.narrow = nn.Linear(16, 128), nn.Linear(128, 16)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.normalize(self.narrow(self.wide(tokens).relu()), dim=-1)

@@ -18,9 +18,11 @@ def save_network(model: onnx.ModelProto, path: Path) -> None:
         model: what is in the second file it has no more.
         path: where to; the file names the second one, so that neither can be renamed.
     """
-    weights = _weights_beside(path)
+    weights, beside = _weights_beside(path), weight_bytes(model) > LARGEST_BYTES
     weights.unlink(missing_ok=True)  # onnx would write behind what is there
-    onnx.save(model, path, save_as_external_data=weight_bytes(model) > LARGEST_BYTES, location=weights.name)
+    if beside:
+        weights.touch()  # with the access that any new file has: onnx would give it to its owner alone
+    onnx.save(model, path, save_as_external_data=beside, location=weights.name)
 
 
 def move_network(source: Path, target: Path) -> None:
