@@ -177,7 +177,7 @@ def served(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     run, repository = Run(root / "run"), root / "repository"
     train(parse_recipe(recipe, "test"), run, root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_files, "LARGEST_BYTES", 100_000)  # as if they were large: weights beside the network
+        patch.setattr(network_files, "LARGEST_BYTES", 10_000)  # as if they were large: weights beside the network
         export_run(run, repository)
     beside = {path.parent.parent.name for path in repository.rglob("model.onnx.data")}
     assert beside > {encoder_model(name) for name in LANGUAGE}
