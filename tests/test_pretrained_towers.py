@@ -22,6 +22,7 @@ from likeness_client.payloads import payloads
 from likeness_export.encoders.base import ASSETS
 from likeness_export.encoders.image_timm import import_timm
 from likeness_export.evaluation.evaluate import OfflineEmbedder
+from likeness_export.exporting import network_files
 from likeness_export.exporting.export import export_run
 from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.recipe import parse_recipe
@@ -175,7 +176,11 @@ def served(demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     }
     run, repository = Run(root / "run"), root / "repository"
     train(parse_recipe(recipe, "test"), run, root)
-    export_run(run, repository)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_files, "LARGEST_BYTES", 10_000)  # as if they were large: weights beside the network
+        export_run(run, repository)
+    beside = {path.parent.parent.name for path in repository.rglob("model.onnx.data")}
+    assert beside > {encoder_model(name) for name in LANGUAGE}
     config = ServeConfig.on_unused_ports(repository, root / "tritonserver.log")
     with serving(config), Client(config.address) as client:
         yield Served(run=run, data_root=root, repository=repository, client=client)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,9 @@ from likeness_export.encoders import Encoder
 from likeness_export.encoders.image_small import SmallConvNetConfig
 from likeness_export.encoders.text_transformer import TextTransformer, TextTransformerConfig
 from likeness_export.exporting.beforehand import refuse_unexportable
-from likeness_export.exporting.onnx_export import ExportError, export_network
-from likeness_export.pipeline import StepSpec
 from likeness_export.run import Run
-from likeness_export.tensors import TensorSpec
 from likeness_export.training.train import train
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertModel, ConvBertConfig, ConvBertModel, PretrainedConfig
 
 if TYPE_CHECKING:
@@ -47,22 +44,6 @@ class OfPhotos(Encoder):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         return self.make(tensors[0].float().flatten(1))
-
-
-class Large(Encoder):
-    """More than a file takes, and nothing of it in memory."""
-
-    feature_dim = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(530_000, 1000, device="meta"))
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -100,15 +81,6 @@ def test_looking_draws_nothing_of_what_a_training_draws() -> None:
     torch.manual_seed(7)
     refuse_unexportable(OfPhotos(lambda photos: photos), PHOTO)
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
-
-
-def test_a_network_that_no_file_takes_is_refused_before_training_and_at_the_export(tmp_path: Path) -> None:
-    said = r"the network has 2\.12 GB of weights, a file of ONNX takes 2\.1 GB: name a smaller one"
-    with pytest.raises(InputError, match=said):
-        refuse_unexportable(Large(), TEXT)
-    spec = StepSpec(name="text_encoder", inputs=TEXT.tensors(), outputs=(TensorSpec("features", "FP32", (1,)),))
-    with pytest.raises(ExportError, match=f"^text_encoder: {said}"):
-        export_network(Large(), spec, tmp_path / "model.onnx", 2)
 
 
 def test_a_training_begins_with_that_and_names_the_tower(

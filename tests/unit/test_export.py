@@ -18,7 +18,7 @@ from likeness_client.cli import main
 from likeness_client.errors import InputError
 from likeness_export.encoders import Encoder
 from likeness_export.exporting import export as exporting
-from likeness_export.exporting import onnx_export
+from likeness_export.exporting import network_files, onnx_export
 from likeness_export.exporting.export import export_run, fingerprint
 from likeness_export.exporting.onnx_export import TOLERANCE, ExportError, export_network, module_of
 from likeness_export.networks.similarity import Similarity
@@ -26,6 +26,7 @@ from likeness_export.pipeline import StepSpec, networks
 from likeness_export.preprocessing import attributes, image
 from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import RecipeError
+from likeness_export.repository import servable
 from likeness_export.repository.rendering import render, write_configs
 from likeness_export.run import Run
 from likeness_export.serving_section import ServingSection, StepSection
@@ -407,12 +408,55 @@ def test_a_good_network_is_exported_and_reported(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_network_of_any_size_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 1.6 GB on torch would write the weights into a file beside it, which nothing here takes along."""
+def test_a_network_is_one_file_as_long_as_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 1.6 GB on torch would write the weights into a file beside it, for its own sake."""
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
-    spec = replace(VECTOR, inputs=(TensorSpec("vector", "FP32", (64,)),), outputs=(TensorSpec("o", "FP32", (64,)),))
-    export_network(nn.Linear(64, 64), spec, tmp_path / "model.onnx", 8)
+    export_network(nn.Linear(64, 64), MATRIX, tmp_path / "model.onnx", 8)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+MATRIX = replace(VECTOR, inputs=(TensorSpec("vector", "FP32", (64,)),), outputs=(TensorSpec("o", "FP32", (64,)),))
+
+
+def test_weights_that_one_file_does_not_take_lie_beside_it_as_long_as_they_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "made" / "model.onnx"
+    path.parent.mkdir()
+    monkeypatch.setattr(network_files, "LARGEST_BYTES", 10_000)
+    report = export_network(nn.Linear(64, 64), MATRIX, path, 8)
+    sizes = {name: len(content) for name, content in files(path.parent).items()}
+    assert sizes == {"model.onnx": sizes["model.onnx"], "model.onnx.data": 64 * 64 * 4}
+    assert report.megabytes == sum(sizes.values()) / 1e6
+    assert len({file.stat().st_mode for file in path.parent.iterdir()}) == 1  # who reads one, reads the other
+    path.parent.rename(tmp_path / "elsewhere")  # as the whole repository is, when it is verified
+    path = tmp_path / "elsewhere" / "model.onnx"
+    assert onnx_export.open_session("matrix", path).run(None, {"vector": np.ones((2, 64), np.float32)})[0].any()
+    before = files(path.parent)
+    with pytest.raises(ExportError, match="double: "):
+        export_network(OnlyTwo(), VECTOR, path, 8)
+    assert files(path.parent) == before
+    export_network(nn.Linear(64, 64), MATRIX, path, 8)
+    assert {name: len(content) for name, content in files(path.parent).items()} == sizes
+    monkeypatch.undo()
+    export_network(nn.Linear(64, 64), MATRIX, path, 8)
+    assert files(path.parent).keys() == {"model.onnx"}
+
+
+def test_a_repository_whose_weights_lie_beside_its_networks_is_whole_with_them_only(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_network(monkeypatch, "image_encoder")
+    monkeypatch.setattr(network_files, "LARGEST_BYTES", 1000)
+    export_run(exported.run, tmp_path / "repository")
+    place = tmp_path / "repository" / "image_encoder" / "1" / "model.onnx.data"
+    servable._check_whole(tmp_path / "repository")
+    place.write_bytes(place.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"image_encoder/1/model\.onnx\.data is not the file that was exported"):
+        servable._check_whole(tmp_path / "repository")
+    place.unlink()
+    with pytest.raises(InputError, match=r"image_encoder/1/model\.onnx\.data is missing: copy the repository again"):
+        servable._check_whole(tmp_path / "repository")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from likeness_client.cli import main
 from likeness_client.errors import InputError
 from likeness_export.encoders.image_local import GeneralisedMean
 from likeness_export.exporting import export as exporting
+from likeness_export.exporting import network_files
 from likeness_export.exporting.export import export_run
 from likeness_export.exporting.onnx_export import ExportReport, check_signature, export_network, open_session
 from likeness_export.pipeline import StepSpec, encoder_networks
@@ -26,7 +27,7 @@ from likeness_export.precision import graph, network, reducing, speed
 from likeness_export.precision.fp16 import Fp16
 from likeness_export.precision.gate import Drift, JudgedVectors, Limits, RecallLoss, mean_points, measure
 from likeness_export.precision.int8 import DynamicInt8, StaticInt8
-from likeness_export.precision.network import Outcome, Task, reduce_network
+from likeness_export.precision.network import Outcome, Task, Writer, reduce_network
 from likeness_export.precision.pipeline_drift import FusionHeads
 from likeness_export.precision.products import PAIRS, Feed, Products, judged_products, some_of
 from likeness_export.precision.reducing import Precision, PrecisionChoice, PrecisionReport, Reducer
@@ -267,7 +268,7 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.wide, self.narrow = nn.Linear(16, 128), nn.Linear(128, 16)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.normalize(self.narrow(self.wide(tokens).relu()), dim=-1)
@@ -316,6 +317,34 @@ def test_static_int8_for_tensorrt_is_symmetric_and_rounds_weights_in_the_graph(
     assert not outputs & {node.input[0] for node in rounding}
     assert [node.op_type for node in model.node if "pixels" in node.input] == ["Cast"]
     open_session("image", target)
+
+
+def test_a_network_of_two_files_is_reduced_like_one_and_to_two_only_where_it_must_be(
+    block: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, whole, target = (tmp_path / name / "model.onnx" for name in ("source", "whole", "reduced"))
+    for path in (source, whole, target):
+        path.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(network_files, "LARGEST_BYTES", 3000)
+        network_files.save_network(onnx.load(block), source)
+    assert [path.name for path in sorted(source.parent.iterdir())] == ["model.onnx", "model.onnx.data"]
+    products = SimpleNamespace(feeds=lambda *_: [{"tokens": np.ones((2, 5, 16), np.float32)}])
+    makers: list[Callable[[Path], Writer]] = [
+        Fp16,
+        lambda path: DynamicInt8(path, tmp_path),
+        lambda path: StaticInt8(path, tmp_path, "text", cast(Products, products)),
+    ]
+    for make in makers:
+        make(block).write(whole)
+        writer = make(source)
+        for largest, files in (10**6, ["model.onnx"]), (10, ["model.onnx", "model.onnx.data"]):
+            monkeypatch.setattr(network_files, "LARGEST_BYTES", largest)
+            for _ in range(2):  # the second in the place of the first, as when another layer stays in fp32
+                writer.write(target)
+                assert [path.name for path in sorted(target.parent.iterdir())] == files
+                assert network_files.megabytes(target) < 1.5 * network_files.megabytes(whole)
+                assert difference(whole, target) == 0
 
 
 def test_fp16_keeps_the_types_of_inputs_and_outputs(block: Path, tmp_path: Path) -> None:
@@ -387,7 +416,7 @@ def test_a_network_is_known_by_what_it_consists_of(
 ) -> None:
     files = {name: exported.repository / f"{name}/1/model.onnx" for name in ("image_encoder", "attributes_encoder")}
     assert graph.kind_of(onnx.load(block)) == "small"
-    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    monkeypatch.setattr(graph, "_SMALL_BYTES", 0)
     assert graph.kind_of(onnx.load(block)) == "transformer"
     assert graph.kind_of(onnx.load(files["image_encoder"])) == "convolutional"
     assert graph.kind_of(onnx.load(files["attributes_encoder"])) == "small"
@@ -569,7 +598,7 @@ Export = Callable[..., tuple[Path, PrecisionReport]]
 @pytest.fixture
 def export(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Exports the tiny run with its image network reduced, which otherwise is too small for that."""
-    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    monkeypatch.setattr(graph, "_SMALL_BYTES", 0)
     monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
     monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 20)
 
@@ -621,6 +650,28 @@ def test_a_reduced_network_takes_the_place_of_the_fp32_one(
     changed = [str(name) for name, path in before.items() if (repository / name).read_bytes() != path.read_bytes()]
     assert changed == ["image_encoder/1/model.onnx"]
     assert list(repository.rglob(".*partial*")) == []
+
+
+def test_a_reduced_network_that_fits_into_a_file_leaves_no_weights_beside_it(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = exporting._export_networks
+
+    def beside(*given: Any) -> list[ExportReport]:
+        path = given[-1] / "image_encoder/1/model.onnx"
+        with monkeypatch.context() as patch:
+            patch.setattr(network_files, "LARGEST_BYTES", 0)
+            reports = copied(*given)
+            network_files.save_network(onnx.load(path), path)
+        assert path.with_name("model.onnx.data").is_file()
+        return reports
+
+    monkeypatch.setattr(exporting, "_export_networks", beside)
+    repository, report = export("fp16", ANYTHING)
+    assert outcomes(report)["image_encoder"].form == "fp16"
+    assert list(repository.rglob("*.data")) == []
+    manifest = json.loads((repository / "manifest.json").read_text(encoding="utf-8"))
+    assert not [name for name in manifest["sha256"] if name.endswith(".data")]
 
 
 def test_the_manifest_holds_the_figures(export: Export) -> None:
@@ -756,7 +807,7 @@ def command(monkeypatch: pytest.MonkeyPatch, exported: Exported, repository: Pat
 def test_the_command_says_what_was_refused_and_exits_with_1(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    monkeypatch.setattr(graph, "_SMALL_BYTES", 0)
     monkeypatch.setattr(network, "speed_ratio", lambda *_: 2.0)
     monkeypatch.setattr(reducing, "LEAST_PRODUCTS", 20)
     monkeypatch.setattr(Limits, "faults", lambda *_: ["recall@1 falls"])
@@ -772,7 +823,7 @@ def test_the_command_says_what_was_refused_and_exits_with_1(
 def test_the_command_does_not_send_to_a_limit_where_nothing_was_judged(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(graph, "_SMALL_MB", 0)
+    monkeypatch.setattr(graph, "_SMALL_BYTES", 0)
     root = str(exported.run.folder.parent / "data")
     assert command(monkeypatch, exported, tmp_path / "new", "--precision", "int8", "--data-root", root) == 1
     said = capsys.readouterr()

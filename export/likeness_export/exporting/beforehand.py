@@ -6,7 +6,6 @@ import torch
 from likeness_client.errors import InputError
 
 from likeness_export.encoders import Encoder, EncoderConfig
-from likeness_export.exporting.onnx_export import why_too_large
 from likeness_export.repository.adapters.lengths import used_lengths
 
 _LENGTH = 4  # enough for padding
@@ -23,11 +22,8 @@ def refuse_unexportable(encoder: Encoder, config: EncoderConfig, longest: int = 
         longest: the largest length, where lengths vary.
 
     Raises:
-        InputError: the network is too large for a file, fails, or answers a product otherwise where others, or padding,
-            stand beside it.
+        InputError: the network fails, or answers a product otherwise where others, or padding, stand beside it.
     """
-    if reason := why_too_large(encoder):
-        raise InputError(reason)
     encoder.eval()
     inputs = config.tensors()
     with torch.random.fork_rng(devices=[]), torch.inference_mode():  # the draws of a training are its own

@@ -28,7 +28,7 @@ from likeness_export.repository.adapter_files import write_adapters
 from likeness_export.repository.check import check
 from likeness_export.repository.rendering import VERSION, RenderedModel, render, write_configs
 from likeness_export.repository.replacing import replaced_repository
-from likeness_export.repository.servable import MANIFEST, space_of
+from likeness_export.repository.servable import MANIFEST, sha256, space_of
 from likeness_export.run import Run
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def share_preprocessing(recipe: Recipe, run: Run) -> Recipe:
     for name, tower in recipe.towers.items():
         assets = run.towers / name / ASSETS
         files = sorted(path for path in assets.rglob("*") if path.is_file())
-        hashes = tuple((path.relative_to(assets), hashlib.sha256(path.read_bytes()).digest()) for path in files)
+        hashes = tuple((path.relative_to(assets), sha256(path)) for path in files)
         same = first.setdefault((tower.modality, tower.preprocessing, tower.tensors(), hashes), name)
         if same != name and preprocess_model(name) not in recipe.serving.steps:
             shared[name] = same
@@ -147,7 +147,7 @@ def fingerprint(recipe: Recipe, run: Run) -> str:
     files = [run.weights, *sorted(path for path in run.towers.glob(f"*/{ASSETS}/**/*") if path.is_file())]
     code = sorted({Path(inspect.getfile(tower.preprocessing)) for tower in recipe.towers.values()})
     for path in [*files, *code]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(sha256(path))
     return digest.hexdigest()[:16]
 
 
@@ -190,7 +190,7 @@ def _manifest(recipe: Recipe, space: str, folder: Path, reports: list[ExportRepo
         "opset": OPSET,
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "networks": [asdict(report) for report in reports],
-        "sha256": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "sha256": {str(path.relative_to(folder)): sha256(path).hex() for path in files},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from likeness_client.errors import LikenessError
-from likeness_client.writing import written_aside
+from likeness_client.writing import told_if_full
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from likeness_export.encoders import Encoder
+from likeness_export.exporting.network_files import megabytes, move_network, save_network
 from likeness_export.networks.similarity import Similarity
 from likeness_export.pipeline import StepSpec
 from likeness_export.product_network import ProductNetwork, SignatureFusion, Tower
@@ -30,7 +32,6 @@ OPSET = 20
 _ALL_CORES = 0  # as onnxruntime has it
 TOLERANCE = 1e-4
 """Largest absolute difference to eager torch, fp32; outputs are of the order of 1."""
-_LARGEST_BYTES = 2_100_000_000  # protobuf's 2 GiB, less what is not weights
 _LENGTHS = (3, 16, 40)  # tried where a dimension varies; below, at and above the smallest bucket
 
 
@@ -44,7 +45,7 @@ class ExportReport:
 
     Attributes:
         name: the network.
-        megabytes: size of the file.
+        megabytes: size of its file, or files.
         seconds: time for tracing and verifying.
         cases: how many batches and lengths were compared with eager torch.
         largest_difference: over all cases and outputs, absolute.
@@ -69,15 +70,6 @@ def module_of(network: ProductNetwork, spec: StepSpec) -> nn.Module:
     return Similarity(network.metric)
 
 
-def why_too_large(module: nn.Module) -> str:
-    """Say why a network does not fit into a file, where it does not."""
-    weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    if weights <= _LARGEST_BYTES:
-        return ""
-    most = _LARGEST_BYTES / 1e9
-    return f"the network has {weights / 1e9:.2f} GB of weights, a file of ONNX takes {most} GB: name a smaller one"
-
-
 def export_network(
     module: nn.Module, spec: StepSpec, path: Path, max_batch_size: int, longest: int = _LENGTHS[-1]
 ) -> ExportReport:
@@ -95,13 +87,12 @@ def export_network(
     """
     started = time.perf_counter()
     module = module.eval()
-    if reason := why_too_large(module):
-        raise ExportError(f"{spec.name}: {reason}")
-    with written_aside(path) as aside:
+    with told_if_full(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        aside = Path(folder) / path.name
         usual = min(_LENGTHS[1], longest)
         model = _trace(module, spec, usual)
         _convert_bytes_first(spec, model)
-        onnx.save(model, aside)  # the tracer itself would put weights of 1.6 GB and more into a second file
+        save_network(model, aside)
         check_signature(spec, aside)
         session = open_session(spec.name, aside)
         differences = [
@@ -116,9 +107,10 @@ def export_network(
                 f"{spec.name}: a row alone (or without its padding) and in a batch differ by {alone:.2e}, "
                 f"allowed is {TOLERANCE:.0e}"
             )
+        move_network(aside, path)
     return ExportReport(
         name=spec.name,
-        megabytes=path.stat().st_size / 1e6,
+        megabytes=megabytes(path),
         seconds=time.perf_counter() - started,
         cases=len(differences),
         largest_difference=largest,

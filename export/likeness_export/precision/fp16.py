@@ -11,6 +11,7 @@ from onnx import TensorProto
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+from likeness_export.exporting.network_files import save_network
 from likeness_export.precision.graph import layers
 
 # Powers leave the range of fp16 soon, a square from 256 on, and so do their means: lengths, root mean squares,
@@ -32,17 +33,19 @@ class Fp16:
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        self.layers = layers(onnx.load(source), _TYPES)
+        model = onnx.load(source, load_external_data=False)
+        self.layers = layers(model, _TYPES)
+        self.added_to_means = _added_to_means(model.graph)
 
     def write(self, target: Path, kept: Collection[str] = ()) -> None:
         """Write the reduced file; the layers in ``kept`` stay fp32."""
-        source = onnx.load(self.source)
-        exact = [*kept, *_added_to_means(source.graph)]
+        exact = [*kept, *self.added_to_means]
+        source = str(self.source)  # read by the converter: only in files can it infer shapes where weights exceed 2 GiB
         model = convert_float_to_float16(source, keep_io_types=True, op_block_list=_EXACT, node_block_list=exact)
         _normalise_again(model.graph)
         _join_exact(model)
         del model.graph.value_info[:]  # the converter calls fp16 what stays fp32; what reads the file infers them anew
-        onnx.save(model, target)
+        save_network(model, target)
 
 
 def _added_to_means(graph: onnx.GraphProto) -> list[str]:

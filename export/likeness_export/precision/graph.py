@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Literal, TypeAlias
 
-import numpy as np
 import onnx
 
+from likeness_export.exporting.network_files import weight_bytes
+
 Kind: TypeAlias = Literal["convolutional", "transformer", "small"]
-_SMALL_MB = 0.5
+_SMALL_BYTES = 500_000
 
 
 def kind_of(model: onnx.ModelProto) -> Kind:
@@ -19,14 +20,13 @@ def kind_of(model: onnx.ModelProto) -> Kind:
     Fusion heads, the similarity graph and one-hot towers are ``small``: a matrix or two, a fraction of a percent of the
     time of a request. Reducing them would win nothing and move every vector. So is a single matrix behind TF-IDF.
     """
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name for tensor in model.graph.initializer}
     found = Counter(
         node.op_type
         for node in model.graph.node
         if node.op_type not in ("Conv", "MatMul") or (len(node.input) > 1 and node.input[1] in weights)
     )
-    megabytes = sum(_bytes(tensor) for tensor in weights.values()) / 1e6
-    if megabytes < _SMALL_MB or found["Conv"] + found["MatMul"] < 2:
+    if weight_bytes(model) < _SMALL_BYTES or found["Conv"] + found["MatMul"] < 2:
         return "small"
     # A vision transformer has one convolution, which cuts its patches; an attended convolutional network has a softmax.
     return "convolutional" if found["Conv"] >= found["MatMul"] else "transformer"
@@ -40,7 +40,3 @@ def layers(model: onnx.ModelProto, types: Collection[str]) -> list[str]:
         for node in model.graph.node
         if node.op_type in types and (node.op_type != "MatMul" or node.input[1] in weights)
     ]
-
-
-def _bytes(tensor: onnx.TensorProto) -> int:
-    return int(np.prod(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

@@ -7,8 +7,9 @@ processor, the docstring of ``quantize_static``.
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable
-from contextlib import redirect_stdout
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -22,6 +23,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from likeness_export.exporting.network_files import save_network
 from likeness_export.precision.graph import kind_of, layers
 from likeness_export.precision.products import Feed, Products
 from likeness_export.repository.adapters.session import has_vnni
@@ -47,18 +49,20 @@ class DynamicInt8:
 
     def __init__(self, source: Path, work: Path) -> None:
         self.prepared = _prepared(source, work)
-        self.layers = layers(onnx.load(self.prepared), ("MatMul",))
+        self.layers = layers(onnx.load(self.prepared, load_external_data=False), ("MatMul",))
 
     def write(self, target: Path, kept: Collection[str] = ()) -> None:
         """Write the reduced file; the layers in ``kept`` stay fp32."""
-        quantize_dynamic(
-            self.prepared,
-            target,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=not has_vnni(),
-            nodes_to_exclude=list(kept),
-        )
+        with _quantized(target) as quantized:
+            quantize_dynamic(
+                self.prepared,
+                quantized,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=not has_vnni(),
+                nodes_to_exclude=list(kept),
+                use_external_data_format=True,
+            )
 
 
 class StaticInt8:
@@ -82,7 +86,7 @@ class StaticInt8:
         self.prepared = _prepared(source, work)
         self.ranges = work / "ranges.json"
         self.tower, self.products, self.for_tensorrt = tower, products, for_tensorrt
-        model = onnx.load(self.prepared)
+        model = onnx.load(self.prepared, load_external_data=False)
         # A sum of two maps is quantised with the convolutions around it, or each of them would be converted back. In a
         # transformer sums carry masks and outliers, and a range that cuts outliers off ruins it.
         convolutional = kind_of(model) != "transformer"
@@ -94,10 +98,11 @@ class StaticInt8:
         """Write the reduced file; the layers in ``kept`` stay fp32. The first call calibrates, later ones reuse it."""
         signed = self.for_tensorrt
         reader = None if self.ranges.is_file() else _Reader(self.products.feeds(self.tower, _CALIBRATION_BATCH))
-        with redirect_stdout(io.StringIO()):  # the calibration prints its progress
+        # The calibration prints its progress.
+        with _quantized(target) as quantized, redirect_stdout(io.StringIO()):
             quantize_static(
                 self.prepared,
-                target,
+                quantized,
                 reader,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(self.types),
@@ -109,6 +114,7 @@ class StaticInt8:
                 calibrate_method=self.method,
                 extra_options=self._options(),
                 calibration_cache_path=self.ranges,
+                use_external_data_format=True,
             )
 
     def _options(self) -> dict[str, object]:
@@ -149,5 +155,21 @@ def _prepared(source: Path, work: Path) -> Path:
     """Fold constants, fuse batch normalisation and infer shapes, which the quantiser builds upon."""
     target = work / "prepared.onnx"
     # The symbolic inference trips over sizes that are computed in the graph; nothing here needs it.
-    quant_pre_process(source, target, skip_symbolic_shape=True)
+    quant_pre_process(
+        source,
+        target,
+        skip_symbolic_shape=True,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        external_data_location=f"{target.name}.data",
+    )
     return target
+
+
+@contextmanager
+def _quantized(target: Path) -> Iterator[Path]:
+    """Give a place for what the quantiser writes, which it cannot know to fit into one file."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        quantized = Path(folder) / target.name
+        yield quantized
+        save_network(onnx.load(quantized), target)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from likeness_export.exporting.network_files import megabytes
 from likeness_export.exporting.onnx_export import check_signature, open_session
 from likeness_export.pipeline import StepSpec
 from likeness_export.precision.gate import Drift, JudgedVectors, Limits, measure
@@ -51,7 +52,7 @@ class Outcome:
         refused: it stays fp32 because no reduced file passed the gate.
         layers: how many operators could be reduced.
         kept_layers: those of them that stay fp32 inside a reduced file.
-        megabytes: size of the fp32 file, and of the reduced one that was judged last; 0 if none was written.
+        megabytes: size of the fp32 network's files, and of the reduced one that was judged last; 0 if none was written.
         speed: how many times as fast as fp32, batch of 1 or 8, whichever gains less; None if it was not timed.
         drift: of the file that was judged last; None if none came so far.
     """
@@ -127,7 +128,7 @@ def _try(task: Task, writer: Writer, target: Path, kept: tuple[str, ...]) -> Out
         open_session(name, target)
     except Exception as error:  # quantiser and runtime fail with many types; whichever it is, fp32 is left
         return Outcome(name=name, form=FP32, refused=True, reason=f"{writer.form} cannot be made: {error}")
-    sizes = (task.source.stat().st_size / 1e6, target.stat().st_size / 1e6)
+    sizes = (megabytes(task.source), megabytes(target))
     if task.served is not None:
         speed = speed_ratio(task.source, target, task.spec.tower, task.products, task.served)
         if speed < FASTER:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,8 +12,8 @@ from typing import Literal, TypeAlias
 
 import onnx
 from likeness_client.contract import encoder_model
-from likeness_client.writing import written_aside
 
+from likeness_export.exporting.network_files import move_network
 from likeness_export.pipeline import StepSpec, encoder_networks
 from likeness_export.precision.fp16 import Fp16
 from likeness_export.precision.gate import Drift, Limits, mean_points
@@ -120,8 +119,7 @@ class Reducer:
             drifts = self._together(heads, outcomes, work)
             for tower, outcome in outcomes.items():
                 if outcome.form != FP32:
-                    with written_aside(_file(folder, tower)) as aside:
-                        shutil.copyfile(work / f"{tower}.onnx", aside)
+                    move_network(_file(work, tower), _file(folder, tower))
         self.report = PrecisionReport(
             precision=self.choice.precision,
             split=self.judged.split,
@@ -143,9 +141,9 @@ class Reducer:
 
     def _reduce(self, spec: StepSpec, heads: FusionHeads, work: Path) -> Outcome:
         source = _file(heads.folder, spec.tower)
-        place = work / spec.tower
-        place.mkdir()
-        writer = self._writer(spec, source, place)
+        target = _file(work, spec.tower)
+        target.parent.mkdir(parents=True)
+        writer = self._writer(spec, source, target.parent)
         if writer is None:
             return Outcome(name=spec.name, form=FP32, reason=_SMALL)
         if too_few := self._too_few(spec.tower, writer):
@@ -160,13 +158,13 @@ class Reducer:
             signature_faults=lambda vectors: heads.faults(heads.drifts({spec.tower: vectors})),
             served=cpu_parameters(self.recipe.towers[spec.tower], self.recipe.serving.of(spec.name)) if timed else None,
         )
-        outcome = reduce_network(task, writer, work / f"{spec.tower}.onnx")
+        outcome = reduce_network(task, writer, target)
         log.info("%s: %s%s", spec.name, outcome.form, f", {outcome.reason}" if outcome.reason else "")
         return outcome
 
     def _writer(self, spec: StepSpec, source: Path, work: Path) -> Writer | None:
         """Choose how a network is reduced; None if it is not worth it."""
-        kind = kind_of(onnx.load(source))
+        kind = kind_of(onnx.load(source, load_external_data=False))
         if kind == "small":
             return None
         if self.choice.precision == "fp16":
@@ -192,7 +190,7 @@ class Reducer:
     def _together(self, heads: FusionHeads, outcomes: dict[str, Outcome], work: Path) -> dict[str, Drift]:
         """Judge all reduced networks together; while they fail, the one that has moved most goes back to fp32."""
         reduced = {
-            name: self.judged.embed(name, work / f"{name}.onnx")
+            name: self.judged.embed(name, _file(work, name))
             for name, outcome in outcomes.items()
             if outcome.form != FP32
         }

@@ -89,6 +89,11 @@ def _check_whole(repository: Path) -> None:
             if (found := config.parameters[SPACE_PARAMETER].string_value) != space:
                 raise InputError(f"{path} is of the space {found}, {MANIFEST} of {space}: {_AGAIN}")
             continue
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise InputError(f"{path} is not the file that was exported: {_AGAIN}")
+        if sha256(path).hex() != digest:
+            raise InputError(f"{path} is not the file that was exported: {_AGAIN}")
+
+
+def sha256(path: Path) -> bytes:
+    """Return the hash of a file, which may be larger than the memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
