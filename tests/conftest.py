@@ -27,6 +27,7 @@ from likeness_export.pipeline import StepSpec
 from likeness_export.recipe import load_recipe
 from likeness_export.repository.servable import MANIFEST
 from likeness_export.run import Run
+from likeness_export.server import serve
 from likeness_export.server.serve import ServeConfig, serving, unused_ports
 from likeness_export.training.train import train
 from numpy.typing import NDArray
@@ -61,6 +62,17 @@ def _one_registry() -> Iterator[None]:
             from torch.onnx._internal.exporter._registration import ONNXRegistry
 
             patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_are_killed() -> Iterator[None]:
+    """Triton takes seconds to end in order, which `likeness serve`, a process of its own, is tested for.
+
+    Where one is killed, Triton leaves an empty folder in /tmp.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "_STOP_S", 0.0)
         yield
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from likeness_client import Client, Embeddings, Product, read_products
 from likeness_client.records import read_jsonl
+from likeness_export.cli import app
 from likeness_export.evaluation.evaluate import Row
 from likeness_export.run import Run
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.server
 
@@ -98,9 +100,10 @@ def test_evaluate_through_the_server(
 ) -> None:
     out = tmp_path / "served.json"
     data = demo_catalogue.parent
-    done = likeness("evaluate", trained_run.folder, "--data-root", data, "--server", address, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "as they are" in done.stdout
+    words = ["evaluate", trained_run.folder, "--data-root", data, "--server", address, "--out", out]
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "as they are" in done.output
     served = json.loads(out.read_text(encoding="utf-8"))
     assert [row["signature"] for row in served] == [row.signature for row in offline_rows]
     for row, expected in zip(served, offline_rows, strict=True):

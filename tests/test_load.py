@@ -25,7 +25,7 @@ pytestmark = pytest.mark.server
 
 CALLERS = 16
 MOST_PRODUCTS = 20  # per call; more than two full batches of the fixture's server
-LOAD_S = float(os.environ.get("LIKENESS_LOAD_S", "5"))
+LOAD_S = float(os.environ.get("LIKENESS_LOAD_S", "2"))
 
 
 @dataclass(frozen=True)

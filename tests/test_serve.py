@@ -182,24 +182,23 @@ def test_it_says_when_all_endpoints_answer_and_stops_cleanly(
         assert not list(serving.temporary.iterdir())
 
 
-def test_ready_means_that_every_step_has_computed(small: Path, tmp_path: Path) -> None:
-    config = ServeConfig.on_unused_ports(small, tmp_path / "log")
+def test_ready_means_that_every_step_has_computed_whatever_host_and_path_are_called(
+    small: Path, tmp_path: Path
+) -> None:
+    """The host may be a name, and the path one that a shell would read otherwise."""
+    repository = shutil.copytree(small, tmp_path / "my 'shop' & more")
+    config = ServeConfig.on_unused_ports(repository, tmp_path / "log", host="localhost")
     with serving(config):
-        with InferenceServerClient(config.address) as client:
-            steps = client.get_inference_statistics().model_stats
+        with InferenceServerClient(config.address) as stub:
+            steps = stub.get_inference_statistics().model_stats
         with urllib.request.urlopen(f"http://{config.at(config.metrics_port)}/metrics") as answer:
             metrics = answer.read().decode()
+        with Client(config.address) as client:
+            assert client.info().signatures == ("attributes",)
     computed = {step.name: step.execution_count for step in steps}
     assert computed == {preprocess_model("attributes"): 2, encoder_model("attributes"): 2, embed_model("attributes"): 0}
     unusable = [line.split()[-1] for line in metrics.splitlines() if line.startswith("likeness_unusable_items_total")]
     assert unusable == ["0"]
-
-
-def test_the_host_may_be_a_name_and_the_path_one_that_a_shell_would_read_otherwise(small: Path, tmp_path: Path) -> None:
-    repository = shutil.copytree(small, tmp_path / "my 'shop' & more")
-    config = ServeConfig.on_unused_ports(repository, tmp_path / "log", host="localhost")
-    with serving(config), Client(config.address) as client:
-        assert client.info().signatures == ("attributes",)
 
 
 def test_impatience_leaves_nothing_behind_either(small: Path, ports: list[int], tmp_path: Path) -> None:

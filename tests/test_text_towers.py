@@ -37,11 +37,9 @@ RECIPE = {
 }
 
 
-@pytest.fixture(scope="module", params=["trained", "concatenated", "joined"])
+@pytest.fixture(scope="module", params=["concatenated", "joined"])
 def run(request: pytest.FixtureRequest, demo_catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("words")
-    if request.param == "trained":
-        return trained(folder / "run", demo_catalogue)
     if request.param == "concatenated":
         return trained(folder / "run", demo_catalogue, fusion={"kind": "concatenation"})
     late = {"fusion": {"kind": "late"}}

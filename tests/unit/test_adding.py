@@ -50,18 +50,20 @@ def test_the_guides_encoder_is_trained_and_exported(tiny: Tiny, tmp_path: Path) 
     (encoders / "__init__.py").write_text(whole, encoding="utf-8")
     (tmp_path / "added.toml").write_text(RECIPE, encoding="utf-8")
 
-    def likeness(*words: str | Path) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", "from likeness_client.cli import main; main()", *words],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-
     run, repository = tmp_path / "run", tmp_path / "repository"
-    likeness("train", tmp_path / "added.toml", "--out", run, "--data-root", tiny.root)
-    likeness("export", run, "--repository", repository)
+    commands = [
+        f"train {tmp_path / 'added.toml'} --out {run} --data-root {tiny.root}",
+        f"export {run} --repository {repository}",
+    ]
+    run_all = "for words in sys.argv[1:]: app(words.split(), standalone_mode=False)"
+    code = f"import sys; from likeness_export.cli import app\n{run_all}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert (repository / "image_encoder" / "1" / "model.onnx").is_file()
     assert json.loads((repository / "manifest.json").read_text(encoding="utf-8"))["space"]
