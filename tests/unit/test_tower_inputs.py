@@ -100,8 +100,8 @@ def test_inputs_that_are_encoded_once_come_in_the_same_batches_and_are_not_kept(
     expected, found = batches_of(kept, encoder), batches_of(passing, encoder)
     assert [len(batch) for batch in found] == [len(batch) for batch in expected]
     assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
-    assert not passing._kept
-    assert kept._kept
+    assert not passing._fixed
+    assert kept._fixed
     for name in ("present", "unknown"):
         assert np.array_equal(getattr(passing, name), getattr(kept, name))
     assert not passing.present[DAMAGED]
@@ -116,6 +116,7 @@ def test_of_inputs_that_are_encoded_once_nothing_is_kept_by_asking_what_is_there
 ) -> None:
     for inputs in (read(once=True), several(once=True)):
         rows = np.flatnonzero(inputs.present)
+        assert not inputs._fixed
         assert not inputs._kept
         assert {*inputs.lengths(rows).tolist()} == {1}
         if len(inputs.specs) == 1:
@@ -361,7 +362,7 @@ def test_evaluating_a_fine_tuned_run_again_encodes_nothing(
     whole, encode = exported.recipe.modalities(), TowerInputs.encode
 
     def noting(inputs: TowerInputs, encoder: Encoder) -> NDArray[np.float32]:
-        assert not inputs._kept  # decoded photos are not kept
+        assert not inputs._fixed  # decoded photos are not kept
         return encode(inputs, encoder)
 
     monkeypatch.setattr(TowerInputs, "encode", noting)

@@ -567,7 +567,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
 
     monkeypatch.setattr("likeness_export.training.trainer.read_inputs", noting)
     train(frozen, run, tiny.root)
-    assert [found._kept for found in inputs] == [{}, {}]  # decoded photos are not kept
+    assert [found._fixed for found in inputs] == [{}, {}]  # decoded photos are not kept
     assert len(list(run.features.iterdir())) == 2
     torch.manual_seed(frozen.seed)
     untrained = build_network(frozen, run.towers, tiny.root).state_dict()

@@ -71,9 +71,12 @@ class TowerInputs:
         # but they are cheap to tokenise again.
         self._of_one_size = not any(spec.varies for spec in self.specs)
         self._costly = self._of_one_size or any(len(spec.dims) > 1 for spec in self.specs)
-        self._keeps = self._costly and not once
+        self._fixed: dict[str, NDArray[np.generic]] = {}
         self._kept: dict[int, tuple[Tensor, ...]] = {}
+        self._keeps = self._costly and not self._of_one_size and not once
         if not once:
+            if self._of_one_size:
+                self._fixed = {s.name: np.zeros((len(items), *s.dims), s.numpy_dtype) for s in self.specs}
             self._read_all()
 
     @property
@@ -126,21 +129,23 @@ class TowerInputs:
         for start in each(range(0, len(rows), MOST_AT_ONCE), f"reading {self.name}"):
             chunk = rows[start : start + MOST_AT_ONCE]
             tensors, found = self._preprocessed(chunk)
+            for name, whole in self._fixed.items():
+                whole[chunk] = tensors[name]
             if self._keeps:
                 self._kept |= self._readable(chunk, tensors, found)
             errors |= {int(row): error for row, error in zip(chunk, found, strict=True) if error}
-        if not self._of_one_size:
-            for row, kept in self._kept.items():
-                self._sizes[row] = len(kept[0])  # of like length are those with as many photos, whatever their files
+        for row, kept in self._kept.items():
+            self._sizes[row] = len(kept[0])  # of like length are those with as many photos, however large their files
         self.note(errors)
 
     def lengths(self, rows: Rows) -> NDArray[np.intp]:
         """Return how long the tensors of each product are that are kept, in photos; 1 where all are of one size."""
-        kept = {} if self._of_one_size else self._kept
-        return np.array([len(kept[row][0]) if row in kept else 1 for row in rows.tolist()], dtype=np.intp)
+        return np.array([len(self._kept[row][0]) if row in self._kept else 1 for row in rows.tolist()], dtype=np.intp)
 
     def batch(self, rows: Sequence[int] | Rows) -> tuple[Tensor, ...]:
         """Return the encoder's tensors for these products, all of which must be present."""
+        if self._fixed:
+            return tuple(torch.from_numpy(self._fixed[spec.name][rows]) for spec in self.specs)
         if self._kept:
             return _joined([self._kept[int(row)] for row in rows])
         tensors, _ = self._preprocessed(rows)
