@@ -43,8 +43,16 @@ class RoundsConfig:
     turn_s: TurnS = 20.0
     warm_up_s: options.WarmUpS = 3.0
 
+    def __post_init__(self) -> None:
+        # What no load can be is refused before anything is installed or started.
+        self.closed_loop(getattr(self, "concurrency", 1), getattr(self, "batch_size", 1))
+
     def closed_loop(self, concurrency: int, batch_size: int = 1) -> LoadConfig:
-        """Return the load of every turn; where the servers are is found out when they are started."""
+        """Return the load of every turn; where the servers are is found out when they are started.
+
+        Raises:
+            InputError: there cannot be such a load.
+        """
         return LoadConfig(
             address="",
             concurrency=concurrency,

@@ -144,6 +144,15 @@ def test_help_names_the_repository_that_is_taken_where_none_is_given() -> None:
     assert "runs/speed/repository" in CliRunner().invoke(app, ["start", "--help"]).output
 
 
+@pytest.mark.parametrize("command", ["infinity", "eager", "mixed", "perf-analyzer"])
+def test_what_no_load_can_be_is_refused_before_anything_is_installed(command: str, tmp_path: Path) -> None:
+    asked = ["products.jsonl", "--turn-s", "inf", "--environments", str(tmp_path / "envs")]
+    refused = CliRunner().invoke(app, [command, *asked]).exception
+    assert isinstance(refused, InputError)
+    assert "all of them finite" in str(refused)
+    assert not list(tmp_path.iterdir())
+
+
 def test_json_carries_pictures_as_base64() -> None:
     body = json_body({"text": b"chair", "image": b"\xff\x00", "attributes": b'{"kind":"chair"}'})
     assert body == {"text": "chair", "image": "/wA=", "attributes": {"kind": "chair"}}

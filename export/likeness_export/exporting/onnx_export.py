@@ -87,6 +87,7 @@ def export_network(
     """
     started = time.perf_counter()
     module = module.eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with told_if_full(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         aside = Path(folder) / path.name
         usual = min(_LENGTHS[1], longest)

@@ -132,7 +132,7 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
 
 
 def agreement(labels: Labels, truth: NDArray[np.str_]) -> Agreement:
-    """Compare clusters [n] with labels [n]; products with an empty one are left out.
+    """Compare the clusters of products [n], ``labels``, with their ``truth`` [n]; empty truths are left out.
 
     Raises:
         InputError: no product has a label.
