@@ -146,7 +146,7 @@ def test_help_names_the_repository_that_is_taken_where_none_is_given() -> None:
 
 @pytest.mark.parametrize("command", ["infinity", "eager", "mixed", "perf-analyzer"])
 def test_what_no_load_can_be_is_refused_before_anything_is_installed(command: str, tmp_path: Path) -> None:
-    asked = ["products.jsonl", "--turn-s", "inf", "--environments", str(tmp_path / "envs")]
+    asked = [__file__, "--turn-s", "inf", "--environments", str(tmp_path / "envs")]
     refused = CliRunner().invoke(app, [command, *asked]).exception
     assert isinstance(refused, InputError)
     assert "all of them finite" in str(refused)
