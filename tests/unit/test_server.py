@@ -189,6 +189,16 @@ def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
+def test_memory_of_another_user_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by root, whom nothing else would stop."""
+    monkeypatch.setattr("likeness_export.server.shared_memory._SHARED_MEMORY", tmp_path)
+    theirs = tmp_path / "triton_python_backend_shm_region_likeness-serve-theirs.claim"
+    theirs.touch()
+    monkeypatch.setattr("os.getuid", lambda: theirs.stat().st_uid + 1)
+    _clear_abandoned()
+    assert theirs.exists()
+
+
 def test_a_server_that_starts_at_the_same_time_is_not_taken_for_a_killed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
