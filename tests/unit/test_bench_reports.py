@@ -827,18 +827,21 @@ def test_a_load_without_time_for_a_second_run_says_so(
     assert any(reason in note for note in found.notes)
 
 
-def test_a_load_that_does_not_settle_says_that_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("took_s", "budget_s", "runs"), [(1.0, 3.5, 3), (2.0, 5.0, 2)])  # as planned, and longer
+def test_a_load_that_does_not_settle_says_that_the_time_is_up(
+    took_s: float, budget_s: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now_s = 0.0
 
     def clock() -> float:
         nonlocal now_s
-        now_s += 1.0  # the time is looked at once before the first run, and once after each
+        now_s += took_s  # the time is looked at once before the first run, and once after each
         return now_s
 
     monkeypatch.setattr("likeness_bench.repeated.time", SimpleNamespace(perf_counter=clock))
-    found = repeated(monkeypatch, [0.1, 0.3, 0.9], budget_s=3.5)
-    assert (len(found.runs), found.settled) == (3, False)
-    assert "p99 did not settle in 3 runs: the time is up (3.5 s)" in found.notes
+    found = repeated(monkeypatch, [0.1, 0.3, 0.9], budget_s=budget_s)
+    assert (len(found.runs), found.settled) == (runs, False)
+    assert f"p99 did not settle in {runs} runs: the time is up ({budget_s:g} s)" in found.notes
 
 
 @pytest.mark.parametrize(("rests", "said"), [([], "run once ({})"), ([True], "p99 did not settle in 2 runs: {}")])

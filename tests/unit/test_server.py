@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import signal
@@ -150,11 +151,20 @@ def test_models_that_a_killed_server_left_are_ended_and_those_of_others_are_not(
 ) -> None:
     monkeypatch.setattr("likeness_export.server.shared_memory._SHARED_MEMORY", tmp_path)
     start = "triton_python_backend_shm_region_"
-    (tmp_path / f"{start}likeness-serve-killed_by_a_test.claim").touch()
+    claim = tmp_path / f"{start}likeness-serve-killed_by_a_test.claim"
+    claim.touch()
+    kill, ended = os.kill, list[int]()
+
+    def kill_late(process: int, signum: int) -> None:
+        ended.append(process)
+        kill(process, signum)
+        raise ProcessLookupError  # as if it had ended just before
+
     with ExitStack() as running:
 
         def model(program: str, server: str) -> subprocess.Popen[bytes]:
-            command = [program, "-c", "import time; time.sleep(600)", f"{start}{server}-memory"]
+            names = ["triton_python_backend_stub", f"{start}{server}-memory"]  # whoever looks at one may name it, too
+            command = [program, "-c", "import time; time.sleep(600)", *names]
             process = running.enter_context(subprocess.Popen(command, executable=sys.executable))
             running.callback(process.kill)
             return process
@@ -164,9 +174,13 @@ def test_models_that_a_killed_server_left_are_ended_and_those_of_others_are_not(
             model("triton_python_backend_stub", "likeness-serve-another_of_a_test"),
             model("tail", "likeness-serve-killed_by_a_test"),
         ]
-        with shared_memory("likeness-serve-next"):
-            assert left.wait(20) == -signal.SIGKILL
-            assert [other.poll() for other in others] == [None, None]
+        with monkeypatch.context() as patch:
+            patch.setattr("os.kill", kill_late)
+            _clear_abandoned()
+        assert left.wait(20) == -signal.SIGKILL
+        assert ended == [left.pid]
+        assert [other.poll() for other in others] == [None, None]
+        assert not claim.exists()
 
 
 def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
@@ -176,6 +190,10 @@ def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
     # Triton's own beginning: whoever asks to register memory of such a name is refused.
     start = "triton_python_backend_shm_region_"
     killed = [tmp_path / f"{start}likeness-serve-killed{suffix}" for suffix in (".claim", "1", "2")]
+    folders = [tmp_path / "temporary" / f"likeness-serve-{name}" for name in ("killed", "nobodys")]
+    for folder in folders:
+        (folder / "backends").mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     others = [tmp_path / f"{start}{name}" for name in ("1", "likeness-serve-nobodys", "likeness-serve-*.claim")]
     for path in (*killed, *others):
         path.touch()
@@ -186,7 +204,20 @@ def test_memory_that_a_killed_server_left_is_freed_and_that_of_others_is_not(
         with shared_memory("likeness-serve-second"):
             assert own.exists()
         assert own.exists()
-    assert sorted(tmp_path.iterdir()) == sorted(others)
+    assert [*(tmp_path / "temporary").iterdir()] == folders[1:]
+    with pytest.raises(KeyboardInterrupt), shared_memory("likeness-serve-third"):
+        raise KeyboardInterrupt
+    assert sorted(path for path in tmp_path.iterdir() if path.is_file()) == sorted(others)
+
+
+def test_memory_of_another_user_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by root, whom nothing else would stop."""
+    monkeypatch.setattr("likeness_export.server.shared_memory._SHARED_MEMORY", tmp_path)
+    theirs = tmp_path / "triton_python_backend_shm_region_likeness-serve-theirs.claim"
+    theirs.touch()
+    monkeypatch.setattr("os.getuid", lambda: theirs.stat().st_uid + 1)
+    _clear_abandoned()
+    assert theirs.exists()
 
 
 def test_a_server_that_starts_at_the_same_time_is_not_taken_for_a_killed_one(

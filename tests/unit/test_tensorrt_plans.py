@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from likeness_client.errors import InputError
 from likeness_export.encoders.base import ASSETS
+from likeness_export.exporting.onnx_export import ExportError
 from likeness_export.exporting.tensorrt_plans import PlanStep, Range, TensorRTBuilder, plan_ranges
 from likeness_export.recipe import parse_recipe
 from likeness_export.run import Run
@@ -78,8 +79,15 @@ def test_lengths_are_those_that_the_preprocessing_pads_to(tmp_path: Path) -> Non
         plan_ranges(run)
 
 
-def fake_tensorrt(calls: list[str], fitting: bytes) -> Any:
-    """As much of TensorRT as the builder uses; a timing cache fits if it is ``fitting`` or empty."""
+def fake_tensorrt(calls: list[str], fitting: bytes, errors: Sequence[str] = (), plan: bytes | None = b"plan") -> Any:
+    """As much of TensorRT as the builder uses; a timing cache fits if it is ``fitting`` or empty.
+
+    Args:
+        calls: is told what was asked for.
+        fitting: the timings that fit.
+        errors: what the parser finds wrong with every file.
+        plan: what is built; None: nothing can be.
+    """
 
     class Cache(SimpleNamespace):
         known: bytes
@@ -93,23 +101,35 @@ def fake_tensorrt(calls: list[str], fitting: bytes) -> Any:
 
     config = SimpleNamespace(
         set_memory_pool_limit=lambda *_: None,
-        add_optimization_profile=lambda *_: None,
+        add_optimization_profile=lambda profile: calls.append(f"profile {profile.shapes}"),
         create_timing_cache=lambda known: None if known == b"broken" else Cache(known=known),
         set_timing_cache=set_cache,
         clear_flag=lambda flag: calls.append(f"no {flag}"),
     )
+
+    def create_network(flags: int) -> str:
+        calls.append(f"flags {flags}")
+        return "network"
+
+    def profile() -> Any:
+        shapes: dict[str, Any] = {}
+        return SimpleNamespace(shapes=shapes, set_shape=lambda name, *sizes: shapes.update({name: sizes}))
+
+    parser = SimpleNamespace(
+        parse_from_file=lambda _: not errors, num_errors=len(errors), get_error=lambda place: errors[place]
+    )
     builder = SimpleNamespace(
-        create_network=lambda flags: flags,
+        create_network=create_network,
         create_builder_config=lambda: config,
-        create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *_: None),
-        build_serialized_network=lambda *_: b"plan",
+        create_optimization_profile=profile,
+        build_serialized_network=lambda *given: plan if given == ("network", config) else pytest.fail("of another"),
     )
     return SimpleNamespace(
         __version__="11.4",
         Logger=type("Logger", (), {"WARNING": 1, "__init__": lambda *_: None}),
         Builder=lambda _: builder,
-        OnnxParser=lambda *_: SimpleNamespace(parse_from_file=lambda _: True),
-        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        OnnxParser=lambda network, _: parser if network == "network" else pytest.fail("of another"),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=3),
         MemoryPoolType=SimpleNamespace(WORKSPACE=0),
         BuilderFlag=SimpleNamespace(TF32="TF32"),
         init_libnvinfer_plugins=lambda *_: calls.append("plugins"),
@@ -122,7 +142,8 @@ def build(place: Path, monkeypatch: pytest.MonkeyPatch, known: bytes | None, fit
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(calls, fitting))
     if known is not None:
         place.write_bytes(known)
-    assert TensorRTBuilder(place).build(place.parent / "net/1/model.onnx", {}) == b"plan"
+    ranges = {"pixels": Range(smallest=(1, 3), usual=(4, 3), largest=(8, 3))}
+    assert TensorRTBuilder(place).build(place.parent / "net/1/model.onnx", ranges) == b"plan"
     return calls
 
 
@@ -157,8 +178,31 @@ def test_the_plugins_that_come_with_tensorrt_are_registered_once(
     assert build(tmp_path / "timing", monkeypatch, None).count("plugins") == 1
 
 
-def test_what_the_file_says_is_fp32_is_not_computed_in_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no TF32" in build(tmp_path / "timing", monkeypatch, None)
+def test_precision_is_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = build(tmp_path / "timing", monkeypatch, None)
+    assert "no TF32" in calls
+    assert f"flags {1 << 3}" in calls  # a flag is the place of a bit
+
+
+def test_a_plan_is_of_the_smallest_the_usual_and_the_largest_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "profile {'pixels': ((1, 3), (4, 3), (8, 3))}" in build(tmp_path / "timing", monkeypatch, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"errors": ("no such node", "nor this one")}, "cannot parse the file: no such node; nor this one"),
+        ({"plan": None}, "cannot build a plan; its log above says why"),
+    ],
+)
+def test_a_network_of_which_no_plan_can_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt([], b"", **wrong))
+    with pytest.raises(ExportError, match=f"^net: TensorRT {said}$"):
+        TensorRTBuilder(tmp_path / "timing").build(tmp_path / "net/1/model.onnx", {})
 
 
 def test_without_the_package_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from likeness_export.run import Run, load_state
 from likeness_export.tensors import TensorSpec
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
-from likeness_export.training.trainer import Trainer, prepare_towers
+from likeness_export.training.trainer import Trainer, _schedule, prepare_towers
 from likeness_export.training.training_data import read_training_data, records_key
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
@@ -112,6 +112,7 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
         train_interrupted(recipe, resumed, tiny.root, after=epochs)
         assert not resumed.weights.exists()
         assert resumed.checkpoint.exists() == (epochs > 0)
+    fitted = {path: path.stat().st_mtime_ns for path in resumed.towers.rglob("*")}
     torch.manual_seed(99)  # what happened in the process before does not matter
     half_written = resumed.folder / f".{resumed.checkpoint.name}.0123abcd.partial"
     half_written.touch()  # by a process that was killed
@@ -122,6 +123,41 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
     assert losses(resumed) == losses(straight)
     assert len(losses(straight)) == recipe.training.head_epochs + recipe.training.epochs
     assert not resumed.checkpoint.exists()
+    assert {path: path.stat().st_mtime_ns for path in resumed.towers.rglob("*")} == fitted  # it goes with the weights
+
+
+def test_every_encoder_learns_at_its_own_rate_and_a_frozen_one_not_at_all(tiny: Tiny, tmp_path: Path) -> None:
+    towers = tiny.recipe.model_dump(mode="json")["towers"]
+    towers["image"]["learning_rate"], towers["attributes"]["freeze"] = 3e-4, True
+    settings = {"learning_rate": 0.02, "weight_decay": 0.3, "proxies": 1.0}
+    recipe, run = changed(tiny.recipe, towers=towers, training=settings), Run(tmp_path / "run")
+    trainer = Trainer(recipe, run, read_training_data(recipe, tiny.root), tiny.root, torch.device("cpu"))
+    names = {
+        id(tensor): name for part in (trainer.network, trainer.objective) for name, tensor in part.named_parameters()
+    }
+    assert {name.split(".")[0] for name in names.values()} == {"towers", "fusion", "metric", "proxies"}
+    found = {
+        names[id(tensor)]: (group["lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for tensor in group["params"]
+    }
+    assert not any(tensor.requires_grad for tensor in trainer.network.tower("attributes").encoder.parameters())
+    assert found == {
+        name: (3e-4 if name.startswith("towers.image.encoder.") else 0.02, 0.3)
+        for name in names.values()
+        if not name.startswith("towers.attributes.encoder.")
+    }
+
+
+def test_the_learning_rate_rises_for_the_head_and_again_for_all_and_falls_to_nothing() -> None:
+    factor = _schedule(100, 200)
+    rates = [factor(step) for step in range(301)]
+    assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert {*rates[6:100]} == {1}
+    assert rates[100:112] == pytest.approx([step / 12 for step in range(1, 13)])
+    assert rates[112:] == sorted(rates[112:], reverse=True)
+    assert (rates[112], rates[112 + 94], rates[300]) == pytest.approx((1, 0.5, 0))
+    assert _schedule(0, 1)(0) == 1  # a single step learns
 
 
 def test_an_interrupted_training_does_not_go_on_with_other_products(tiny: Tiny, tmp_path: Path) -> None:
@@ -220,7 +256,7 @@ def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
     assert len(read_training_data(recipe, tiny.root).catalogue) == len(lines)
 
 
-def test_every_epoch_draws_batches_and_modalities_of_its_own(
+def test_every_epoch_of_every_seed_draws_batches_and_modalities_of_its_own(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge, batches, states = LabelPositives.judge, list[bytes](), list[bytes]()
@@ -231,7 +267,9 @@ def test_every_epoch_draws_batches_and_modalities_of_its_own(
         return judge(positives, rows)
 
     monkeypatch.setattr(LabelPositives, "judge", noting)
-    train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
+    for seed in (1, 2):
+        recipe = changed(tiny.recipe, training={"epochs": 2}).model_copy(update={"seed": seed})
+        train(recipe, Run(tmp_path / str(seed)), tiny.root)
     assert len(batches) == len(set(batches)) == len(set(states))
 
 
@@ -494,7 +532,9 @@ def test_a_half_written_file_is_never_seen(
             train(tiny.recipe, run, tiny.root)
     assert not place.exists()
     assert not list(run.folder.glob("*.partial")) + list(run.folder.glob(".*.partial"))
+    run.log.unlink(missing_ok=True)  # whose last lines may be missing, too
     train(tiny.recipe, run, tiny.root)
+    assert len(losses(run)) == tiny.recipe.training.epochs
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
@@ -557,7 +597,8 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
     network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
     network.save_pretrained(tiny.root / "resnet")
     (tiny.root / "resnet" / "preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
-    frozen = changed(tiny.recipe, towers={"image": {"encoder": "vision", "source": "resnet", "image_px": 32}})
+    towers = {"image": {"encoder": "vision", "source": "resnet", "image_px": 32}}
+    frozen = changed(tiny.recipe, towers=towers, training={"head_epochs": 1, "epochs": 1})
     run, inputs = Run(tmp_path / "run"), list[TowerInputs]()
 
     def noting(*given: Any, **keys: Any) -> dict[str, TowerInputs]:
@@ -594,8 +635,9 @@ def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
     encoder = {name for name in untrained if name.startswith("towers.image.encoder.")}
     assert all(torch.equal(state[name], untrained[name]) for name in encoder)
     assert not torch.equal(state["towers.image.projection.weight"], untrained["towers.image.projection.weight"])
-    train(recipe, run, tiny.root)
-    assert any(not torch.equal(weights(run)[name], untrained[name]) for name in encoder)
+    straight = Run(tmp_path / "straight")
+    train(recipe, straight, tiny.root)
+    assert any(not torch.equal(weights(straight)[name], untrained[name]) for name in encoder)
 
 
 def test_training_on_pairs_reads_the_products_that_they_name(
