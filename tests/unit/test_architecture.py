@@ -163,4 +163,4 @@ def test_the_wheel_holds_the_three_packages_and_what_they_read(tmp_path: Path) -
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
     for needed in ("recipes/demo.toml", "recipes/fashion.toml", "repository/adapters/network_model.py", "py.typed"):
         assert f"likeness_export/{needed}" in names
-    assert not [name for name in names if "__pycache__" in name or name.endswith((".onnx", ".pt"))]
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".onnx", ".onnx.data", ".pt"))]
