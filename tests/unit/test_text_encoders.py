@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime as ort
@@ -651,7 +652,7 @@ def test_a_prompt_leaves_room_for_a_text(tmp_path: Path) -> None:
 def test_a_file_that_the_hub_cannot_be_asked_for_is_missing_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("likeness_export.encoders.sources.cached_file", lambda *_, **__: None)
+    monkeypatch.setattr("likeness_export.encoders.sources.get_hf_file_metadata", Mock(side_effect=ConnectionError))
     assert file_beside("no/network", tmp_path, "1_Pooling/config.json") is None
     assert file_beside("no/network", tmp_path, "modules.json") is None
     assert caplog.text.count("source 'no/network': whether it has files that say what to do with its vectors") == 1
