@@ -273,10 +273,18 @@ def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> No
 
 def test_a_training_that_failed_before_its_first_epoch_leaves_the_folder_to_others(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    with pytest.raises(InputError, match=r"there is no such file. The recipe's paths start from --data-root \(now "):
-        train(changed(tiny.recipe, training={"epochs": 4}), run, tmp_path / "elsewhere")
+    other = changed(tiny.recipe, towers={"text": {"encoder": "tfidf"}})
+    with pytest.raises(InputError, match=r"towers\.text: no training product has text"):
+        train(other, run, tiny.root)
     train(tiny.recipe, run, tiny.root)
     assert run.read_recipe() == tiny.recipe
+
+
+def test_a_training_without_data_leaves_nothing_behind(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"there is no such file. The recipe's paths start from --data-root \(now "):
+        train(tiny.recipe, run, tmp_path / "elsewhere")
+    assert not run.folder.exists()
 
 
 def test_two_processes_do_not_train_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
@@ -335,6 +343,26 @@ def test_damaged_files_are_named(tiny: Tiny, tmp_path: Path, left: int) -> None:
     train(tiny.recipe, run, tiny.root)
     for name in ("weights.pt", "trained_on.json", "recipe.json"):
         refused(run.folder / name)
+
+
+@pytest.mark.parametrize("held", ["{}", "[]", '{"records": "", "product_ids": 1}'])
+def test_a_run_that_does_not_say_what_it_was_trained_on_is_named(tmp_path: Path, held: str) -> None:
+    (tmp_path / "trained_on.json").write_text(held, encoding="utf-8")
+    with pytest.raises(InputError, match=r"trained_on\.json is damaged \(it does not say what was trained on\): copy"):
+        Run(tmp_path).trained_on()
+
+
+def test_a_checkpoint_of_another_network_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    run, wider = Run(tmp_path / "run"), changed(tiny.recipe, similarity={"hidden": 16})
+    train_interrupted(tiny.recipe, run, tiny.root, after=1)
+    run.write_recipe(wider)
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit the network of .*recipe\.json, or was written"):
+        train(wider, run, tiny.root)
+    run.write_recipe(tiny.recipe)
+    for held in ([], {**torch.load(run.checkpoint), "network": None}):
+        torch.save(held, run.checkpoint)
+        with pytest.raises(InputError, match=r"checkpoint\.pt does not fit the network of .*recipe\.json, or was"):
+            train(tiny.recipe, run, tiny.root)
 
 
 @pytest.mark.parametrize("held", [b"h\x90.", b"X\x01\x00\x00\x00\xff.", b"version https://git-lfs", bytes(99)])
