@@ -198,6 +198,7 @@ def test_gaps_that_became_words_and_html_are_named_once(
     assert "gap" not in caplog.text
     edit_catalogue(tiny, "0-0", group="nan", title="a<br/>b", serial="nan", attributes={"kind": "None"})
     edit_catalogue(tiny, "0-1", group="nan", title="R&amp;D, 3 < 4 > 2, nan", note="<p>")
+    edit_catalogue(tiny, "0-2", title="M&Ms; <XL>")
     recipe, run = changed(tiny.recipe, data={"labels": ["attributes.kind+group"]}), Run(tmp_path / "run")
     train(recipe, run, tiny.root)
     train(recipe, run, tiny.root)  # finished; what else reads the training data again, an export for instance, is no
@@ -359,7 +360,8 @@ def test_a_checkpoint_of_another_network_is_named(tiny: Tiny, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"checkpoint\.pt does not fit the network of .*recipe\.json, or was written"):
         train(wider, run, tiny.root)
     run.write_recipe(tiny.recipe)
-    for held in ([], {**torch.load(run.checkpoint), "network": None}):
+    others: tuple[object, ...] = [], {**torch.load(run.checkpoint), "network": None}
+    for held in others:
         torch.save(held, run.checkpoint)
         with pytest.raises(InputError, match=r"checkpoint\.pt does not fit the network of .*recipe\.json, or was"):
             train(tiny.recipe, run, tiny.root)
