@@ -98,10 +98,10 @@ def here(server: Server, demo_catalogue: Path, trained_run: Run, repository: Pat
     }
 
 
-def write_feed(folder: Path) -> None:
+def write_feed(folder: Path, feed: str = FEED) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "s1.jpg").write_bytes(b"a photo")
-    (folder / "feed.tsv").write_text(FEED, encoding="utf-8")
+    (folder / "feed.tsv").write_text(feed, encoding="utf-8")
 
 
 def localised(text: str, here: dict[str, str]) -> str:
@@ -117,11 +117,15 @@ def test_python_runs(guide: Path, here: dict[str, str]) -> None:
         exec(compile(localised(block, here), str(guide), "exec"), {"__name__": "readme"})
 
 
-def test_a_feed_becomes_products(tmp_path: Path) -> None:
-    write_feed(tmp_path / "my_data")
+def products_of_feed(folder: Path, feed: str) -> list[tuple[Product, dict[str, Any]]]:
+    write_feed(folder / "my_data", feed)
     [block] = (block for block in blocks(ROOT / "export" / "README.md", "python") if "feed.tsv" in block)
-    exec(compile(block.replace("my_data", f"{tmp_path}/my_data"), "feed", "exec"), {"__name__": "readme"})
-    shirt, other, mug, vase = read_products(tmp_path / "my_data" / "products.jsonl")
+    exec(compile(block.replace("my_data", f"{folder}/my_data"), "feed", "exec"), {"__name__": "readme"})
+    return list(read_products(folder / "my_data" / "products.jsonl"))
+
+
+def test_a_feed_becomes_products(tmp_path: Path) -> None:
+    shirt, other, mug, vase = products_of_feed(tmp_path, FEED)
     assert shirt[0] == Product(
         product_id="s1",
         title="Soft shirt, 3 < 4",
@@ -135,6 +139,12 @@ def test_a_feed_becomes_products(tmp_path: Path) -> None:
     assert mug[0] == Product(product_id="m1", title="Mug", attributes={"price": 7.0})
     assert (mug[1]["item"], mug[1]["category"]) == ("m1", "Mugs")
     assert vase[0] == Product(product_id="v1", title="Vase")  # a row that is cut short
+
+
+def test_a_feed_may_lack_columns(tmp_path: Path) -> None:
+    [mug] = products_of_feed(tmp_path, "id\ttitle\tdescription\tprice\nm1\tMug\t\t7.00 EUR\n")
+    assert mug[0] == Product(product_id="m1", title="Mug", attributes={"price": 7.0})
+    assert (mug[1]["item"], mug[1]["category"]) == ("m1", None)
 
 
 @pytest.mark.server

@@ -6,6 +6,7 @@ import errno
 import glob
 import io
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -152,7 +153,7 @@ def told(path: Path) -> Iterator[None]:
 
 @contextmanager
 def told_if_full(path: Path) -> Iterator[None]:
-    """Say where there was no room, of an `OSError` that says so; others stay as they are.
+    """Say where there was no room, of an `OSError` that says so; others stay as they are, but for those of copying.
 
     Raises:
         InputError: in its place.
@@ -160,7 +161,9 @@ def told_if_full(path: Path) -> Iterator[None]:
     try:
         yield
     except shutil.Error as error:  # copytree's, which lists what became of each file: (from, to, why)
-        raise _unwritable(path, OSError(errno.ENOSPC, error.args[0][0][-1])) from error
+        why = error.args[0][0][-1]
+        number = re.match(r"\[Errno (\d+)\]", why)
+        raise _unwritable(path, OSError(int(number[1]) if number else 0, why)) from error
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise

@@ -68,12 +68,19 @@ class Run:
         write_text(self.folder / "trained_on.json", json.dumps({"records": digest, "product_ids": [*product_ids]}))
 
     def trained_on(self) -> tuple[str, frozenset[str]]:
-        """Return what `write_trained_on` stored; nothing where it did not."""
+        """Return what `write_trained_on` stored; nothing where it did not.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         place = self.folder / "trained_on.json"
         if not place.is_file():
             return "", frozenset()
         held = _json(place)
-        return held["records"], frozenset(held["product_ids"])
+        try:
+            return held["records"], frozenset(held["product_ids"])
+        except (KeyError, TypeError) as error:
+            raise _damaged(place, ValueError("it does not say what was trained on")) from error
 
     @property
     def holds_recipe(self) -> bool:

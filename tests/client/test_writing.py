@@ -176,7 +176,15 @@ def test_what_is_no_lack_of_room_has_another_way_out(tmp_path: Path, number: int
     assert str(caught.value) == f"cannot write {tmp_path / 'a.txt'} ({os.strerror(number)}): {way_out}"
 
 
-def test_a_folder_that_is_copied_to_a_full_disk_is_named(tmp_path: Path) -> None:
-    expected = r"^cannot write .*copy \(\[Errno 28\] No space left on device: 'to'\): make room"
-    with pytest.raises(InputError, match=expected), told_if_full(tmp_path / "copy"):
-        raise shutil.Error([("from", "to", "[Errno 28] No space left on device: 'to'")])
+@pytest.mark.parametrize(
+    ("why", "way_out"),
+    [
+        ("[Errno 28] No space left on device: 'to'", "make room there, or give another path"),
+        ("[Errno 13] Permission denied: 'from'", "let this user have access, or give another path"),
+        ("`from` is a named pipe", "give another path"),
+    ],
+)
+def test_a_folder_that_cannot_be_copied_is_named(tmp_path: Path, why: str, way_out: str) -> None:
+    with pytest.raises(InputError) as caught, told_if_full(tmp_path / "copy"):
+        raise shutil.Error([("from", "to", why)])
+    assert str(caught.value) == f"cannot write {tmp_path / 'copy'} ({why}): {way_out}"

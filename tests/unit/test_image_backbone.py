@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -232,6 +233,15 @@ def test_a_network_that_is_not_there_is_named_with_the_places_looked_in(tmp_path
     (tmp_path / "weights" / "of" / "nothing").mkdir(parents=True)
     with pytest.raises(InputError, match=r"source 'weights/of/nothing': .*weights/of/nothing holds no config\.json"):
         write_architecture("weights/of/nothing", tmp_path / "tower", tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Mock(side_effect=ConnectionError)
+    monkeypatch.setattr("likeness_export.encoders.sources.get_hf_file_metadata", asked)
+    monkeypatch.setattr("time.sleep", Mock(side_effect=AssertionError))
+    with pytest.raises(InputError, match=r"source 'not/reached': there is no such folder .*, and the hub gave none"):
+        write_architecture("not/reached", tmp_path / "tower", tmp_path)
+    asked.assert_called_once()
 
 
 def test_weights_that_are_cut_short_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime as ort
@@ -651,7 +652,7 @@ def test_a_prompt_leaves_room_for_a_text(tmp_path: Path) -> None:
 def test_a_file_that_the_hub_cannot_be_asked_for_is_missing_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("likeness_export.encoders.sources.cached_file", lambda *_, **__: None)
+    monkeypatch.setattr("likeness_export.encoders.sources.get_hf_file_metadata", Mock(side_effect=ConnectionError))
     assert file_beside("no/network", tmp_path, "1_Pooling/config.json") is None
     assert file_beside("no/network", tmp_path, "modules.json") is None
     assert caplog.text.count("source 'no/network': whether it has files that say what to do with its vectors") == 1
@@ -911,11 +912,12 @@ def test_weights_fit_the_bare_architecture(transformer: Prepared) -> None:
             RobertaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=65),
             r"towers\.text\.max_tokens: .*source reads at most 63 tokens",  # two positions belong to padding
         ),
+        (RobertaConfig(pad_token_id=None), r"towers\.text\.source: .*source \(roberta\) .* give pad_token_id there"),
         (XLNetConfig(d_model=8, n_layer=1, n_head=1, attn_type="uni"), r"towers\.text\.source: of XLNet, only"),
         (T5Config(), r"towers\.text\.source: .*source \(t5\) is more than an encoder of texts"),
         (AlignConfig(), r"towers\.text\.source: .*source \(align\) is more than an encoder of texts"),
     ],
-    ids=["too long", "too long behind padding", "uni", "with a decoder", "with photos"],
+    ids=["too long", "too long behind padding", "behind no padding", "uni", "with a decoder", "with photos"],
 )
 def test_what_cannot_be_served_is_refused_before_training(tmp_path: Path, config: PretrainedConfig, said: str) -> None:
     config.save_pretrained(tmp_path / "source")

@@ -234,6 +234,7 @@ def test_gaps_that_became_words_and_html_are_named_once(
     assert "gap" not in caplog.text
     edit_catalogue(tiny, "0-0", group="nan", title="a<br/>b", serial="nan", attributes={"kind": "None"})
     edit_catalogue(tiny, "0-1", group="nan", title="R&amp;D, 3 < 4 > 2, nan", note="<p>")
+    edit_catalogue(tiny, "0-2", title="M&Ms; <XL>")
     recipe, run = changed(tiny.recipe, data={"labels": ["attributes.kind+group"]}), Run(tmp_path / "run")
     train(recipe, run, tiny.root)
     train(recipe, run, tiny.root)  # finished; what else reads the training data again, an export for instance, is no
@@ -311,10 +312,18 @@ def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> No
 
 def test_a_training_that_failed_before_its_first_epoch_leaves_the_folder_to_others(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    with pytest.raises(InputError, match=r"there is no such file. The recipe's paths start from --data-root \(now "):
-        train(changed(tiny.recipe, training={"epochs": 4}), run, tmp_path / "elsewhere")
+    other = changed(tiny.recipe, towers={"text": {"encoder": "tfidf"}})
+    with pytest.raises(InputError, match=r"towers\.text: no training product has text"):
+        train(other, run, tiny.root)
     train(tiny.recipe, run, tiny.root)
     assert run.read_recipe() == tiny.recipe
+
+
+def test_a_training_without_data_leaves_nothing_behind(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"there is no such file. The recipe's paths start from --data-root \(now "):
+        train(tiny.recipe, run, tmp_path / "elsewhere")
+    assert not run.folder.exists()
 
 
 def test_two_processes_do_not_train_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
@@ -373,6 +382,27 @@ def test_damaged_files_are_named(tiny: Tiny, tmp_path: Path, left: int) -> None:
     train(tiny.recipe, run, tiny.root)
     for name in ("weights.pt", "trained_on.json", "recipe.json"):
         refused(run.folder / name)
+
+
+@pytest.mark.parametrize("held", ["{}", "[]", '{"records": "", "product_ids": 1}'])
+def test_a_run_that_does_not_say_what_it_was_trained_on_is_named(tmp_path: Path, held: str) -> None:
+    (tmp_path / "trained_on.json").write_text(held, encoding="utf-8")
+    with pytest.raises(InputError, match=r"trained_on\.json is damaged \(it does not say what was trained on\): copy"):
+        Run(tmp_path).trained_on()
+
+
+def test_a_checkpoint_of_another_network_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    run, wider = Run(tmp_path / "run"), changed(tiny.recipe, similarity={"hidden": 16})
+    train_interrupted(tiny.recipe, run, tiny.root, after=1)
+    run.write_recipe(wider)
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit the network of .*recipe\.json, or was written"):
+        train(wider, run, tiny.root)
+    run.write_recipe(tiny.recipe)
+    others: tuple[object, ...] = [], {**torch.load(run.checkpoint), "network": None}
+    for held in others:
+        torch.save(held, run.checkpoint)
+        with pytest.raises(InputError, match=r"checkpoint\.pt does not fit the network of .*recipe\.json, or was"):
+            train(tiny.recipe, run, tiny.root)
 
 
 @pytest.mark.parametrize("held", [b"h\x90.", b"X\x01\x00\x00\x00\xff.", b"version https://git-lfs", bytes(99)])

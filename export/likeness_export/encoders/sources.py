@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from likeness_client.errors import InputError
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
 from transformers.utils.hub import cached_file
@@ -48,8 +49,12 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
         InputError: there is nothing by that name, or it cannot be loaded; says where it was looked for.
     """
     place = locate(source, data_root)
+    options |= {
+        "trust_remote_code": False,  # by default it asks at the terminal
+        "local_files_only": not _hub_may_be_asked(place),
+    }
     try:
-        return kind.from_pretrained(place, trust_remote_code=False, **options)  # by default it asks at the terminal
+        return kind.from_pretrained(place, **options)
     except Exception as error:  # libraries fail with many types (a file of weights that is cut short with its own)
         if _brings_code(place):
             raise InputError(
@@ -75,7 +80,7 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
 
 def _brings_code(place: str) -> bool:
     try:
-        config, _ = PretrainedConfig.get_config_dict(place)
+        config, _ = PretrainedConfig.get_config_dict(place, local_files_only=True)  # what there is was fetched before
     except OSError:  # there is none
         return False
     return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
@@ -116,7 +121,9 @@ def file_beside(source: str, data_root: Path, name: str) -> Path | None:
     """
     place = locate(source, data_root)
     try:
-        found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(
+            place, name, local_files_only=not _hub_may_be_asked(place), _raise_exceptions_for_missing_entries=False
+        )
     except OSError:  # there is no such file, or nobody to ask
         found = None
     if found:
@@ -124,6 +131,20 @@ def file_beside(source: str, data_root: Path, name: str) -> Path | None:
     if not Path(place).is_dir() and try_to_load_from_cache(place, name) is not _CACHED_NO_EXIST:
         _warn_that_the_hub_is_silent(source)
     return None
+
+
+@cache
+def _hub_may_be_asked(place: str) -> bool:
+    """Whether the hub answers for what is no folder; its own library finds out in half a minute, file by file."""
+    if Path(place).is_dir():
+        return True
+    try:
+        get_hf_file_metadata(hf_hub_url(place, "config.json"), timeout=5.0)
+    except HfHubHTTPError:  # that there is none, or not for everybody, is an answer
+        return True
+    except Exception:  # the many of its libraries for what lies between, and of what is no name of a network
+        return False
+    return True
 
 
 @cache

@@ -120,6 +120,11 @@ class TextTransformerConfig(EncoderConfig):
             )
         longest = int(getattr(config, "max_position_embeddings", None) or -1)  # none: positions are relative
         if config.model_type in _POSITIONS_BEHIND_PADDING:
+            if config.pad_token_id is None:
+                raise InputError(
+                    f"towers.{name}.source: {self.source} ({config.model_type}) numbers positions from behind the id "
+                    "of padding, which its config.json does not say: give pad_token_id there, as its tokenizer has it"
+                )
             longest -= int(config.pad_token_id) + 1
         if 0 < longest < self.max_tokens:
             raise InputError(f"towers.{name}.max_tokens: {self.source} reads at most {longest} tokens")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from html.entities import name2codepoint
 
 from likeness_client.records import field_value
 
@@ -13,7 +14,12 @@ from likeness_export.products.catalogue import Catalogue
 log = logging.getLogger(__name__)
 _GAPS = {"nan", "NaN", "NaT", "<NA>", "None", "null"}
 """What ``str`` makes of the empty cells of data frames and databases."""
-_HTML = re.compile(r"</?(?:[a-z]+|h[1-6])(?:\s[^<>]*)?/?>|&(?:[a-z]{2,8}|#x?[0-9a-f]+);", re.IGNORECASE)
+_TAGS = "a b big br center div em font h[1-6] hr i img li ol p pre small span strong sub sup table tbody td th tr u ul"
+_HTML = re.compile(
+    rf"</?(?:{_TAGS.replace(' ', '|')})(?:\s[^<>]*)?/?>|&(?:{'|'.join(['apos', *name2codepoint])}|#\d+|#x[0-9a-f]+);",
+    re.IGNORECASE,
+)
+"""What shops write; `<XL>` and `M&Ms;` are words."""
 
 
 def warn_of_doubts(catalogue: Catalogue, labels: Iterable[str], read: Sequence[str]) -> None:

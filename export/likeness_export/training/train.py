@@ -47,6 +47,7 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         if run.read_recipe().serving != recipe.serving:
             log.info("its [serving] section stays; `likeness export --serving RECIPE` takes another one")
         return
+    data = read_training_data(recipe, data_root)  # before there is a folder: what it refuses leaves none behind
     with told(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
@@ -54,7 +55,6 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
         _claim(recipe, run)
         for path in (run.weights, run.checkpoint, run.log):  # which nobody else writes
             clear_left(path, age_s=0)
-        data = read_training_data(recipe, data_root)
         warn_of_doubts(data.catalogue, recipe.data.labels, recipe.read_fields())
         torch.manual_seed(recipe.seed)
         if not recipe.learns:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -227,12 +228,23 @@ class Trainer:
         """Load the checkpoint if there is one; return the next epoch.
 
         Raises:
-            InputError: it was made with other products, labels or pairs, or is damaged.
+            InputError: it was made with other products, labels or pairs, is of another network, or is damaged.
         """
         if not self.run.checkpoint.is_file():
             return 0
         # On the CPU, where AdamW counts its steps: it would ask a GPU for each parameter's count in every step.
         state = load_state(self.run.checkpoint)
+        try:
+            return self._take(state, schedule)
+        except InputError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # torch's, of another shape
+            raise InputError(
+                f"{self.run.checkpoint} does not fit the network of {self.run.folder / 'recipe.json'}, or was written "
+                "by another version: train into another folder, or remove that file to begin again"
+            ) from error
+
+    def _take(self, state: dict[str, Any], schedule: torch.optim.lr_scheduler.LambdaLR) -> int:
         if state.get("data") != self.data_key or state.get("alike", self.alike_key) != self.alike_key:
             raise InputError(
                 f"the training products, or what makes them alike, have changed since {self.run.checkpoint} was "
