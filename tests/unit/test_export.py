@@ -528,6 +528,16 @@ def test_the_longest_texts_are_verified(tmp_path: Path) -> None:
         export_network(OnlyShort(40), WORDS, tmp_path / "model.onnx", 2, longest=41)
 
 
+@pytest.mark.parametrize(
+    ("dims", "most", "rows"), [((-1, 8), 32, 2), ((-1, 8), 4, 2), ((-1, 8), 1, 1), ((-1,), 32, 32)]
+)
+def test_of_products_with_several_photos_fewer_are_verified_together(
+    dims: tuple[int, ...], most: int, rows: int
+) -> None:
+    spec = replace(WORDS, inputs=(TensorSpec("photos", "FP32", dims),))
+    assert onnx_export._rows(spec, most, length=16) == rows
+
+
 def test_a_batch_that_was_frozen_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export.Dim, "AUTO", torch.export.Dim.STATIC)
     with pytest.raises(ExportError, match=r"double: input vector has sizes \[2, 4\], declared are \[-1, 4\]"):

@@ -31,6 +31,7 @@ from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run, load_state
 from likeness_export.tensors import TensorSpec
+from likeness_export.training.objective import Objective
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
 from likeness_export.training.trainer import Trainer, _schedule, prepare_towers
@@ -68,6 +69,10 @@ def losses(run: Run) -> list[float]:
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def trainer_of(recipe: Recipe, tiny: Tiny, folder: Path) -> Trainer:
+    return Trainer(recipe, Run(folder / "run"), read_training_data(recipe, tiny.root), tiny.root, torch.device("cpu"))
 
 
 def train_interrupted(recipe: Recipe, run: Run, root: Path, *, after: int) -> None:
@@ -130,8 +135,7 @@ def test_every_encoder_learns_at_its_own_rate_and_a_frozen_one_not_at_all(tiny: 
     towers = tiny.recipe.model_dump(mode="json")["towers"]
     towers["image"]["learning_rate"], towers["attributes"]["freeze"] = 3e-4, True
     settings = {"learning_rate": 0.02, "weight_decay": 0.3, "proxies": 1.0}
-    recipe, run = changed(tiny.recipe, towers=towers, training=settings), Run(tmp_path / "run")
-    trainer = Trainer(recipe, run, read_training_data(recipe, tiny.root), tiny.root, torch.device("cpu"))
+    trainer = trainer_of(changed(tiny.recipe, towers=towers, training=settings), tiny, tmp_path)
     names = {
         id(tensor): name for part in (trainer.network, trainer.objective) for name, tensor in part.named_parameters()
     }
@@ -147,6 +151,41 @@ def test_every_encoder_learns_at_its_own_rate_and_a_frozen_one_not_at_all(tiny: 
         for name in names.values()
         if not name.startswith("towers.attributes.encoder.")
     }
+
+
+class Plus(Encoder):
+    """Training adds one to what it is given, and a batch tells whether it is encoded in less than FP32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduced: list[bool] = []
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor + 1 for tensor in tensors)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        found = tensors[0] @ torch.eye(3)
+        self.reduced.append(found.dtype == torch.bfloat16)
+        return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_encoders_learn_from_varied_inputs_in_the_precision_that_is_asked_for(
+    tiny: Tiny, tmp_path: Path, precision: str
+) -> None:
+    recipe, encoder = changed(tiny.recipe, training={"precision": precision}), Plus()
+    trainer = trainer_of(recipe, tiny, tmp_path)
+    torch.testing.assert_close(trainer._encode(encoder, torch.ones(2, 3)), torch.full((2, 3), 2.0))
+    assert encoder.reduced == [precision == "bf16"]
+
+
+@pytest.mark.parametrize(("rows", "lacking"), [([4, 8], 0), ([0, 5], 1)], ids=["image", "attributes"])
+def test_a_modality_that_nobody_in_a_batch_has_is_left_out(
+    tiny: Tiny, tmp_path: Path, rows: list[int], lacking: int
+) -> None:
+    vectors = trainer_of(tiny.recipe, tiny, tmp_path)._vectors(np.array(rows))
+    assert not vectors[:, lacking].any()
+    torch.testing.assert_close(vectors[:, 1 - lacking].norm(dim=1), torch.ones(2))
 
 
 def test_the_learning_rate_rises_for_the_head_and_again_for_all_and_falls_to_nothing() -> None:
@@ -259,18 +298,56 @@ def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
 def test_every_epoch_of_every_seed_draws_batches_and_modalities_of_its_own(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, batches, states = LabelPositives.judge, list[bytes](), list[bytes]()
+    judge, draw, batches, states = LabelPositives.judge, LabelPositives.batches, list[bytes](), list[bytes]()
 
     def noting(positives: LabelPositives, rows: NDArray[np.intp]) -> Judgement:
         batches.append(rows.tobytes())
         states.append(torch.get_rng_state().numpy().tobytes())
         return judge(positives, rows)
 
+    def comparing(
+        positives: LabelPositives, random: Any, embeddings: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.intp]]:
+        before = embeddings.copy()
+        yield from draw(positives, random, embeddings)
+        np.testing.assert_array_equal(embeddings, before)  # those of the last epoch, to the end of this one
+
     monkeypatch.setattr(LabelPositives, "judge", noting)
+    monkeypatch.setattr(LabelPositives, "batches", comparing)
     for seed in (1, 2):
         recipe = changed(tiny.recipe, training={"epochs": 2}).model_copy(update={"seed": seed})
         train(recipe, Run(tmp_path / str(seed)), tiny.root)
     assert len(batches) == len(set(batches)) == len(set(states))
+
+
+def test_an_epoch_s_loss_is_the_mean_of_its_batches_and_one_that_is_no_number_ends_the_training(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, found = Run(tmp_path / "run"), iter([1.0, 2.0, 6.0, float("nan")])
+
+    def forward(*_: Any) -> tuple[Tensor, Tensor]:
+        return torch.tensor(next(found), requires_grad=True), torch.zeros(1)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(InputError, match=r"^the loss of epoch 2 is nan: .* lower the learning rates"):
+        train(tiny.recipe, run, tiny.root)
+    assert losses(run) == [3]
+
+
+def test_no_step_goes_further_than_a_gradient_of_one(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, norms = torch.optim.AdamW.step, list[float]()
+
+    def noting(optimizer: torch.optim.AdamW) -> None:
+        gradients = [tensor.grad for group in optimizer.param_groups for tensor in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm([found for found in gradients if found is not None])))
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noting)
+    recipe = changed(tiny.recipe, training={"epochs": 1, "contrast": 1000.0})
+    train(recipe, Run(tmp_path / "run"), tiny.root)
+    assert norms == pytest.approx([1.0] * len(norms), rel=1e-3)
 
 
 def test_training_learns(tiny: Tiny, tmp_path: Path) -> None:
@@ -626,7 +703,14 @@ def test_a_tower_that_cannot_be_built_is_named(tiny: Tiny, tmp_path: Path, monke
         train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
 
 
-def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
+def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[int, int]] = []
+
+    def noting(*given: int) -> Any:
+        steps.append((given[0], given[1]))
+        return _schedule(*given)
+
+    monkeypatch.setattr("likeness_export.training.trainer._schedule", noting)
     recipe, run = changed(tiny.recipe, training={"head_epochs": 2, "epochs": 1}), Run(tmp_path / "run")
     train_interrupted(recipe, run, tiny.root, after=2)
     torch.manual_seed(recipe.seed)
@@ -638,6 +722,7 @@ def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
     straight = Run(tmp_path / "straight")
     train(recipe, straight, tiny.root)
     assert any(not torch.equal(weights(straight)[name], untrained[name]) for name in encoder)
+    assert {head / rest for head, rest in steps} == {2}
 
 
 def test_training_on_pairs_reads_the_products_that_they_name(
