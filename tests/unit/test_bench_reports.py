@@ -37,6 +37,7 @@ from likeness_bench.steps import ModelCounters, StepTime
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes, sweep_tables
 from likeness_bench.tables import Table, html, markdown, print_tables
+from likeness_bench.view import View
 from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
@@ -781,7 +782,11 @@ def repeated(
     monkeypatch: pytest.MonkeyPatch, took_s: list[float | None], budget_s: float = 60.0, stop_at: int = 0, **load: Any
 ) -> LoadReport:
     """Repeat a load whose runs answer this fast, one after the other; None: not at all."""
-    seeds: list[int] = []
+    seeds, told = list[int](), list[int]()
+
+    class Told(View):
+        def step(self, load: LoadConfig, run: int) -> None:  # noqa: ARG002
+            told.append(run)
 
     async def run_load(*given: Any, stop: asyncio.Event, **_: Any) -> LoadReport:
         config: LoadConfig = given[1]
@@ -797,9 +802,11 @@ def repeated(
 
     async def run() -> LoadReport:
         nothing: Any = None
-        return await run_repeated(nothing, config, budget_s=budget_s, stop=asyncio.Event(), run_once=run_load)
+        stop = asyncio.Event()
+        return await run_repeated(nothing, config, budget_s=budget_s, stop=stop, view=Told(), run_once=run_load)
 
     found = asyncio.run(run())
+    assert told == [*range(1, len(seeds) + 1)]
     assert len(set(seeds)) == len(seeds)  # an unlucky schedule must not come again
     assert seeds[0] == config.workload.seed
     return found
@@ -816,6 +823,15 @@ def test_a_load_is_repeated_until_its_figures_settle(load: dict[str, Any], monke
     rows = {row[0]: row[1:] for table in load_tables(found) for row in table.rows}
     assert rows["runs, settled"] == ("4, yes",)
     assert rows["1"] == ("4.0", "500.0", "500.0", "0")
+
+
+@pytest.mark.parametrize("load", [{"rate": 10.0}, {"rate": None, "concurrency": 2}])
+def test_of_two_runs_that_agree_the_slower_is_shown(load: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for took_s in ([0.0499, 0.0499 * 1.05], [0.0499 * 1.05, 0.0499]):
+        found = repeated(monkeypatch, [*took_s], **load)
+        assert found.settled
+        assert found.latency is not None
+        assert found.latency.p50_ms == pytest.approx(49.9 * 1.05)
 
 
 @pytest.mark.parametrize(("budget_s", "reason"), [(0.0, "run once (--budget-s 0 holds no second run)"), (1.0, "once")])
@@ -888,9 +904,11 @@ def test_an_interrupted_repetition_keeps_its_finished_runs(monkeypatch: pytest.M
 def test_a_load_that_nothing_answers_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     found = repeated(monkeypatch, [None])
     assert (len(found.runs), found.latency) == (1, None)
+    assert not any("run once" in note for note in found.notes)  # more of them would not have settled
     found = repeated(monkeypatch, [0.1, None])
     assert "p99 did not settle in 2 runs: the last one answered nothing" in found.notes
     assert found.latency is not None  # the run before is shown: it tells more
+    assert len(found.runs) == 2
 
 
 def test_what_befell_the_runs_that_are_not_shown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -908,6 +926,12 @@ def test_what_befell_the_runs_that_are_not_shown_is_told(monkeypatch: pytest.Mon
     assert (found.settled, found.failed) == (True, 0)
     assert "in the other runs 10 requests failed (8 ServerError, 2 DeadlineExceededError)" in found.notes
     assert OTHER_SPACE in found.notes
+
+
+def test_what_a_run_says_itself_is_not_said_once_more(report: LoadReport) -> None:
+    moved, cut = replace(report, notes=(OTHER_SPACE,)), replace(report, ended="interrupted")
+    assert OTHER_SPACE not in [*repeated_module._elsewhere([moved], moved)]
+    assert [*repeated_module._doubts([cut], 60.0, "", stopped=True)] == []
 
 
 def test_two_failing_runs_do_not_agree() -> None:

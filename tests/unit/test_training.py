@@ -71,6 +71,14 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+def small_resnet(tiny: Tiny) -> dict[str, Any]:
+    """A pretrained tower, which stays as it is."""
+    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    network.save_pretrained(tiny.root / "resnet")
+    (tiny.root / "resnet" / "preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
+    return {"encoder": "vision", "source": "resnet", "image_px": 32}
+
+
 def trainer_of(recipe: Recipe, tiny: Tiny, folder: Path) -> Trainer:
     return Trainer(recipe, Run(folder / "run"), read_training_data(recipe, tiny.root), tiny.root, torch.device("cpu"))
 
@@ -133,7 +141,8 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
 
 def test_every_encoder_learns_at_its_own_rate_and_a_frozen_one_not_at_all(tiny: Tiny, tmp_path: Path) -> None:
     towers = tiny.recipe.model_dump(mode="json")["towers"]
-    towers["image"]["learning_rate"], towers["attributes"]["freeze"] = 3e-4, True
+    towers["still"] = small_resnet(tiny)
+    towers["image"]["learning_rate"] = 3e-4
     settings = {"learning_rate": 0.02, "weight_decay": 0.3, "proxies": 1.0}
     trainer = trainer_of(changed(tiny.recipe, towers=towers, training=settings), tiny, tmp_path)
     names = {
@@ -145,11 +154,12 @@ def test_every_encoder_learns_at_its_own_rate_and_a_frozen_one_not_at_all(tiny: 
         for group in trainer.optimizer.param_groups
         for tensor in group["params"]
     }
-    assert not any(tensor.requires_grad for tensor in trainer.network.tower("attributes").encoder.parameters())
+    assert not any(tensor.requires_grad for tensor in trainer.network.tower("still").encoder.parameters())
+    assert not any(name.startswith("towers.still.encoder.") for name in trainer._trained_state())  # nor kept each time
     assert found == {
         name: (3e-4 if name.startswith("towers.image.encoder.") else 0.02, 0.3)
         for name in names.values()
-        if not name.startswith("towers.attributes.encoder.")
+        if not name.startswith("towers.still.encoder.")
     }
 
 
@@ -671,11 +681,8 @@ def test_a_tower_may_need_no_files_and_says_how_it_pads_before_training(
 def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
-    network.save_pretrained(tiny.root / "resnet")
-    (tiny.root / "resnet" / "preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
-    towers = {"image": {"encoder": "vision", "source": "resnet", "image_px": 32}}
-    frozen = changed(tiny.recipe, towers=towers, training={"head_epochs": 1, "epochs": 1})
+    settings = {"head_epochs": 1, "epochs": 1}
+    frozen = changed(tiny.recipe, towers={"image": small_resnet(tiny)}, training=settings)
     run, inputs = Run(tmp_path / "run"), list[TowerInputs]()
 
     def noting(*given: Any, **keys: Any) -> dict[str, TowerInputs]:
