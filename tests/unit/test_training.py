@@ -344,20 +344,23 @@ def test_an_epoch_s_loss_is_the_mean_of_its_batches_and_one_that_is_no_number_en
     assert losses(run) == [3]
 
 
-def test_no_step_goes_further_than_a_gradient_of_one(
+def test_steps_go_as_far_as_the_schedule_says_by_a_gradient_of_at_most_one(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, norms = torch.optim.AdamW.step, list[float]()
+    step, norms, rates = torch.optim.AdamW.step, list[float](), list[float]()
 
     def noting(optimizer: torch.optim.AdamW) -> None:
         gradients = [tensor.grad for group in optimizer.param_groups for tensor in group["params"]]
         norms.append(float(torch.nn.utils.get_total_norm([found for found in gradients if found is not None])))
+        rates.append(optimizer.param_groups[-1]["lr"])
         step(optimizer)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noting)
     recipe = changed(tiny.recipe, training={"epochs": 1, "contrast": 1000.0})
     train(recipe, Run(tmp_path / "run"), tiny.root)
     assert norms == pytest.approx([1.0] * len(norms), rel=1e-3)
+    factor = _schedule(0, len(rates))
+    assert rates == [factor(place) * recipe.training.learning_rate for place in range(len(rates))]
 
 
 def test_training_learns(tiny: Tiny, tmp_path: Path) -> None:
@@ -551,6 +554,17 @@ def test_a_finished_run_says_that_the_products_are_others_now(
     train(tiny.recipe, run, tiny.root)  # a finished run needs no products
 
 
+def test_the_chosen_products_are_trained_on_without_the_masked_words(tiny: Tiny) -> None:
+    edit_catalogue(tiny, "0-0", title="a blue vase", shade="blue")
+    edit_catalogue(tiny, "0-1", split="val")
+    recipe = changed(tiny.recipe, data={"masked": ["shade"], "only": {"group": ["g0"]}})
+    found = read_training_data(recipe, tiny.root).catalogue
+    assert found.ids == ["0-0", "0-2"]
+    title = found.products[0].title
+    assert isinstance(title, str)
+    assert title.split() == ["a", "vase"]
+
+
 def test_a_label_that_a_tower_reads_is_named(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
     read_training_data(tiny.recipe, tiny.root)
     assert "flatter" not in caplog.text
@@ -587,10 +601,9 @@ def test_a_key_whose_accents_are_written_otherwise_is_not_misspelled(tiny: Tiny)
 
 
 def test_a_tower_whose_modality_nobody_has_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    recipe = changed(tiny.recipe, towers={"words": {"encoder": "transformer", "source": "none"}})
-    with pytest.raises(
-        InputError, match=r"towers\.words: .* has text \(read from: title, description\): leave the tower out"
-    ):
+    towers = {"words": {"encoder": "transformer", "source": "none"}}
+    recipe = changed(tiny.recipe, data={"text_fields": ["title"]}, towers=towers)
+    with pytest.raises(InputError, match=r"towers\.words: .* has text \(read from: title\): leave the tower out"):
         train(recipe, Run(tmp_path / "run"), tiny.root)
     with tiny.products.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"product_id": "later", "split": "val", "attributes": {"farbe": "rot"}}) + "\n")
