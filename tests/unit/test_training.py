@@ -9,6 +9,7 @@ import os
 import re
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,7 +36,7 @@ from likeness_export.training.objective import Objective
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
 from likeness_export.training.trainer import Trainer, _schedule, prepare_towers
-from likeness_export.training.training_data import read_training_data, records_key
+from likeness_export.training.training_data import alike_key, read_training_data, records_key, training_pairs
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
 from typer.testing import CliRunner
@@ -219,6 +220,8 @@ def test_an_interrupted_training_does_not_go_on_with_other_products(tiny: Tiny, 
         "\n".join([*others, first]),
         text.replace('"group": "g0"', '"group": "g1"', 1),
         text.replace('"shop": "a"', '"shop": "b"'),
+        text.replace('"product_id": "0-1"', '"product_id": "0-x"'),
+        text.replace('"kind": "kind 0"', '"kind": "kind 1"', 1),
     ):
         assert changed_text != text
         tiny.products.write_text(changed_text, encoding="utf-8")
@@ -703,6 +706,13 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
         inputs.extend(found.values())
         return found
 
+    encode = Trainer._encode
+
+    def learning(trainer: Trainer, encoder: Encoder, *tensors: Tensor) -> Tensor:
+        assert encoder is not trainer.network.tower("image").encoder
+        return encode(trainer, encoder, *tensors)
+
+    monkeypatch.setattr(Trainer, "_encode", learning)
     monkeypatch.setattr("likeness_export.training.trainer.read_inputs", noting)
     train(frozen, run, tiny.root)
     assert [found._kept for found in inputs] == [{}, {}]  # decoded photos are not kept
@@ -754,7 +764,13 @@ def test_training_on_pairs_reads_the_products_that_they_name(
     raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
     raw["similarity"]["joint"] = True
     recipe = parse_recipe(raw, "test")
-    assert len(read_training_data(recipe, tiny.root).catalogue) == 6 * 3
+    data = read_training_data(recipe, tiny.root)
+    assert len(data.catalogue) == 6 * 3
+    assert alike_key(recipe, data) != alike_key(recipe, replace(data, pairs=data.pairs[1:]))
+    folds = [
+        training_pairs(recipe.data.model_copy(update={"held_out": 0.5, "fold": fold}), tiny.root) for fold in (0, 1)
+    ]
+    assert sorted(map(repr, [*folds[0], *folds[1]])) == sorted(map(repr, data.pairs))
     run, read = Run(tmp_path / "run"), list[Path]()
 
     def noting(path: Path, *given: Any) -> Iterator[tuple[str, dict[str, str]]]:
