@@ -37,6 +37,7 @@ from likeness_bench.steps import ModelCounters, StepTime
 from likeness_bench.sweep import RateStep, SweepConfig, SweepReport, run_sweep
 from likeness_bench.sweep_tables import sweep_notes, sweep_tables
 from likeness_bench.tables import Table, html, markdown, print_tables
+from likeness_bench.view import View
 from likeness_bench.watching import Watch
 from likeness_bench.workload import OperationKind
 from likeness_client import InputError
@@ -781,7 +782,11 @@ def repeated(
     monkeypatch: pytest.MonkeyPatch, took_s: list[float | None], budget_s: float = 60.0, stop_at: int = 0, **load: Any
 ) -> LoadReport:
     """Repeat a load whose runs answer this fast, one after the other; None: not at all."""
-    seeds: list[int] = []
+    seeds, told = list[int](), list[int]()
+
+    class Told(View):
+        def step(self, load: LoadConfig, run: int) -> None:  # noqa: ARG002
+            told.append(run)
 
     async def run_load(*given: Any, stop: asyncio.Event, **_: Any) -> LoadReport:
         config: LoadConfig = given[1]
@@ -797,9 +802,11 @@ def repeated(
 
     async def run() -> LoadReport:
         nothing: Any = None
-        return await run_repeated(nothing, config, budget_s=budget_s, stop=asyncio.Event(), run_once=run_load)
+        stop = asyncio.Event()
+        return await run_repeated(nothing, config, budget_s=budget_s, stop=stop, view=Told(), run_once=run_load)
 
     found = asyncio.run(run())
+    assert told == [*range(1, len(seeds) + 1)]
     assert len(set(seeds)) == len(seeds)  # an unlucky schedule must not come again
     assert seeds[0] == config.workload.seed
     return found
@@ -816,6 +823,15 @@ def test_a_load_is_repeated_until_its_figures_settle(load: dict[str, Any], monke
     rows = {row[0]: row[1:] for table in load_tables(found) for row in table.rows}
     assert rows["runs, settled"] == ("4, yes",)
     assert rows["1"] == ("4.0", "500.0", "500.0", "0")
+
+
+@pytest.mark.parametrize("load", [{"rate": 10.0}, {"rate": None, "concurrency": 2}])
+def test_of_two_runs_that_agree_the_slower_is_shown(load: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for took_s in ([0.0499, 0.0499 * 1.05], [0.0499 * 1.05, 0.0499]):
+        found = repeated(monkeypatch, [*took_s], **load)
+        assert found.settled
+        assert found.latency is not None
+        assert found.latency.p50_ms == pytest.approx(49.9 * 1.05)
 
 
 @pytest.mark.parametrize(("budget_s", "reason"), [(0.0, "run once (--budget-s 0 holds no second run)"), (1.0, "once")])
@@ -844,19 +860,29 @@ def test_a_load_that_does_not_settle_says_that_the_time_is_up(
     assert f"p99 did not settle in {runs} runs: the time is up ({budget_s:g} s)" in found.notes
 
 
-@pytest.mark.parametrize(("rests", "said"), [([], "run once ({})"), ([True], "p99 did not settle in 2 runs: {}")])
+@pytest.mark.parametrize(
+    ("well", "rests", "said"),
+    [
+        (0, [], "run once ({})"),
+        (0, [True], "p99 did not settle in 2 runs: {}"),
+        (1, [], "p99 did not settle in 2 runs: {}"),
+    ],
+)
 def test_a_load_whose_server_does_not_come_to_rest_says_so(
-    rests: list[bool], said: str, monkeypatch: pytest.MonkeyPatch
+    well: int, rests: list[bool], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others use it, too: more time would not help."""
+    errors = iter([""] * well + ["ServerError"] * 2)
 
-    async def come_to_rest(*_: Any, **__: Any) -> bool:
+    async def come_to_rest(*_: Any, patience_s: float, **__: Any) -> bool:
+        assert patience_s <= 59  # the next run has to end in time, too
         return bool(rests) and rests.pop()
 
     async def run_load(*_: Any, **__: Any) -> LoadReport:
-        records = [record(0.0, 0.01)] * 20 + [record(0.0, 0.01, "ServerError")]
+        records = [record(0.0, 0.01)] * 20 + [record(0.0, 0.01, next(errors))]
         return report_of(records, duration_s=1.0, warm_up_s=0.0)
 
+    monkeypatch.setattr(repeated_module, "PAUSE_S", 0.0)
     monkeypatch.setattr(repeated_module, "come_to_rest", come_to_rest)
     config = LoadConfig(address="here:1", rate=10.0, duration_s=1.0, warm_up_s=0.0)
     nothing: Any = None
@@ -878,9 +904,11 @@ def test_an_interrupted_repetition_keeps_its_finished_runs(monkeypatch: pytest.M
 def test_a_load_that_nothing_answers_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     found = repeated(monkeypatch, [None])
     assert (len(found.runs), found.latency) == (1, None)
+    assert not any("run once" in note for note in found.notes)  # more of them would not have settled
     found = repeated(monkeypatch, [0.1, None])
     assert "p99 did not settle in 2 runs: the last one answered nothing" in found.notes
     assert found.latency is not None  # the run before is shown: it tells more
+    assert len(found.runs) == 2
 
 
 def test_what_befell_the_runs_that_are_not_shown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -898,6 +926,12 @@ def test_what_befell_the_runs_that_are_not_shown_is_told(monkeypatch: pytest.Mon
     assert (found.settled, found.failed) == (True, 0)
     assert "in the other runs 10 requests failed (8 ServerError, 2 DeadlineExceededError)" in found.notes
     assert OTHER_SPACE in found.notes
+
+
+def test_what_a_run_says_itself_is_not_said_once_more(report: LoadReport) -> None:
+    moved, cut = replace(report, notes=(OTHER_SPACE,)), replace(report, ended="interrupted")
+    assert OTHER_SPACE not in [*repeated_module._elsewhere([moved], moved)]
+    assert [*repeated_module._doubts([cut], 60.0, "", stopped=True)] == []
 
 
 def test_two_failing_runs_do_not_agree() -> None:

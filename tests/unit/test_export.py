@@ -177,6 +177,13 @@ def test_bytes_are_converted_before_all_else(exported: Exported) -> None:
     assert [node.op_type for node in graph.node if "pixels" in node.input] == ["Cast"]  # TensorRT takes nothing else
 
 
+def test_sizes_are_read_off_the_converted_bytes_wherever_that_was() -> None:
+    shape, cast = (onnx.helper.make_node(kind, ["pixels"], [kind]) for kind in ("Shape", "Cast"))
+    model = onnx.helper.make_model(onnx.helper.make_graph([shape, cast], "bytes", [], []))
+    onnx_export._convert_bytes_first(replace(VECTOR, inputs=(TensorSpec("pixels", "UINT8", (4,)),)), model)
+    assert [(node.op_type, *node.input) for node in model.graph.node] == [("Cast", "pixels"), ("Shape", "Cast")]
+
+
 def test_the_exported_steps_compose_to_the_trained_network(exported: Exported) -> None:
     _, network = exported.run.read_network()
     sessions = {
@@ -365,6 +372,11 @@ class Double(nn.Module):
         return 2 * vector
 
 
+class Twice(nn.Module):
+    def forward(self, vector: Tensor) -> tuple[Tensor, ...]:
+        return vector, vector
+
+
 class TwoWays(nn.Module):
     """Tracing sees a batch of two, and follows one way only."""
 
@@ -479,6 +491,16 @@ def test_a_bad_network_is_named_and_an_earlier_file_stays(tmp_path: Path, module
     assert files(tmp_path) == {"model.onnx": b"earlier"}
 
 
+def test_every_output_is_compared_in_shape_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, one = replace(VECTOR, outputs=VECTOR.outputs * 2), torch.ones(2, 4)
+    answers = [[one.numpy() + 0.5, one.numpy()], [one.numpy()[:1], one.numpy()]]
+    monkeypatch.setattr(onnx_export, "_run", lambda *_: answers.pop(0))
+    session: Any = None
+    assert onnx_export._difference(Twice(), spec, session, (one,)) == 0.5
+    with pytest.raises(ExportError, match=r"double: output doubled has shape \(1, 4\), eager torch \(2, 4\)"):
+        onnx_export._difference(Twice(), spec, session, (one,))
+
+
 def test_a_single_batch_that_is_no_number_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([0.0, float("nan"), 0.0])
     monkeypatch.setattr(onnx_export, "_difference", lambda *_: next(found))
@@ -495,7 +517,8 @@ class SeesPadding(Encoder):
         return tensors[0].float().mean(1, keepdim=True)
 
     def sample(self, specs: Sequence[TensorSpec], batch: int, length: int) -> tuple[Tensor, ...]:  # noqa: ARG002
-        there = torch.arange(length) < torch.arange(batch, 0, -1)[:, None]  # the last row holds one, so it is padded
+        used = torch.tensor([length] + [1] * (batch - 1))  # all but the first are padded
+        there = torch.arange(length) < used[:, None]
         return (there * torch.ones(batch, length, dtype=torch.int64),)
 
 
@@ -526,6 +549,16 @@ def test_the_longest_texts_are_verified(tmp_path: Path) -> None:
     assert export_network(OnlyShort(8), WORDS, tmp_path / "model.onnx", 2, longest=8).cases == 3
     with pytest.raises(ExportError, match=r"words: (eager torch itself|onnxruntime) fails on .*\[1, 41\]"):
         export_network(OnlyShort(40), WORDS, tmp_path / "model.onnx", 2, longest=41)
+
+
+@pytest.mark.parametrize(
+    ("dims", "most", "rows"), [((-1, 8), 32, 2), ((-1, 8), 4, 2), ((-1, 8), 1, 1), ((-1,), 32, 32)]
+)
+def test_of_products_with_several_photos_fewer_are_verified_together(
+    dims: tuple[int, ...], most: int, rows: int
+) -> None:
+    spec = replace(WORDS, inputs=(TensorSpec("photos", "FP32", dims),))
+    assert onnx_export._rows(spec, most, length=16) == rows
 
 
 def test_a_batch_that_was_frozen_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

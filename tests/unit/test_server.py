@@ -167,6 +167,8 @@ def test_models_that_a_killed_server_left_are_ended_and_those_of_others_are_not(
             command = [program, "-c", "import time; time.sleep(600)", *names]
             process = running.enter_context(subprocess.Popen(command, executable=sys.executable))
             running.callback(process.kill)
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes():  # for a moment it has none
+                time.sleep(0.001)
             return process
 
         left = model("triton_python_backend_stub", "likeness-serve-killed_by_a_test")

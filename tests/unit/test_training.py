@@ -9,6 +9,7 @@ import os
 import re
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,10 +32,11 @@ from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run, load_state
 from likeness_export.tensors import TensorSpec
+from likeness_export.training.objective import Objective
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
 from likeness_export.training.trainer import Trainer, _schedule, prepare_towers
-from likeness_export.training.training_data import read_training_data, records_key
+from likeness_export.training.training_data import alike_key, read_training_data, records_key, training_pairs
 from numpy.typing import NDArray
 from transformers import ResNetConfig, ResNetModel
 from typer.testing import CliRunner
@@ -68,6 +70,18 @@ def losses(run: Run) -> list[float]:
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def small_resnet(tiny: Tiny) -> dict[str, Any]:
+    """A pretrained tower, which stays as it is."""
+    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    network.save_pretrained(tiny.root / "resnet")
+    (tiny.root / "resnet" / "preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
+    return {"encoder": "vision", "source": "resnet", "image_px": 32}
+
+
+def trainer_of(recipe: Recipe, tiny: Tiny, folder: Path) -> Trainer:
+    return Trainer(recipe, Run(folder / "run"), read_training_data(recipe, tiny.root), tiny.root, torch.device("cpu"))
 
 
 def train_interrupted(recipe: Recipe, run: Run, root: Path, *, after: int) -> None:
@@ -128,10 +142,10 @@ def test_an_interrupted_training_goes_on_to_exactly_the_same_weights(
 
 def test_every_encoder_learns_at_its_own_rate_and_a_frozen_one_not_at_all(tiny: Tiny, tmp_path: Path) -> None:
     towers = tiny.recipe.model_dump(mode="json")["towers"]
-    towers["image"]["learning_rate"], towers["attributes"]["freeze"] = 3e-4, True
+    towers["still"] = small_resnet(tiny)
+    towers["image"]["learning_rate"] = 3e-4
     settings = {"learning_rate": 0.02, "weight_decay": 0.3, "proxies": 1.0}
-    recipe, run = changed(tiny.recipe, towers=towers, training=settings), Run(tmp_path / "run")
-    trainer = Trainer(recipe, run, read_training_data(recipe, tiny.root), tiny.root, torch.device("cpu"))
+    trainer = trainer_of(changed(tiny.recipe, towers=towers, training=settings), tiny, tmp_path)
     names = {
         id(tensor): name for part in (trainer.network, trainer.objective) for name, tensor in part.named_parameters()
     }
@@ -141,12 +155,48 @@ def test_every_encoder_learns_at_its_own_rate_and_a_frozen_one_not_at_all(tiny: 
         for group in trainer.optimizer.param_groups
         for tensor in group["params"]
     }
-    assert not any(tensor.requires_grad for tensor in trainer.network.tower("attributes").encoder.parameters())
+    assert not any(tensor.requires_grad for tensor in trainer.network.tower("still").encoder.parameters())
+    assert not any(name.startswith("towers.still.encoder.") for name in trainer._trained_state())  # nor kept each time
     assert found == {
         name: (3e-4 if name.startswith("towers.image.encoder.") else 0.02, 0.3)
         for name in names.values()
-        if not name.startswith("towers.attributes.encoder.")
+        if not name.startswith("towers.still.encoder.")
     }
+
+
+class Plus(Encoder):
+    """Training adds one to what it is given, and a batch tells whether it is encoded in less than FP32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduced: list[bool] = []
+
+    def augment(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor + 1 for tensor in tensors)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        found = tensors[0] @ torch.eye(3)
+        self.reduced.append(found.dtype == torch.bfloat16)
+        return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_encoders_learn_from_varied_inputs_in_the_precision_that_is_asked_for(
+    tiny: Tiny, tmp_path: Path, precision: str
+) -> None:
+    recipe, encoder = changed(tiny.recipe, training={"precision": precision}), Plus()
+    trainer = trainer_of(recipe, tiny, tmp_path)
+    torch.testing.assert_close(trainer._encode(encoder, torch.ones(2, 3)), torch.full((2, 3), 2.0))
+    assert encoder.reduced == [precision == "bf16"]
+
+
+@pytest.mark.parametrize(("rows", "lacking"), [([4, 8], 0), ([0, 5], 1)], ids=["image", "attributes"])
+def test_a_modality_that_nobody_in_a_batch_has_is_left_out(
+    tiny: Tiny, tmp_path: Path, rows: list[int], lacking: int
+) -> None:
+    vectors = trainer_of(tiny.recipe, tiny, tmp_path)._vectors(np.array(rows))
+    assert not vectors[:, lacking].any()
+    torch.testing.assert_close(vectors[:, 1 - lacking].norm(dim=1), torch.ones(2))
 
 
 def test_the_learning_rate_rises_for_the_head_and_again_for_all_and_falls_to_nothing() -> None:
@@ -170,6 +220,8 @@ def test_an_interrupted_training_does_not_go_on_with_other_products(tiny: Tiny, 
         "\n".join([*others, first]),
         text.replace('"group": "g0"', '"group": "g1"', 1),
         text.replace('"shop": "a"', '"shop": "b"'),
+        text.replace('"product_id": "0-1"', '"product_id": "0-x"'),
+        text.replace('"kind": "kind 0"', '"kind": "kind 1"', 1),
     ):
         assert changed_text != text
         tiny.products.write_text(changed_text, encoding="utf-8")
@@ -260,18 +312,59 @@ def test_a_text_field_may_hold_any_key(tiny: Tiny) -> None:
 def test_every_epoch_of_every_seed_draws_batches_and_modalities_of_its_own(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, batches, states = LabelPositives.judge, list[bytes](), list[bytes]()
+    judge, draw, batches, states = LabelPositives.judge, LabelPositives.batches, list[bytes](), list[bytes]()
 
     def noting(positives: LabelPositives, rows: NDArray[np.intp]) -> Judgement:
         batches.append(rows.tobytes())
         states.append(torch.get_rng_state().numpy().tobytes())
         return judge(positives, rows)
 
+    def comparing(
+        positives: LabelPositives, random: Any, embeddings: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.intp]]:
+        before = embeddings.copy()
+        yield from draw(positives, random, embeddings)
+        np.testing.assert_array_equal(embeddings, before)  # those of the last epoch, to the end of this one
+
     monkeypatch.setattr(LabelPositives, "judge", noting)
+    monkeypatch.setattr(LabelPositives, "batches", comparing)
     for seed in (1, 2):
         recipe = changed(tiny.recipe, training={"epochs": 2}).model_copy(update={"seed": seed})
         train(recipe, Run(tmp_path / str(seed)), tiny.root)
     assert len(batches) == len(set(batches)) == len(set(states))
+
+
+def test_an_epoch_s_loss_is_the_mean_of_its_batches_and_one_that_is_no_number_ends_the_training(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, found = Run(tmp_path / "run"), iter([1.0, 2.0, 6.0, float("nan")])
+
+    def forward(*_: Any) -> tuple[Tensor, Tensor]:
+        return torch.tensor(next(found), requires_grad=True), torch.zeros(1)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(InputError, match=r"^the loss of epoch 2 is nan: .* lower the learning rates"):
+        train(tiny.recipe, run, tiny.root)
+    assert losses(run) == [3]
+
+
+def test_steps_go_as_far_as_the_schedule_says_by_a_gradient_of_at_most_one(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, norms, rates = torch.optim.AdamW.step, list[float](), list[float]()
+
+    def noting(optimizer: torch.optim.AdamW) -> None:
+        gradients = [tensor.grad for group in optimizer.param_groups for tensor in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm([found for found in gradients if found is not None])))
+        rates.append(optimizer.param_groups[-1]["lr"])
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noting)
+    recipe = changed(tiny.recipe, training={"epochs": 1, "contrast": 1000.0})
+    train(recipe, Run(tmp_path / "run"), tiny.root)
+    assert norms == pytest.approx([1.0] * len(norms), rel=1e-3)
+    factor = _schedule(0, len(rates))
+    assert rates == [factor(place) * recipe.training.learning_rate for place in range(len(rates))]
 
 
 def test_training_learns(tiny: Tiny, tmp_path: Path) -> None:
@@ -494,6 +587,17 @@ def test_a_finished_run_says_that_the_products_are_others_now(
     train(tiny.recipe, run, tiny.root)  # a finished run needs no products
 
 
+def test_the_chosen_products_are_trained_on_without_the_masked_words(tiny: Tiny) -> None:
+    edit_catalogue(tiny, "0-0", title="a blue vase", shade="blue")
+    edit_catalogue(tiny, "0-1", split="val")
+    recipe = changed(tiny.recipe, data={"masked": ["shade"], "only": {"group": ["g0"]}})
+    found = read_training_data(recipe, tiny.root).catalogue
+    assert found.ids == ["0-0", "0-2"]
+    title = found.products[0].title
+    assert isinstance(title, str)
+    assert title.split() == ["a", "vase"]
+
+
 def test_a_label_that_a_tower_reads_is_named(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
     read_training_data(tiny.recipe, tiny.root)
     assert "flatter" not in caplog.text
@@ -530,10 +634,9 @@ def test_a_key_whose_accents_are_written_otherwise_is_not_misspelled(tiny: Tiny)
 
 
 def test_a_tower_whose_modality_nobody_has_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    recipe = changed(tiny.recipe, towers={"words": {"encoder": "transformer", "source": "none"}})
-    with pytest.raises(
-        InputError, match=r"towers\.words: .* has text \(read from: title, description\): leave the tower out"
-    ):
+    towers = {"words": {"encoder": "transformer", "source": "none"}}
+    recipe = changed(tiny.recipe, data={"text_fields": ["title"]}, towers=towers)
+    with pytest.raises(InputError, match=r"towers\.words: .* has text \(read from: title\): leave the tower out"):
         train(recipe, Run(tmp_path / "run"), tiny.root)
     with tiny.products.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"product_id": "later", "split": "val", "attributes": {"farbe": "rot"}}) + "\n")
@@ -624,11 +727,8 @@ def test_a_tower_may_need_no_files_and_says_how_it_pads_before_training(
 def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
-    network.save_pretrained(tiny.root / "resnet")
-    (tiny.root / "resnet" / "preprocessor_config.json").write_text('{"do_normalize": false}', encoding="utf-8")
-    towers = {"image": {"encoder": "vision", "source": "resnet", "image_px": 32}}
-    frozen = changed(tiny.recipe, towers=towers, training={"head_epochs": 1, "epochs": 1})
+    settings = {"head_epochs": 1, "epochs": 1}
+    frozen = changed(tiny.recipe, towers={"image": small_resnet(tiny)}, training=settings)
     run, inputs = Run(tmp_path / "run"), list[TowerInputs]()
 
     def noting(*given: Any, **keys: Any) -> dict[str, TowerInputs]:
@@ -636,6 +736,13 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_features_are_cached(
         inputs.extend(found.values())
         return found
 
+    encode = Trainer._encode
+
+    def learning(trainer: Trainer, encoder: Encoder, *tensors: Tensor) -> Tensor:
+        assert encoder is not trainer.network.tower("image").encoder
+        return encode(trainer, encoder, *tensors)
+
+    monkeypatch.setattr(Trainer, "_encode", learning)
     monkeypatch.setattr("likeness_export.training.trainer.read_inputs", noting)
     train(frozen, run, tiny.root)
     assert [found._fixed for found in inputs] == [{}, {}]  # decoded photos are not kept
@@ -656,7 +763,14 @@ def test_a_tower_that_cannot_be_built_is_named(tiny: Tiny, tmp_path: Path, monke
         train(tiny.recipe, Run(tmp_path / "run"), tiny.root)
 
 
-def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
+def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[int, int]] = []
+
+    def noting(*given: int) -> Any:
+        steps.append((given[0], given[1]))
+        return _schedule(*given)
+
+    monkeypatch.setattr("likeness_export.training.trainer._schedule", noting)
     recipe, run = changed(tiny.recipe, training={"head_epochs": 2, "epochs": 1}), Run(tmp_path / "run")
     train_interrupted(recipe, run, tiny.root, after=2)
     torch.manual_seed(recipe.seed)
@@ -668,6 +782,7 @@ def test_in_head_epochs_no_encoder_changes(tiny: Tiny, tmp_path: Path) -> None:
     straight = Run(tmp_path / "straight")
     train(recipe, straight, tiny.root)
     assert any(not torch.equal(weights(straight)[name], untrained[name]) for name in encoder)
+    assert {head / rest for head, rest in steps} == {2}
 
 
 def test_training_on_pairs_reads_the_products_that_they_name(
@@ -679,7 +794,13 @@ def test_training_on_pairs_reads_the_products_that_they_name(
     raw["data"] |= {"labels": [], "pairs": "pairs.csv"}
     raw["similarity"]["joint"] = True
     recipe = parse_recipe(raw, "test")
-    assert len(read_training_data(recipe, tiny.root).catalogue) == 6 * 3
+    data = read_training_data(recipe, tiny.root)
+    assert len(data.catalogue) == 6 * 3
+    assert alike_key(recipe, data) != alike_key(recipe, replace(data, pairs=data.pairs[1:]))
+    folds = [
+        training_pairs(recipe.data.model_copy(update={"held_out": 0.5, "fold": fold}), tiny.root) for fold in (0, 1)
+    ]
+    assert sorted(map(repr, [*folds[0], *folds[1]])) == sorted(map(repr, data.pairs))
     run, read = Run(tmp_path / "run"), list[Path]()
 
     def noting(path: Path, *given: Any) -> Iterator[tuple[str, dict[str, str]]]:
