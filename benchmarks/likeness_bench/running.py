@@ -91,10 +91,10 @@ def _live_view(text: str) -> Iterator[View]:
     """Show a line of progress for the length of a block."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column()),  # long texts wrap, instead of being cut
         BarColumn(bar_width=20),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),  # on a narrow screen the bar gives way, not the figures
-        TextColumn("{task.fields[counts]}", markup=False),
+        TextColumn("{task.fields[counts]}", markup=False, table_column=Column()),
     )
     # Drawn from a thread, twice a second: drawing takes time from the harness.
     with Progress(

@@ -32,6 +32,12 @@ def test_what_begins_has_all_of_its_time_left(monkeypatch: pytest.MonkeyPatch) -
         shown = StringIO()
         Console(file=shown, width=52).print(drawn[0].get_renderable())
         assert "0:00:00" in shown.getvalue()  # the bar gives way, not the time
+        view.say("text_encoder: cpu_threads 2 -> 4, instances 1 -> 2: round 3 of 5")
+        view.show(ended)
+        shown = StringIO()
+        Console(file=shown, width=80).print(drawn[0].get_renderable())
+        assert "of 5" in shown.getvalue()  # wrapped, not cut
+        assert "on their way" in shown.getvalue()
         view.say("what comes next")
         assert [(task.total, task.finished) for task in drawn[0].tasks] == [(None, False)]
 
