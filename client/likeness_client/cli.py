@@ -61,6 +61,7 @@ EXTRA_OF = {
 """Optional package -> the extra that brings it."""
 BULK_TIMEOUT_S = 300.0
 """Deadline where nobody waits for a single answer, and a call queues behind seven others of the same command."""
+_INTERRUPTED = 130  # what typer, as shells, makes of Ctrl-C
 
 app = typer.Typer(
     name="likeness",
@@ -84,6 +85,8 @@ def main() -> None:
         hints += _load_commands()
         app()
     except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # and says nothing
+            _stop("interrupted", _INTERRUPTED)
         known = {command.name or "" for command in typer.main.get_group(app).commands.values()}
         if stop.code == 2 and sys.argv[1:] and sys.argv[1] not in known:
             for hint in hints:  # why a command that exists is not known here
@@ -106,7 +109,7 @@ def main() -> None:
             raise
         _stop(f"{error.filename or 'a file'}: {error.strerror}; {WAYS_OUT[error.errno]}", 1)
     except KeyboardInterrupt:
-        _stop("interrupted", 130)
+        _stop("interrupted", _INTERRUPTED)
 
 
 @app.callback()

@@ -550,6 +550,7 @@ def test_commands_of_other_packages_are_merged(
     assert run(monkeypatch, "fail", "torch") == 1
     assert capsys.readouterr().err == "`torch` is missing: pip install 'likeness[export]'\n"
     assert run(monkeypatch, "fail", "stop") == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
 
 
 @pytest.mark.usefixtures("fresh_app")

@@ -399,7 +399,7 @@ def test_a_folder_of_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> No
     run.write_recipe(other)
     run.checkpoint.touch()
     with pytest.raises(InputError, match="holds a run of another recipe: choose another folder or remove it"):
-        train(tiny.recipe, run, tiny.root)
+        train(tiny.recipe, run, tmp_path / "nowhere")  # found out before the products are read
     assert run.read_recipe() == other
 
 

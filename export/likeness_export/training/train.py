@@ -40,8 +40,8 @@ def train(recipe: Recipe, run: Run, data_root: Path, device: str = "cpu") -> Non
     """
     place = _usable_device(device)
     torch.backends.cudnn.allow_tf32 = False  # on by default, unlike that of matrix products: fp32 means fp32
+    _refuse_another(recipe, run)  # before a large catalogue is read
     if run.weights.is_file():
-        _claim(recipe, run)
         log.info("%s is already trained", run.folder)
         _say_what_changed(recipe, run, data_root)
         if run.read_recipe().serving != recipe.serving:
@@ -116,18 +116,27 @@ def _untaught(recipe: Recipe, run: Run, catalogue: Catalogue, data_root: Path) -
     return network
 
 
+def _refuse_another(recipe: Recipe, run: Run) -> None:
+    """Look whether the folder may be used, and leave it as it is.
+
+    Raises:
+        InputError: it holds a run of another recipe, or something else.
+    """
+    if run.weights.is_file() or run.checkpoint.is_file():
+        if run.read_recipe().digest() != recipe.digest():
+            raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
+    elif run.towers.exists() and not run.holds_recipe:
+        raise InputError(f"{run.towers} is there, but is not of a run: choose another folder")
+
+
 def _claim(recipe: Recipe, run: Run) -> None:
     """Store the recipe, in place of one that no epoch was trained with or that differs in [serving] only.
 
     Raises:
         InputError: the folder holds a run of another recipe, or something else.
     """
+    _refuse_another(recipe, run)
     if not (run.weights.is_file() or run.checkpoint.is_file()):
-        if run.towers.exists() and not run.holds_recipe:
-            raise InputError(f"{run.towers} is there, but is not of a run: choose another folder")
         shutil.rmtree(run.towers, ignore_errors=True)  # those of that recipe would stay
-        run.write_recipe(recipe)
-    elif run.read_recipe().digest() != recipe.digest():
-        raise InputError(f"{run.folder} holds a run of another recipe: choose another folder or remove it")
-    elif not run.weights.is_file():
+    if not run.weights.is_file():
         run.write_recipe(recipe)  # its [serving] may be another one; nothing that is trained depends on that
