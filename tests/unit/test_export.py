@@ -3,9 +3,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from likeness_export.preprocessing import attributes, image
 from likeness_export.product_network import ProductNetwork
 from likeness_export.recipe import RecipeError
 from likeness_export.repository import servable
+from likeness_export.repository.check import RepositoryError
 from likeness_export.repository.rendering import render, write_configs
 from likeness_export.run import Run
 from likeness_export.serving_section import ServingSection, StepSection
@@ -360,6 +362,44 @@ def test_that_another_space_takes_the_place_is_said_before_the_earlier_one_is_go
         assert said == []
 
 
+def test_configurations_that_do_not_fit_together_are_refused_before_networks_are_exported(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = render(exported.recipe, "space")
+    del models["image_encoder"]
+    monkeypatch.setattr(exporting, "render", lambda *_: models)
+    monkeypatch.setattr(exporting, "export_network", lambda *_: pytest.fail("it was exported"))
+    with pytest.raises(RepositoryError, match="image_encoder"):
+        export_run(exported.run, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    figure: float = math.nan
+
+
+class Measuring:
+    """Other work on the files, which has found no figure."""
+
+    section = "measured"
+
+    def prepare(self) -> None:
+        pass
+
+    def __call__(self, folder: Path) -> Unmeasured:
+        assert (folder / "image_encoder" / "config.pbtxt").is_file()
+        return Unmeasured()
+
+
+def test_a_figure_that_is_no_number_is_null_in_the_manifest(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_network(monkeypatch, "none")
+    export_run(exported.run, tmp_path / "new", [Measuring()])
+    assert json.loads((tmp_path / "new" / "manifest.json").read_text(encoding="utf-8"))["measured"] == {"figure": None}
+
+
 # --- one network
 
 VECTOR = StepSpec(
@@ -450,6 +490,8 @@ def test_weights_that_one_file_does_not_take_lie_beside_it_as_long_as_they_do_no
         export_network(OnlyTwo(), VECTOR, path, 8)
     assert files(path.parent) == before
     export_network(nn.Linear(64, 64), MATRIX, path, 8)
+    assert {name: len(content) for name, content in files(path.parent).items()} == sizes
+    network_files.save_network(onnx.load(path), path)  # with the weights: in place of those that were there
     assert {name: len(content) for name, content in files(path.parent).items()} == sizes
     monkeypatch.undo()
     export_network(nn.Linear(64, 64), MATRIX, path, 8)

@@ -32,6 +32,7 @@ from likeness_export.products.csv_lines import read_lines
 from likeness_export.recipe import Recipe, parse_recipe
 from likeness_export.run import Run, load_state
 from likeness_export.tensors import TensorSpec
+from likeness_export.training import trainer as training
 from likeness_export.training.objective import Objective
 from likeness_export.training.positives import Judgement, LabelPositives
 from likeness_export.training.train import train
@@ -313,6 +314,7 @@ def test_every_epoch_of_every_seed_draws_batches_and_modalities_of_its_own(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge, draw, batches, states = LabelPositives.judge, LabelPositives.batches, list[bytes](), list[bytes]()
+    lengths = list[NDArray[np.float32]]()
 
     def noting(positives: LabelPositives, rows: NDArray[np.intp]) -> Judgement:
         batches.append(rows.tobytes())
@@ -323,6 +325,7 @@ def test_every_epoch_of_every_seed_draws_batches_and_modalities_of_its_own(
         positives: LabelPositives, random: Any, embeddings: NDArray[np.float32]
     ) -> Iterator[NDArray[np.intp]]:
         before = embeddings.copy()
+        lengths.append(np.linalg.norm(embeddings, axis=1))
         yield from draw(positives, random, embeddings)
         np.testing.assert_array_equal(embeddings, before)  # those of the last epoch, to the end of this one
 
@@ -331,6 +334,9 @@ def test_every_epoch_of_every_seed_draws_batches_and_modalities_of_its_own(
     for seed in (1, 2):
         recipe = changed(tiny.recipe, training={"epochs": 2}).model_copy(update={"seed": seed})
         train(recipe, Run(tmp_path / str(seed)), tiny.root)
+        first, second = lengths[-2:]
+        assert not first.any()  # of nothing yet
+        assert np.mean(np.isclose(second, 1)) > 0.5  # of all that were in a batch
     assert len(batches) == len(set(batches)) == len(set(states))
 
 
@@ -346,6 +352,7 @@ def test_an_epoch_s_loss_is_the_mean_of_its_batches_and_one_that_is_no_number_en
     with pytest.raises(InputError, match=r"^the loss of epoch 2 is nan: .* lower the learning rates"):
         train(tiny.recipe, run, tiny.root)
     assert losses(run) == [3]
+    assert json.loads(run.log.read_text(encoding="utf-8"))["epoch"] == 1
 
 
 def test_steps_go_as_far_as_the_schedule_says_by_a_gradient_of_at_most_one(
@@ -814,6 +821,25 @@ def test_training_on_pairs_reads_the_products_that_they_name(
     missing = parse_recipe(raw | {"data": raw["data"] | {"train_splits": ["other"]}}, "test")
     with pytest.raises(InputError, match=r"data\.train_splits: .*pairs\.csv has no pair of split 'other'"):
         read_training_data(missing, tiny.root)
+
+
+def test_pairs_that_contradict_each_other_are_told_before_training(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tiny.root / "pairs.csv").write_text(
+        "left_id,right_id,label,split\n0-0,0-1,1,train\n0-1,0-0,0,train\n", encoding="utf-8"
+    )
+    read_training_data(changed(tiny.recipe, data={"labels": [], "pairs": "pairs.csv"}), tiny.root)
+    assert "data.pairs: 1 pairs are labelled both 1 and 0, the first is 0-0 and 0-1" in caplog.text
+
+
+def test_labels_that_join_nobody_are_refused_before_anything_is_read_or_fitted(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for work in ("prepare_towers", "read_inputs"):
+        monkeypatch.setattr(training, work, lambda *_, **__: pytest.fail("work was done"))
+    with pytest.raises(InputError, match=r"title"):
+        train(changed(tiny.recipe, data={"labels": ["title"]}), Run(tmp_path / "run"), tiny.root)
 
 
 def test_texts_are_encoded_in_chunks_of_like_length_and_keep_their_order() -> None:
