@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -559,6 +560,15 @@ def test_what_cannot_be_written_stays_fp32(task: Task, tmp_path: Path) -> None:
         True,
         "spoilt cannot be made: unsupported: model.onnx, ()",
     )
+
+
+def test_a_full_disk_ends_the_export(task: Task, tmp_path: Path) -> None:
+    class Full(Spoilt):
+        def write(self, target: Path, kept: Collection[str] = ()) -> None:  # noqa: ARG002
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with pytest.raises(OSError, match="No space left"):
+        reduce_network(task, Full(task.source, ""), tmp_path / "model.onnx")
 
 
 def test_what_onnxruntime_cannot_load_stays_fp32(task: Task, tmp_path: Path) -> None:

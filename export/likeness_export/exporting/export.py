@@ -107,6 +107,7 @@ def export_run(run: Run, repository: Path, steps: Sequence[ExportStep] = ()) -> 
         for tower in recipe.preprocessed_towers():
             shutil.copytree(run.towers / tower / ASSETS, aside / preprocess_model(tower) / str(VERSION) / ASSETS)
         reports = _export_networks(run, recipe, network, models, aside)
+        del network  # as large as all its files, which the steps load
         sections = {step.section: asdict(step(aside)) for step in steps}
         manifest = _manifest(recipe, space, aside, reports) | sections
         text = json.dumps(without_nan(manifest), indent=1, allow_nan=False)

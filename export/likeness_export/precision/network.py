@@ -126,6 +126,8 @@ def _try(task: Task, writer: Writer, target: Path, kept: tuple[str, ...]) -> Out
         writer.write(target, kept)
         check_signature(task.spec, target)
         open_session(name, target)
+    except OSError:  # a full disk is no fault of the network, and the next one would not fit either
+        raise
     except Exception as error:  # quantiser and runtime fail with many types; whichever it is, fp32 is left
         return Outcome(name=name, form=FP32, refused=True, reason=f"{writer.form} cannot be made: {error}")
     sizes = (megabytes(task.source), megabytes(target))
