@@ -100,7 +100,9 @@ def _photo(product: Product, source: object, schema: InputSchema) -> bytes:
     elif isinstance(source, Path | bytes):
         photo = _encoded(product, "image", source, schema)
     else:
-        raise _bad(product, "image", f"expected a Path, bytes or a uint8 array, found {type(source).__name__}")
+        way_out = "make Path(...) of a name, numpy.asarray(image.convert('RGB')) of PIL's image"
+        found = type(source).__name__
+        raise _bad(product, "image", f"expected a Path, bytes or a uint8 array, found {found}; {way_out}")
     _check_size(product, "image", len(photo), schema)
     return photo
 

@@ -190,7 +190,7 @@ def test_several_photos_travel_as_one(tmp_path: Path) -> None:
         (Path(), "is not a file"),
         (Path("/dev/zero"), "is not a file"),
         (b"", "is empty"),
-        ("a.jpg", "expected a Path, bytes or a uint8 array, found str"),
+        ("a.jpg", r"expected a Path, bytes or a uint8 array, found str; make Path\(\.\.\.\) of a name"),
     ],
 )
 def test_images_that_cannot_be_read_fail(source: object, reason: str) -> None:
