@@ -318,7 +318,7 @@ def _find(value: Any, path: str) -> Any:
 
 def _scalar(value: Any) -> str:
     """Return a label's value; empty of what is none: it would be one that all such products share."""
-    if isinstance(value, list):
+    if isinstance(value, list | np.ndarray):  # the latter in a data frame
         parts = [_scalar(part) for part in value]
         return "/".join(parts) if any(parts) else ""
     if isinstance(value, float) and not math.isfinite(value):

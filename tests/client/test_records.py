@@ -189,6 +189,7 @@ def test_a_gap_of_a_data_frame_is_no_label(gap: str) -> None:
 def test_a_data_frame_s_floats_are_the_labels_of_its_whole_numbers() -> None:
     assert field_value({"style": 12.0}, "style") == field_value({"style": 12}, "style") == "12"
     assert field_value({"style": [12.0, 0.5]}, "style") == "12/0.5"
+    assert field_value({"style": np.array(["a", "b"], object)}, "style") == "a/b"  # of a data frame
     for beyond in (2e17, 2e22, -2e17):  # digits beyond a float's would be made up
         assert field_value({"style": beyond}, "style") == str(beyond)
 
