@@ -131,7 +131,10 @@ def encode(
     errors: dict[int, ProductError] = {}
     for index, product in enumerate(products):
         if not isinstance(product, Product):
-            raise InputError(f"item {index} is of type {type(product).__name__}, not Product; see Product.from_record")
+            raise InputError(
+                f"item {index} is of type {type(product).__name__}, not Product: make one of it, e.g. by "
+                "Product.from_record; of vectors make Embeddings, by Embeddings.from_vectors"
+            )
         try:
             items.append(_item(product, info))
         except ProductError as error:

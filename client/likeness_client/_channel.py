@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
@@ -132,6 +132,9 @@ class BaseClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, timeout_s={self.timeout_s})"
+
+    def __reduce__(self) -> NoReturn:
+        raise LikenessError(f"{self!r} can be neither copied nor sent to another process: make one in each process")
 
     def _known(self) -> tuple[ServerInfo | None, bool]:
         """Return what the server offers, as far as it is known, and whether it is time to ask again.

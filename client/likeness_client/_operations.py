@@ -133,9 +133,20 @@ def needs_server(left: Side, right: Side, metric: Metric) -> bool:
     return not (isinstance(left, Embeddings) and isinstance(right, Embeddings)) or _metric(metric) not in PAIR_SCORES
 
 
+def listed(products: Iterable[Product]) -> Sequence[Product]:
+    """Return products in a form that can be read twice.
+
+    Raises:
+        InputError: these are not several.
+    """
+    if not isinstance(products, Iterable):
+        raise InputError(f"expected several products, found one {type(products).__name__}: put a product into a list")
+    return tuple(products)
+
+
 def held(side: Iterable[Product] | Embeddings) -> Side:
-    """Return one side of a comparison in a form that can be read twice."""
-    return side if isinstance(side, Embeddings) else tuple(side)
+    """Return one side of a comparison in a form that can be read twice; see `listed`."""
+    return side if isinstance(side, Embeddings) else listed(side)
 
 
 def _embed_missing(
@@ -367,7 +378,7 @@ def _narrow(info: ServerInfo, modalities: Collection[str] | None) -> ServerInfo:
         return info
     # What can be read only once would be empty when the names are asked for again.
     if not isinstance(modalities, Collection) or not modalities or not set(modalities) <= set(info.modalities):
-        raise InputError(f"modalities must be some of {', '.join(info.modalities)}, not {modalities!r}")
+        raise InputError(f"modalities must be a list of some of {', '.join(info.modalities)}, not {modalities!r}")
     return replace(info, modalities=tuple(name for name in info.modalities if name in modalities))
 
 

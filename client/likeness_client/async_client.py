@@ -53,7 +53,7 @@ class AsyncClient(_channel.BaseClient):
         timeout_s: float | None = None,
     ) -> Embeddings:
         """Embed products; see `Client.embed`."""
-        items = tuple(products)
+        items = _operations.listed(products)
         brief = _brief(items)
         return await self._run(lambda info: _operations.embed(items, modalities, on_error, info), timeout_s, brief)
 

@@ -75,7 +75,7 @@ class Client(_channel.BaseClient):
             DeadlineExceededError: it was not over in ``timeout_s``, or a call not in the client's.
             ServerError: the server failed as a whole.
         """
-        items = tuple(products)
+        items = _operations.listed(products)
         return self._run(lambda info: _operations.embed(items, modalities, on_error, info), timeout_s)
 
     def similarity(

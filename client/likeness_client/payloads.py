@@ -60,12 +60,13 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 def _check_types(product: Product) -> None:
     if not isinstance(product.product_id, str):
-        raise ProductError(f"product_id must be a string, found {product.product_id!r:.80}", str(product.product_id))
+        reason = f"product_id must be a string, found {product.product_id!r:.80}; make it one"
+        raise ProductError(reason, str(product.product_id))
     for name, kinds in _TYPES.items():
         value = getattr(product, name)
         if not isinstance(value, kinds):
             expected = " or ".join(kind.__name__ for kind in kinds)
-            reason = f"{name} must be a {expected}, found {type(value).__name__}; leave it out if there is none"
+            reason = f"{name} must be a {expected}, found {type(value).__name__}; make it one, or leave it out"
             raise ProductError(reason, product.product_id)
 
 
@@ -100,7 +101,9 @@ def _photo(product: Product, source: object, schema: InputSchema) -> bytes:
     elif isinstance(source, Path | bytes):
         photo = _encoded(product, "image", source, schema)
     else:
-        raise _bad(product, "image", f"expected a Path, bytes or a uint8 array, found {type(source).__name__}")
+        way_out = "make Path(...) of a name, numpy.asarray(image.convert('RGB')) of PIL's image"
+        found = type(source).__name__
+        raise _bad(product, "image", f"expected a Path, bytes or a uint8 array, found {found}; {way_out}")
     _check_size(product, "image", len(photo), schema)
     return photo
 
@@ -162,7 +165,8 @@ def _plain(product: Product, key: str, value: object) -> str | int | float:
     if isinstance(value, str):
         return canonical(value)
     if not is_number(value):
-        raise _bad(product, "attributes", f"'{key}' must be a string or a finite number, found {_shown(value)}")
+        reason = f"'{key}' must be a string or a finite number, found {_shown(value)}; make it one, or leave it out"
+        raise _bad(product, "attributes", reason)
     return plain_number(value)
 
 

@@ -52,6 +52,7 @@ _TABLES = (".csv", ".tsv")
 _MARKS = "".join(letter for letter in map(chr, range(0x300, 0x1EF00)) if unicodedata.combining(letter))
 _HEAP = re.compile(rf"[{_MARKS}]{{30}}(?=[{_MARKS}])")
 """More marks on one letter than any language has."""
+_GAPS = ("NAType", "NaTType")  # the types of pandas' own gaps, which does not have to be installed
 _LONGEST_PATH = 4096  # of Linux, in bytes
 _PERHAPS_A_HEAP = re.compile("[\u0300-\U0001eeff]{31}")  # which is found, or not, thirty times as fast
 
@@ -98,20 +99,20 @@ class Product:
         return f"{type(self).__name__}({', '.join(parts)})"
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], base: Path) -> Product:
+    def from_record(cls, record: Mapping[str, Any], base: Path | str) -> Product:
         """Read one record of a product file.
 
         Only the keys that this class has attributes for are read. All are optional, and null means missing, because
-        catalogues write both; so does NaN, which data frames write into gaps.
+        catalogues write both; so do NaN and pandas' NA, which data frames write into gaps.
 
         Args:
-            record: one decoded line.
+            record: one decoded line, or a row of a data frame as a dict.
             base: the folder that paths of images and videos are relative to.
 
         Raises:
             RecordError: a value has the wrong type; names the product and the key.
         """
-        product_id = _text(record, "product_id", "")
+        product_id, base = _text(record, "product_id", ""), Path(base)
         return cls(
             product_id=product_id,
             title=_text(record, "title", product_id),
@@ -317,7 +318,7 @@ def _find(value: Any, path: str) -> Any:
 
 def _scalar(value: Any) -> str:
     """Return a label's value; empty of what is none: it would be one that all such products share."""
-    if isinstance(value, list):
+    if isinstance(value, list | np.ndarray):  # the latter in a data frame
         parts = [_scalar(part) for part in value]
         return "/".join(parts) if any(parts) else ""
     if isinstance(value, float) and not math.isfinite(value):
@@ -328,8 +329,9 @@ def _scalar(value: Any) -> str:
 
 
 def _given(value: Any) -> Any:
-    """Return a value; None for the NaN that data frames write into gaps."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    """Return a value; None for what data frames write into gaps."""
+    is_gap = math.isnan(value) if isinstance(value, float | np.floating) else type(value).__name__ in _GAPS
+    return None if is_gap else value
 
 
 def _text(record: Mapping[str, Any], key: str, product_id: str) -> str:
@@ -359,6 +361,8 @@ def _attributes(record: Mapping[str, Any], product_id: str) -> dict[str, str | f
 def _images(record: Mapping[str, Any], base: Path, product_id: str) -> tuple[ImageSource, ...]:
     raw = _given(record.get("images"))
     names = [] if raw is None else raw
+    if isinstance(names, np.ndarray):  # which data frames make of the lists in a Parquet file
+        names = names.tolist()
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         found = f"a list that holds {_SHORT.repr(names)}" if isinstance(names, list) else _kind(names)
         raise RecordError(f"'images' must be a list of paths, e.g. [\"images/1.jpg\"], found {found}", product_id)
@@ -389,8 +393,8 @@ def _interactions(record: Mapping[str, Any], product_id: str) -> dict[str, float
 
 
 def _kind(value: Any) -> str:
-    """Name a decoded value in JSON's words."""
+    """Name a decoded value in JSON's words, any other by its type."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    return names.get(type(value), "a number" if isinstance(value, Real) else f"a value of type {type(value).__name__}")

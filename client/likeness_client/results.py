@@ -31,14 +31,18 @@ class Embeddings:
     """
 
     vectors: FloatArray
-    modality_weights: tuple[Mapping[str, float], ...] = field(repr=False)
-    signatures: tuple[str, ...] = field(repr=False)
-    product_ids: tuple[str, ...] = field(repr=False)
+    modality_weights: tuple[Mapping[str, float], ...]
+    signatures: tuple[str, ...]
+    product_ids: tuple[str, ...]
     space: str
     errors: Mapping[int, ProductError] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def __repr__(self) -> str:
+        shape = list(self.vectors.shape)
+        return f"{type(self).__name__}(vectors of shape {shape}, space {self.space!r}, {len(self.errors)} failed)"
 
     def save(self, path: Path | str) -> None:
         """Write to a file, ``.npz`` or ``.parquet`` by its suffix; an existing file is replaced in one step.

@@ -25,11 +25,10 @@ OptionalTimeout = Annotated[
 
 
 def start() -> None:
-    """Show this project's messages, of the libraries only warnings; keep their progress bars and telemetry silent."""
+    """Show this project's messages, of the libraries only warnings; keep their telemetry silent."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("likeness_export").setLevel(logging.INFO)

@@ -299,7 +299,7 @@ class Recipe(_Section):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
@@ -310,6 +310,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file is missing, is not TOML, or says something that is not allowed.
     """
+    path = Path(path)
     built_in = BUILT_IN / f"{path}.toml"
     place = built_in if not path.is_file() and built_in.is_file() else path
     try:

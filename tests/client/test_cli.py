@@ -133,7 +133,7 @@ def test_embed_looks_at_the_named_modalities_only(
     assert Embeddings.load(out).signatures == ("text_attributes", "attributes")
     capsys.readouterr()
     assert run(monkeypatch, *arguments, "--modality", "txt") == 1
-    assert "modalities must be some of text, image, attributes, not ['txt']" in capsys.readouterr().err
+    assert "modalities must be a list of some of text, image, attributes, not ['txt']" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["embed", "compare"])

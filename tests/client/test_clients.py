@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import inspect
 import itertools
 import os
+import pickle
 import re
 import signal
 import socket
@@ -585,6 +587,13 @@ def test_calls_in_flight_are_bounded(kind: Any, endpoint: Endpoint) -> None:
     with kind(endpoint.address, max_concurrency=3) as client:
         client.embed(BATCH)
     assert 1 < most[0] <= 3
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_is_neither_copied_nor_sent_to_another_process(kind: type[Client | AsyncClient]) -> None:
+    for way in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(LikenessError, match=r"Client\('localhost:1', .*: make one in each process"):
+            way(kind("localhost:1"))
 
 
 def test_a_closed_client_says_so(client: Any) -> None:

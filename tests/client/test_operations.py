@@ -279,9 +279,9 @@ def test_products_can_be_reduced_to_some_modalities(fake: FakeServer) -> None:
     found = fake.drive(_operations.embed(batch, ("attributes", "text"), "return", fake.info))
     assert found.signatures == ("text_attributes", "text", "")
     assert "has none of text, attributes" in str(found.errors[2])
-    wrong: tuple[Any, ...] = ((), ("smell",), (name for name in ["text"]))
+    wrong: tuple[Any, ...] = ((), ("smell",), "text", (name for name in ["text"]))
     for modalities in wrong:
-        with pytest.raises(InputError, match="modalities must be some of text, image, attributes"):
+        with pytest.raises(InputError, match="modalities must be a list of some of text, image, attributes"):
             fake.drive(_operations.embed(batch, modalities, "return", fake.info))
 
 
@@ -300,6 +300,11 @@ def test_nothing_in_nothing_out(fake: FakeServer) -> None:
 def test_what_is_not_a_product_is_the_callers_mistake(fake: FakeServer) -> None:
     with pytest.raises(InputError, match="item 0 is of type dict, not Product"):
         embed(fake, {"title": "a"})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"item 0 is of type ndarray.* make Embeddings, by Embeddings\.from_vectors"):
+        embed(fake, np.ones(8))  # type: ignore[arg-type]
+    for alone in (text("a"), None):
+        with pytest.raises(InputError, match=f"found one {type(alone).__name__}: put a product into a list"):
+            _operations.held(alone)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="on_error must be one of"):
         embed(fake, text("a"), on_error="ignore")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="metric must be one of"):

@@ -5,7 +5,7 @@ import json
 import unicodedata
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -43,12 +43,22 @@ def test_a_record_becomes_a_product() -> None:
     assert Product.from_record({}, Path()) == Product()
 
 
-@pytest.mark.parametrize("gap", [None, float("nan")])
-def test_gaps_of_a_data_frame_are_missing_and_cost_no_line(gap: float | None) -> None:
+PANDAS_NA = type("NAType", (), {})()  # of pandas, which the client does without
+
+
+@pytest.mark.parametrize("gap", [None, float("nan"), np.float32("nan"), PANDAS_NA])
+def test_gaps_of_a_data_frame_are_missing_and_cost_no_line(gap: Any) -> None:
     keys = ("product_id", "title", "description", "attributes", "images", "video", "interactions")
     assert Product.from_record(dict.fromkeys(keys, gap), Path()) == Product()
     record = {"attributes": {"price": gap, "size": "M"}, "interactions": {"u1": gap, "u2": 1}}
     assert Product.from_record(record, Path()) == Product(attributes={"size": "M"}, interactions={"u2": 1})
+
+
+def test_a_row_of_a_data_frame_becomes_a_product() -> None:
+    row = {"images": np.array(["a.jpg", "b.jpg"], object), "attributes": {"price": np.float64(2.5), "size": None}}
+    assert Product.from_record(row, "base") == Product(
+        attributes={"price": 2.5}, images=(Path("base/a.jpg"), Path("base/b.jpg"))
+    )
 
 
 def test_a_product_shows_itself_without_the_megabytes_of_its_photos() -> None:
@@ -74,6 +84,8 @@ def test_a_product_shows_itself_without_the_megabytes_of_its_photos() -> None:
         ("attributes", {"colour": True}, "found a boolean"),
         ("attributes", {"price": float("inf")}, "found inf"),
         ("images", "a.jpg", r"'images' must be a list of paths, e\.g\. \[\"images/1\.jpg\"\], found a string"),
+        ("images", np.array([1]), r"'images' must be a list of paths, .* found a list that holds \[1\]"),
+        ("title", b"Shoe", "'title' must be a string, found a value of type bytes"),
         ("images", [1], r"'images' must be a list of paths, .* found a list that holds \[1\]"),
         ("images", [""], "'images' must be a list of paths"),
         ("video", ["a.mp4"], "'video' must be a string, found a list"),
@@ -177,6 +189,7 @@ def test_a_gap_of_a_data_frame_is_no_label(gap: str) -> None:
 def test_a_data_frame_s_floats_are_the_labels_of_its_whole_numbers() -> None:
     assert field_value({"style": 12.0}, "style") == field_value({"style": 12}, "style") == "12"
     assert field_value({"style": [12.0, 0.5]}, "style") == "12/0.5"
+    assert field_value({"style": np.array(["a", "b"], object)}, "style") == "a/b"  # of a data frame
     for beyond in (2e17, 2e22, -2e17):  # digits beyond a float's would be made up
         assert field_value({"style": beyond}, "style") == str(beyond)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +31,8 @@ def assert_equal(one: Embeddings, other: Embeddings) -> None:
     assert {i: e.args for i, e in one.errors.items()} == {i: e.args for i, e in other.errors.items()}
 
 
-def test_embeddings_of_a_catalogue_show_themselves_briefly() -> None:
-    catalogue = replace(Embeddings.concatenate([embeddings()] * 10_000), errors={})
-    shown = repr(catalogue)
-    assert "vectors=array([[" in shown
-    assert "space='space-1'" in shown
-    assert len(shown) < 1000
+def test_embeddings_show_themselves_without_their_numbers() -> None:
+    assert repr(embeddings()) == "Embeddings(vectors of shape [3, 2], space 'space-1', 1 failed)"
 
 
 def test_vectors_of_a_database_are_embeddings_again() -> None:

@@ -54,6 +54,7 @@ def test_bad_lines_are_logged_and_left_out(tmp_path: Path, caplog: pytest.LogCap
     )
     assert [product.product_id for product in found.products] == ["a", "b"]
     assert len(found) == len(found.records) == 2
+    assert repr(found) == "Catalogue(2 products)"  # and not all that they hold
     assert [record.getMessage().startswith("left out:") for record in caplog.records] == [True] * 3
 
 

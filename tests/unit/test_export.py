@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import shutil
 from collections.abc import Sequence
@@ -455,9 +456,11 @@ def test_a_full_disk_is_no_fault_of_the_network(tmp_path: Path, little_room: Lit
 
 
 def test_a_good_network_is_exported_and_reported(tmp_path: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.WARNING)
     network = nn.Sequential(Double(), nn.Dropout())  # which is to do nothing any more
     report = export_network(network, VECTOR, tmp_path / "model.onnx", 8)
     assert (report.name, report.cases, report.largest_difference) == ("double", 3, 0.0)
+    assert logging.getLogger("torch.onnx").level == logging.WARNING  # as the caller wants it
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 

@@ -239,6 +239,10 @@ def test_complete_products_are_searched_with_less(exported: Exported) -> None:
     both = lines["image_attributes"].figures
     assert {name: both[name] for name in plain["image_attributes"].figures} == plain["image_attributes"].figures
     assert both.get("lost", 0.0) == 0.0
+    with pytest.raises(InputError, match="a list of some of image, attributes: 'text' is none of them"):
+        embedder.embed(["image", "text"])
+    nothing = OfflineEmbedder(exported.run, catalogue.select([]))
+    assert (nothing.present.shape, nothing.embed(["image"]).shape) == ((0, 2), (0, embedder.recipe.dimension))
     reduced, whole = embedder.embed(["image"]), embedder.embed(["image", "attributes"])
     rows = np.flatnonzero(complete(embedder.present, [whole]) & catalogue.in_splits(["train"]))
     labels, itself = catalogue.labels("group")[rows], np.arange(len(rows))

@@ -46,7 +46,7 @@ def message(change: Callable[[dict[str, Any]], object]) -> str:
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.toml")))
 def test_built_in_recipes_load_and_survive_being_stored(name: str) -> None:
     recipe = load_recipe(Path(name))
-    assert recipe.name == name
+    assert recipe.name == load_recipe(name).name == name
     again = parse_recipe(json.loads(recipe.model_dump_json()), "recipe.json")
     assert again == recipe
     assert again.digest() == recipe.digest()

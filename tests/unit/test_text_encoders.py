@@ -44,6 +44,7 @@ from tokenizers.pre_tokenizers import Metaspace, Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import AlignConfig, AutoModel, BertConfig, PretrainedConfig, RobertaConfig, T5Config, XLNetConfig
+from transformers.utils import logging as transformers_logging
 
 FloatArray = NDArray[np.float32]
 TEXTS = [
@@ -861,6 +862,18 @@ def test_weights_under_other_names_are_no_weights(tmp_path: Path) -> None:
     save_file(renamed, weights, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"source 'source': its files lack \d+ of the weights of a BertModel, .*copy"):
         prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_nothing_is_drawn_while_a_network_is_loaded(
+    tmp_path: Path, shown: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_backbone(tmp_path / "source", *BACKBONES["bert"])
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", shown)
+    capfd.readouterr()
+    prepared(tmp_path / "text", TRANSFORMER, root=tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert transformers_logging.is_progress_bar_enabled() == shown  # the caller's own networks keep their bars
 
 
 def test_code_that_a_network_brings_is_not_run_or_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -279,6 +280,18 @@ def test_equal_products_in_several_clusters_are_neither_near_nor_far() -> None:
 def test_pairs_at_the_very_threshold_belong_together() -> None:
     for x, y, threshold in ((4, 3, 0.8), (24, 7, 0.96)):  # rounded up, and down
         assert cluster(unit([[1, 0], [x, y], [-1, 0]]), threshold).labels.tolist() == [0, 0, 1]
+
+
+def test_a_product_without_a_vector_is_named() -> None:
+    vectors = np.vstack([unit([[1, 0], [0, 1]]), np.full((2, 2), np.nan, np.float32)])
+    told = r"2 of 4 vectors are NaN, first that of row 2: leave out the products"
+    for use in (
+        partial(nearest, k=1),
+        partial(nearest_apart, k=1, values=np.array(["a"] * 4)),
+        partial(cluster, threshold=None),
+    ):
+        with pytest.raises(InputError, match=told):
+            use(vectors)
 
 
 def test_clusters_of_next_to_nothing() -> None:
@@ -651,6 +664,10 @@ def test_keys_are_checked() -> None:
     assert check_keys(accented, []) == check_keys(accented, ["o\u0308l"]) == ["\u00f6l"]
     with pytest.raises(InputError, match=r"no product has the attribute c; there are: b, a$"):
         check_keys(products, ["c"])
+    near = nearest(unit([[1, 0], [1, 0]]), 1)
+    with pytest.raises(InputError, match="no product has the attribute c"):
+        mine(products, near, ["c"], 0.6)
+    assert [report.key for report in mine(products, near, [], 0.6)[1]] == ["a", "b"]
     products.append(Product(attributes={f"k{place:03}": 1.0 for place in range(500)} | {"a": "y"}))
     with pytest.raises(InputError, match=r"there are: a, b, k000, .*k009, and 490 more$"):
         check_keys(products, ["c"])

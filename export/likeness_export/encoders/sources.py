@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from huggingface_hub import _CACHED_NO_EXIST, get_hf_file_metadata, hf_hub_url, 
 from huggingface_hub.errors import HfHubHTTPError
 from likeness_client.errors import InputError
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
+from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 log = logging.getLogger(__name__)
@@ -54,7 +57,8 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
         "local_files_only": not _hub_may_be_asked(place),
     }
     try:
-        return kind.from_pretrained(place, **options)
+        with _without_bar():
+            return kind.from_pretrained(place, **options)
     except Exception as error:  # libraries fail with many types (a file of weights that is cut short with its own)
         if _brings_code(place):
             raise InputError(
@@ -76,6 +80,18 @@ def load_pretrained(kind: Any, source: str, data_root: Path, **options: Any) -> 
             f"source {source!r}: {below} (--data-root), no installed package carries a model of that name, and the hub "
             f"gave none ({reason})"
         ) from error
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keep transformers from drawing bars for who calls this package."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _brings_code(place: str) -> bool:
@@ -121,9 +137,10 @@ def file_beside(source: str, data_root: Path, name: str) -> Path | None:
     """
     place = locate(source, data_root)
     try:
-        found = cached_file(
-            place, name, local_files_only=not _hub_may_be_asked(place), _raise_exceptions_for_missing_entries=False
-        )
+        with _without_bar():
+            found = cached_file(
+                place, name, local_files_only=not _hub_may_be_asked(place), _raise_exceptions_for_missing_entries=False
+            )
     except OSError:  # there is no such file, or nobody to ask
         found = None
     if found:

@@ -88,7 +88,14 @@ class OfflineEmbedder:
 
     @torch.inference_mode()
     def embed(self, modalities: Sequence[str]) -> NDArray[np.float32]:
-        """See `Embedder`."""
+        """See `Embedder`.
+
+        Raises:
+            InputError: the run has none of one of the modalities.
+        """
+        if unknown := [name for name in modalities if name not in self.network.modalities]:
+            had = ", ".join(self.network.modalities)
+            raise InputError(f"modalities must be a list of some of {had}: {unknown[0]!r} is none of them")
         present = self.present & [name in modalities for name in self.network.modalities]
         # As the server does: what holds something unreadable is refused, not embedded by the rest.
         usable = present.any(1) & (self._readable | ~present).all(1)
@@ -136,7 +143,8 @@ class ServedEmbedder:
 
 def _held(parts: Sequence[Mapping[str, Part]], modalities: Sequence[str]) -> NDArray[np.bool_]:
     """Return BOOL [n, m]: which of the modalities each product holds, readable or not."""
-    return np.array([[name in found for name in modalities] for found in parts], dtype=bool)
+    held = [[name in found for name in modalities] for found in parts]
+    return np.array(held, dtype=bool).reshape(len(parts), len(modalities))  # of no products, too
 
 
 def complete(present: NDArray[np.bool_], embedded: Iterable[NDArray[np.float32]]) -> NDArray[np.bool_]:

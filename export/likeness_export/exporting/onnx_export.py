@@ -127,7 +127,9 @@ def _trace(module: nn.Module, spec: StepSpec, length: int) -> onnx.ModelProto:
         {0: varying, **{place: varying for place, size in enumerate(tensor.dims, start=1) if size == -1}}
         for tensor in spec.inputs
     ]
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    tracer = logging.getLogger("torch.onnx")
+    level = tracer.level
+    tracer.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns about its own internals
@@ -145,6 +147,8 @@ def _trace(module: nn.Module, spec: StepSpec, length: int) -> onnx.ModelProto:
         return _without_places(program.model_proto)
     except Exception as error:  # the tracer fails with many types; whichever it is, this network is not exported
         raise ExportError(f"{spec.name}: cannot be traced: {error}") from error
+    finally:
+        tracer.setLevel(level)
 
 
 def _without_places(model: onnx.ModelProto) -> onnx.ModelProto:

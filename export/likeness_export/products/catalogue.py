@@ -40,6 +40,9 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.products)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} products)"
+
     @property
     def ids(self) -> list[str]:
         """The product ids; empty where a product has none."""

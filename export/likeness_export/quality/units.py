@@ -279,9 +279,6 @@ def _check_parts(unit: Unit) -> None:
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Write this project's messages, everything on standard error and any error into a file."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     path.parent.mkdir(parents=True, exist_ok=True)
     package = logging.getLogger("likeness_export")
     with path.open("a", encoding="utf-8") as out, contextlib.redirect_stderr(out):

@@ -14,7 +14,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, homogeneity_score
 
 from likeness_export.progress import each
-from likeness_export.uses.inputs import Vectors
+from likeness_export.uses.inputs import Vectors, check_vectors
 
 Labels = NDArray[np.intp]
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))
@@ -77,8 +77,9 @@ def cluster(vectors: Vectors, threshold: float | None) -> Clustering:
             that leave nearly all products together come last: seen from a few outliers, all others look alike.
 
     Raises:
-        InputError: the threshold is not in [-1, 1].
+        InputError: the threshold is not in [-1, 1], or a product has no vector.
     """
+    check_vectors(vectors)
     if threshold is not None and not -1.0 <= threshold <= 1.0:
         raise InputError(f"threshold {threshold} is no cosine: it lies between -1 and 1; or leave the choice to 'auto'")
     trees = [(rows, _tree(vectors[rows])) for rows in each(list(_parts(vectors, np.arange(len(vectors)))), "linking")]

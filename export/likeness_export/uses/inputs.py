@@ -41,6 +41,19 @@ class EmbeddedProducts:
         return self.catalogue.ids
 
 
+def check_vectors(vectors: Vectors) -> None:
+    """See that every product has a vector.
+
+    Raises:
+        InputError: some have none; names the first.
+    """
+    if len(gaps := np.flatnonzero(np.isnan(vectors).any(1))):
+        raise InputError(
+            f"{len(gaps)} of {len(vectors)} vectors are NaN, first that of row {gaps[0]}: leave out the products that "
+            "have no embedding"
+        )
+
+
 def read_embedded(products: Path, embeddings: Path, splits: Sequence[str] = ()) -> EmbeddedProducts:
     """Read a product file, or only these splits of it, and the embeddings that ``likeness embed`` made of it.
 

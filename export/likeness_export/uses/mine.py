@@ -85,11 +85,14 @@ def mine(
     Elections with a smaller share than ``min_share`` count for nothing.
 
     Returns:
-        The proposals in the order of the products, and one report per key.
+        The proposals in the order of the products, and one report per key; without keys of all that occur.
+
+    Raises:
+        InputError: no product has one of the keys.
     """
     proposals: list[Proposal] = []
     reports: list[KeyReport] = []
-    for key in keys:
+    for key in check_keys(products, keys):
         values, own = _codes(products, key)
         votes = elect(own, neighbours)
         elected, known = (votes.codes >= 0) & (votes.shares >= min_share), own >= 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from likeness_export.progress import each
-from likeness_export.uses.inputs import Vectors
+from likeness_export.uses.inputs import Vectors, check_vectors
 
 _BLOCK_ROWS = 2048
 _BLOCK_SCORES = 4_000_000  # at a time; 16 MB
@@ -38,7 +38,11 @@ def nearest(vectors: Vectors, k: int) -> Neighbours:
     Args:
         vectors: FP32 [n, d], unit length.
         k: how many; all others where there are fewer.
+
+    Raises:
+        InputError: a product has no vector.
     """
+    check_vectors(vectors)
     count = len(vectors)
     k = max(0, min(k, count - 1))
     rows = np.empty((count, k), dtype=np.intp)
@@ -64,7 +68,11 @@ def nearest_apart(vectors: Vectors, k: int, values: NDArray[np.str_]) -> Neighbo
         vectors: FP32 [n, d], unit length.
         k: how many; one of each other value where there are fewer.
         values: [n]; a product with an empty one is alone with it.
+
+    Raises:
+        InputError: a product has no vector.
     """
+    check_vectors(vectors)
     alone = np.flatnonzero(values == "")
     owners = np.unique(values, return_inverse=True)[1].astype(np.int32)  # comparing them is what takes the time
     owners[alone] = len(values) + alone
