@@ -111,7 +111,9 @@ def compare_reports(first: Path, second: Path) -> ComparisonReport:
         raise InputError(f"{first} and {second} are of two kinds, {names}: compare two of one kind")
     try:
         figures, notes = kinds[0][1](reports, paths)
-    except (LookupError, StopIteration, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (LookupError, StopIteration, TypeError, AttributeError, ValueError) as error:
         reason = f"is not whole, or of another version ({error!r}): make it anew"
         raise InputError(f"{first} or {second} {reason}") from error
     known = {name: pair for name, pair in figures.items() if (pair.first, pair.second) != (None, None)}

@@ -120,7 +120,7 @@ def served_recall(
     vectors = np.concatenate([part.vectors for part in parts])
     if signature != AS_THEY_ARE:  # what is unknown to the server is left out, and then it is another signature
         vectors[[found != signature for part in parts for found in part.signatures]] = np.nan
-    return recall_at_1(vectors, np.array([label for _, label in usable], dtype=np.str_))
+    return recall_at_1(vectors, [label for _, label in usable])
 
 
 def served_recalls(
@@ -148,7 +148,7 @@ def served_recalls(
     return found
 
 
-def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recall:
+def recall_at_1(vectors: NDArray[np.float32], labels: Iterable[str]) -> Recall:
     """Rank every product against all others; of equally near ones the first counts.
 
     Args:
@@ -156,9 +156,10 @@ def recall_at_1(vectors: NDArray[np.float32], labels: NDArray[np.str_]) -> Recal
         labels: one per product; those with an empty one are ranked, but are no queries.
     """
     usable = ~np.isnan(vectors).any(axis=1)
-    vectors, labels = vectors[usable], labels[usable]
-    names, number, count = np.unique(labels, return_inverse=True, return_counts=True)
-    queries = np.flatnonzero((names[number] != "") & (count[number] > 1))
+    places = {"": 0}  # in an array every label would take as much room as the longest
+    number = np.array([places.setdefault(label, len(places)) for label in labels], dtype=np.intp)[usable]
+    vectors, count = vectors[usable], np.bincount(number)
+    queries = np.flatnonzero((number > 0) & (count[number] > 1))
     hits = 0
     for start in range(0, len(queries), _BLOCK):
         rows = queries[start : start + _BLOCK]

@@ -202,10 +202,10 @@ def held(product: Product, max_photos: int = 1) -> Product:
         sources = product.images[:max_photos]
         images = tuple(source.read_bytes() if isinstance(source, Path) else source for source in sources)
         video = product.video.read_bytes() if isinstance(product.video, Path) else product.video
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: of a path that no file can have
         raise InputError(
-            f"product '{product.product_id}': cannot read {error.filename} ({error.strerror}); "
-            "paths are relative to the product file"
+            f"product '{product.product_id}': a file of it cannot be read ({error}); paths are relative to the product "
+            "file"
         ) from error
     return replace(product, images=images, video=video)
 

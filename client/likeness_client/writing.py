@@ -129,13 +129,15 @@ def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file in one go; missing folders are made.
+    r"""Write a small text file in one go; missing folders are made.
+
+    What UTF-8 cannot hold, as in the name of a file that is in another encoding, is written as JSON does: ``\udce9``.
 
     Raises:
         InputError: it cannot be written.
     """
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -35,5 +35,9 @@ def figure(value: float) -> str:
 
 
 def cut(text: str, style: str = "") -> Text:
-    """Return text for a cell that gives way where a terminal is narrow, so that figures beside it do not."""
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    """Return text for a cell that gives way where a terminal is narrow, so that figures beside it do not.
+
+    Of an id or a key the terminal is told nothing but its letters: line breaks and control characters are escaped.
+    """
+    shown = text if text.isprintable() else repr(text)
+    return Text(shown, style=style, no_wrap=True, overflow="ellipsis")

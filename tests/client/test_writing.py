@@ -25,6 +25,12 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_utf_8_cannot_hold_costs_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "é of \udce9.jsonl")  # as Python has the name of a file in Latin-1
+    assert path.read_text(encoding="utf-8") == r"é of \udce9.jsonl"
+
+
 def test_a_new_file_is_open_to_those_to_whom_the_old_one_was(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "mine")

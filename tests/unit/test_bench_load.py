@@ -224,9 +224,10 @@ def test_a_mix_that_cannot_be_sent(signature: str, reason: str) -> None:
         Workload(PRODUCTS, INFO, WorkloadConfig(signatures={signature: 1.0}))
 
 
-def test_a_missing_file_is_named(tmp_path: Any) -> None:
-    with pytest.raises(InputError, match=r"'lost'.*none\.jpg.*relative to the product file"):
-        Workload([Product(product_id="lost", images=(tmp_path / "none.jpg",))], INFO, WorkloadConfig())
+@pytest.mark.parametrize(("name", "reason"), [("none.jpg", r"none\.jpg"), ("no\0ne.jpg", "null byte")])
+def test_a_missing_file_is_named(tmp_path: Any, name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"'lost'.*{reason}.*relative to the product file"):
+        Workload([Product(product_id="lost", images=(tmp_path / name,))], INFO, WorkloadConfig())
 
 
 def test_reducing_keeps_what_belongs_to_no_other_modality() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -118,6 +119,14 @@ def test_recall_at_1_by_hand() -> None:
     # A product without a label, or alone with it, is ranked but asks nothing.
     assert recall_at_1(vectors, np.array(["a", "", "b", "a", "", ""])) == Recall(at_1=0.0, queries=2, gallery=5)
     assert recall_at_1(vectors[:0], labels[:0]) == Recall(at_1=0.0, queries=0, gallery=0)
+
+
+def test_one_long_label_does_not_fill_the_memory() -> None:
+    labels = ["a whole description" * 1_000, *map(str, range(2_000))]  # 150 MB as an array
+    tracemalloc.start()
+    recall_at_1(np.ones((len(labels), 1), dtype=np.float32), labels)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_of_equally_near_products_the_first_counts_however_they_are_rounded() -> None:

@@ -443,10 +443,11 @@ def test_a_comparison_is_a_file_for_a_gate(report: LoadReport, tmp_path: Path) -
 def test_a_report_that_lacks_something_is_named(report: LoadReport, tmp_path: Path) -> None:
     data = asdict(report)
     write_json(tmp_path / "l.json", data)
-    del data["load"]
-    write_json(tmp_path / "cut.json", data)
-    with pytest.raises(InputError, match=r"l\.json or .*cut\.json is not whole, or of another version"):
-        compare_reports(tmp_path / "l.json", tmp_path / "cut.json")
+    without = {key: value for key, value in data.items() if key != "load"}
+    for wrong in (without, {**data, "products_per_s": "many"}):
+        write_json(tmp_path / "cut.json", wrong)
+        with pytest.raises(InputError, match=r"l\.json or .*cut\.json is not whole, or of another version"):
+            compare_reports(tmp_path / "l.json", tmp_path / "cut.json")
     sweep = SweepReport(made_at="now", target_ms=1.0, best_rate=8.0, ended="found", complete=True, steps=())
     write_json(tmp_path / "cut.json", asdict(sweep))  # without the step of its best rate
     with pytest.raises(InputError, match="is not whole"):

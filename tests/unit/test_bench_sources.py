@@ -13,7 +13,7 @@ import pytest
 from likeness_bench.sources import SourceConfig, Span, read_sources, varied
 from likeness_client import InputError, MissingExtraError, Product
 from likeness_client.records import ImageSource
-from PIL import Image
+from PIL import ExifTags, Image
 
 
 def photo(width: int, height: int) -> bytes:
@@ -54,7 +54,20 @@ def bomb() -> bytes:
     return out.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + out.getvalue()[33:]
 
 
-@pytest.mark.parametrize("source", [b"no photo", Path("nowhere.jpg"), bomb()], ids=["no photo", "nowhere", "bomb"])
+def mistagged() -> bytes:
+    """Return a photo to be turned whose tag for a number holds a text, which Pillow cannot write again."""
+    tags, out = Image.Exif(), io.BytesIO()
+    tags[ExifTags.Base.Orientation], tags[ExifTags.Base.Software] = 6, "a camera"
+    text, number = (struct.pack(">H", tag) for tag in (ExifTags.Base.Software, ExifTags.Base.CellWidth))
+    Image.new("RGB", (8, 8)).save(out, "JPEG", exif=tags.tobytes().replace(text, number))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [b"no photo", Path("nowhere.jpg"), Path("no\0where.jpg"), bomb(), mistagged()],
+    ids=["no photo", "nowhere", "no path", "bomb", "mistagged"],
+)
 def test_photos_that_cannot_be_scaled_are_named(source: bytes | Path) -> None:
     config = SourceConfig(rendered=1, image_px=Span(low=60, high=60))
     with pytest.raises(InputError, match="product 'p': its photo cannot be scaled"):

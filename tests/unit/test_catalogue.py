@@ -276,6 +276,7 @@ def test_held_out_pairs_do_not_depend_on_order_and_take_their_mirror_images_alon
     assert sorted(kept + held, key=pairs.index) == pairs
     assert [pair.right for pair in hold_out(mirrored[::-1], 0.2)[1]] == [pair.left for pair in held[::-1]]
     assert hold_out(pairs, 0.0) == (pairs, [])
+    assert hold_out(half := [NamedPair(left="\ud800", right="p1", label=1)], 1.0) == ([], half)  # half a character
     assert set(map(id, hold_out(pairs, 0.3)[1])) > set(map(id, held))  # a larger share holds the smaller one
     folds = [hold_out(pairs, 0.2, fold)[1] for fold in range(5)]
     assert folds[0] == held

@@ -35,6 +35,12 @@ def test_names_give_way_and_figures_do_not(width: int) -> None:
     assert len(shown.splitlines()) == 5  # one line per row: names are cut, not folded
 
 
+def test_a_name_cannot_break_a_line_or_colour_the_terminal() -> None:
+    out = StringIO()
+    Console(width=80, file=out, force_terminal=True).print(cut("a\n\x1b[31mb"))
+    assert out.getvalue() == "'a\\n\\x1b[31mb'\n"
+
+
 def test_a_bar_gives_way_and_figures_do_not() -> None:
     progress, out = stages("epochs", "loss"), StringIO()
     progress.add_task("training", total=30, completed=7, loss="4.0253")

@@ -58,6 +58,7 @@ def test_neighbours_stand_on_the_other_side_where_pairs_have_two(known: list[str
     pairs = [NamedPair(left=left, right=right, label=1) for left, right in zip(known[::2], known[1::2], strict=True)]
     found, asked = sides_of("01234", pairs)
     assert found.tolist() == sides
+    assert sides_of([*"0123", "left"], pairs)[0].tolist() == sides  # an id says nothing of the side
     assert asked.tolist() == sorted({int(name) for name in known})  # of a large catalogue few may be in a pair
     some, every = (surroundings(np.arange(5), found, *by_table(table), places) for places in (asked, None))  # type: ignore[arg-type]
     np.testing.assert_array_equal(some[:, asked], every[:, asked])

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from likeness_client import Embeddings, InputError, InputSchema, Product, ProductError, SpaceMismatchError
-from likeness_export.evaluation.evaluate import AS_THEY_ARE, OfflineEmbedder, ServedEmbedder, Task, complete, evaluate
+from likeness_export.evaluation.evaluate import (
+    AS_THEY_ARE,
+    OfflineEmbedder,
+    ServedEmbedder,
+    Task,
+    complete,
+    evaluate,
+    labels_to_judge_by,
+)
 from likeness_export.evaluation.metrics import retrieval
 from likeness_export.products.catalogue import Catalogue, read_catalogue
 from likeness_export.products.named_pairs import NamedPair, hold_out, without_repeats
@@ -344,6 +352,10 @@ def test_a_label_by_which_nothing_can_be_measured_is_named(
     list(evaluate(embedder, catalogue, exported.recipe.modalities(), task))
     assert "nothing was measured by serial: no query" in caplog.text
     assert "measured by group" not in caplog.text
+
+
+def test_a_label_that_is_named_twice_is_measured_once(exported: Exported) -> None:
+    assert labels_to_judge_by(exported.run, ["group", "kind", "group"]) == ("group", "kind")
 
 
 def test_what_cannot_be_read_is_refused_as_the_server_does_it(exported: Exported) -> None:

@@ -711,6 +711,8 @@ def test_related_and_cluster_commands(files: tuple[str, str], tmp_path: Path) ->
     assert "adjusted mutual information │ 1.000" in " ".join(shown.split())
     assert lines(out)[0] == {"product_id": "p0", "cluster": 0, "size": 4}
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+    assert "number 0 (p0 and others)" in shown
+    assert "number 0 (p0) " in run("cluster", *files, "--out", out, "--threshold", "1")  # each alone
     with pytest.raises(InputError, match="threshold 'high' is neither a cosine"):
         run("cluster", *files, "--out", out, "--threshold", "high")
     out.unlink()

@@ -197,12 +197,12 @@ class Task:
 
 
 def labels_to_judge_by(run: Run, named: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels that are named, or else those that the run was trained on.
+    """Return the labels that are named, each once, or else those that the run was trained on.
 
     Raises:
         InputError: none is named, and it was trained on none.
     """
-    labels = tuple(named) or run.read_recipe().data.labels
+    labels = tuple(dict.fromkeys(named)) or run.read_recipe().data.labels
     if not labels:
         raise InputError(f"{run.folder} was not trained on labels: name what makes two products alike with --label")
     return labels

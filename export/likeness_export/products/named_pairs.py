@@ -45,7 +45,7 @@ def hold_out(pairs: Sequence[NamedPair], share: float, fold: int = 0) -> tuple[l
     parts: tuple[list[NamedPair], list[NamedPair]] = ([], [])
     for pair in pairs:
         name = "\0".join(sorted((pair.left, pair.right)))
-        chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+        chance = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
         parts[fold * share <= chance < (fold + 1) * share].append(pair)
     return parts
 

@@ -141,7 +141,7 @@ def decide(
     """
     measured, matching = asked[0], match(row_of, taught, asked)
     threshold, scores = matching.decision.threshold, matching.probabilities
-    fresh = without_repeats(measured, train)
+    fresh = {*without_repeats(measured, train)}
     kept = np.array([pair in fresh for pair in measured], dtype=bool)
     labels = np.array([pair.label for pair in measured], dtype=np.intp)
     every = figures(scores[kept], labels[kept], threshold)

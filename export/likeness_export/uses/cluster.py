@@ -117,9 +117,8 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
     if not 1 < len(sizes) < len(vectors):
         return float("nan")
     sums = _sums(vectors, labels)
-    rows = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
-    rows = rows[sizes[labels[rows]] > 1]
-    share, total = len(rows) / min(len(vectors), _SAMPLE), 0.0
+    drawn = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
+    rows, total = drawn[sizes[labels[drawn]] > 1], 0.0
     for start in range(0, len(rows), 256):
         chosen = rows[start : start + 256]
         own, here = labels[chosen], np.arange(len(chosen))
@@ -129,7 +128,7 @@ def silhouette(vectors: Vectors, labels: Labels) -> float:
         outer[here, own] = np.inf
         inner, nearest = (np.where(found < _SAME, 0.0, found) for found in (inner, outer.min(1)))
         total += float(((nearest - inner) / np.maximum(np.maximum(nearest, inner), _SAME)).sum())
-    return share * total / len(rows) if len(rows) else 0.0
+    return total / len(drawn)
 
 
 def agreement(labels: Labels, truth: NDArray[np.str_]) -> Agreement:

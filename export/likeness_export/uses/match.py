@@ -233,8 +233,8 @@ def sides_of(ids: Sequence[str], known: Sequence[NamedPair]) -> tuple[NDArray[np
     """
     left, right = {pair.left for pair in known}, {pair.right for pair in known}
     two = not left & right
-    sides = [("left" if name in left else "right" if name in right else name) if two else "" for name in ids]
-    return np.array(sides), np.flatnonzero([name in left or name in right for name in ids])
+    sides = ["left" if name in left else "right" if name in right else str(row) for row, name in enumerate(ids)]
+    return np.array(sides if two else [""] * len(ids)), np.flatnonzero([name in left or name in right for name in ids])
 
 
 def scorer_of(vectors: Vectors, score: Score) -> Scorer:

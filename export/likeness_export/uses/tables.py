@@ -76,7 +76,8 @@ def cluster_table(found: Clustering, agreement: Agreement | None, ids: Sequence[
         "silhouette": figure(found.silhouette),
     }
     for place, size in enumerate(sizes[:_LARGEST]):
-        figures[f"size of number {place} ({ids[int(np.argmax(found.labels == place))]} and others)"] = str(size)
+        first, others = ids[int(np.argmax(found.labels == place))], " and others" * (size > 1)
+        figures[f"size of number {place} ({first}{others})"] = str(size)
     if agreement is not None:
         figures |= {
             "products with a label": str(agreement.products),
