@@ -267,6 +267,30 @@ def test_a_model_whose_process_dies_ends_the_server(small: Path, ports: list[int
         assert not [place for place in memory if place.exists()]
 
 
+@pytest.mark.usefixtures("_asked_often")
+def test_a_model_that_is_unloaded_by_hand_ends_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_watch, "_ENDS_TOO_S", 0.1)
+    options = ("--model-control-mode=explicit", "--load-model=*")
+    config = ServeConfig.on_unused_ports(small, tmp_path / "log", options=options)
+    with serving(config) as process, InferenceServerClient(config.address) as client:
+
+        def unload() -> None:
+            time.sleep(1)  # it has begun to watch
+            members = len(family(process.pid))
+            client.unload_model(encoder_model("attributes"))
+            until(lambda: len(family(process.pid)) < members, "the model is gone")
+            time.sleep(1)  # which is seen
+            process.kill()
+
+        ending = threading.Thread(target=unload)
+        ending.start()
+        with pytest.raises(ServeError, match="ended by itself with code -9"):
+            server_watch.watch(process, config.address)
+        ending.join()
+
+
 @pytest.fixture
 def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two questions a second to a server that hangs, which takes five of them; more to one that answers."""

@@ -191,7 +191,7 @@ class _ParquetWriter:
         table = _table(part)
         if self.file is None:
             _, parquet = _pyarrow()
-            self.file = parquet.ParquetWriter(self.path, table.schema)
+            self.file = parquet.ParquetWriter(self.path, table.schema, write_page_checksum=True)
         self.file.write_table(table)
         self.rows += len(part.vectors)
 
@@ -216,12 +216,14 @@ def _table(part: Part) -> Any:
 
 
 def _load_parquet(path: Path) -> dict[str, Any]:
-    _, parquet = _pyarrow()
-    table = parquet.ParquetFile(path).read()
+    pa, parquet = _pyarrow()
+    table = parquet.ParquetFile(path, page_checksum_verification=True).read()
     metadata = table.schema.metadata or {}
     if metadata.get(b"format") != FORMAT.encode():
         raise ValueError(f"its metadata does not say '{FORMAT}'")
     vectors = table["vector"].combine_chunks()
+    if not pa.types.is_fixed_size_list(vectors.type):  # some tools write lists of any length anew
+        raise ValueError(f"its vectors are of the type {vectors.type}")
     named = {name: table[f"weight_{name}"].to_pylist() for name in MODALITIES if f"weight_{name}" in table.column_names}
     errors = zip(table["error"].to_pylist(), table["error_modality"].to_pylist(), strict=True)
     return _build(

@@ -159,8 +159,14 @@ def _embed_missing(
     given = [side for side in sides if isinstance(side, Embeddings)]
     fresh = [(side, name) for side, name in zip(sides, names, strict=True) if not isinstance(side, Embeddings)]
     # Before any work is done for vectors that could not be compared. The learned metric belongs to the server's space.
-    own = [info.space] if info and needs_server(*sides, metric) else []
-    require_same_space(*own, *(side.space for side in given))
+    own = [(info.space, info.dimension)] if info and needs_server(*sides, metric) else []
+    spaces, dimensions = zip(*own, *((side.space, side.vectors.shape[1]) for side in given), strict=True)
+    require_same_space(*spaces)
+    if len({*dimensions}) > 1:
+        raise InputError(
+            f"the vectors differ in length ({', '.join(map(str, sorted({*dimensions})))}): give all of them whole, as "
+            "`embed` returned them"
+        )
     embedded = iter((yield from _embed(fresh, info)) if info else ())
     left, right = (side if isinstance(side, Embeddings) else next(embedded) for side in sides)
     return left, right

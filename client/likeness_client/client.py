@@ -102,7 +102,7 @@ class Client(_channel.BaseClient):
             One score per pair.
 
         Raises:
-            InputError: the sides differ in length.
+            InputError: the sides, or their vectors, differ in length.
             SpaceMismatchError: given embeddings are of another space.
             BatchError: some pairs failed, and ``on_error`` is ``raise``.
             ServerError: the server failed as a whole.
@@ -137,6 +137,7 @@ class Client(_channel.BaseClient):
             One row per query, one column per candidate.
 
         Raises:
+            InputError: the vectors of the two sides differ in length.
             SpaceMismatchError: given embeddings are of another space.
             BatchError: some products failed, and ``on_error`` is ``raise``.
             ServerError: the server failed as a whole.

@@ -491,6 +491,21 @@ def test_spaces_are_not_mixed(fake: FakeServer) -> None:
     assert matrix(fake, old, old).space == "space-2"  # nothing of this server is needed
 
 
+@pytest.mark.parametrize("score", [_operations.similarity, _operations.similarity_matrix])
+def test_vectors_of_other_lengths_are_refused_before_any_work(fake: FakeServer, score: Any) -> None:
+    whole, short, number = (Embeddings.from_vectors(np.ones((1, size)), fake.space) for size in (8, 4, 1))
+    for left, right, metric in (
+        (whole, short, Metric.COSINE),
+        (number, whole, Metric.EUCLIDEAN),  # which NumPy would stretch
+        (short, [text("a")], Metric.COSINE),
+        (short, short, Metric.LEARNED),
+    ):
+        with pytest.raises(InputError, match=r"differ in length \([14], [48]\): give all of them whole"):
+            fake.drive(score(left, right, metric, "raise", fake.info))
+    assert fake.rounds == []
+    assert fake.drive(score(short, short, Metric.COSINE, "raise", None)).values == pytest.approx(1)
+
+
 def test_an_answer_off_the_contract_is_a_server_error(fake: FakeServer) -> None:
     planned = _calls.embed_calls([_calls.Item("text", (b"a",))], fake.info)
     [(call, batch)] = planned

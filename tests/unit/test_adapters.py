@@ -123,11 +123,16 @@ def test_a_block_of_too_many_pairs_is_refused_and_the_next_is_answered(network: 
     network.batched, network.inputs = False, ["left", "right"]
     network.gather = lambda columns, _: [sum(part.sum() for (part,) in columns) * np.ones((1, 1))]
     small, large = np.ones((1, 128, 2), np.float32), np.ones((1, 1025, 2), np.float32)
-    refused, answered = network.execute(
-        [Request({"left": small, "right": large}), Request({"left": small, "right": large[:, 1:]})]
+    many = np.ones((1025, 1, 2), np.float32)  # each of them is scored with the same 128
+    refused, refused_too, answered = network.execute(
+        [
+            Request({"left": left, "right": right})
+            for left, right in ((small, large), (small, many), (small, large[:, 1:]))
+        ]
     )
     assert load("network_model").MAX_PAIRS == MAX_BLOCK_LEFT * MAX_BLOCK_RIGHT
     assert "131200 pairs, 131072 are allowed: send smaller blocks" in refused.error
+    assert refused_too.error == refused.error
     assert refused.error.code == Error.INVALID_ARG
     assert answered.error is None
 

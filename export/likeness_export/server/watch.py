@@ -23,23 +23,25 @@ def watch(process: subprocess.Popen[bytes], address: str) -> NoReturn:
     """Wait for as long as a server that is ready stays whole. Whoever started it should then start it again.
 
     Triton does not start a model process again that was killed, by a lack of memory for instance; it goes on to call
-    itself ready, and fails every request that needs the model.
+    itself ready, and fails every request that needs the model. A model that is unloaded by hand is watched no more.
 
     Raises:
         ServeError: it ended by itself, or one of its model processes did, or it answers nothing any more.
     """
     from tritonclient.grpc import InferenceServerClient
 
-    models = {child: _model_of(child) for child in _children(process.pid)}
+    models = {child: model for child in _children(process.pid) if (model := _model_of(child))}
     unanswered = 0
     with InferenceServerClient(address, channel_args=PROBE_CHANNEL) as client:
         while process.poll() is None:
-            if gone := [model for child, model in models.items() if not _runs(child)]:
+            gone = [models.pop(child) for child in [*models] if not _runs(child)]
+            if killed := [model for model in gone if not _is_unloaded(client, model)]:
                 # Where the whole server ends, its models may end first.
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_ENDS_TOO_S)
                     break
-                raise ServeError(f"the process of {', '.join(sorted(gone))} ended by itself: see the log above")
+                names = ", ".join(f"model '{model}'" for model in sorted(killed))
+                raise ServeError(f"the process of {names} ended by itself: see the log above")
             unanswered = 0 if _lives(client) else unanswered + 1
             if unanswered == _UNANSWERED:
                 raise ServeError(f"tritonserver hangs: it answered none of {unanswered} questions: see the log above")
@@ -54,6 +56,17 @@ def _lives(client: InferenceServerClient) -> bool:
         return bool(client.is_server_live(client_timeout=_ANSWERS_S))
     except InferenceServerException:
         return False
+
+
+def _is_unloaded(client: InferenceServerClient, model: str) -> bool:
+    """Say whether a server does without a model on purpose; one whose process was killed it still calls ready."""
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        index = client.get_model_repository_index(client_timeout=_ANSWERS_S).models
+    except InferenceServerException:
+        return False
+    return not any(entry.name == model and entry.state == "READY" for entry in index)
 
 
 def _children(pid: int) -> set[int]:
@@ -72,9 +85,9 @@ def _runs(pid: int) -> bool:
 
 
 def _model_of(pid: int) -> str:
-    """Name the model that a process of the python backend computes: the folder above ``1/model.py``."""
+    """Name the model that a process of the python backend computes: the folder above ``1/model.py``; else nothing."""
     with suppress(OSError):
         for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
             if word.endswith("/model.py"):
-                return f"model '{Path(word).parent.parent.name}'"
-    return "a model"
+                return Path(word).parent.parent.name
+    return ""

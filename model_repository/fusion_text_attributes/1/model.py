@@ -15,7 +15,8 @@ MAX_PAIRS = 128 * 1024  # of a block, as on a TensorRT plan; a pair takes 3 kB, 
 
 def refuse_large(columns: list[Any]) -> None:
     """Refuse a block of similarities, one tensor in each column, that would fill the memory."""
-    pairs = len(columns[0][0]) * prod(size for (tensor,) in columns for size in tensor.shape[1:2])
+    blocks = max(len(tensor) for (tensor,) in columns)  # one on one side is scored with all on the other
+    pairs = blocks * prod(size for (tensor,) in columns for size in tensor.shape[1:2])
     if pairs > MAX_PAIRS:
         raise CallerError(f"a block of {pairs} pairs, {MAX_PAIRS} are allowed: send smaller blocks")
 
